@@ -1,0 +1,168 @@
+"""The seams of lrsearch on one page. Each open folder holds implementations of one of these and a registry of them.
+
+    schedules/   SCHEDULES    factory(**rates_and_settings) -> Schedule
+    workloads/   WORKLOADS    class -> Workload
+    strategies/  STRATEGIES   class -> Strategy
+    executors/   EXECUTORS    class -> Executor
+    figures/     FIGURES      function -> plotly figure (FigureMaker)
+
+Workload and strategy classes are frozen pydantic models (`Settings`): their fields are what a study file may say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+from lrsearch.trial import (
+    CurvePoint,
+    History,
+    Proposal,
+    StudyRecord,
+    TrialRecord,
+    TrialResult,
+    TrialSpec,
+    WorkloadFacts,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    import torch
+
+Schedule = Callable[[int], float]
+"""Learning rate of optimiser step 0, 1, 2, ...; pure: no state, nothing to checkpoint."""
+
+Split = Literal["validation", "range_test", "test"]
+"""`range_test` is the fixed stratified subset of the validation split on which range tests evaluate."""
+
+Batch = tuple[Any, Any]
+"""(inputs, targets), both on the trial's device. Inputs are a tensor, or whatever the user's model takes."""
+
+
+class Settings(BaseModel):
+    """Base of everything people write in a study file: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+class LoadedWorkload(Protocol):
+    """A workload whose data lie ready on a device, split for one replicate seed."""
+
+    @property
+    def facts(self) -> WorkloadFacts: ...
+
+    def build_model(self) -> torch.nn.Module:
+        """Return a newly initialised model on the device. The caller has seeded torch: draw from its global generator."""
+        ...
+
+    def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield `facts.steps_per_epoch` shuffled, augmented batches: one epoch. All chance comes from `generator` (CPU)."""
+        ...
+
+    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
+        """Yield the split in a fixed order, unaugmented, in batches of any size."""
+        ...
+
+    def loss(self, outputs: Any, targets: Any) -> torch.Tensor:
+        """Return the mean loss of a batch, a scalar that can be differentiated."""
+        ...
+
+    def metric(self, outputs: Any, targets: Any) -> float:
+        """Return the metric over a whole split: arguments are all batches' outputs and targets, concatenated."""
+        ...
+
+
+class Workload(Protocol):
+    """Model, data, loss and metric. Importing the module that defines one must not import torch."""
+
+    name: str
+    batch_size: int
+
+    def load(self, device: torch.device, seed: int) -> LoadedWorkload:
+        """Return the workload with data on `device` and train/validation split by `seed`; the test set never changes.
+
+        Called once per trial: whatever is expensive (decoding, copying to the device) is kept for the process's life.
+        Raises DataError when data are missing or corrupt, WorkloadError when the user's functions are unusable.
+        """
+        ...
+
+
+class Strategy(Protocol):
+    """A way of choosing a learning rate: a pure function of the history of its own search."""
+
+    name: str
+
+    @property
+    def planned_trials(self) -> int:
+        """Number of trials (range tests included) of one whole search, as far as known beforehand."""
+        ...
+
+    def propose(self, history: History, max_count: int) -> Sequence[Proposal]:
+        """Return up to `max_count` next proposals. Depends on `history` and the frozen settings alone.
+
+        Empty while trials run means wait; empty while none run means the search is done.
+        """
+        ...
+
+
+@runtime_checkable
+class StopsEarly(Protocol):
+    """A strategy that may end its trials before their time."""
+
+    def stopper(self, history: History) -> Callable[[Sequence[CurvePoint]], bool]:
+        """Return the judge of the trial numbered `len(history.trials)`: points so far -> whether to stop it now."""
+        ...
+
+
+class Channel(Protocol):
+    """The way back from a running trial."""
+
+    def report(self, uuid: str, point: CurvePoint) -> bool:
+        """Take a curve point; return False to stop (prune) the trial."""
+        ...
+
+
+RunTrials = Callable[[Sequence[TrialSpec], Channel], Sequence[TrialResult]]
+"""training.run_trials: runs trials as one gang and returns their results in order; failures are results too."""
+
+
+class Executor(Protocol):
+    """Where trials run."""
+
+    @property
+    def slot_count(self) -> int:
+        """How many gangs can run at once."""
+        ...
+
+    def submit(
+        self, run_trials: RunTrials, specs: Sequence[TrialSpec], channel: Channel
+    ) -> Future[Sequence[TrialResult]]: ...
+
+    def close(self) -> None: ...
+
+
+class Observer(Protocol):
+    """Whoever watches a study run: a progress display, a log. Called from the orchestrating thread; must be quick."""
+
+    def study_started(self, record: StudyRecord, planned_trials: dict[str, int]) -> None:
+        """`planned_trials`: per strategy, over all seeds. `record` holds what earlier runs of the study finished."""
+        ...
+
+    def trial_started(self, trial: TrialRecord) -> None: ...
+
+    def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None: ...
+
+    def trial_finished(self, trial: TrialRecord) -> None: ...
+
+    def message(self, text: str) -> None:
+        """One line worth telling: a resume, a lost attempt, a range test's verdict."""
+        ...
+
+    def study_finished(self, record: StudyRecord) -> None: ...
+
+
+FigureMaker = Callable[[StudyRecord], "go.Figure | None"]
+"""Draws a study, or returns None when there is nothing to draw. A figure never decides anything."""

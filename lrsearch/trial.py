@@ -1,0 +1,333 @@
+"""The records that travel between the parts of lrsearch: frozen, made of plain values, picklable, free of torch.
+
+A *study* compares *strategies* (ways of choosing a learning rate). A *search* is one complete execution of a strategy
+with its own seed. A *trial* is one training run or one range test inside a search. An *attempt* is one try at running a
+trial; a trial that was killed half-way has several, and each of them costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+Stage = Literal["range_test", "train"]
+ResultStatus = Literal["completed", "diverged", "pruned", "failed"]
+"""How a trial ended. `diverged` is a result (the loss became non-finite); `failed` is an error."""
+TrialStatus = Literal["planned", "running", "completed", "diverged", "pruned", "failed"]
+AttemptStatus = Literal["running", "finished", "interrupted", "lost"]
+"""`interrupted`: stopped by a signal, cost known. `lost`: killed, cost estimated from its last heartbeat."""
+
+CHARGED_PHASES = ("setup", "warmup", "train", "evaluate", "range_test", "idle", "lost")
+"""Phases on a way's bill. `idle`: the device is held while the sampler thinks and the ledger is written.
+`lost`: the seconds of an attempt that was killed or interrupted and had to be repeated."""
+APART_PHASES = ("data", "test_evaluation")
+"""Phases shown apart, outside every ratio: decoding and copying data once per process; the final test evaluation."""
+PHASES = CHARGED_PHASES + APART_PHASES
+FINISHED_STATUSES: tuple[ResultStatus, ...] = ("completed", "diverged", "pruned", "failed")
+
+
+def charged_seconds(phase_seconds: Mapping[str, float]) -> float:
+    """Return the sum of the charged phases, in seconds.
+
+    >>> charged_seconds({"train": 2.0, "idle": 0.5, "test_evaluation": 9.0})
+    2.5
+    """
+    return sum(phase_seconds.get(phase, 0.0) for phase in CHARGED_PHASES)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A registry name with the settings that a study file gives it."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RangeTestPlan:
+    """What a range test is to do: rates from `low` to `high` over max(`min_steps`, the steps of `epochs`) steps."""
+
+    low: float
+    high: float
+    ladder: Literal["exponential", "linear"] = "exponential"
+    epochs: float = 2.0
+    min_steps: int = 100
+    policy: Literal["default", "smith2015"] = "default"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a strategy wants tried next.
+
+    For the stage `train`: `schedule` is the template, `learning_rate` the rate that was found: the one that constant
+    schedules hold and decaying ones start from. `base_lr` and `max_lr` are the bounds of cyclical ones. For the stage
+    `range_test`: only `range_test` is set.
+    """
+
+    stage: Stage
+    schedule: Choice | None = None
+    learning_rate: float | None = None
+    base_lr: float | None = None
+    max_lr: float | None = None
+    range_test: RangeTestPlan | None = None
+    model_guided: bool | None = None
+    """For sampler-driven searches: whether a fitted model made this proposal (False: a random start-up draw)."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How each trial of a study trains; the same for every way."""
+
+    epochs: float
+    optimizer: Choice
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_clip_norm: float | None = None
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """All that a worker needs to run one trial, wherever it is."""
+
+    uuid: str
+    study: str
+    strategy: str
+    seed: int
+    """The replicate's seed: validation split, initial weights and data order come from it, the same for every trial of
+    the replicate, so that trials differ in their rates alone."""
+    number: int
+    proposal: Proposal
+    workload: Choice
+    training: TrainingPlan
+
+
+@dataclass(frozen=True)
+class WorkloadFacts:
+    """What a loaded workload is, as far as anyone outside needs to know."""
+
+    metric: str
+    higher_is_better: bool
+    chance: float | None
+    """The metric of a model that ignores its input (accuracy: the largest class share of the training set), or None."""
+    train_count: int
+    validation_count: int
+    test_count: int
+    range_test_count: int
+    """Size of the fixed stratified validation subset on which a range test evaluates (at most 2000)."""
+    steps_per_epoch: int
+    batch_size: int
+    parameter_count: int
+    input_shape: tuple[int, ...]
+    class_count: int | None
+    description: str
+    """One line for the report, such as "CIFAR-10 (JPEG), 50000 images 32x32x3, model lenet"."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The state of a training run after `step` optimiser steps: the one message that comes back while a trial runs.
+
+    A non-finite loss is None. `charged_device_seconds` is cumulative within the attempt.
+    """
+
+    step: int
+    epoch: float
+    learning_rate: float
+    """The rate of the last step taken."""
+    train_loss: float | None
+    """Mean over the steps since the point before."""
+    validation_loss: float | None
+    validation_metric: float | None
+    charged_device_seconds: float
+    cycle_end: bool = False
+
+
+@dataclass(frozen=True)
+class RangeTestPoint:
+    """One rung of a range test. The values belong to the model *after* the step at `learning_rate`.
+
+    `train_loss` is the loss of the following batch before its own step; it is None where non-finite or not measured (the
+    last rung). Validation values are None on rungs without an evaluation.
+    """
+
+    step: int
+    learning_rate: float
+    train_loss: float | None
+    validation_loss: float | None = None
+    validation_metric: float | None = None
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """The device that an attempt held."""
+
+    kind: str
+    """`cpu`, `cuda` or `mps`. Seconds of different kinds are never added, divided or averaged together."""
+    name: str
+    count: int = 1
+    threads: int = 1
+    """Threads that torch used for one operation."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What running one trial gave. Values are those of the end of the run; the end was fixed beforehand."""
+
+    uuid: str
+    status: ResultStatus
+    device: DeviceInfo
+    train_steps: int
+    phase_seconds: Mapping[str, float]
+    """Wall seconds x devices held by phase; keys from PHASES."""
+    core_seconds: float
+    """Processor time (user + system, children included) of the same span: beside the wall seconds, never mixed."""
+    validation_loss: float | None = None
+    validation_metric: float | None = None
+    test_loss: float | None = None
+    test_metric: float | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    range_test: tuple[RangeTestPoint, ...] = ()
+    diverged_step: int | None = None
+    gang_size: int = 1
+    peak_device_memory_bytes: int | None = None
+    energy_joules: float | None = None
+    error: str | None = None
+    """One line."""
+    traceback: str | None = None
+    facts: WorkloadFacts | None = None
+    """None when the workload could not be loaded."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial as a strategy sees it. It carries no test value: none can be used to choose."""
+
+    number: int
+    proposal: Proposal
+    status: TrialStatus
+    validation_loss: float | None = None
+    validation_metric: float | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    range_test: tuple[RangeTestPoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class History:
+    """All that a strategy's next proposal may depend on, beside its own frozen settings: the trials of its own search."""
+
+    study: str
+    strategy: str
+    seed: int
+    low: float
+    high: float
+    """The range of rates that every search of the study is given."""
+    optimizer: Choice
+    epochs: float
+    facts: WorkloadFacts | None
+    """None until the first trial of the study has loaded the workload."""
+    trials: tuple[Trial, ...] = ()
+    """In the order of `number`."""
+
+    @property
+    def finished(self) -> tuple[Trial, ...]:
+        """The trials that have ended, whatever their status."""
+        return tuple(trial for trial in self.trials if trial.status in FINISHED_STATUSES)
+
+    @property
+    def running(self) -> tuple[Trial, ...]:
+        """The trials that are planned or running."""
+        return tuple(trial for trial in self.trials if trial.status not in FINISHED_STATUSES)
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One try at running a trial, as the ledger stores it."""
+
+    number: int
+    status: AttemptStatus
+    owner: str
+    started_at: datetime
+    finished_at: datetime | None
+    phase_seconds: Mapping[str, float]
+    core_seconds: float | None
+    estimated: bool
+    """True when the seconds were read off the last heartbeat, not off the clock at the end."""
+    device: DeviceInfo | None
+    gang_size: int = 1
+    versions: Mapping[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def charged_device_seconds(self) -> float:
+        return charged_seconds(self.phase_seconds)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial with everything that the ledger knows of it, test value included: for reports, never for strategies."""
+
+    uuid: str
+    strategy: str
+    seed: int
+    number: int
+    status: TrialStatus
+    proposal: Proposal
+    attempts: tuple[AttemptRecord, ...] = ()
+    result: TrialResult | None = None
+    """None until it has ended. Its `phase_seconds` are those of the last attempt only: use `phase_seconds` below."""
+
+    @property
+    def stage(self) -> Stage:
+        return self.proposal.stage
+
+    @property
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds by phase over all attempts."""
+        return {
+            phase: sum(attempt.phase_seconds.get(phase, 0.0) for attempt in self.attempts) for phase in PHASES
+        }
+
+    @property
+    def charged_device_seconds(self) -> float:
+        return charged_seconds(self.phase_seconds)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth knowing later: a resume, a lost attempt, an extension, the seconds that a run held its device."""
+
+    at: datetime
+    kind: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """One version of a study with all its trials, as reports, exports and analyses read it."""
+
+    name: str
+    version: int
+    created_at: datetime
+    config: Mapping[str, Any]
+    """The resolved study file as plain values: see config.StudyConfig.resolved()."""
+    facts: WorkloadFacts | None
+    finished: bool
+    trials: tuple[TrialRecord, ...] = ()
+    """Ordered by seed, strategy as in the file, number."""
+    events: tuple[Event, ...] = ()
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """The keys of the strategies in the order of the file."""
+        return tuple(self.config["strategies"])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.config["seeds"])
+
+    def search(self, strategy: str, seed: int) -> tuple[TrialRecord, ...]:
+        """The trials of one search in order of their number."""
+        return tuple(t for t in self.trials if t.strategy == strategy and t.seed == seed)
