@@ -1,0 +1,32 @@
+"""What to try next: the ways of choosing a learning rate. One file each, named in STRATEGIES."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lrsearch.interfaces import Strategy
+from lrsearch.strategies._template import ScheduleTemplate
+from lrsearch.strategies.default_rate import DefaultRate
+from lrsearch.strategies.grid import Grid
+from lrsearch.strategies.optuna_search import OptunaSearch
+from lrsearch.strategies.random_search import RandomSearch
+from lrsearch.strategies.range_tested import RangeTested, verdict_of
+
+STRATEGIES: Mapping[str, type[Strategy]] = {
+    "default_rate": DefaultRate,
+    "grid": Grid,
+    "optuna_search": OptunaSearch,
+    "random_search": RandomSearch,
+    "range_tested": RangeTested,
+}
+
+__all__ = [
+    "STRATEGIES",
+    "DefaultRate",
+    "Grid",
+    "OptunaSearch",
+    "RandomSearch",
+    "RangeTested",
+    "ScheduleTemplate",
+    "verdict_of",
+]

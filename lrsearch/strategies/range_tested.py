@@ -1,0 +1,87 @@
+"""One range test, then one training run between the bounds that it found: Smith's way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lrsearch.interfaces import Settings
+from lrsearch.strategies._template import ScheduleTemplate
+from lrsearch.trial import History, Proposal, RangeTestPlan
+
+if TYPE_CHECKING:
+    from lrsearch.range_test import RangeTestVerdict
+
+
+class RangeTested(Settings):
+    """Runs a range test over the study's range, or over `low` to `high`, and trains once with what it shows.
+
+    Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, https://arxiv.org/abs/1506.01186. Cyclical
+    templates run between the verdict's bounds; constant and decaying ones take its constant-rate guess. A verdict
+    without bounds ends the search without a model: the test was paid for and gave nothing, and no rate is made up.
+    """
+
+    name: Literal["range_tested"] = "range_tested"
+    schedule: ScheduleTemplate = ScheduleTemplate(name="triangular2", cycles=2)
+    range_epochs: Annotated[float, Field(gt=0)] = 2.0
+    min_steps: Annotated[int, Field(ge=20)] = 100
+    ladder: Literal["exponential", "linear"] = "exponential"
+    policy: Literal["default", "smith2015"] = "default"
+    low: Annotated[float, Field(gt=0)] | None = None
+    high: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check_range(self) -> RangeTested:
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low must be smaller than high, got {self.low:g} and {self.high:g}")
+        return self
+
+    @property
+    def planned_trials(self) -> int:
+        return 2
+
+    def propose(self, history: History, max_count: int) -> Sequence[Proposal]:
+        if max_count < 1:
+            return []
+        if not history.trials:
+            return [Proposal("range_test", range_test=self._plan(history))]
+        if len(history.trials) > 1:
+            return []
+        verdict = verdict_of(history)
+        return [] if verdict is None or verdict.max_lr is None else [self._training(verdict)]
+
+    def _plan(self, history: History) -> RangeTestPlan:
+        return RangeTestPlan(
+            low=history.low if self.low is None else self.low,
+            high=history.high if self.high is None else self.high,
+            ladder=self.ladder,
+            epochs=self.range_epochs,
+            min_steps=self.min_steps,
+            policy=self.policy,
+        )
+
+    def _training(self, verdict: RangeTestVerdict) -> Proposal:
+        return Proposal(
+            "train",
+            schedule=self.schedule.choice(),
+            learning_rate=verdict.constant_lr,
+            base_lr=verdict.base_lr,
+            max_lr=verdict.max_lr,
+        )
+
+
+def verdict_of(history: History) -> RangeTestVerdict | None:
+    """Return what the search's range test shows; None while it has not ended, when it failed, and without a point.
+
+    A range test that ended in divergence has done its work: it is judged like a completed one.
+    """
+    from lrsearch.range_test import judge  # here: it brings numpy
+
+    for trial in history.trials:
+        plan = trial.proposal.range_test
+        ended = trial.status in ("completed", "diverged")
+        if ended and plan is not None and trial.range_test and history.facts is not None:
+            return judge(trial.range_test, history.facts, plan, history.optimizer.name)
+    return None
