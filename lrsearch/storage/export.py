@@ -1,0 +1,188 @@
+"""A study as tables: one row per trial, curve point, attempt or rung of a range test.
+
+Numbers are written in full, so that each one of the report can be computed again from these tables. Seconds are wall
+seconds x devices held, times are UTC in ISO 8601, an empty cell is a value that does not exist. The columns:
+
+- all tables: study, version, strategy, seed, trial (its number within the search), stage.
+- trials: uuid and status; the proposal's learning_rate, schedule with schedule_settings (JSON), base_lr, max_lr and
+  model_guided; the last attempt's train_steps, diverged_step, validation_* and test_* (of the end of the run; `metric`
+  names the metric), gang_size, device_*, peak_device_memory_bytes, energy_joules and error. Over all attempts: attempts
+  (how many), charged_device_seconds, one <phase>_seconds per phase, core_seconds, estimated (whether any seconds were
+  read off a heartbeat), started_at of the first and finished_at of the last.
+- attempts: the same of each attempt, with its own number, status (finished, interrupted, lost, running) and owner.
+- curves: the points of the attempt that finished; charged_device_seconds is cumulative within it.
+- range_tests: the rungs; values belong to the model after the step at learning_rate.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, Literal, TextIO
+
+from lrsearch.trial import (
+    CHARGED_PHASES,
+    PHASES,
+    AttemptRecord,
+    CurvePoint,
+    DeviceInfo,
+    RangeTestPoint,
+    StudyRecord,
+    TrialRecord,
+)
+
+TableName = Literal["trials", "curves", "attempts", "range_tests"]
+
+_TRIAL = ("study", "version", "strategy", "seed", "trial", "stage")
+_SECONDS = ("charged_device_seconds", *(f"{phase}_seconds" for phase in PHASES), "core_seconds", "estimated")
+_DEVICE = ("gang_size", "device_kind", "device_name", "device_count", "device_threads")
+_TIMES = ("started_at", "finished_at")
+COLUMNS: Mapping[TableName, tuple[str, ...]] = {
+    "trials": (
+        *_TRIAL,
+        *("uuid", "status", "learning_rate", "schedule", "schedule_settings", "base_lr", "max_lr", "model_guided"),
+        *("train_steps", "diverged_step", "metric"),
+        *("validation_loss", "validation_metric", "test_loss", "test_metric"),
+        "attempts",
+        *_SECONDS,
+        *_DEVICE,
+        *("peak_device_memory_bytes", "energy_joules"),
+        *_TIMES,
+        "error",
+    ),
+    "attempts": (*_TRIAL, "attempt", "status", "owner", *_SECONDS, *_DEVICE, *_TIMES, "versions", "error"),
+    "curves": (*_TRIAL, "attempt", *CurvePoint.__dataclass_fields__),
+    "range_tests": (*_TRIAL, "attempt", *RangeTestPoint.__dataclass_fields__),
+}
+
+
+class Rows(list[dict[str, Any]]):
+    """The rows of a table, which keeps its columns when it has none."""
+
+    def __init__(self, columns: tuple[str, ...], rows: Iterator[dict[str, Any]]) -> None:
+        super().__init__({column: row[column] for column in columns} for row in rows)
+        self.columns = columns
+
+
+def export_rows(record: StudyRecord, table: TableName) -> Rows:
+    """Return the table's rows in the order of the trials; the columns are `COLUMNS[table]`."""
+    makers: Mapping[TableName, Callable[[StudyRecord, TrialRecord], Iterator[dict[str, Any]]]] = {
+        "trials": _trial_rows,
+        "attempts": _attempt_rows,
+        "curves": _curve_rows,
+        "range_tests": _range_test_rows,
+    }
+    return Rows(COLUMNS[table], (row for trial in record.trials for row in makers[table](record, trial)))
+
+
+def write_rows(rows: Rows, format: Literal["csv", "json"], stream: TextIO) -> None:  # noqa: A002  the user's word
+    """Write the rows as CSV with a header, or as one JSON array of objects."""
+    if format == "json":
+        json.dump(rows, stream, indent=1, ensure_ascii=False, allow_nan=False)
+        stream.write("\n")
+        return
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(rows.columns)
+    table.writerows([_cell(row[column]) for column in rows.columns] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, bool | dict) else value
+
+
+def _trial_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str, Any]]:
+    proposal, result = trial.proposal, trial.result
+    facts = (result.facts if result else None) or record.facts
+    yield {
+        **_trial(record, trial),
+        **_phases(trial.phase_seconds),
+        **_device(result.device if result else None),
+        **{column: getattr(result, column, None) for column in _OF_RESULT},
+        "uuid": trial.uuid,
+        "status": trial.status,
+        "learning_rate": proposal.learning_rate,
+        "schedule": proposal.schedule.name if proposal.schedule else None,
+        "schedule_settings": dict(proposal.schedule.settings) if proposal.schedule else None,
+        "base_lr": proposal.base_lr,
+        "max_lr": proposal.max_lr,
+        "model_guided": proposal.model_guided,
+        "metric": facts.metric if facts else None,
+        "attempts": len(trial.attempts),
+        "core_seconds": _sum([attempt.core_seconds for attempt in trial.attempts]),
+        "estimated": any(attempt.estimated for attempt in trial.attempts),
+        "started_at": _time(trial.attempts[0].started_at) if trial.attempts else None,
+        "finished_at": _time(trial.attempts[-1].finished_at) if trial.attempts else None,
+    }
+
+
+_OF_RESULT = (
+    *("train_steps", "diverged_step", "validation_loss", "validation_metric", "test_loss", "test_metric"),
+    *("gang_size", "peak_device_memory_bytes", "energy_joules", "error"),
+)
+
+
+def _attempt_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str, Any]]:
+    for attempt in trial.attempts:
+        yield {
+            **_trial(record, trial),
+            **_phases(attempt.phase_seconds),
+            **_device(attempt.device),
+            "attempt": attempt.number,
+            "status": attempt.status,
+            "owner": attempt.owner,
+            "core_seconds": attempt.core_seconds,
+            "estimated": attempt.estimated,
+            "gang_size": attempt.gang_size,
+            "started_at": _time(attempt.started_at),
+            "finished_at": _time(attempt.finished_at),
+            "versions": dict(attempt.versions),
+            "error": attempt.error,
+        }
+
+
+def _curve_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str, Any]]:
+    for point in trial.result.curve if trial.result else ():
+        yield {**_trial(record, trial), "attempt": _finished(trial).number, **asdict(point)}
+
+
+def _range_test_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str, Any]]:
+    for point in trial.result.range_test if trial.result else ():
+        yield {**_trial(record, trial), "attempt": _finished(trial).number, **asdict(point)}
+
+
+def _finished(trial: TrialRecord) -> AttemptRecord:
+    return trial.attempts[-1]
+
+
+def _trial(record: StudyRecord, trial: TrialRecord) -> dict[str, Any]:
+    return {
+        "study": record.name,
+        "version": record.version,
+        "strategy": trial.strategy,
+        "seed": trial.seed,
+        "trial": trial.number,
+        "stage": trial.stage,
+    }
+
+
+def _phases(phase_seconds: Mapping[str, float]) -> dict[str, float]:
+    seconds = {f"{phase}_seconds": phase_seconds.get(phase, 0.0) for phase in PHASES}
+    return {**seconds, "charged_device_seconds": sum(seconds[f"{phase}_seconds"] for phase in CHARGED_PHASES)}
+
+
+def _device(device: DeviceInfo | None) -> dict[str, Any]:
+    keys = {"kind": "device_kind", "name": "device_name", "count": "device_count", "threads": "device_threads"}
+    return {column: getattr(device, key, None) for key, column in keys.items()}
+
+
+def _sum(values: list[float | None]) -> float | None:
+    """Return the sum of what is known, None when nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _time(at: datetime | None) -> str | None:
+    return at.isoformat() if at is not None else None

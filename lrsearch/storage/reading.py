@@ -1,0 +1,237 @@
+"""Rows of the ledger to records and back."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+from sqlalchemy import ColumnElement, Connection, Row, Select
+
+from lrsearch.storage.schema import attempt, curve_point, event, phase, range_test_point, search, trial
+from lrsearch.trial import (
+    FINISHED_STATUSES,
+    AttemptRecord,
+    CurvePoint,
+    DeviceInfo,
+    Event,
+    Proposal,
+    RangeTestPoint,
+    StudyRecord,
+    TrialRecord,
+    TrialResult,
+    WorkloadFacts,
+)
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+_PROPOSAL = TypeAdapter(Proposal)
+_FACTS = TypeAdapter(WorkloadFacts)
+
+
+def proposal_columns(proposal: Proposal) -> dict[str, Any]:
+    return {
+        "stage": proposal.stage,
+        "proposal": _PROPOSAL.dump_python(proposal, mode="json"),
+        "schedule": proposal.schedule.name if proposal.schedule else None,
+        "learning_rate": proposal.learning_rate,
+        "base_lr": proposal.base_lr,
+        "max_lr": proposal.max_lr,
+    }
+
+
+def result_columns(result: TrialResult, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the trial's columns; those that belong to its attempt are `attempt_columns`."""
+    return {
+        "status": result.status,
+        "validation_loss": number(result.validation_loss),
+        "validation_metric": number(result.validation_metric),
+        "test_loss": number(result.test_loss),
+        "test_metric": number(result.test_metric),
+        "train_steps": result.train_steps,
+        "diverged_step": result.diverged_step,
+        "verdict": verdict,
+        "facts": facts_to_json(result.facts),
+        "error": result.error,
+        "traceback": result.traceback,
+    }
+
+
+def attempt_columns(result: TrialResult) -> dict[str, Any]:
+    return {
+        "device_kind": result.device.kind,
+        "device_name": result.device.name,
+        "device_count": result.device.count,
+        "device_threads": result.device.threads,
+        "gang_size": result.gang_size,
+        "core_seconds": result.core_seconds,
+        "peak_device_memory_bytes": result.peak_device_memory_bytes,
+        "energy_joules": result.energy_joules,
+        "error": result.error,
+    }
+
+
+def curve_rows(attempt_id: int, points: Sequence[CurvePoint]) -> list[dict[str, Any]]:
+    return [
+        {
+            "attempt_id": attempt_id,
+            "step": point.step,
+            "epoch": point.epoch,
+            "learning_rate": point.learning_rate,
+            "train_loss": number(point.train_loss),
+            "validation_loss": number(point.validation_loss),
+            "validation_metric": number(point.validation_metric),
+            "charged_device_seconds": point.charged_device_seconds,
+            "cycle_end": point.cycle_end,
+        }
+        for point in points
+    ]
+
+
+def range_test_rows(attempt_id: int, points: Sequence[RangeTestPoint]) -> list[dict[str, Any]]:
+    return [
+        {
+            "attempt_id": attempt_id,
+            "step": point.step,
+            "learning_rate": point.learning_rate,
+            "train_loss": number(point.train_loss),
+            "validation_loss": number(point.validation_loss),
+            "validation_metric": number(point.validation_metric),
+        }
+        for point in points
+    ]
+
+
+def number(value: float | None) -> float | None:
+    """Return a plain float; None for one that is not finite."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def facts_to_json(facts: WorkloadFacts | None) -> dict[str, Any] | None:
+    return None if facts is None else _FACTS.dump_python(facts, mode="json")
+
+
+def facts_from_json(stored: Mapping[str, Any] | None) -> WorkloadFacts | None:
+    return None if stored is None else _FACTS.validate_python(stored)
+
+
+def read_study(connection: Connection, row: Row[Any]) -> StudyRecord:
+    """Return the whole study of a row of lrsearch_study, by six statements however many trials it has."""
+    place = {key: position for position, key in enumerate(row.config["strategies"])}
+    trials = read_trials(connection, search.c.study_id == row.id)
+    events = connection.execute(sa.select(event).where(event.c.study_id == row.id).order_by(event.c.id))
+    return StudyRecord(
+        name=row.name,
+        version=row.version,
+        created_at=row.created_at,
+        config=row.config,
+        facts=facts_from_json(row.facts),
+        finished=row.finished_at is not None,
+        trials=tuple(sorted(trials, key=lambda t: (t.seed, place.get(t.strategy, len(place)), t.number))),
+        events=tuple(Event(row.at, row.kind, row.data) for row in events),
+    )
+
+
+def read_trials(connection: Connection, where: ColumnElement[bool]) -> list[TrialRecord]:
+    """Return the trials that `where` (on search, trial) selects."""
+
+    def rows(columns: sa.Table, join: Callable[[Select[Any]], Select[Any]]) -> Sequence[Row[Any]]:
+        return connection.execute(
+            join(sa.select(columns).select_from(columns)).where(where).order_by(*columns.primary_key)
+        ).all()
+
+    def of_attempt(statement: Select[Any]) -> Select[Any]:
+        return statement.join(attempt).join(trial).join(search)
+
+    def of_finished(statement: Select[Any]) -> Select[Any]:
+        return of_attempt(statement).where(attempt.c.status == "finished")
+
+    attempts = _grouped(rows(attempt, lambda statement: statement.join(trial).join(search)), lambda r: r.trial_id)
+    phases = _grouped(rows(phase, of_attempt), lambda r: r.attempt_id)
+    curves = _grouped(rows(curve_point, of_finished), lambda r: r.attempt_id)
+    range_tests = _grouped(rows(range_test_point, of_finished), lambda r: r.attempt_id)
+    trials = sa.select(trial, search.c.strategy, search.c.seed).select_from(trial).join(search).where(where)
+    return [
+        _trial_record(row, attempts[row.id], phases, curves, range_tests) for row in connection.execute(trials).all()
+    ]
+
+
+def _grouped(rows: Sequence[V], key: Callable[[V], K]) -> defaultdict[K, list[V]]:
+    groups: defaultdict[K, list[V]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return groups
+
+
+_RowsById = Mapping[int, Sequence[Row[Any]]]
+
+
+def _trial_record(
+    row: Row[Any], attempts: Sequence[Row[Any]], phases: _RowsById, curves: _RowsById, range_tests: _RowsById
+) -> TrialRecord:
+    records = tuple(_attempt_record(one, phases.get(one.id, ())) for one in attempts)
+    result = None
+    if row.status in FINISHED_STATUSES:
+        last = attempts[-1]
+        result = _result(row, last, records[-1], curves.get(last.id, ()), range_tests.get(last.id, ()))
+    return TrialRecord(
+        uuid=row.uuid,
+        strategy=row.strategy,
+        seed=row.seed,
+        number=row.number,
+        status=row.status,
+        proposal=_PROPOSAL.validate_python(row.proposal),
+        attempts=records,
+        result=result,
+    )
+
+
+def _attempt_record(row: Row[Any], phases: Sequence[Row[Any]]) -> AttemptRecord:
+    device = None
+    if row.device_kind is not None:
+        device = DeviceInfo(row.device_kind, row.device_name, row.device_count, row.device_threads)
+    return AttemptRecord(
+        number=row.number,
+        status=row.status,
+        owner=row.owner,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        phase_seconds={one.name: one.seconds for one in phases},
+        core_seconds=row.core_seconds,
+        estimated=row.estimated,
+        device=device,
+        gang_size=row.gang_size,
+        versions=row.versions,
+        error=row.error,
+    )
+
+
+def _result(
+    row: Row[Any], last: Row[Any], record: AttemptRecord, curve: Sequence[Row[Any]], range_test: Sequence[Row[Any]]
+) -> TrialResult:
+    assert record.device is not None, "a finished attempt has its device"
+    return TrialResult(
+        uuid=row.uuid,
+        status=row.status,
+        device=record.device,
+        train_steps=row.train_steps,
+        phase_seconds=record.phase_seconds,
+        core_seconds=last.core_seconds,
+        validation_loss=row.validation_loss,
+        validation_metric=row.validation_metric,
+        test_loss=row.test_loss,
+        test_metric=row.test_metric,
+        curve=tuple(CurvePoint(*tuple(point)[1:]) for point in curve),
+        range_test=tuple(RangeTestPoint(*tuple(point)[1:]) for point in range_test),
+        diverged_step=row.diverged_step,
+        gang_size=last.gang_size,
+        peak_device_memory_bytes=last.peak_device_memory_bytes,
+        energy_joules=last.energy_joules,
+        error=row.error,
+        traceback=row.traceback,
+        facts=facts_from_json(row.facts),
+    )

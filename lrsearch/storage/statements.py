@@ -1,0 +1,244 @@
+"""The steps that the ledger's units of work are made of; each runs inside the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement, Connection, Row
+
+from lrsearch.errors import StorageError
+from lrsearch.storage.engine import database_now, finite
+from lrsearch.storage.reading import facts_from_json
+from lrsearch.storage.schema import attempt, event, phase, search, study, trial
+from lrsearch.trial import APART_PHASES, CHARGED_PHASES, WorkloadFacts, charged_seconds
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One version of a study without its trials."""
+
+    id: int
+    name: str
+    version: int
+    config: Mapping[str, Any]
+    fingerprint: str
+    facts: WorkloadFacts | None
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A trial whose attempt runs; `token` proves to the ledger that it still may."""
+
+    uuid: str
+    number: int
+    attempt_id: int
+    token: str
+
+
+@dataclass(frozen=True)
+class LostAttempt:
+    """An attempt whose process died; its trial is planned again."""
+
+    uuid: str
+    strategy: str
+    seed: int
+    number: int
+    attempt: int
+    seconds: float
+    """Charged, up to the last heartbeat."""
+
+    def __str__(self) -> str:
+        return f"{self.strategy}, seed {self.seed}, trial {self.number} (attempt {self.attempt}, {self.seconds:.1f} s)"
+
+
+def spoken(owner: str) -> str:
+    host, pid, *_ = owner.split(":")
+    return f"process {pid} on {host}" if pid.isdigit() else owner
+
+
+def inserted_id(inserted: sa.CursorResult[Any]) -> int:
+    """Return the id that the database gave the inserted row."""
+    assert inserted.inserted_primary_key is not None
+    return int(inserted.inserted_primary_key[0])
+
+
+def insert_rows(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(sa.insert(table), rows)
+
+
+def replace_rows(connection: Connection, table: sa.Table, attempt_id: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    connection.execute(sa.delete(table).where(table.c.attempt_id == attempt_id))
+    insert_rows(connection, table, rows)
+
+
+def to_study_row(row: Row[Any]) -> StudyRow:
+    facts, finished = facts_from_json(row.facts), row.finished_at is not None
+    return StudyRow(row.id, row.name, row.version, row.config, row.fingerprint, facts, finished)
+
+
+def latest_study(connection: Connection, name: str, version: int | None) -> Row[Any] | None:
+    wanted: list[ColumnElement[bool]] = [study.c.name == name]
+    if version is not None:
+        wanted.append(study.c.version == version)
+    return connection.execute(sa.select(study).where(*wanted).order_by(study.c.version.desc()).limit(1)).one_or_none()
+
+
+def study_for_update(connection: Connection, study_id: int) -> Row[Any]:
+    """Return the study's row, locked until the transaction ends."""
+    return connection.execute(sa.select(study).where(study.c.id == study_id).with_for_update()).one()
+
+
+def trial_counts(connection: Connection) -> dict[int, dict[str, int]]:
+    counted = sa.select(search.c.study_id, trial.c.status, sa.func.count()).select_from(trial).join(search)
+    counts: dict[int, dict[str, int]] = {}
+    for study_id, status, count in connection.execute(counted.group_by(search.c.study_id, trial.c.status)):
+        counts.setdefault(study_id, {})[status] = count
+    return counts
+
+
+def charged_seconds_by_study(connection: Connection) -> dict[int, float]:
+    summed = sa.select(search.c.study_id, sa.func.sum(phase.c.seconds)).select_from(phase)
+    summed = summed.join(attempt).join(trial).join(search).where(phase.c.name.in_(CHARGED_PHASES))
+    return {row[0]: row[1] for row in connection.execute(summed.group_by(search.c.study_id))}
+
+
+def insert_event(connection: Connection, study_id: int, at: datetime, kind: str, data: Mapping[str, Any]) -> None:
+    written = sa.select(event.c.id).where(event.c.study_id == study_id, event.c.at == at, event.c.kind == kind)
+    if connection.execute(written).first() is None:
+        connection.execute(sa.insert(event).values(study_id=study_id, at=at, kind=kind, data=data))
+
+
+def check_holder(connection: Connection, study_id: int, owner: str) -> None:
+    """Raise StorageError unless `owner` holds the study, which stays locked until the transaction ends."""
+    row = study_for_update(connection, study_id)
+    if row.owner != owner:
+        holder = f"is held by {spoken(row.owner)}" if row.owner else "has no holder"
+        raise StorageError(
+            f"This process is fenced off: study {row.name!r} {holder} now. Type the same command again to go on."
+        )
+
+
+def renew_leases(connection: Connection, study_id: int, owner: str) -> tuple[datetime, datetime]:
+    """Prolong the study's lease if `owner` still holds it; return now and the time when leases begun now run out."""
+    now = database_now(connection)
+    seconds = connection.scalar(sa.select(study.c.lease_seconds).where(study.c.id == study_id)) or 0.0
+    expires_at = now + timedelta(seconds=seconds)
+    held = sa.update(study).where(study.c.id == study_id, study.c.owner == owner)
+    connection.execute(held.values(lease_expires_at=expires_at))
+    return now, expires_at
+
+
+def search_id_of(connection: Connection, study_id: int, strategy: str, seed: int) -> int:
+    values = {"study_id": study_id, "strategy": strategy, "seed": seed}
+    found = sa.select(search.c.id).where(*(search.c[name] == value for name, value in values.items()))
+    known = connection.scalar(found)
+    return known if known is not None else inserted_id(connection.execute(sa.insert(search).values(**values)))
+
+
+def begun_with(connection: Connection, token: str) -> Begun | None:
+    found = sa.select(trial.c.uuid, trial.c.number, attempt.c.id, attempt.c.token).select_from(attempt).join(trial)
+    row = connection.execute(found.where(attempt.c.token == token)).one_or_none()
+    return None if row is None else Begun(*row)
+
+
+def insert_attempt(
+    connection: Connection,
+    trial_id: int,
+    token: str,
+    owner: str,
+    versions: Mapping[str, str],
+    settle: tuple[int, float] | None,
+) -> Begun:
+    if settle is not None:
+        settled, idle_seconds = settle
+        idle = phase_seconds_of(connection, settled).get("idle", 0.0)
+        set_phase(connection, settled, "idle", idle + idle_seconds)
+    before = connection.scalar(sa.select(sa.func.max(attempt.c.number)).where(attempt.c.trial_id == trial_id))
+    study_id = connection.execute(
+        sa.select(search.c.study_id).select_from(trial).join(search).where(trial.c.id == trial_id)
+    ).scalar_one()
+    now, expires_at = renew_leases(connection, study_id, owner)
+    values = {"trial_id": trial_id, "number": (before or 0) + 1, "status": "running", "owner": owner, "token": token}
+    times = {"started_at": now, "heartbeat_at": now, "lease_expires_at": expires_at}
+    connection.execute(
+        sa.insert(attempt).values(**values, **times, gang_size=1, estimated=False, versions=dict(versions))
+    )
+    begun = begun_with(connection, token)
+    assert begun is not None
+    return begun
+
+
+def attempt_for_update(connection: Connection, attempt_id: int) -> Row[Any]:
+    """Return the attempt's row with `uuid` and `study_id`, locked until the transaction ends."""
+    joined = sa.select(attempt, trial.c.uuid, search.c.study_id).join(trial, attempt.c.trial_id == trial.c.id)
+    return connection.execute(joined.join(search).where(attempt.c.id == attempt_id).with_for_update(of=attempt)).one()
+
+
+def check_token(row: Row[Any], token: str) -> None:
+    if row.status != "running" or row.token != token:
+        raise StorageError(
+            f"Attempt {row.number} of trial {row.uuid} is fenced off: it was closed as {row.status!r} or belongs to "
+            "another process, so nothing more is written for it. The study goes on without it."
+        )
+
+
+def running_attempt(connection: Connection, attempt_id: int, token: str) -> Row[Any]:
+    row = attempt_for_update(connection, attempt_id)
+    check_token(row, token)
+    return row
+
+
+def result_is(connection: Connection, trial_id: int, columns: Mapping[str, Any]) -> bool:
+    stored = connection.execute(sa.select(*(trial.c[name] for name in columns)).where(trial.c.id == trial_id)).one()
+    return list(stored) == [finite(value) for value in columns.values()]
+
+
+def close_attempt(
+    connection: Connection, attempt_id: int, status: str, at: datetime, values: Mapping[str, Any]
+) -> None:
+    closed = sa.update(attempt).where(attempt.c.id == attempt_id)
+    connection.execute(closed.values(status=status, finished_at=at, **values))
+
+
+def close_lost(connection: Connection, row: Row[Any], now: datetime) -> LostAttempt:
+    """Close a running attempt whose process is dead; `row` is the attempt's with its trial's and search's names."""
+    phases = phase_seconds_of(connection, row.id)
+    apart = sum(phases.get(name, 0.0) for name in APART_PHASES)
+    elapsed = (row.heartbeat_at - row.started_at).total_seconds()
+    seconds = max(charged_seconds(phases), elapsed - apart)
+    replace_phases(connection, row.id, {**as_lost(phases), "lost": seconds})
+    error = "The process that ran it died; its seconds are those up to its last heartbeat."
+    close_attempt(connection, row.id, "lost", now, {"estimated": True, "error": error})
+    plan_again(connection, row.trial_id)
+    return LostAttempt(row.uuid, row.strategy, row.seed, row.trial_number, row.number, seconds)
+
+
+def plan_again(connection: Connection, trial_id: int) -> None:
+    connection.execute(sa.update(trial).where(trial.c.id == trial_id).values(status="planned"))
+
+
+def as_lost(phase_seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds with all charged ones moved to `lost`: their work has to be repeated."""
+    apart = {name: seconds for name, seconds in phase_seconds.items() if name in APART_PHASES}
+    return {**apart, "lost": charged_seconds(phase_seconds)}
+
+
+def phase_seconds_of(connection: Connection, attempt_id: int) -> dict[str, float]:
+    rows = connection.execute(sa.select(phase.c.name, phase.c.seconds).where(phase.c.attempt_id == attempt_id))
+    return {row.name: row.seconds for row in rows}
+
+
+def set_phase(connection: Connection, attempt_id: int, name: str, seconds: float) -> None:
+    connection.execute(sa.delete(phase).where(phase.c.attempt_id == attempt_id, phase.c.name == name))
+    connection.execute(sa.insert(phase).values(attempt_id=attempt_id, name=name, seconds=seconds))
+
+
+def replace_phases(connection: Connection, attempt_id: int, phase_seconds: Mapping[str, float]) -> None:
+    rows = [{"attempt_id": attempt_id, "name": name, "seconds": seconds} for name, seconds in phase_seconds.items()]
+    replace_rows(connection, phase, attempt_id, rows)

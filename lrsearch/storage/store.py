@@ -1,0 +1,435 @@
+"""The ledger: plans before work, attempts with leases and fencing tokens, results in one transaction.
+
+Each study has one writer. Every public method is a unit of work that may be repeated after a commit whose answer was
+lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, Row
+
+from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError
+from lrsearch.storage.engine import (
+    check_sqlite_file,
+    database_now,
+    display_url,
+    make_engine,
+    parse_url,
+    reader,
+    sqlite_path,
+    transact,
+    writer,
+)
+from lrsearch.storage.migrate import ensure_schema
+from lrsearch.storage.owner import is_dead, this_owner
+from lrsearch.storage.reading import (
+    attempt_columns,
+    curve_rows,
+    facts_to_json,
+    proposal_columns,
+    range_test_rows,
+    read_study,
+    read_trials,
+    result_columns,
+)
+from lrsearch.storage.schema import attempt, curve_point, range_test_point, search, study, trial
+from lrsearch.storage.statements import (
+    Begun,
+    LostAttempt,
+    StudyRow,
+    as_lost,
+    attempt_for_update,
+    begun_with,
+    charged_seconds_by_study,
+    check_holder,
+    check_token,
+    close_attempt,
+    close_lost,
+    insert_attempt,
+    insert_event,
+    insert_rows,
+    inserted_id,
+    latest_study,
+    phase_seconds_of,
+    plan_again,
+    renew_leases,
+    replace_phases,
+    replace_rows,
+    result_is,
+    running_attempt,
+    search_id_of,
+    set_phase,
+    spoken,
+    study_for_update,
+    to_study_row,
+    trial_counts,
+)
+from lrsearch.trial import CurvePoint, Proposal, StudyRecord, TrialRecord, TrialResult, WorkloadFacts
+
+__all__ = ["Begun", "LostAttempt", "Store", "StudyRow", "StudySummary", "open_store", "this_owner"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """A line of `lrsearch ls`."""
+
+    name: str
+    version: int
+    created_at: datetime
+    finished: bool
+    trials: Mapping[str, int]
+    """Number of trials by status; a status that none has is absent."""
+    charged_device_seconds: float
+
+
+def open_store(url: str, *, must_exist: bool = False) -> Store:
+    """Open the ledger at `url`, creating or upgrading its tables; readers say `must_exist` and never create one.
+
+    Raises UsageError for a URL that is neither SQLite's nor PostgreSQL's, StorageError for a file or server that cannot
+    be used, and NewerSchemaError when a newer lrsearch has written it.
+    """
+    parsed = parse_url(url)
+    path = sqlite_path(parsed)
+    if path is not None:
+        check_sqlite_file(path, must_exist=must_exist)
+    engine = make_engine(parsed)
+    try:
+        ensure_schema(engine, create=not must_exist)
+    except BaseException:
+        engine.dispose()
+        raise
+    return Store(engine)
+
+
+class Store:
+    """The studies of one database. Safe to use from several threads; `close` it, or use it as a context manager."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._reader = reader(engine)
+        self._writer = writer(engine)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._reader.dispose()
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        return transact(self._reader, work)
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        return transact(self._writer, work)
+
+    # Studies
+
+    def find_study(self, name: str, version: int | None = None) -> StudyRow | None:
+        """Return that version of the study, by default the latest."""
+        row = self._read(lambda connection: latest_study(connection, name, version))
+        return None if row is None else to_study_row(row)
+
+    def studies(self) -> list[StudySummary]:
+        """Return all versions of all studies, oldest first, by three statements."""
+
+        def work(connection: Connection) -> list[StudySummary]:
+            studies = connection.execute(sa.select(study).order_by(study.c.id)).all()
+            counts = trial_counts(connection)
+            seconds = charged_seconds_by_study(connection)
+            return [
+                StudySummary(
+                    row.name,
+                    row.version,
+                    row.created_at,
+                    row.finished_at is not None,
+                    counts.get(row.id, {}),
+                    seconds.get(row.id, 0.0),
+                )
+                for row in studies
+            ]
+
+        return self._read(work)
+
+    def create_study(self, name: str, config: Mapping[str, Any], fingerprint: str) -> StudyRow:
+        """Store a new study, or the next version of the one that has this name."""
+        values = {
+            "uuid": str(uuid4()),
+            "name": name,
+            "config": config,
+            "fingerprint": fingerprint,
+            "created_at": datetime.now(UTC),
+            "token": 0,
+        }
+
+        def work(connection: Connection) -> Row[Any]:
+            written = connection.execute(sa.select(study).where(study.c.uuid == values["uuid"])).one_or_none()
+            if written is not None:
+                return written
+            last = connection.scalar(sa.select(sa.func.max(study.c.version)).where(study.c.name == name))
+            connection.execute(sa.insert(study).values(**values, version=(last or 0) + 1))
+            return connection.execute(sa.select(study).where(study.c.uuid == values["uuid"])).one()
+
+        return to_study_row(self._write(work))
+
+    def extend_study(self, study_id: int, config: Mapping[str, Any], fingerprint: str) -> StudyRow:
+        """Replace the study's file, keeping the old one in an event, and open the study again."""
+        now = datetime.now(UTC)
+
+        def work(connection: Connection) -> Row[Any]:
+            before = study_for_update(connection, study_id)
+            old = {"config": before.config, "fingerprint": before.fingerprint}
+            insert_event(connection, study_id, now, "extended", old)
+            values = {"config": config, "fingerprint": fingerprint, "finished_at": None}
+            connection.execute(sa.update(study).where(study.c.id == study_id).values(**values))
+            return study_for_update(connection, study_id)
+
+        return to_study_row(self._write(work))
+
+    def set_facts(self, study_id: int, facts: WorkloadFacts) -> None:
+        stored = facts_to_json(facts)
+        self._write(lambda c: c.execute(sa.update(study).where(study.c.id == study_id).values(facts=stored)))
+
+    def add_event(self, study_id: int, kind: str, data: Mapping[str, Any]) -> None:
+        now = datetime.now(UTC)
+        self._write(lambda connection: insert_event(connection, study_id, now, kind, data))
+
+    def finish_study(self, study_id: int) -> None:
+        statement = sa.update(study).where(study.c.id == study_id, study.c.finished_at.is_(None))
+        now = datetime.now(UTC)
+        self._write(lambda connection: connection.execute(statement.values(finished_at=now)))
+
+    # The study's lease
+
+    def acquire(self, study_id: int, owner: str, lease_seconds: float) -> None:
+        """Take or renew the right to write to the study, for `lease_seconds` after each sign of life.
+
+        It passes at once from a process of this machine that is dead, from any other one when its lease has run out.
+        Raises StudyBusyError, which names the holder.
+        """
+
+        def work(connection: Connection) -> None:
+            row, now = study_for_update(connection, study_id), database_now(connection)
+            expired = row.lease_expires_at is None or row.lease_expires_at <= now
+            if not (row.owner in (None, owner) or expired or is_dead(row.owner)):
+                raise StudyBusyError(
+                    f"Study {row.name!r} is being run by {spoken(row.owner)} (sign of life due by "
+                    f"{row.lease_expires_at:%Y-%m-%d %H:%M:%S} UTC); wait for it or stop it, then try again."
+                )
+            values: dict[str, Any] = {"owner": owner, "lease_seconds": lease_seconds}
+            if row.owner != owner:
+                values["token"] = row.token + 1
+            values["lease_expires_at"] = now + timedelta(seconds=lease_seconds)
+            connection.execute(sa.update(study).where(study.c.id == study_id).values(**values))
+
+        self._write(work)
+
+    def release(self, study_id: int, owner: str) -> None:
+        """Give the lease back; nothing happens when another process holds it by now."""
+        statement = sa.update(study).where(study.c.id == study_id, study.c.owner == owner)
+        self._write(lambda connection: connection.execute(statement.values(owner=None, lease_expires_at=None)))
+
+    # Trials and attempts
+
+    def begin_trial(
+        self,
+        study_id: int,
+        strategy: str,
+        seed: int,
+        proposal: Proposal,
+        *,
+        owner: str,
+        versions: Mapping[str, str],
+        settle: tuple[int, float] | None = None,
+    ) -> Begun:
+        """Plan the next trial of a search and begin its first attempt.
+
+        `settle` (attempt, idle seconds) is done in the same transaction. Raises StorageError unless `owner` holds the
+        study.
+        """
+        uuid, token = str(uuid4()), uuid4().hex
+
+        def work(connection: Connection) -> Begun:
+            if (begun := begun_with(connection, token)) is not None:
+                return begun
+            check_holder(connection, study_id, owner)
+            search_id = search_id_of(connection, study_id, strategy, seed)
+            last = connection.scalar(sa.select(sa.func.max(trial.c.number)).where(trial.c.search_id == search_id))
+            number = 0 if last is None else last + 1
+            values = {"uuid": uuid, "search_id": search_id, "number": number, "status": "running"}
+            inserted = connection.execute(sa.insert(trial).values(**values, **proposal_columns(proposal)))
+            return insert_attempt(connection, inserted_id(inserted), token, owner, versions, settle)
+
+        return self._write(work)
+
+    def retry_trial(
+        self, uuid: str, *, owner: str, versions: Mapping[str, str], settle: tuple[int, float] | None = None
+    ) -> Begun:
+        """Begin another attempt at a planned trial; otherwise like `begin_trial`."""
+        token = uuid4().hex
+
+        def work(connection: Connection) -> Begun:
+            if (begun := begun_with(connection, token)) is not None:
+                return begun
+            found = (
+                sa.select(trial.c.id, trial.c.status, search.c.study_id)
+                .select_from(trial)
+                .join(search)
+                .where(trial.c.uuid == uuid)
+            )
+            row = connection.execute(found).one()
+            check_holder(connection, row.study_id, owner)
+            if row.status != "planned":
+                raise StorageError(f"Only a planned trial can be begun again; {uuid} is {row.status}.")
+            connection.execute(sa.update(trial).where(trial.c.id == row.id).values(status="running"))
+            return insert_attempt(connection, row.id, token, owner, versions, settle)
+
+        return self._write(work)
+
+    def settle(self, attempt_id: int, idle_seconds: float) -> None:
+        """Add idle seconds that came after the attempt's result was written."""
+        before = self._read(lambda connection: phase_seconds_of(connection, attempt_id)).get("idle", 0.0)
+        # Read outside: repeating the unit of work sets the same sum again.
+        self._write(lambda connection: set_phase(connection, attempt_id, "idle", before + idle_seconds))
+
+    def heartbeat(
+        self,
+        attempt_id: int,
+        token: str,
+        points: Sequence[CurvePoint],
+        phase_seconds: Mapping[str, float],
+        core_seconds: float | None,
+    ) -> None:
+        """Store new curve points and the seconds so far, and renew the leases of attempt and study.
+
+        Empty `phase_seconds` and None leave what is stored. Raises StorageError when the attempt is fenced off.
+        """
+
+        def work(connection: Connection) -> None:
+            row = running_attempt(connection, attempt_id, token)
+            last = sa.select(sa.func.max(curve_point.c.step)).where(curve_point.c.attempt_id == attempt_id)
+            known = connection.scalar(last)
+            new = [point for point in points if known is None or point.step > known]
+            insert_rows(connection, curve_point, curve_rows(attempt_id, new))
+            for name, seconds in phase_seconds.items():
+                set_phase(connection, attempt_id, name, seconds)
+            now, expires_at = renew_leases(connection, row.study_id, row.owner)
+            values: dict[str, Any] = {"heartbeat_at": now, "lease_expires_at": expires_at}
+            if core_seconds is not None:
+                values["core_seconds"] = core_seconds
+            connection.execute(sa.update(attempt).where(attempt.c.id == attempt_id).values(**values))
+
+        self._write(work)
+
+    def finish_attempt(
+        self, attempt_id: int, token: str, result: TrialResult, verdict: Mapping[str, Any] | None
+    ) -> None:
+        """Store how the attempt, and with it its trial, ended. The same result again is the same success.
+
+        Raises StorageError when the attempt is fenced off: it was closed as lost, or `token` is not its own.
+        """
+        columns = result_columns(result, verdict)
+        finished_at = datetime.now(UTC)
+
+        def work(connection: Connection) -> None:
+            row = attempt_for_update(connection, attempt_id)
+            if row.status == "finished" and row.token == token and result_is(connection, row.trial_id, columns):
+                return
+            check_token(row, token)
+            assert row.uuid == result.uuid, "a result belongs to its own trial"
+            connection.execute(sa.update(trial).where(trial.c.id == row.trial_id).values(**columns))
+            close_attempt(connection, attempt_id, "finished", finished_at, attempt_columns(result))
+            replace_phases(connection, attempt_id, result.phase_seconds)
+            replace_rows(connection, curve_point, attempt_id, curve_rows(attempt_id, result.curve))
+            replace_rows(connection, range_test_point, attempt_id, range_test_rows(attempt_id, result.range_test))
+            renew_leases(connection, row.study_id, row.owner)
+
+        self._write(work)
+
+    def interrupt_attempt(
+        self, attempt_id: int, token: str, phase_seconds: Mapping[str, float], core_seconds: float | None
+    ) -> None:
+        """Close an attempt that a signal stopped and plan its trial again. Its charged seconds are `lost` ones."""
+        finished_at = datetime.now(UTC)
+
+        def work(connection: Connection) -> None:
+            row = attempt_for_update(connection, attempt_id)
+            if row.status == "interrupted" and row.token == token:
+                return
+            check_token(row, token)
+            close_attempt(connection, attempt_id, "interrupted", finished_at, {"core_seconds": core_seconds})
+            replace_phases(connection, attempt_id, as_lost(phase_seconds))
+            plan_again(connection, row.trial_id)
+
+        self._write(work)
+
+    def reconcile(self, study_id: int) -> list[LostAttempt]:
+        """Close the attempts that a dead process left running, and plan their trials again. The caller holds the lease.
+
+        An attempt is charged up to its last heartbeat, marked as estimated, all on the phase `lost`; seconds of the
+        phases that are shown apart stay apart.
+        """
+        now = datetime.now(UTC)
+
+        def work(connection: Connection) -> list[LostAttempt]:
+            running = (
+                sa.select(attempt, trial.c.uuid, trial.c.number.label("trial_number"), search.c.strategy, search.c.seed)
+                .join(trial, attempt.c.trial_id == trial.c.id)
+                .join(search)
+                .where(search.c.study_id == study_id, attempt.c.status == "running")
+                .order_by(attempt.c.id)
+            )
+            lost = [close_lost(connection, row, now) for row in connection.execute(running).all()]
+            if lost:
+                data = [{"uuid": one.uuid, "attempt": one.attempt, "seconds": one.seconds} for one in lost]
+                insert_event(connection, study_id, now, "attempts_lost", {"attempts": data})
+            return lost
+
+        return self._write(work)
+
+    # Reading
+
+    def record(self, name: str, version: int | None = None) -> StudyRecord:
+        """Return one version of a study, by default the latest, with all its trials.
+
+        A constant number of statements in one snapshot. Raises UnknownNameError, which lists the known studies.
+        """
+
+        def work(connection: Connection) -> StudyRecord:
+            row = latest_study(connection, name, version)
+            if row is None:
+                raise self._unknown_study(connection, name, version)
+            return read_study(connection, row)
+
+        return self._read(work)
+
+    def trial_record(self, uuid: str) -> TrialRecord:
+        """Return one trial with its attempts."""
+        [record] = self._read(lambda connection: read_trials(connection, trial.c.uuid == uuid))
+        return record
+
+    def verdicts(self, study_id: int) -> dict[str, Mapping[str, Any]]:
+        """Return the stored verdicts of the study's range tests by the trial's UUID."""
+        judged = sa.select(trial.c.uuid, trial.c.verdict).select_from(trial).join(search)
+        judged = judged.where(search.c.study_id == study_id, trial.c.verdict.is_not(None))
+        return {row.uuid: row.verdict for row in self._read(lambda connection: connection.execute(judged).all())}
+
+    def _unknown_study(self, connection: Connection, name: str, version: int | None) -> Exception:
+        versions = connection.execute(sa.select(study.c.name, study.c.version).order_by(study.c.version)).all()
+        if not versions:
+            return StorageError(
+                f"{display_url(self._reader.url)} holds no study yet; run one with `lrsearch run-study FILE`."
+            )
+        own = [str(row.version) for row in versions if row.name == name]
+        if own:
+            return UnknownNameError(f"version of study {name!r}", str(version), own)
+        return UnknownNameError("study", name, {row.name for row in versions})

@@ -1,0 +1,195 @@
+"""URLs, connections, units of work, and what a user reads when they fail."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from lrsearch.errors import StorageError, UsageError
+from lrsearch.storage import engine as engine_module
+from lrsearch.storage.engine import display_url, make_engine, parse_url, reader, transact, writer
+from lrsearch.storage.store import open_store
+
+
+def test_a_password_is_never_displayed() -> None:
+    for url in (
+        "postgresql://me:hunter2@db/lrsearch",
+        "postgresql+psycopg://me@db/lrsearch?password=hunter2&sslpassword=hunter2",
+    ):
+        assert "hunter2" not in display_url(url)
+        assert "hunter2" not in display_url(parse_url(url))
+        assert "db/lrsearch" in display_url(url)
+
+
+def test_a_url_that_cannot_be_read_is_refused_without_repeating_it() -> None:
+    with pytest.raises(UsageError, match=r"sqlite:///lrsearch\.db or postgresql:") as caught:
+        open_store("my hunter2")
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("url", ["mysql://me:hunter2@db/x", "sqlite://", "sqlite:///:memory:"])
+def test_a_database_that_cannot_keep_a_study_is_refused(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_store(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_postgresql_is_reached_by_psycopg_3() -> None:
+    for url in ("postgresql://me@db/x", "postgres://me@db/x"):
+        assert parse_url(url).get_driver_name() == "psycopg"
+
+
+def test_every_pooled_connection_is_durable_and_strict(tmp_path: Path) -> None:
+    engine = make_engine(parse_url(f"sqlite:///{tmp_path / 'x.db'}"))
+    connections = [engine.connect() for _ in range(3)]
+    for connection in connections:
+        pragmas = [connection.exec_driver_sql(f"PRAGMA {p}").scalar() for p in ("journal_mode", "synchronous")]
+        assert pragmas == ["wal", 2]  # 2 is FULL: https://www.sqlite.org/pragma.html#pragma_synchronous
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+        connection.close()
+    engine.dispose()
+
+
+def test_readers_see_one_state_while_a_writer_commits(tmp_path: Path) -> None:
+    engine = make_engine(parse_url(f"sqlite:///{tmp_path / 'x.db'}"))
+    table = sa.Table("t", sa.MetaData(), sa.Column("x", sa.Integer))
+    transact(writer(engine), lambda c: table.create(c))
+    count = sa.select(sa.func.count()).select_from(table)
+
+    def read(connection: sa.Connection) -> tuple[int, int]:
+        first = connection.execute(count).scalar_one()
+        transact(writer(engine), lambda c: c.execute(sa.insert(table).values(x=1)))
+        return first, connection.execute(count).scalar_one()
+
+    assert transact(reader(engine), read) == (0, 0)
+    assert transact(reader(engine), lambda c: c.execute(count).scalar_one()) == 1
+    engine.dispose()
+
+
+def test_a_unit_of_work_waits_for_the_lock_before_it_reads(tmp_path: Path) -> None:
+    """Two read-then-write units at once: with a deferred BEGIN one of them would fail or lose its increment."""
+    engine = make_engine(parse_url(f"sqlite:///{tmp_path / 'x.db'}"))
+    table = sa.Table("t", sa.MetaData(), sa.Column("x", sa.Integer))
+    transact(writer(engine), lambda c: table.create(c))
+    transact(writer(engine), lambda c: c.execute(sa.insert(table).values(x=0)))
+
+    def increment(connection: sa.Connection) -> None:
+        value = connection.execute(sa.select(table.c.x)).scalar_one()
+        connection.execute(sa.update(table).values(x=value + 1))
+
+    def many() -> None:
+        for _ in range(50):
+            transact(writer(engine), increment)
+
+    threads = [threading.Thread(target=many) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert transact(engine, lambda c: c.execute(sa.select(table.c.x)).scalar_one()) == 200
+    engine.dispose()
+
+
+def test_a_locked_database_is_tried_again_until_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "BUSY_SECONDS", 0.05)
+    engine = make_engine(parse_url(f"sqlite:///{tmp_path / 'x.db'}"))
+    transact(writer(engine), lambda c: None)
+    other = sqlite3.connect(tmp_path / "x.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StorageError, match=r"x\.db stayed locked .* by another program"):
+        transact(writer(engine), lambda c: None, patience_seconds=0.2)
+    release = threading.Timer(0.3, other.rollback)
+    release.start()
+    assert transact(writer(engine), lambda c: "done") == "done"
+    release.join()
+    other.close()
+    engine.dispose()
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"nowhere of the database x\.db does not exist; create it"):
+        open_store(f"sqlite:///{tmp_path / 'nowhere' / 'x.db'}")
+
+
+def test_a_folder_is_not_a_database(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"is a folder; name a file in it"):
+        open_store(f"sqlite:///{tmp_path}")
+
+
+def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "notes.db"
+    file.write_text("these are my notes, not a database\n" * 50)
+    before = file.read_bytes()
+    with pytest.raises(StorageError, match=r"notes\.db is not an SQLite database; give another file"):
+        open_store(f"sqlite:///{file}")
+    assert file.read_bytes() == before
+
+
+def test_a_reader_never_creates_a_database(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"There is no database .*x\.db"):
+        open_store(f"sqlite:///{tmp_path / 'x.db'}", must_exist=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def _without_privileges() -> Iterator[None]:
+    """Run as nobody when the tests run as root, whom no permission stops."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_an_unwritable_folder_is_named() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path, whose parents others may not enter
+        Path(folder).chmod(0o555)
+        with _without_privileges(), pytest.raises(StorageError, match=r"x\.db cannot be written.*give another file"):
+            open_store(f"sqlite:///{folder}/x.db")
+
+
+def test_a_full_disk_is_told_with_the_space_left_and_loses_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    engine = make_engine(parse_url(url))
+    table = sa.Table("t", sa.MetaData(), sa.Column("x", sa.Text))
+    transact(writer(engine), lambda c: table.create(c))
+
+    @sa.event.listens_for(engine, "checkout")
+    def limit(connection: sqlite3.Connection, *_: object) -> None:
+        connection.execute("PRAGMA max_page_count=40").close()  # SQLite then says what it says of a full disk
+
+    acknowledged = []
+
+    def fill() -> None:
+        for number in range(1000):
+            transact(writer(engine), lambda c: c.execute(sa.insert(table).values(x="x" * 3000)))
+            acknowledged.append(number)
+
+    with pytest.raises(StorageError, match=r"x\.db cannot grow: .*full \([\d.]+ MB free in .*type the same command"):
+        fill()
+    written = len(acknowledged)
+    assert written > 0
+    assert transact(engine, lambda c: c.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()) == written
+    assert transact(engine, lambda c: c.exec_driver_sql("PRAGMA integrity_check").scalar()) == "ok"
+    engine.dispose()
+
+
+def test_a_server_that_is_away_is_told_in_one_line_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg")
+    monkeypatch.setattr("lrsearch.storage.migrate._FIRST_CONTACT_SECONDS", 0.1)
+    with pytest.raises(StorageError, match=r"127\.0\.0\.1:1/x cannot be used: .*Is its server running\?") as caught:
+        open_store("postgresql://me:hunter2@127.0.0.1:1/x")
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)

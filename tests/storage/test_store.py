@@ -1,0 +1,525 @@
+"""The ledger: nothing lost, nothing twice, every second charged."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError
+from lrsearch.storage import engine as engine_module
+from lrsearch.storage.engine import make_engine, parse_url, writer
+from lrsearch.storage.schema import attempt, curve_point, event, phase, study, trial
+from lrsearch.storage.store import Begun, Store, open_store, this_owner
+from lrsearch.trial import StudyRecord, TrialRecord
+from tests.storage.samples import (
+    CONFIG,
+    CONSTANT,
+    CPU,
+    CYCLE,
+    FACTS,
+    OWNER,
+    RANGE_TEST,
+    VERSIONS,
+    begin,
+    finish,
+    held_study,
+    points,
+    range_test_result,
+    result,
+)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'lrsearch.db'}"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    with open_store(url) as store:
+        yield store
+
+
+@pytest.fixture
+def engine(store: Store, url: str) -> Iterator[sa.Engine]:
+    """A second way into the database: for what tests ask and change behind the ledger's back."""
+    engine = make_engine(parse_url(url))
+    yield engine
+    engine.dispose()
+
+
+def _execute(engine: sa.Engine, statement: sa.Executable) -> list[Any]:
+    with writer(engine).begin() as connection:
+        found = connection.execute(statement)
+        return list(found) if found.returns_rows else []
+
+
+def _count(engine: sa.Engine, table: sa.Table) -> int:
+    return int(_execute(engine, sa.select(sa.func.count()).select_from(table))[0][0])
+
+
+def _only(record: StudyRecord) -> TrialRecord:
+    [trial] = record.trials
+    return trial
+
+
+@contextmanager
+def _counted(store: Store) -> Iterator[list[str]]:
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if not statement.startswith("BEGIN"):
+            statements.append(statement)
+
+    sa.event.listen(store._reader, "before_cursor_execute", note)
+    yield statements
+    sa.event.remove(store._reader, "before_cursor_execute", note)
+
+
+@contextmanager
+def _answer_of_commit_lost(store: Store) -> Iterator[list[int]]:
+    """The next commit happens, but the client hears that the connection broke."""
+    lost: list[int] = []
+
+    def commit(connection: sa.Connection) -> None:
+        if not lost:
+            lost.append(1)
+            connection.connection.commit()
+            broken = sa.exc.OperationalError("COMMIT", None, Exception("gone"), connection_invalidated=True)
+            raise broken
+
+    sa.event.listen(store._writer, "commit", commit)
+    yield lost
+    sa.event.remove(store._writer, "commit", commit)
+
+
+class TestStudies:
+    def test_a_study_comes_back_as_it_was_stored(self, store: Store) -> None:
+        created = store.create_study("digits", CONFIG, "abc")
+        store.set_facts(created.id, FACTS)
+        found = store.find_study("digits")
+        assert found == replace(created, facts=FACTS)
+        assert found is not None
+        assert (found.name, found.version, found.config, found.fingerprint, found.finished) == (
+            "digits",
+            1,
+            CONFIG,
+            "abc",
+            False,
+        )
+        assert list(found.config["strategies"]) == ["grid", "clr", "default"]
+        assert store.find_study("other") is None
+
+    def test_a_second_version_stands_beside_the_first(self, store: Store) -> None:
+        first, second = (store.create_study("digits", CONFIG, mark) for mark in "ab")
+        assert (first.version, second.version) == (1, 2)
+        assert store.find_study("digits") == second
+        assert store.find_study("digits", 1) == first
+        assert store.find_study("digits", 3) is None
+
+    def test_an_extension_opens_the_study_again_and_keeps_the_old_file(self, store: Store) -> None:
+        first = store.create_study("digits", CONFIG, "a")
+        store.finish_study(first.id)
+        assert store.record("digits").finished
+        extended = store.extend_study(first.id, {**CONFIG, "seeds": [0, 1, 2]}, "b")
+        assert (extended.config["seeds"], extended.fingerprint, extended.finished) == ([0, 1, 2], "b", False)
+        [event] = store.record("digits").events
+        assert (event.kind, event.data) == ("extended", {"config": CONFIG, "fingerprint": "a"})
+
+    def test_an_event_keeps_its_time_in_utc(self, store: Store) -> None:
+        row = store.create_study("digits", CONFIG, "a")
+        store.add_event(row.id, "run", {"held_seconds": 1 / 3, "unknown": math.nan})
+        [event] = store.record("digits").events
+        assert event.data == {"held_seconds": 1 / 3, "unknown": None}
+        assert event.at.tzinfo is UTC
+        assert abs(datetime.now(UTC) - event.at) < timedelta(seconds=60)
+
+    def test_finishing_twice_keeps_the_first_time(self, store: Store, engine: sa.Engine) -> None:
+        row = store.create_study("digits", CONFIG, "a")
+        store.finish_study(row.id)
+        first = _execute(engine, sa.select(study.c.finished_at))
+        store.finish_study(row.id)
+        assert _execute(engine, sa.select(study.c.finished_at)) == first
+
+    def test_an_unknown_study_lists_the_known_ones(self, store: Store) -> None:
+        with pytest.raises(StorageError, match="holds no study yet"):
+            store.record("digits")
+        store.create_study("digits", CONFIG, "a")
+        with pytest.raises(UnknownNameError, match=r"study 'digit'; known: digits\. Did you mean 'digits'\?"):
+            store.record("digit")
+        with pytest.raises(UnknownNameError, match="version of study 'digits' '7'; known: 1"):
+            store.record("digits", 7)
+
+    def test_the_list_of_studies_counts_trials_and_charged_seconds(self, store: Store) -> None:
+        row = held_study(store)
+        finish(store, begin(store, row))
+        finish(store, begin(store, row), "diverged")
+        begin(store, row)
+        held_study(store, "empty")
+        digits, empty = store.studies()
+        assert (digits.name, digits.version, digits.finished) == ("digits", 1, False)
+        assert digits.trials == {"completed": 1, "diverged": 1, "running": 1}
+        # setup + train + evaluate + idle of each; the test evaluation is not charged
+        assert digits.charged_device_seconds == pytest.approx(2 * (0.1 + 1 / 3 + 0.2 + 0.05))
+        assert (empty.trials, empty.charged_device_seconds) == ({}, 0.0)
+
+
+class TestLease:
+    def test_a_live_holder_keeps_others_out(self, store: Store) -> None:
+        row = held_study(store, owner=this_owner())
+        host, pid, *_ = this_owner().split(":")
+        with pytest.raises(StudyBusyError, match=f"'digits' is being run by process {pid} on {host}"):
+            store.acquire(row.id, "elsewhere:2:2:2", 60.0)
+        store.acquire(row.id, this_owner(), 60.0)
+
+    def test_a_released_study_is_free_and_only_the_holder_releases_it(self, store: Store) -> None:
+        row = held_study(store)
+        store.release(row.id, "elsewhere:2:2:2")
+        with pytest.raises(StudyBusyError):
+            store.acquire(row.id, "elsewhere:2:2:2", 60.0)
+        store.release(row.id, OWNER)
+        store.acquire(row.id, "elsewhere:2:2:2", 60.0)
+
+    def test_a_lease_that_ran_out_passes_on(self, store: Store) -> None:
+        row = store.create_study("digits", CONFIG, "a")
+        store.acquire(row.id, OWNER, 0.0)
+        store.acquire(row.id, "elsewhere:2:2:2", 60.0)
+        with pytest.raises(StudyBusyError, match="process 2 on elsewhere"):
+            store.acquire(row.id, OWNER, 60.0)
+
+    def test_a_dead_process_of_this_machine_gives_way_at_once(self, store: Store) -> None:
+        host, _, start, namespace = this_owner().rsplit(":", 3)
+        row = held_study(store, owner=f"{host}:{2**22 + 1}:{start}:{namespace}")
+        store.acquire(row.id, this_owner(), 60.0)
+
+    def test_the_token_counts_holders(self, store: Store, engine: sa.Engine) -> None:
+        row = held_study(store)
+        store.acquire(row.id, OWNER, 60.0)
+        assert _execute(engine, sa.select(study.c.token)) == [(1,)]
+        store.release(row.id, OWNER)
+        store.acquire(row.id, "elsewhere:2:2:2", 60.0)
+        assert _execute(engine, sa.select(study.c.token)) == [(2,)]
+
+    def test_who_lost_the_study_begins_nothing_more(self, store: Store, engine: sa.Engine) -> None:
+        row = held_study(store)
+        store.release(row.id, OWNER)
+        with pytest.raises(StorageError, match="fenced off: study 'digits' has no holder"):
+            begin(store, row)
+        store.acquire(row.id, "elsewhere:2:2:2", 60.0)
+        with pytest.raises(StorageError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
+            begin(store, row)
+        assert _count(engine, trial) == 0
+
+    def test_each_sign_of_life_prolongs_the_leases(self, store: Store, engine: sa.Engine) -> None:
+        row = held_study(store)
+        begun = begin(store, row)
+        past = datetime.now(UTC) - timedelta(hours=1)
+        _execute(engine, sa.update(study).values(lease_expires_at=past))
+        _execute(engine, sa.update(attempt).values(lease_expires_at=past))
+        store.heartbeat(begun.attempt_id, begun.token, [], {}, None)
+        for column in (study.c.lease_expires_at, attempt.c.lease_expires_at):
+            [(expires_at,)] = _execute(engine, sa.select(column))
+            assert 50 < (expires_at - datetime.now(UTC)).total_seconds() <= 60
+
+
+class TestTrials:
+    def test_trials_are_numbered_within_their_search(self, store: Store) -> None:
+        row = held_study(store)
+        numbers = [
+            begin(store, row, strategy=way, seed=seed).number
+            for way, seed in [("grid", 0), ("grid", 0), ("clr", 0), ("grid", 1)]
+        ]
+        assert numbers == [0, 1, 0, 0]
+
+    def test_the_plan_is_stored_before_the_work(self, store: Store) -> None:
+        row = held_study(store)
+        begun = begin(store, row, CYCLE)
+        planned = _only(store.record("digits"))
+        assert (planned.uuid, planned.status, planned.proposal, planned.result) == (begun.uuid, "running", CYCLE, None)
+        [attempt] = planned.attempts
+        assert (attempt.number, attempt.status, attempt.owner, attempt.versions) == (1, "running", OWNER, VERSIONS)
+        assert attempt.finished_at is None
+
+    @pytest.mark.parametrize("status", ["completed", "diverged", "pruned", "failed"])
+    def test_a_result_comes_back_as_it_was_finished(self, store: Store, status: Any) -> None:
+        row = held_study(store)
+        begun = begin(store, row)
+        done = replace(
+            result(begun.uuid, status), diverged_step=7, gang_size=2, error="boom", traceback="line 1\nline 2: boom"
+        )
+        store.finish_attempt(begun.attempt_id, begun.token, done, None)
+        record = _only(store.record("digits"))
+        assert record.result == done
+        assert (record.status, record.attempts[0].status, record.attempts[0].device) == (status, "finished", CPU)
+        assert store.trial_record(begun.uuid) == record
+
+    def test_a_range_test_comes_back_with_its_rungs_and_its_verdict(self, store: Store) -> None:
+        row = held_study(store)
+        begun = begin(store, row, RANGE_TEST, "clr")
+        done = range_test_result(begun.uuid)
+        store.finish_attempt(begun.attempt_id, begun.token, done, {"status": "ok", "max_lr": 0.5, "gain": math.inf})
+        record = _only(store.record("digits"))
+        assert (record.proposal, record.result) == (RANGE_TEST, done)
+        assert store.verdicts(row.id) == {begun.uuid: {"status": "ok", "max_lr": 0.5, "gain": None}}
+
+    def test_a_loss_that_is_not_finite_is_stored_as_null(self, store: Store) -> None:
+        row = held_study(store)
+        begun = begin(store, row)
+        [*_, last] = points()
+        broken = replace(last, train_loss=math.inf, validation_loss=math.nan)
+        done = replace(result(begun.uuid, "diverged"), validation_loss=math.nan, curve=(broken,))
+        store.finish_attempt(begun.attempt_id, begun.token, done, None)
+        stored = _only(store.record("digits")).result
+        assert stored == replace(
+            done, validation_loss=None, curve=(replace(last, train_loss=None, validation_loss=None),)
+        )
+
+    def test_points_that_beat_already_are_not_doubled(self, store: Store, engine: sa.Engine) -> None:
+        row = held_study(store)
+        begun = begin(store, row)
+        one, two, three = points()
+        store.heartbeat(begun.attempt_id, begun.token, [one], {"train": 1.0}, 1.5)
+        store.heartbeat(begun.attempt_id, begun.token, [one, two], {"train": 2.0}, None)
+        assert _count(engine, curve_point) == 2
+        [(seconds,)] = _execute(engine, sa.select(phase.c.seconds).where(phase.c.name == "train"))
+        assert (seconds, _execute(engine, sa.select(attempt.c.core_seconds))) == (2.0, [(1.5,)])
+        done = finish(store, begun)
+        assert _only(store.record("digits")).result == done
+        assert _count(engine, curve_point) == 3
+        assert three in done.curve
+
+    def test_idle_seconds_go_to_the_attempt_that_they_followed(self, store: Store) -> None:
+        row = held_study(store)
+        first = begin(store, row)
+        finish(store, first)
+        second = store.begin_trial(
+            row.id, "grid", 0, CONSTANT, owner=OWNER, versions=VERSIONS, settle=(first.attempt_id, 0.25)
+        )
+        finish(store, second)
+        store.settle(second.attempt_id, 1.0)
+        idle = [trial.phase_seconds["idle"] for trial in store.record("digits").trials]
+        assert idle == pytest.approx([0.05 + 0.25, 0.05 + 1.0])
+
+    def test_trials_are_ordered_by_seed_then_as_in_the_file(self, store: Store) -> None:
+        row = held_study(store)
+        for seed, way in [(1, "grid"), (0, "default"), (0, "clr"), (0, "grid"), (0, "grid"), (1, "clr")]:
+            begin(store, row, strategy=way, seed=seed)
+        order = [(t.seed, t.strategy, t.number) for t in store.record("digits").trials]
+        assert order == [
+            (0, "grid", 0),
+            (0, "grid", 1),
+            (0, "clr", 0),
+            (0, "default", 0),
+            (1, "grid", 0),
+            (1, "clr", 0),
+        ]
+
+    def test_the_statements_of_each_unit_do_not_grow_with_the_study(self, store: Store) -> None:
+        row = held_study(store)
+        counts = []
+        for _ in range(2):
+            with _counted(store) as statements:
+                finish(store, begin(store, row))
+                store.record("digits")
+                store.studies()
+            counts.append(len(statements))
+            for _ in range(20):
+                finish(store, begin(store, row))
+        with _counted(store) as statements:
+            finish(store, begin(store, row))
+            store.record("digits")
+            store.studies()
+        assert counts[1] == len(statements)
+        assert counts[0] - counts[1] == 1  # the first trial inserts its search
+
+
+class TestFaults:
+    def test_a_wrong_token_is_fenced_off(self, store: Store) -> None:
+        row = held_study(store)
+        begun = begin(store, row)
+        with pytest.raises(StorageError, match="fenced off"):
+            store.finish_attempt(begun.attempt_id, "not mine", result(begun.uuid), None)
+        with pytest.raises(StorageError, match="fenced off"):
+            store.heartbeat(begun.attempt_id, "not mine", points(), {}, None)
+        with pytest.raises(StorageError, match="fenced off"):
+            store.interrupt_attempt(begun.attempt_id, "not mine", {}, None)
+        assert _only(store.record("digits")).status == "running"
+
+    def test_the_same_result_again_is_the_same_success(self, store: Store, engine: sa.Engine) -> None:
+        row = held_study(store)
+        begun = begin(store, row)
+        done = finish(store, begun)
+        store.settle(begun.attempt_id, 1.0)
+        before = store.record("digits")
+        store.finish_attempt(begun.attempt_id, begun.token, done, None)
+        assert store.record("digits") == before
+        with pytest.raises(StorageError, match="fenced off"):
+            finish(store, begun, metric=0.8)
+        assert store.record("digits") == before
+
+    def test_the_same_range_test_again_is_the_same_success(self, store: Store) -> None:
+        row = held_study(store)
+        begun = begin(store, row, RANGE_TEST, "clr")
+        verdict = {"bounds": (0.1, math.inf)}
+        for _ in range(2):
+            store.finish_attempt(begun.attempt_id, begun.token, range_test_result(begun.uuid), verdict)
+
+    def test_an_interrupted_trial_is_planned_again_and_keeps_its_cost(self, store: Store) -> None:
+        row = held_study(store)
+        begun = begin(store, row)
+        spent = {"setup": 0.5, "train": 1.0, "data": 3.0}
+        for _ in range(2):  # a repeated unit of work does nothing more
+            store.interrupt_attempt(begun.attempt_id, begun.token, spent, 2.5)
+        record = _only(store.record("digits"))
+        assert (record.status, record.result) == ("planned", None)
+        [attempt] = record.attempts
+        assert (attempt.status, attempt.estimated, attempt.core_seconds) == ("interrupted", False, 2.5)
+        assert attempt.phase_seconds == {"data": 3.0, "lost": 1.5}
+
+        again = store.retry_trial(begun.uuid, owner=OWNER, versions=VERSIONS, settle=(begun.attempt_id, 0.5))
+        assert (again.uuid, again.number) == (begun.uuid, begun.number)
+        finish(store, again)
+        record = _only(store.record("digits"))
+        assert [attempt.number for attempt in record.attempts] == [1, 2]
+        assert record.charged_device_seconds == pytest.approx(1.5 + 0.5 + (0.1 + 1 / 3 + 0.2 + 0.05))
+
+    def test_only_a_planned_trial_is_begun_again(self, store: Store) -> None:
+        row = held_study(store)
+        begun = begin(store, row)
+        with pytest.raises(StorageError, match=r"Only a planned trial .* is running"):
+            store.retry_trial(begun.uuid, owner=OWNER, versions=VERSIONS)
+
+    def test_a_killed_attempt_is_charged_up_to_its_last_heartbeat(self, store: Store, engine: sa.Engine) -> None:
+        row = held_study(store)
+        begun = begin(store, row)
+        store.heartbeat(begun.attempt_id, begun.token, points(2), {"train": 3.0, "data": 2.0}, 4.0)
+        started_at = datetime.now(UTC)
+        times = {"started_at": started_at, "heartbeat_at": started_at + timedelta(seconds=9)}
+        _execute(engine, sa.update(attempt).values(**times))
+
+        [lost] = store.reconcile(row.id)
+        assert (lost.uuid, lost.strategy, lost.seed, lost.number, lost.attempt) == (begun.uuid, "grid", 0, 0, 1)
+        assert lost.seconds == pytest.approx(9 - 2)  # the decoding of data is shown apart
+        assert str(lost) == "grid, seed 0, trial 0 (attempt 1, 7.0 s)"
+        record = _only(store.record("digits"))
+        assert record.status == "planned"
+        [attempt_record] = record.attempts
+        assert (attempt_record.status, attempt_record.estimated, attempt_record.core_seconds) == ("lost", True, 4.0)
+        assert attempt_record.phase_seconds == pytest.approx({"data": 2.0, "lost": 7.0})
+        assert [event.kind for event in store.record("digits").events] == ["attempts_lost"]
+        assert store.reconcile(row.id) == []
+
+    def test_reported_seconds_count_when_they_are_more_than_the_clock_says(self, store: Store) -> None:
+        row = held_study(store)
+        begun = begin(store, row)
+        store.heartbeat(begun.attempt_id, begun.token, [], {"setup": 1.0, "train": 30.0}, None)
+        [lost] = store.reconcile(row.id)
+        assert lost.seconds == 31.0
+
+    def test_an_attempt_that_never_beat_is_closed_too(self, store: Store) -> None:
+        row = held_study(store)
+        begin(store, row)
+        [lost] = store.reconcile(row.id)
+        assert lost.seconds == 0.0
+
+    def test_a_study_reconciles_its_own_attempts_only(self, store: Store) -> None:
+        first, second = held_study(store), held_study(store, "other")
+        begin(store, first)
+        assert store.reconcile(second.id) == []
+
+    def test_a_late_result_of_a_lost_attempt_changes_nothing(self, store: Store) -> None:
+        row = held_study(store)
+        late = begin(store, row)
+        store.reconcile(row.id)
+        with pytest.raises(StorageError, match="fenced off: it was closed as 'lost'"):
+            finish(store, late, metric=0.1)
+        again = store.retry_trial(late.uuid, owner=OWNER, versions=VERSIONS)
+        with pytest.raises(StorageError, match="fenced off"):
+            store.heartbeat(late.attempt_id, late.token, points(), {}, None)
+        done = finish(store, again, metric=0.9)
+        stored = _only(store.record("digits"))
+        assert (stored.result, [a.status for a in stored.attempts]) == (done, ["lost", "finished"])
+
+    def test_a_commit_whose_answer_was_lost_is_not_done_twice(self, store: Store, engine: sa.Engine) -> None:
+        landed: list[int] = []
+        with _answer_of_commit_lost(store) as lost:
+            row = store.create_study("digits", CONFIG, "a")
+        landed += lost
+        store.acquire(row.id, OWNER, 60.0)
+        with _answer_of_commit_lost(store) as lost:
+            first = begin(store, row)
+        landed += lost
+        finish(store, first)
+        with _answer_of_commit_lost(store) as lost:
+            second = store.begin_trial(
+                row.id, "grid", 0, CONSTANT, owner=OWNER, versions=VERSIONS, settle=(first.attempt_id, 1.0)
+            )
+        landed += lost
+        with _answer_of_commit_lost(store) as lost:
+            store.heartbeat(second.attempt_id, second.token, points(2), {"train": 1.0}, None)
+        landed += lost
+        with _answer_of_commit_lost(store) as lost:
+            done = finish(store, second)
+        landed += lost
+        with _answer_of_commit_lost(store) as lost:
+            store.settle(second.attempt_id, 2.0)
+        landed += lost
+        with _answer_of_commit_lost(store) as lost:
+            store.add_event(row.id, "run", {})
+        landed += lost
+        with _answer_of_commit_lost(store) as lost:
+            store.extend_study(row.id, CONFIG, "b")
+        landed += lost
+        assert landed == [1] * 8, "each fault must have struck"
+
+        assert [_count(engine, table) for table in (study, trial, attempt, event)] == [1, 2, 2, 2]
+        record = store.record("digits")
+        assert [t.phase_seconds["idle"] for t in record.trials] == pytest.approx([1.05, 2.05])
+        assert record.trials[1].result is not None
+        assert record.trials[1].result.curve == done.curve
+
+    def test_an_impossible_row_is_refused_and_nothing_of_its_unit_stays(self, store: Store, engine: sa.Engine) -> None:
+        row = held_study(store)
+        begun = begin(store, row)
+        bad = replace(result(begun.uuid), phase_seconds={"train": 1.0, "coffee": 2.0})
+        with pytest.raises(StorageError, match="refused: CHECK constraint failed"):
+            store.finish_attempt(begun.attempt_id, begun.token, bad, None)
+        assert _only(store.record("digits")).status == "running"
+        assert _count(engine, phase) == 0
+
+    def test_a_locked_database_delays_the_ledger_but_loses_nothing(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engine_module, "BUSY_SECONDS", 0.01)
+        with open_store(url) as store:
+            row = held_study(store)
+            other = make_engine(parse_url(url))
+            with writer(other).connect() as connection, connection.begin():
+                found: list[Begun] = []
+                thread = threading.Thread(target=lambda: found.append(begin(store, row)))
+                thread.start()
+                thread.join(0.2)
+                assert found == []
+            thread.join()
+            other.dispose()
+            assert [t.uuid for t in store.record("digits").trials] == [found[0].uuid]
+
+
+def test_times_are_aware_and_naive_ones_are_refused(store: Store, engine: sa.Engine) -> None:
+    row = held_study(store)
+    finish(store, begin(store, row))
+    [attempt_record] = _only(store.record("digits")).attempts
+    assert attempt_record.finished_at is not None
+    assert attempt_record.started_at.tzinfo is attempt_record.finished_at.tzinfo is UTC
+    assert timedelta(0) <= attempt_record.finished_at - attempt_record.started_at < timedelta(seconds=60)
+    with pytest.raises(sa.exc.StatementError, match="must be aware"):
+        _execute(engine, sa.update(study).values(finished_at=datetime(2026, 1, 1)))  # noqa: DTZ001  that is the point
