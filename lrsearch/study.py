@@ -1,0 +1,533 @@
+"""The study loop: interleave the searches, propose, run, record. The same call continues what was cut short."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from lrsearch.config import StudyConfig
+from lrsearch.errors import LrsearchError, StudyChangedError, StudyFailedError
+from lrsearch.interfaces import Executor, Observer, StopsEarly, Strategy
+from lrsearch.range_test import judge
+from lrsearch.storage.store import Begun, Store, StudyRow, this_owner
+from lrsearch.trial import (
+    FINISHED_STATUSES,
+    AttemptRecord,
+    CurvePoint,
+    History,
+    Proposal,
+    StudyRecord,
+    Trial,
+    TrialRecord,
+    TrialResult,
+    TrialSpec,
+    WorkloadFacts,
+)
+
+if TYPE_CHECKING:
+    from lrsearch.storage.optuna_mirror import OptunaMirror
+
+LEASE_SECONDS = 60.0
+HEARTBEAT_SECONDS = 1.0
+"""A killed attempt is charged up to its last heartbeat, so this bounds how much of its cost can go unseen."""
+EQUAL_FAILURES_TO_STOP = 3
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; like KeyboardInterrupt for Ctrl-C, raised after the ledger is settled."""
+
+
+def run_study(
+    config: StudyConfig,
+    store: Store,
+    *,
+    observer: Observer,
+    extend: bool = False,
+    fresh: bool = False,
+    mirror_url: str | None = None,
+) -> StudyRecord:
+    """Run or continue the study that `config` describes and return its record when all searches are done.
+
+    Raises StudyChangedError when the stored study of this name says something else (`extend` allows more seeds, trials or
+    strategies, `fresh` starts a new version), StudyBusyError when another process runs it, StudyFailedError when its
+    trials keep failing, DataError and WorkloadError before the first trial. On Ctrl-C or SIGTERM the running attempt is
+    closed with its cost, and KeyboardInterrupt or Terminated goes on to the caller.
+    """
+    study = _find_or_create(config, store, observer, extend=extend, fresh=fresh)
+    if study.finished:
+        observer.message(f"Study {study.name!r} version {study.version} is finished; nothing to run.")
+        return store.record(study.name, study.version)
+    owner = this_owner()
+    store.acquire(study.id, owner, LEASE_SECONDS)
+    try:
+        for lost in store.reconcile(study.id):
+            observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
+        signals = _Signals()
+        with signals.handled():
+            _Conductor(config, store, study, owner, observer, _open_mirror(mirror_url), signals).run()
+        store.finish_study(study.id)
+    finally:
+        store.release(study.id, owner)
+    record = store.record(study.name, study.version)
+    observer.study_finished(record)
+    return record
+
+
+def _find_or_create(
+    config: StudyConfig, store: Store, observer: Observer, *, extend: bool, fresh: bool
+) -> StudyRow:
+    resolved, fingerprint = config.resolved(), config.fingerprint()
+    study = store.find_study(config.name)
+    if study is None or fresh:
+        return store.create_study(config.name, resolved, fingerprint)
+    if study.fingerprint == fingerprint:
+        return study
+    from lrsearch.config import diff, is_extension
+
+    changes = "\n".join(f"  {line}" for line in diff(study.config, resolved))
+    if extend and is_extension(study.config, resolved):
+        observer.message(f"Extending study {study.name!r}:\n{changes}")
+        return store.extend_study(study.id, resolved, fingerprint)
+    way_out = (
+        "--extend can add seeds, trials and strategies only; --fresh starts a new version and keeps the old one."
+        if extend
+        else "Undo the change, add seeds, trials or strategies with --extend, or start a new version with --fresh."
+    )
+    raise StudyChangedError(
+        f"The study file differs from the stored study {study.name!r} version {study.version}:\n{changes}\n{way_out}"
+    )
+
+
+def _open_mirror(url: str | None) -> OptunaMirror | None:
+    if url is None:
+        return None
+    from lrsearch.storage.optuna_mirror import OptunaMirror
+
+    return OptunaMirror(url)
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM end a trial at once, but wait while the ledger is being written; a second one never waits."""
+
+    def __init__(self) -> None:
+        self._interruptible = False
+        self._pending: type[BaseException] | None = None
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        error = KeyboardInterrupt if signum == signal.SIGINT else Terminated
+        if self._interruptible or self._pending is not None:
+            raise error
+        self._pending = error
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Take both signals over for the block (only the main thread may)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+            self._raise_pending()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let a signal end the block at once; one that came before ends it before it begins."""
+        self._raise_pending()
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
+
+    def _raise_pending(self) -> None:
+        if self._pending is not None:
+            raise self._pending
+
+
+@dataclass
+class _Search:
+    """One strategy with one seed, and what has come of it."""
+
+    key: str
+    seed: int
+    strategy: Strategy
+    trials: list[TrialRecord] = field(default_factory=list)
+
+    def history(self, config: StudyConfig, facts: WorkloadFacts) -> History:
+        return History(
+            study=config.name,
+            strategy=self.key,
+            seed=self.seed,
+            low=config.rates.low,
+            high=config.rates.high,
+            optimizer=config.training_plan().optimizer,
+            epochs=config.training_plan().epochs,
+            facts=facts,
+            trials=tuple(_as_strategies_see_it(trial) for trial in self.trials),
+        )
+
+
+def _as_strategies_see_it(record: TrialRecord) -> Trial:
+    """Strip a trial of its test value and its cost."""
+    result = record.result
+    if result is None:
+        return Trial(record.number, record.proposal, record.status)
+    return Trial(
+        record.number,
+        record.proposal,
+        record.status,
+        result.validation_loss,
+        result.validation_metric,
+        result.curve,
+        result.range_test,
+    )
+
+
+def interleaved(keys: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the order of turns, round by round: A B C, then C B A, so that no way always runs first or last (ABBA)."""
+    while True:
+        yield tuple(keys)
+        yield tuple(reversed(keys))
+
+
+class _Conductor:
+    """Runs the searches of one study in turns on one slot and keeps account of every second from begin to end."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        store: Store,
+        study: StudyRow,
+        owner: str,
+        observer: Observer,
+        mirror: OptunaMirror | None,
+        signals: _Signals,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._study = study
+        self._owner = owner
+        self._observer = observer
+        self._mirror = mirror
+        self._signals = signals
+        self._executor: Executor
+        self._facts: WorkloadFacts
+        self._versions = _versions()
+        self._boundary = 0.0
+        """When the last second that belongs to a trial ended; what comes after is the next trial's."""
+        self._unsettled: tuple[int, float] | None = None
+        """Attempt and idle seconds that came after its result was written; they go into the next transaction."""
+        self._failures: list[str] = []
+
+    def run(self) -> None:
+        from lrsearch import training
+        from lrsearch.executors import EXECUTORS
+
+        record = self._store.record(self._study.name, self._study.version)
+        self._observer.study_started(record, planned_trials(self._config))
+        self._observer.message("Preparing workload and device ...")
+        plan, workload = self._config.training_plan(), self._config.workload_choice()
+        with self._signals.interruptible():
+            prepared = training.prepare(workload, plan, self._config.seeds[0])
+        self._facts = prepared.facts
+        self._store.set_facts(self._study.id, prepared.facts)
+        self._executor = EXECUTORS["inline"]()
+        if self._mirror is not None:
+            self._publish(record.trials)
+        began = self._boundary = time.perf_counter()
+        try:
+            for seed in self._config.seeds:
+                self._run_replicate([self._search(record, key, seed) for key in self._config.strategies])
+        finally:
+            self._executor.close()
+            self._settle()
+            self._store.add_event(
+                self._study.id,
+                "run",
+                {
+                    "held_seconds": time.perf_counter() - began,
+                    "prepare_seconds": prepared.seconds,
+                    "device_kind": prepared.device.kind,
+                    "device_name": prepared.device.name,
+                },
+            )
+
+    def _search(self, record: StudyRecord, key: str, seed: int) -> _Search:
+        return _Search(key, seed, self._config.strategies[key], list(record.search(key, seed)))
+
+    def _run_replicate(self, searches: Sequence[_Search]) -> None:
+        """Give each search of one seed a turn, round by round, until all are done."""
+        open_searches = {search.key: search for search in searches}
+        for turns in interleaved([search.key for search in searches]):
+            if not open_searches:
+                return
+            for key in turns:
+                if key in open_searches and not self._take_turn(open_searches[key]):
+                    del open_searches[key]
+
+    def _take_turn(self, search: _Search) -> bool:
+        """Run the next trial of `search`; return False when it has none."""
+        unfinished = [trial for trial in search.trials if trial.status not in FINISHED_STATUSES]
+        history = search.history(self._config, self._facts)
+        if unfinished:
+            trial = unfinished[0]
+            begun = self._store.retry_trial(
+                trial.uuid, owner=self._owner, versions=self._versions, settle=self._take_unsettled()
+            )
+        else:
+            proposals = search.strategy.propose(history, 1)
+            if not proposals:
+                return False
+            begun = self._begin(search, proposals[0])
+            trial = TrialRecord(begun.uuid, search.key, search.seed, begun.number, "running", proposals[0])
+        stopper = search.strategy.stopper(history) if isinstance(search.strategy, StopsEarly) else None
+        finished = self._run_trial(replace(trial, status="running"), begun, stopper)
+        search.trials = sorted([t for t in search.trials if t.uuid != trial.uuid] + [finished], key=_number)
+        self._stop_on_equal_failures(finished)
+        return True
+
+    def _begin(self, search: _Search, proposal: Proposal) -> Begun:
+        return self._store.begin_trial(
+            self._study.id,
+            search.key,
+            search.seed,
+            proposal,
+            owner=self._owner,
+            versions=self._versions,
+            settle=self._take_unsettled(),
+        )
+
+    def _run_trial(
+        self, trial: TrialRecord, begun: Begun, stopper: Callable[[Sequence[CurvePoint]], bool] | None
+    ) -> TrialRecord:
+        """Run one attempt to its end, write its result and return the finished record."""
+        from lrsearch.training import run_trials
+
+        self._observer.trial_started(trial)
+        spec = TrialSpec(
+            trial.uuid,
+            self._study.name,
+            trial.strategy,
+            trial.seed,
+            trial.number,
+            trial.proposal,
+            self._config.workload_choice(),
+            self._config.training_plan(),
+        )
+        started_at = datetime.now(UTC)
+        began = time.perf_counter()
+        channel = _Channel(self._store, begun, trial, stopper, self._observer, self._publish_live)
+        try:
+            with channel.beating(), self._signals.interruptible():
+                [result] = self._executor.submit(run_trials, [spec], channel).result()
+        except (KeyboardInterrupt, Terminated):
+            spent = time.perf_counter() - self._boundary
+            self._store.interrupt_attempt(begun.attempt_id, begun.token, {"lost": spent}, None)
+            raise
+        done = time.perf_counter()
+        # Whatever of the span since the last trial no phase explains was spent thinking and writing: the device was idle.
+        result = _with_idle(result, (done - self._boundary) - sum(result.phase_seconds.values()))
+        verdict = self._verdict(trial, result)
+        self._store.finish_attempt(begun.attempt_id, begun.token, result, verdict)
+        finished = _finished(trial, begun, result, self._owner, started_at)
+        self._observer.trial_finished(finished)
+        self._publish([finished])
+        self._boundary = time.perf_counter()
+        self._unsettled = (begun.attempt_id, self._boundary - done)
+        return finished
+
+    def _verdict(self, trial: TrialRecord, result: TrialResult) -> dict[str, Any] | None:
+        """Return what a range test says, to be stored with it."""
+        plan = trial.proposal.range_test
+        if plan is None or not result.range_test:
+            return None
+        optimizer = self._config.training_plan().optimizer.name
+        verdict = judge(result.range_test, self._facts, plan, optimizer)
+        self._observer.message(f"{trial.strategy}, seed {trial.seed}: range test {verdict.status}: {verdict.advice}")
+        return asdict(verdict)
+
+    def _publish(self, trials: Sequence[TrialRecord]) -> None:
+        if self._mirror is not None:
+            self._mirror.publish(self._study_meta(), trials)
+
+    def _publish_live(self, trial: TrialRecord, points: Sequence[CurvePoint]) -> None:
+        if self._mirror is not None:
+            self._mirror.publish(self._study_meta(), [trial], live_points={trial.uuid: points})
+
+    def _study_meta(self) -> StudyRecord:
+        return StudyRecord(
+            self._study.name, self._study.version, datetime.now(UTC), self._study.config, self._facts, finished=False
+        )
+
+    def _take_unsettled(self) -> tuple[int, float] | None:
+        unsettled, self._unsettled = self._unsettled, None
+        return unsettled
+
+    def _settle(self) -> None:
+        unsettled = self._take_unsettled()
+        if unsettled is not None:
+            self._store.settle(*unsettled)
+
+    def _stop_on_equal_failures(self, trial: TrialRecord) -> None:
+        error = trial.result.error if trial.status == "failed" and trial.result is not None else None
+        self._failures = [*self._failures, error] if error is not None and error in (self._failures or [error]) else []
+        if len(self._failures) >= EQUAL_FAILURES_TO_STOP:
+            raise StudyFailedError(
+                f"Stopped after {len(self._failures)} trials in a row failed in the same way: {error} "
+                "All of them are stored. Mend the cause and run the same command again, or start over with --fresh."
+            )
+
+
+class _Channel:
+    """Takes the curve points of one running attempt to the ledger, the mirror and the observer, at most once a second."""
+
+    def __init__(
+        self,
+        store: Store,
+        begun: Begun,
+        trial: TrialRecord,
+        stopper: Callable[[Sequence[CurvePoint]], bool] | None,
+        observer: Observer,
+        publish_live: Callable[[TrialRecord, Sequence[CurvePoint]], None],
+    ) -> None:
+        self._store = store
+        self._begun = begun
+        self._trial = trial
+        self._stopper = stopper
+        self._observer = observer
+        self._publish_live = publish_live
+        self._points: list[CurvePoint] = []
+        self._written = 0
+        self._flushed_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def report(self, uuid: str, point: CurvePoint) -> bool:
+        with self._lock:
+            self._points.append(point)
+        self._observer.curve_point(self._trial, point)
+        if time.monotonic() - self._flushed_at >= HEARTBEAT_SECONDS:
+            self._beat()
+            self._publish_live(self._trial, tuple(self._points))
+        return self._stopper is None or not self._stopper(self._points)
+
+    def _beat(self) -> None:
+        """Write the points that are not yet in the ledger; with none, it still says that the attempt lives."""
+        with self._lock:
+            new = self._points[self._written :]
+            self._store.heartbeat(self._begun.attempt_id, self._begun.token, new, {}, None)
+            self._written = len(self._points)
+            self._flushed_at = time.monotonic()
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Beat from a thread too, so that a long epoch does not look like death."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(HEARTBEAT_SECONDS):
+                try:
+                    self._beat()
+                except LrsearchError as error:  # the training goes on; the commit of its result decides
+                    self._observer.message(f"A heartbeat was not written: {error}")
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _number(trial: TrialRecord) -> int:
+    return trial.number
+
+
+def _with_idle(result: TrialResult, idle_seconds: float) -> TrialResult:
+    phases = dict(result.phase_seconds)
+    phases["idle"] = phases.get("idle", 0.0) + max(0.0, idle_seconds)
+    return replace(result, phase_seconds=phases)
+
+
+def _finished(
+    trial: TrialRecord, begun: Begun, result: TrialResult, owner: str, started_at: datetime
+) -> TrialRecord:
+    attempt = AttemptRecord(
+        number=len(trial.attempts) + 1,
+        status="finished",
+        owner=owner,
+        started_at=started_at,
+        finished_at=datetime.now(UTC),
+        phase_seconds=result.phase_seconds,
+        core_seconds=result.core_seconds,
+        estimated=False,
+        device=result.device,
+        gang_size=result.gang_size,
+    )
+    return replace(trial, status=result.status, attempts=(*trial.attempts, attempt), result=result)
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in ("lrsearch", "torch", "torchvision", "optuna", "numpy")}
+
+
+def planned_trials(config: StudyConfig) -> dict[str, int]:
+    """Return, for each strategy, how many trials all its searches together will run, as far as known beforehand."""
+    return {key: strategy.planned_trials * len(config.seeds) for key, strategy in config.strategies.items()}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a study would cost, from a timed probe: seconds on this device, all seeds together."""
+
+    trials: dict[str, int]
+    seconds: dict[str, float]
+    """Charged device seconds by strategy."""
+    device: str
+    probe: str
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+
+def forecast(config: StudyConfig) -> Forecast:
+    """Time a few steps on the device and return what each way would cost; nothing is stored."""
+    from lrsearch import training
+
+    plan, workload, seed = config.training_plan(), config.workload_choice(), config.seeds[0]
+    prepared = training.prepare(workload, plan, seed)
+    probe = training.probe(workload, plan, seed)
+    steps = round(plan.epochs * prepared.facts.steps_per_epoch)
+    train_seconds = steps * probe.step_seconds + plan.epochs * probe.validation_seconds
+    seconds = {}
+    for key, strategy in config.strategies.items():
+        first = strategy.propose(_Search(key, seed, strategy).history(config, prepared.facts), 1)
+        test = first[0].range_test if first else None
+        test_seconds = 0.0
+        if test is not None:
+            rungs = len(training.range_test_rates(test, prepared.facts.steps_per_epoch))
+            test_seconds = rungs * probe.step_seconds + training.RANGE_TEST_EVALUATIONS * probe.range_test_seconds
+        runs = strategy.planned_trials - (test is not None)
+        seconds[key] = len(config.seeds) * (runs * train_seconds + test_seconds)
+    return Forecast(
+        trials=planned_trials(config),
+        seconds=seconds,
+        device=f"{prepared.device.name} ({prepared.device.kind}, {prepared.device.threads} threads)",
+        probe=(
+            f"{probe.step_seconds * 1e3:.2f} ms per step of {prepared.facts.batch_size}, "
+            f"{probe.validation_seconds * 1e3:.1f} ms per evaluation, {steps} steps per trial"
+        ),
+    )

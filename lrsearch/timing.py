@@ -1,0 +1,95 @@
+"""The stopwatch: every second that a device is held belongs to one phase."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lrsearch.trial import PHASES, charged_seconds
+
+if TYPE_CHECKING:
+    import torch
+
+
+def core_seconds() -> float:
+    """Return user + system processor seconds that this process, all its threads and its ended children have used."""
+    usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+class DeviceStopwatch:
+    """Splits the span from `start` to `stop` into consecutive segments, each on one phase's account.
+
+    The device is synchronised before each reading, so call `switch` at segment ends, never per step. Seconds are those of
+    a monotonic clock, times `device_count`.
+
+    >>> ticks = iter([0, 2_000_000_000, 5_000_000_000])
+    >>> watch = DeviceStopwatch(clock=lambda: next(ticks))
+    >>> watch.start("setup"); watch.switch("train"); watch.stop()
+    >>> watch.phase_seconds
+    {'setup': 2.0, 'train': 3.0}
+    """
+
+    def __init__(
+        self,
+        synchronize: Callable[[], None] = lambda: None,
+        device_count: int = 1,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self.phase_seconds: dict[str, float] = {}
+        self._synchronize = synchronize
+        self._device_count = device_count
+        self._clock = clock
+        self._phase: str | None = None
+        self._since = 0
+        self._core_since = 0.0
+        self._core_seconds = 0.0
+
+    def start(self, phase: str) -> None:
+        """Begin the first segment."""
+        assert self._phase is None and phase in PHASES
+        self._synchronize()
+        self._core_since = core_seconds()
+        self._since = self._clock()
+        self._phase = phase
+
+    def switch(self, phase: str) -> None:
+        """End the running segment and begin one of `phase`, which may be the same."""
+        assert self._phase is not None and phase in PHASES
+        self._synchronize()
+        now = self._clock()
+        spent = (now - self._since) / 1e9 * self._device_count
+        self.phase_seconds[self._phase] = self.phase_seconds.get(self._phase, 0.0) + spent
+        self._since = now
+        self._phase = phase
+
+    def stop(self) -> None:
+        """End the last segment; further calls do nothing."""
+        if self._phase is None:
+            return
+        self.switch(self._phase)
+        self._phase = None
+        self._core_seconds = core_seconds() - self._core_since
+
+    @property
+    def charged(self) -> float:
+        """Charged seconds of the segments that have ended."""
+        return charged_seconds(self.phase_seconds)
+
+    @property
+    def core_seconds(self) -> float:
+        """Processor seconds from start to stop, or up to now."""
+        return self._core_seconds if self._phase is None else core_seconds() - self._core_since
+
+
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """Return what waits until all work handed to `device` is done."""
+    import torch
+
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    if device.type == "mps":
+        return torch.mps.synchronize
+    return lambda: None

@@ -1,0 +1,457 @@
+"""One loop for all ways: runs trials and range tests on a device and returns what they gave and cost.
+
+The only file that steps an optimiser. Nothing waits for the device inside a segment; losses are read at segment ends.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrsearch.errors import LrsearchError, UsageError, WorkloadError
+from lrsearch.interfaces import Batch, Channel, LoadedWorkload, Split, Workload
+from lrsearch.range_test import DivergenceStop, ladder
+from lrsearch.registry import lookup
+from lrsearch.schedules.plan import PlannedSchedule, plan_schedule
+from lrsearch.timing import DeviceStopwatch, synchronizer
+from lrsearch.trial import (
+    Choice,
+    CurvePoint,
+    DeviceInfo,
+    RangeTestPlan,
+    RangeTestPoint,
+    ResultStatus,
+    TrainingPlan,
+    TrialResult,
+    TrialSpec,
+    WorkloadFacts,
+)
+from lrsearch.workloads import WORKLOADS
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
+RANGE_TEST_EVALUATIONS = 75
+"""Evaluations during a range test: METHOD asks for 50 to 100, enough for the smoothing window to see the shape."""
+
+
+def run_trials(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
+    """Run `specs` and return their results in order. What goes wrong inside a trial is its result, never an exception.
+
+    Trials of one call run one after another on the whole device, so each has gang_size 1.
+    """
+    return [_run_trial(spec, channel) for spec in specs]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What getting ready took: one-off, on no way's bill."""
+
+    facts: WorkloadFacts
+    device: DeviceInfo
+    seconds: float
+
+
+def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
+    """Load data and model once and take two throw-away steps, so that no trial pays for imports and first decoding.
+
+    Raises what a user must mend before any trial can run: DataError, WorkloadError, UsageError (no such device).
+    """
+    began = time.perf_counter()
+    device = pick_device(training.device)
+    loaded = _load(workload, device, seed)
+    _seed_everything(seed)
+    try:
+        model = loaded.build_model()
+        run = _Run(loaded, model, _optimizer(training.optimizer, model, 0.0), training, device, _batches(loaded, seed))
+        for _ in range(2):
+            run.step(0.0)
+        run.evaluate("validation")
+    except LrsearchError:
+        raise
+    except Exception as error:
+        raise WorkloadError(
+            f"The workload {workload.name!r} cannot take one training step: {_one_line(error)}{_user_frame(error)}"
+        ) from error
+    synchronizer(device)()
+    return Preparation(loaded.facts, device_info(device), time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Seconds of one training step and of one evaluation of the validation and range-test splits, measured."""
+
+    step_seconds: float
+    validation_seconds: float
+    range_test_seconds: float
+
+
+def probe(workload: Choice, training: TrainingPlan, seed: int, steps: int = 30) -> Probe:
+    """Time a few steps and evaluations on the device for a forecast; `prepare` must have run before."""
+    device = pick_device(training.device)
+    loaded = _load(workload, device, seed)
+    model = loaded.build_model()
+    run = _Run(loaded, model, _optimizer(training.optimizer, model, 0.0), training, device, _batches(loaded, seed))
+    wait = synchronizer(device)
+
+    def seconds(work: Callable[[], object]) -> float:
+        wait()
+        began = time.perf_counter()
+        work()
+        wait()
+        return time.perf_counter() - began
+
+    step_seconds = seconds(lambda: [run.step(0.0) for _ in range(steps)]) / steps
+    return Probe(
+        step_seconds, seconds(lambda: run.evaluate("validation")), seconds(lambda: run.evaluate("range_test"))
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that `name` asks for; `auto` takes cuda, then mps, then cpu. Raises UsageError if it is absent."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"training.device must be auto, cpu, cuda, cuda:N or mps, got {name!r}.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"Device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices. Use 'auto' or 'cpu'."
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("Device 'mps' is not here. Use 'auto' or 'cpu'.")
+    return torch.device("cuda", 0) if name == "cuda" else device
+
+
+def device_info(device: torch.device) -> DeviceInfo:
+    """Return what the ledger records of `device`."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    return DeviceInfo(kind=device.type, name=name, count=1, threads=torch.get_num_threads())
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _load(choice: Choice, device: torch.device, seed: int) -> LoadedWorkload:
+    workload: Workload = lookup("workload", WORKLOADS, choice.name)(name=choice.name, **choice.settings)
+    return workload.load(device, seed)
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _optimizer(choice: Choice, model: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    optimizer_class = lookup("optimizer", OPTIMIZERS, choice.name)
+    return optimizer_class(model.parameters(), lr=learning_rate, **choice.settings)  # type: ignore[call-arg]  # every torch optimiser takes lr
+
+
+def _batches(loaded: LoadedWorkload, seed: int) -> Iterator[Batch]:
+    """Yield training batches for ever, epoch after epoch, in the order that `seed` alone decides."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from loaded.train_batches(generator)
+
+
+@dataclass
+class _Run:
+    """Model, optimiser and data of one trial; knows how to step and how to evaluate."""
+
+    loaded: LoadedWorkload
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    training: TrainingPlan
+    device: torch.device
+    batches: Iterator[Batch]
+    _losses: list[torch.Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.model.train()
+        # Groups that the optimiser was given at different rates keep their ratio to the first.
+        first = self.optimizer.param_groups[0]["lr"]
+        self._ratios = [group["lr"] / first if first else 1.0 for group in self.optimizer.param_groups]
+
+    def step(self, learning_rate: float) -> None:
+        """Take one optimiser step at `learning_rate`; the loss stays on the device until `take_losses`."""
+        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
+            group["lr"] = learning_rate * ratio
+        inputs, targets = next(self.batches)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss = self.loaded.loss(self.model(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
+        if self.training.gradient_clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip_norm)
+        self.optimizer.step()
+        self._losses.append(loss.detach())
+
+    def take_losses(self) -> list[float]:
+        """Return the losses of the steps since the last call: the one place where training waits for the device."""
+        losses: list[float] = torch.stack(self._losses).tolist() if self._losses else []
+        self._losses.clear()
+        return losses
+
+    def evaluate(self, split: Split) -> tuple[float, float]:
+        """Return loss and metric over the whole split, in evaluation mode."""
+        self.model.eval()
+        outputs, targets = [], []
+        with torch.inference_mode(), self._autocast():
+            for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
+                outputs.append(self.model(batch_inputs))
+                targets.append(batch_targets)
+        self.model.train()
+        all_outputs, all_targets = torch.cat(outputs).float(), torch.cat(targets)
+        return float(self.loaded.loss(all_outputs, all_targets)), self.loaded.metric(all_outputs, all_targets)
+
+    def _autocast(self) -> torch.autocast:
+        bfloat16 = self.training.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+
+
+@dataclass
+class _Outcome:
+    """What a trial has given so far; becomes part of its TrialResult, however the trial ends."""
+
+    status: ResultStatus = "failed"
+    train_steps: int = 0
+    validation_loss: float | None = None
+    validation_metric: float | None = None
+    test_loss: float | None = None
+    test_metric: float | None = None
+    curve: list[CurvePoint] = field(default_factory=list)
+    range_test: list[RangeTestPoint] = field(default_factory=list)
+    diverged_step: int | None = None
+    error: str | None = None
+    traceback: str | None = None
+    facts: WorkloadFacts | None = None
+
+
+def _run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
+    device = pick_device(spec.training.device)
+    meter = _EnergyMeter(device)
+    watch = DeviceStopwatch(synchronizer(device))
+    outcome = _Outcome()
+    watch.start("data")
+    try:
+        loaded = _load(spec.workload, device, spec.seed)
+        outcome.facts = loaded.facts
+        watch.switch("setup")
+        run, planned = _set_up(spec, loaded, device)
+        if planned is None:
+            _run_range_test(spec, run, watch, outcome)
+        else:
+            _train(spec, run, planned, watch, channel, outcome)
+    except torch.OutOfMemoryError as error:
+        outcome.status = "failed"
+        outcome.error = f"Out of device memory: {_one_line(error)} Lower workload.batch_size or take a smaller model."
+    except (Exception, SystemExit) as error:
+        outcome.status = "failed"
+        outcome.error = _one_line(error) + _user_frame(error)
+        outcome.traceback = traceback.format_exc()
+    watch.stop()
+    return TrialResult(
+        uuid=spec.uuid,
+        device=device_info(device),
+        phase_seconds=watch.phase_seconds,
+        core_seconds=watch.core_seconds,
+        peak_device_memory_bytes=_peak_memory(device),
+        energy_joules=meter.joules(),
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in vars(outcome).items()},
+    )
+
+
+def _set_up(
+    spec: TrialSpec, loaded: LoadedWorkload, device: torch.device
+) -> tuple[_Run, PlannedSchedule | None]:
+    """Build model, optimiser and schedule; the schedule is None for a range test."""
+    proposal = spec.proposal
+    planned = None
+    if proposal.schedule is not None:
+        planned = plan_schedule(
+            proposal.schedule,
+            learning_rate=proposal.learning_rate,
+            base_lr=proposal.base_lr,
+            max_lr=proposal.max_lr,
+            total_steps=max(1, round(spec.training.epochs * loaded.facts.steps_per_epoch)),
+            steps_per_epoch=loaded.facts.steps_per_epoch,
+        )
+    _seed_everything(spec.seed)
+    model = loaded.build_model()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    optimizer = _optimizer(spec.training.optimizer, model, planned.rate(0) if planned else 0.0)
+    return _Run(loaded, model, optimizer, spec.training, device, _batches(loaded, spec.seed)), planned
+
+
+def _train(
+    spec: TrialSpec,
+    run: _Run,
+    planned: PlannedSchedule,
+    watch: DeviceStopwatch,
+    channel: Channel,
+    outcome: _Outcome,
+) -> None:
+    """Train to the planned end, with a curve point at every epoch's and every cycle's end."""
+    steps_per_epoch = run.loaded.facts.steps_per_epoch
+    outcome.status = "completed"
+    watch.switch("warmup")
+    for end in _segment_ends(planned, steps_per_epoch):
+        while outcome.train_steps < end:
+            run.step(planned.rate(outcome.train_steps))
+            outcome.train_steps += 1
+            if outcome.train_steps == 1:
+                watch.switch("train")
+        watch.switch("evaluate")
+        losses = run.take_losses()
+        outcome.diverged_step = _first_non_finite(losses, end)
+        loss, metric = run.evaluate("validation")
+        if outcome.diverged_step is None:
+            outcome.validation_loss, outcome.validation_metric = _finite(loss), metric
+        else:
+            outcome.validation_loss = outcome.validation_metric = None
+        watch.switch("idle")
+        point = CurvePoint(
+            step=end,
+            epoch=end / steps_per_epoch,
+            learning_rate=planned.rate(end - 1),
+            train_loss=_finite(math.fsum(losses) / len(losses)) if outcome.diverged_step is None else None,
+            validation_loss=_finite(loss),
+            validation_metric=metric if outcome.diverged_step is None else None,
+            charged_device_seconds=watch.charged,
+            cycle_end=end in planned.cycle_ends,
+        )
+        outcome.curve.append(point)
+        go_on = channel.report(spec.uuid, point)
+        if outcome.diverged_step is not None:
+            outcome.status = "diverged"
+            return
+        if not go_on and end < planned.train_steps:
+            outcome.status = "pruned"
+            break
+        watch.switch("train")
+    watch.switch("test_evaluation")
+    test_loss, outcome.test_metric = run.evaluate("test")
+    outcome.test_loss = _finite(test_loss)
+
+
+def _segment_ends(planned: PlannedSchedule, steps_per_epoch: int) -> list[int]:
+    """Return the step counts at which to evaluate: every epoch's and cycle's end, and the end of the run."""
+    ends = {*range(steps_per_epoch, planned.train_steps + 1, steps_per_epoch), *planned.cycle_ends}
+    return sorted({end for end in ends if end <= planned.train_steps} | {planned.train_steps})
+
+
+def _run_range_test(spec: TrialSpec, run: _Run, watch: DeviceStopwatch, outcome: _Outcome) -> None:
+    """Raise the rate rung by rung, from low to high, and record what it does; stops early where the loss runs away."""
+    plan = spec.proposal.range_test
+    assert plan is not None, "a proposal without a schedule is a range test"
+    rates = range_test_rates(plan, run.loaded.facts.steps_per_epoch)
+    every = max(1, round(len(rates) / RANGE_TEST_EVALUATIONS))
+    stop = DivergenceStop(len(rates))
+    evaluations: dict[int, tuple[float, float]] = {}
+    losses: list[float] = []
+    outcome.status = "completed"
+    watch.switch("range_test")
+    for rung, rate in enumerate(rates):
+        run.step(rate)
+        outcome.train_steps += 1
+        if (rung + 1) % every and rung + 1 < len(rates):
+            continue
+        evaluations[rung] = run.evaluate("range_test")
+        new = run.take_losses()
+        losses += new
+        if any([stop.update(loss) for loss in new]):
+            break
+    outcome.range_test = list(_range_test_points(rates, losses, evaluations))
+
+
+def range_test_rates(plan: RangeTestPlan, steps_per_epoch: int) -> list[float]:
+    """Return the rate of every step of the range test that `plan` asks for."""
+    return ladder(plan.low, plan.high, max(plan.min_steps, math.ceil(plan.epochs * steps_per_epoch)), plan.ladder)
+
+
+def _range_test_points(
+    rates: Sequence[float], losses: Sequence[float], evaluations: dict[int, tuple[float, float]]
+) -> Iterator[RangeTestPoint]:
+    """Yield a point per rung that was stepped. The loss of step i+1 was computed before it: it belongs to rung i."""
+    for rung in range(len(losses)):
+        loss, metric = evaluations.get(rung, (None, None))
+        yield RangeTestPoint(
+            step=rung,
+            learning_rate=rates[rung],
+            train_loss=_finite(losses[rung + 1]) if rung + 1 < len(losses) else None,
+            validation_loss=None if loss is None else _finite(loss),
+            validation_metric=metric,
+        )
+
+
+def _first_non_finite(losses: Sequence[float], end: int) -> int | None:
+    """Return the number (from 1) of the first step whose loss was not finite; `losses` are those up to step `end`."""
+    first = end - len(losses) + 1
+    return next((first + index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+def _user_frame(error: BaseException) -> str:
+    """Return " (file.py:12, in forward)" of the innermost frame outside lrsearch and torch, or an empty string."""
+    own = (str(Path(__file__).parent), str(Path(torch.__file__).parent), sys.base_prefix, "<")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
+    return f" ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+class _EnergyMeter:
+    """Joules between its making and `joules()`, from NVML's counter since driver load; None where there is none."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._read: Callable[[], int] | None = None
+        if device.type != "cuda":
+            return
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            self._read = lambda: int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+            self._began = self._read()
+        except Exception:  # no package, no driver, no counter on this card: energy is unknown, which is no fault
+            self._read = None
+
+    def joules(self) -> float | None:
+        return None if self._read is None else (self._read() - self._began) / 1000.0

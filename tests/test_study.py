@@ -1,0 +1,292 @@
+"""The main job on a small real study: sklearn's digits, SQLite in a temporary folder, the inline executor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrsearch.config import StudyConfig, load_study
+from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, WorkloadError
+from lrsearch.storage.store import Store, open_store
+from lrsearch.study import forecast, interleaved, run_study
+from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord, charged_seconds
+
+FILE = """
+version: 1
+name: {name}
+workload: {workload}
+training:
+  epochs: {epochs}
+  device: cpu
+  optimizer: {{name: sgd, momentum: 0.9}}
+seeds: {seeds}
+rates: {{low: 1e-5, high: 10.0}}
+target: {{metric: accuracy, value: 0.9}}
+strategies:
+  grid: {{name: grid, points: {points}, schedule: {{name: constant}}}}
+  tpe: {{name: optuna_search, sampler: tpe, trials: 3, startup_trials: 2}}
+  clr: {{name: range_tested, schedule: {{name: triangular2, cycles: 2}}}}
+"""
+DIGITS = "{name: digits, model: mlp, batch_size: 64}"
+
+
+class Quiet:
+    """An observer that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[str, int]] = []
+        self.finished: list[TrialRecord] = []
+        self.messages: list[str] = []
+
+    def study_started(self, record: StudyRecord, planned_trials: dict[str, int]) -> None:
+        self.planned = planned_trials
+
+    def trial_started(self, trial: TrialRecord) -> None:
+        self.started.append((trial.strategy, trial.seed))
+
+    def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None: ...
+
+    def trial_finished(self, trial: TrialRecord) -> None:
+        self.finished.append(trial)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def study_finished(self, record: StudyRecord) -> None:
+        self.record = record
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def make(**changes: Any) -> Path:
+        values = {"name": "small", "workload": DIGITS, "epochs": 2, "seeds": [0], "points": 3} | changes
+        path = tmp_path / "study.yaml"
+        path.write_text(FILE.format(**values))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(f"sqlite:///{tmp_path / 'study.db'}")
+
+
+def config(path: Path) -> StudyConfig:
+    return load_study(path)
+
+
+def outcome(record: StudyRecord) -> list[Any]:
+    """All that must be equal in two runs of the same study: everything but clocks and identities."""
+    rows = []
+    for trial in record.trials:
+        assert trial.result is not None
+        curve = tuple(replace(point, charged_device_seconds=0.0) for point in trial.result.curve)
+        rows.append(
+            (trial.strategy, trial.seed, trial.number, trial.status, trial.proposal, curve, trial.result.range_test)
+            + (trial.result.validation_metric, trial.result.test_metric)
+        )
+    return rows
+
+
+def test_turns_alternate_so_that_no_way_always_comes_first() -> None:
+    turns = interleaved(["a", "b", "c"])
+    assert [next(turns) for _ in range(3)] == [("a", "b", "c"), ("c", "b", "a"), ("a", "b", "c")]
+
+
+def test_a_study_runs_every_trial_of_every_way_and_seed(write: Write, store: Store) -> None:
+    watcher = Quiet()
+    record = run_study(config(write(seeds=[0, 1])), store, observer=watcher)
+    assert record.finished
+    assert watcher.planned == {"grid": 6, "tpe": 6, "clr": 4}
+    assert len(record.trials) == 16 and all(trial.result is not None for trial in record.trials)
+    assert watcher.started[:6] == [(way, 0) for way in ("grid", "tpe", "clr", "clr", "tpe", "grid")]
+    clr = record.search("clr", 1)
+    assert [trial.stage for trial in clr] == ["range_test", "train"]
+    base_lr, max_lr = clr[1].proposal.base_lr, clr[1].proposal.max_lr
+    assert base_lr is not None and max_lr is not None and 0 < base_lr < max_lr
+    assert clr[1].result is not None and (clr[1].result.test_metric or 0) > 0.8
+    assert record.facts is not None and record.facts.metric == "accuracy"
+
+
+def test_charged_seconds_add_up_to_the_time_that_the_device_was_held(write: Write, store: Store) -> None:
+    record = run_study(config(write(seeds=[0, 1])), store, observer=Quiet())
+    [run] = [event for event in record.events if event.kind == "run"]
+    explained = sum(sum(trial.phase_seconds.values()) for trial in record.trials)
+    assert explained == pytest.approx(run.data["held_seconds"], rel=0.01)
+
+
+def test_the_same_file_twice_gives_the_same_rates_curves_and_accuracies(write: Write, tmp_path: Path) -> None:
+    path = write()
+    first, second = (
+        run_study(config(path), open_store(f"sqlite:///{tmp_path / name}"), observer=Quiet()) for name in ("1.db", "2.db")
+    )
+    assert outcome(first) == outcome(second)
+
+
+def test_a_finished_study_says_so_and_runs_nothing(write: Write, store: Store) -> None:
+    path = write()
+    run_study(config(path), store, observer=Quiet())
+    again = Quiet()
+    record = run_study(config(path), store, observer=again)
+    assert record.finished and again.started == []
+    assert "finished" in again.messages[0]
+
+
+def test_a_changed_file_is_refused_with_its_differences(write: Write, store: Store) -> None:
+    run_study(config(write()), store, observer=Quiet())
+    with pytest.raises(StudyChangedError, match=r"training\.epochs.*2.*3"):
+        run_study(config(write(epochs=3)), store, observer=Quiet())
+    with pytest.raises(StudyChangedError, match="--extend can add"):
+        run_study(config(write(epochs=3)), store, observer=Quiet(), extend=True)
+
+
+def test_more_seeds_extend_a_study_without_running_anything_twice(write: Write, store: Store) -> None:
+    first = run_study(config(write()), store, observer=Quiet())
+    with pytest.raises(StudyChangedError, match="--extend"):
+        run_study(config(write(seeds=[0, 1])), store, observer=Quiet())
+    watcher = Quiet()
+    record = run_study(config(write(seeds=[0, 1])), store, observer=watcher, extend=True)
+    assert {seed for _, seed in watcher.started} == {1}
+    assert outcome(record)[: len(first.trials)] == outcome(first)
+    assert record.finished
+
+
+def test_a_fresh_version_keeps_the_old_one(write: Write, store: Store) -> None:
+    path = write()
+    first = run_study(config(path), store, observer=Quiet())
+    second = run_study(config(path), store, observer=Quiet(), fresh=True)
+    assert (first.version, second.version) == (1, 2)
+    assert outcome(store.record("small", 1)) == outcome(second)
+
+
+def test_a_study_that_another_process_holds_is_refused(write: Write, store: Store) -> None:
+    path = write()
+    study = store.create_study("small", config(path).resolved(), config(path).fingerprint())
+    source = "from lrsearch.storage.owner import this_owner as me; print(me(), flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        store.acquire(study.id, holder.stdout.readline().strip(), 60)
+        with pytest.raises(StudyBusyError, match=str(holder.pid)):
+            run_study(config(path), store, observer=Quiet())
+        holder.kill()
+    assert run_study(config(path), store, observer=Quiet()).finished
+
+
+def test_a_model_that_raises_stops_before_the_first_trial(
+    write: Write, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raising.py").write_text("def model():\n    raise ValueError('no model')\n\ndef data():\n    return None\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write(workload="{name: callable, model: 'raising:model', data: 'raising:data', batch_size: 8}")
+    with pytest.raises(WorkloadError):
+        run_study(config(path), store, observer=Quiet())
+    assert store.record("small").trials == ()
+
+
+FAILS_LATER = """
+import torch
+
+def data():
+    return (torch.randn(64, 3), torch.randint(0, 2, (64,))), (torch.randn(8, 3), torch.randint(0, 2, (8,)))
+
+class Model(torch.nn.Linear):
+    steps = 0
+
+    def forward(self, inputs):
+        Model.steps += self.training
+        if Model.steps > 4:
+            raise RuntimeError("worn out")
+        return super().forward(inputs)
+
+def model():
+    return Model(3, 2)
+"""
+
+
+def test_trials_that_keep_failing_stop_the_study_and_are_kept(
+    write: Write, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fails_later.py").write_text(FAILS_LATER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write(workload="{name: callable, model: 'fails_later:model', data: 'fails_later:data', batch_size: 8}")
+    with pytest.raises(StudyFailedError, match="worn out"):
+        run_study(config(path), store, observer=Quiet())
+    failed = store.record("small").trials
+    assert [trial.status for trial in failed] == ["failed"] * 3
+    assert all(trial.charged_device_seconds > 0 for trial in failed)
+
+
+def test_a_forecast_counts_every_way(write: Write) -> None:
+    plan = forecast(config(write(seeds=[0, 1])))
+    assert plan.trials == {"grid": 6, "tpe": 6, "clr": 4}
+    assert plan.seconds["grid"] == pytest.approx(plan.seconds["tpe"])
+    assert 0 < plan.seconds["clr"] < plan.total_seconds
+
+
+def start(path: Path, database: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lrsearch", "run-study", str(path), "--database", f"sqlite:///{database}"]
+    return subprocess.Popen(
+        [*command, "--report", str(path.parent / "report.html")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"NO_COLOR": "1"},
+    )
+
+
+def wait_for_running_attempt(database: Path, after_trials: int) -> None:
+    """Wait until `after_trials` trials are done and another attempt runs."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if database.exists():
+            try:
+                trials = open_store(f"sqlite:///{database}").record("small").trials
+            except Exception:  # the tables are being made
+                trials = ()
+            running = [trial for trial in trials if trial.status == "running"]
+            if running and len(trials) > after_trials:
+                return
+        time.sleep(0.02)
+    raise AssertionError("no running attempt was seen")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_killed_study_goes_on_with_nothing_lost_and_nothing_twice(
+    write: Write, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    path = write(epochs=40)
+    unbroken = run_study(config(path), open_store(f"sqlite:///{tmp_path / 'unbroken.db'}"), observer=Quiet())
+    database = tmp_path / "broken.db"
+    for after_trials in (1, 4):
+        process = start(path, database)
+        wait_for_running_attempt(database, after_trials)
+        time.sleep(0.2)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=30)
+        assert process.returncode == code, output
+        assert "Traceback" not in output
+        if number != signal.SIGKILL:
+            assert "lrsearch run-study" in output, "the way to go on is said"
+    process = start(path, database)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    record = open_store(f"sqlite:///{database}").record("small")
+    assert outcome(record) == outcome(unbroken)
+    broken_off = [a for trial in record.trials for a in trial.attempts if a.status in ("lost", "interrupted")]
+    assert len(broken_off) == 2, "both kills landed inside a running attempt"
+    assert all(0 < charged_seconds(attempt.phase_seconds) < 60 for attempt in broken_off)
+    assert all(attempt.estimated == (number == signal.SIGKILL) for attempt in broken_off)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from lrsearch.timing import DeviceStopwatch, core_seconds
+from lrsearch.trial import PHASES, charged_seconds
+
+
+def test_consecutive_segments_add_up_to_the_whole_span() -> None:
+    began = time.perf_counter()
+    watch = DeviceStopwatch()
+    watch.start("setup")
+    for phase in ("train", "evaluate", "idle", "train", "test_evaluation"):
+        time.sleep(0.002)
+        watch.switch(phase)
+    watch.stop()
+    span = time.perf_counter() - began
+    # Nothing lies between two segments, so all that can be missing is the code before start and after stop.
+    assert sum(watch.phase_seconds.values()) == pytest.approx(span, abs=1e-3)
+    assert set(watch.phase_seconds) <= set(PHASES)
+
+
+def test_the_device_is_waited_for_before_each_reading_of_the_clock() -> None:
+    order: list[str] = []
+
+    def clock() -> int:
+        order.append("read")
+        return len(order)
+
+    watch = DeviceStopwatch(synchronize=lambda: order.append("wait"), clock=clock)
+    watch.start("setup")
+    watch.switch("train")
+    watch.stop()
+    assert order == ["wait", "read"] * 3
+
+
+def test_two_devices_held_for_a_second_cost_two() -> None:
+    ticks = iter([0, 1_000_000_000])
+    watch = DeviceStopwatch(device_count=2, clock=lambda: next(ticks))
+    watch.start("train")
+    watch.stop()
+    assert watch.charged == 2.0
+
+
+def test_stopping_twice_charges_once() -> None:
+    ticks = iter([0, 10, 20])
+    watch = DeviceStopwatch(clock=lambda: next(ticks))
+    watch.start("train")
+    watch.stop()
+    watch.stop()
+    assert watch.phase_seconds == {"train": 1e-08}
+
+
+def test_core_seconds_see_the_work_of_this_process() -> None:
+    before = core_seconds()
+    deadline = time.process_time() + 0.05
+    while time.process_time() < deadline:
+        pass
+    assert core_seconds() - before >= 0.045
+
+
+def test_phases_shown_apart_are_not_charged() -> None:
+    assert charged_seconds({"train": 1.0, "lost": 0.25, "data": 5.0, "test_evaluation": 5.0}) == 1.25

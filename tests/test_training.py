@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from lrsearch.errors import DataError, UsageError, WorkloadError
+from lrsearch.training import OPTIMIZERS, pick_device, prepare, probe, run_trials
+from lrsearch.trial import (
+    CHARGED_PHASES,
+    Choice,
+    CurvePoint,
+    Proposal,
+    RangeTestPlan,
+    TrainingPlan,
+    TrialResult,
+    TrialSpec,
+)
+from lrsearch.workloads import WORKLOADS
+
+SGD = Choice("sgd", {"momentum": 0.9, "weight_decay": 5e-4})
+DIGITS = Choice("digits", {"batch_size": 32, "model": "mlp"})
+
+
+class Listener:
+    """Collects points; stops a trial after `stop_after` of them."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.points: list[CurvePoint] = []
+        self._stop_after = stop_after
+
+    def report(self, uuid: str, point: CurvePoint) -> bool:
+        self.points.append(point)
+        return self._stop_after is None or len(self.points) < self._stop_after
+
+
+def spec(
+    learning_rate: float = 0.1, schedule: str = "constant", *, epochs: float = 2, optimizer: Choice = SGD, **changes: Any
+) -> TrialSpec:
+    return replace(
+        TrialSpec(
+            uuid="u",
+            study="s",
+            strategy="w",
+            seed=0,
+            number=0,
+            proposal=Proposal("train", Choice(schedule), learning_rate),
+            workload=DIGITS,
+            training=TrainingPlan(epochs=epochs, optimizer=optimizer, device="cpu"),
+        ),
+        **changes,
+    )
+
+
+def run(trial: TrialSpec, listener: Listener | None = None) -> TrialResult:
+    [result] = run_trials([trial], listener or Listener())
+    return result
+
+
+def timeless(points: Sequence[CurvePoint]) -> list[CurvePoint]:
+    return [replace(point, charged_device_seconds=0.0) for point in points]
+
+
+@pytest.fixture
+def callable_workload(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write the user's module and return the workload that uses it."""
+
+    def make(source: str, **settings: Any) -> Choice:
+        name = f"user_{abs(hash(source)) % 10**8}"
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return Choice("callable", {"batch_size": 16, "model": f"{name}:model", "data": f"{name}:data", **settings})
+
+    return make
+
+
+TABLE = """
+import torch
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, 5, generator=generator)
+    targets = (inputs[:, 0] + inputs[:, 1] > 0).long()
+    return (inputs[:300], targets[:300]), (inputs[300:], targets[300:])
+
+def model():
+    return torch.nn.Linear(5, 2)
+"""
+
+
+def test_a_trial_reports_a_point_per_epoch_and_learns_digits() -> None:
+    listener = Listener()
+    result = run(spec(epochs=3), listener)
+    assert result.status == "completed" and result.error is None
+    assert result.facts is not None
+    steps = result.facts.steps_per_epoch
+    assert [point.step for point in result.curve] == [steps, 2 * steps, 3 * steps]
+    assert listener.points == list(result.curve)
+    assert result.train_steps == 3 * steps
+    assert result.validation_metric is not None and result.validation_metric > 0.8
+    assert result.test_metric is not None and result.test_metric > 0.8
+    assert result.validation_metric == result.curve[-1].validation_metric
+
+
+def test_the_same_trial_twice_gives_the_same_curve() -> None:
+    torch.manual_seed(1)
+    first = run(spec())
+    torch.manual_seed(2)
+    second = run(spec())
+    assert timeless(first.curve) == timeless(second.curve)
+    assert first.test_metric == second.test_metric
+
+
+def test_trials_of_one_seed_differ_in_their_rate_alone() -> None:
+    """At rate 0 nothing moves, so the first losses of two different rates start from the same weights and data."""
+    still = run(spec(1e-12, epochs=1)), run(spec(1e-11, epochs=1))
+    losses = [result.curve[0].train_loss for result in still]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    other_seed = run(spec(1e-12, epochs=1, seed=1)).curve[0].train_loss
+    assert other_seed != pytest.approx(losses[0], rel=1e-6)
+
+
+def test_a_diverging_trial_is_a_result_with_its_step_and_its_cost() -> None:
+    result = run(spec(1e4))
+    assert result.status == "diverged"
+    assert result.diverged_step is not None and 1 <= result.diverged_step <= result.train_steps
+    assert result.validation_metric is None and result.test_metric is None
+    assert result.curve[-1].train_loss is None
+    assert result.phase_seconds["train"] > 0
+
+
+def test_every_second_belongs_to_a_phase() -> None:
+    result = run(spec())
+    assert set(result.phase_seconds) <= {*CHARGED_PHASES, "data", "test_evaluation"}
+    assert {"setup", "warmup", "train", "evaluate", "test_evaluation"} <= set(result.phase_seconds)
+    cumulative = [point.charged_device_seconds for point in result.curve]
+    assert cumulative == sorted(cumulative) and cumulative[0] > 0
+    assert result.core_seconds > 0
+
+
+def test_a_stopped_trial_is_pruned_after_its_last_point() -> None:
+    result = run(spec(epochs=5), Listener(stop_after=2))
+    assert result.status == "pruned"
+    assert len(result.curve) == 2
+    assert result.test_metric is not None
+
+
+def test_stopping_at_the_last_point_changes_nothing() -> None:
+    assert run(spec(epochs=2), Listener(stop_after=2)).status == "completed"
+
+
+def test_a_cyclical_run_is_evaluated_at_every_cycle_end() -> None:
+    proposal = Proposal("train", Choice("triangular2", {"cycles": 3}), base_lr=0.01, max_lr=0.2)
+    result = run(spec(epochs=2, proposal=proposal))
+    ends = [point.step for point in result.curve if point.cycle_end]
+    assert len(ends) == 3 and ends[-1] == result.train_steps
+    assert max(point.learning_rate for point in result.curve) <= 0.2
+
+
+def test_a_range_test_visits_the_ladder_and_keeps_the_values_of_each_rung() -> None:
+    plan = RangeTestPlan(1e-5, 10.0)
+    result = run(spec(proposal=Proposal("range_test", range_test=plan)))
+    assert result.status == "completed" and result.test_metric is None
+    points = result.range_test
+    assert points[0].learning_rate == pytest.approx(1e-5)
+    ratios = [b.learning_rate / a.learning_rate for a, b in zip(points, points[1:], strict=False)]
+    assert max(ratios) == pytest.approx(min(ratios), rel=1e-9)
+    measured = [point for point in points if point.validation_metric is not None]
+    assert len(measured) >= 30
+    assert max(point.validation_metric or 0.0 for point in measured) > 0.6
+    assert points[-1].train_loss is None, "the loss after the last rung was never computed"
+    assert result.phase_seconds["range_test"] > 0
+
+
+def test_the_first_loss_of_a_range_test_belongs_to_the_rung_before_it() -> None:
+    """With a single tiny rate everywhere the losses are those of the constant run, one step late."""
+    plan = RangeTestPlan(1e-12, 2e-12, min_steps=100, epochs=0.1)
+    losses = [point.train_loss for point in run(spec(proposal=Proposal("range_test", range_test=plan))).range_test]
+    constant = run(spec(1e-12, epochs=1)).curve[0].train_loss
+    assert constant is not None
+    steps = len(losses)
+    assert steps == 100 and losses[-1] is None
+    first_epoch = losses[: run(spec(epochs=1)).train_steps - 1]
+    # The constant run's mean has one more term, the first: the two means differ by at most that term's weight.
+    assert math.fsum(loss or 0.0 for loss in first_epoch) / len(first_epoch) == pytest.approx(constant, rel=0.02)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_every_optimizer_trains(name: str) -> None:
+    rate = {"sgd": 0.1, "adagrad": 0.05, "rmsprop": 1e-3}.get(name, 3e-3)
+    result = run(spec(rate, optimizer=Choice(name)))
+    assert result.status == "completed"
+    assert result.validation_metric is not None and result.validation_metric > 0.5
+
+
+def test_sgd_equals_a_loop_written_by_hand() -> None:
+    result = run(spec(0.1, epochs=1))
+    loaded = WORKLOADS["digits"](name="digits", **DIGITS.settings).load(torch.device("cpu"), 0)
+    torch.manual_seed(0)
+    model = loaded.build_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    for inputs, targets in loaded.train_batches(torch.Generator().manual_seed(0)):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
+        optimizer.step()
+        losses.append(loss.item())
+    assert result.curve[0].train_loss == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
+
+
+def test_clipping_bounds_what_a_huge_gradient_does(callable_workload: Any) -> None:
+    workload = callable_workload(TABLE.replace("return torch.nn.Linear(5, 2)", "return torch.nn.Linear(5, 2)"))
+    free = run(spec(1e20, epochs=1, workload=workload))
+    plan = TrainingPlan(epochs=1, optimizer=Choice("sgd"), device="cpu", gradient_clip_norm=1e-20)
+    clipped = run(spec(1e20, workload=workload, training=plan))
+    assert clipped.status == "completed" and free.validation_loss != clipped.validation_loss
+
+
+def test_bfloat16_trains_close_to_float32() -> None:
+    plan = TrainingPlan(epochs=3, optimizer=SGD, device="cpu", precision="bfloat16")
+    result = run(spec(0.1, training=plan))
+    assert result.validation_metric is not None and result.validation_metric > 0.8
+
+
+def test_a_model_that_raises_is_a_failed_trial_that_names_the_users_line(callable_workload: Any) -> None:
+    source = TABLE.replace(
+        "return torch.nn.Linear(5, 2)",
+        """
+    class Broken(torch.nn.Linear):
+        def forward(self, inputs):
+            raise RuntimeError("no forward today")
+    return Broken(5, 2)""",
+    )
+    result = run(spec(workload=callable_workload(source)))
+    assert result.status == "failed"
+    assert result.error is not None and "no forward today" in result.error and "in forward" in result.error
+    assert result.traceback is not None and "Broken" in result.traceback
+    with pytest.raises(WorkloadError, match="no forward today"):
+        prepare(callable_workload(source), TrainingPlan(1, SGD, device="cpu"), 0)
+
+
+def test_a_model_that_exits_does_not_take_the_study_with_it(callable_workload: Any) -> None:
+    source = TABLE.replace("return torch.nn.Linear(5, 2)", "raise SystemExit(3)")
+    assert run(spec(workload=callable_workload(source))).status == "failed"
+
+
+def test_missing_data_stop_the_preparation_with_their_own_error(tmp_path: Any) -> None:
+    workload = Choice("image_folder", {"data_root": str(tmp_path / "nowhere"), "batch_size": 8, "model": "lenet"})
+    with pytest.raises(DataError, match="nowhere"):
+        prepare(workload, TrainingPlan(1, SGD, device="cpu"), 0)
+
+
+def test_preparing_tells_the_facts_and_a_probe_times_one_step() -> None:
+    plan = TrainingPlan(1, SGD, device="cpu")
+    preparation = prepare(DIGITS, plan, 0)
+    assert preparation.facts.train_count + preparation.facts.validation_count + preparation.facts.test_count == 1797
+    assert preparation.device.kind == "cpu" and preparation.device.threads == torch.get_num_threads()
+    measured = probe(DIGITS, plan, 0)
+    assert 0 < measured.step_seconds < 1 and measured.validation_seconds > 0
+
+
+def test_a_device_that_is_not_here_is_refused() -> None:
+    with pytest.raises(UsageError, match="must be auto"):
+        pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="0 CUDA devices"):
+            pick_device("cuda:7")
+
+
+@pytest.mark.gpu
+def test_a_trial_on_a_gpu_agrees_with_the_processor() -> None:
+    on_gpu = run(spec(training=TrainingPlan(3, SGD, device="cuda")))
+    on_cpu = run(spec(training=TrainingPlan(3, SGD, device="cpu")))
+    assert on_gpu.device.kind == "cuda" and on_gpu.peak_device_memory_bytes
+    assert on_gpu.validation_metric == pytest.approx(on_cpu.validation_metric, abs=0.05)
