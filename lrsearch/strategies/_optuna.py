@@ -29,9 +29,9 @@ def draw_model(history: History, sampler: Literal["tpe", "gp"], startup_trials: 
 
     Failed and diverged trials are told as the worst value (see `told_value`), running ones as running.
     """
-    names = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}
+    samplers = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}
     seed = stable_seed(history, len(history.trials))
-    study = new_study(history, names[sampler](seed=seed, n_startup_trials=startup_trials))
+    study = new_study(history, samplers[sampler](seed=seed, n_startup_trials=startup_trials))
     worst = worst_value(history, history.trials)
     for trial in history.trials:
         study.add_trial(_frozen(history, trial, worst, keep_pruned=sampler == "tpe"))

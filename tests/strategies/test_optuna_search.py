@@ -219,6 +219,20 @@ def test_cmaes_waits_for_the_end_of_a_generation() -> None:
     assert len(strategy.propose(finished(started, hill), 8)) == GENERATION_SIZE
 
 
+def test_cmaes_replays_even_when_a_later_trial_is_the_worst_so_far() -> None:
+    """Without a chance level a failed trial is told as the worst value *of its time*: replay must not revise it."""
+    outcomes = iter(
+        [
+            Outcome("failed"),
+            *(Outcome("completed", metric) for metric in (0.5, 0.9, 0.8)),
+            *[Outcome("completed", 0.3)] * 8,
+        ]
+    )
+    history = replace(EMPTY, facts=replace(FACTS, chance=None))
+    strategy = OptunaSearch(sampler="cmaes", trials=12)
+    assert len(search(strategy, lambda proposal: next(outcomes), history=history).trials) == 12
+
+
 def test_qmc_puts_one_of_sixteen_rates_into_each_sixteenth_of_the_range() -> None:
     for history in over_seeds(OptunaSearch(sampler="qmc", trials=16), 3):
         cells = [int((math.log10(rate) + 5) / 6 * 16) for rate in rates(history)]
