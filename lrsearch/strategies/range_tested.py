@@ -73,7 +73,7 @@ class RangeTested(Settings):
 
 
 def verdict_of(history: History) -> RangeTestVerdict | None:
-    """Return what the search's range test shows; None while it has not ended, when it failed, and without a point.
+    """Return what the search's range test shows; None while it has not ended, when it failed, and without one.
 
     A range test that ended in divergence has done its work: it is judged like a completed one.
     """
@@ -81,7 +81,6 @@ def verdict_of(history: History) -> RangeTestVerdict | None:
 
     for trial in history.trials:
         plan = trial.proposal.range_test
-        ended = trial.status in ("completed", "diverged")
-        if ended and plan is not None and trial.range_test and history.facts is not None:
+        if plan is not None and history.facts is not None and trial.status in ("completed", "diverged"):
             return judge(trial.range_test, history.facts, plan, history.optimizer.name)
     return None
