@@ -78,8 +78,11 @@ class LoadedWorkload(Protocol):
 class Workload(Protocol):
     """Model, data, loss and metric. Importing the module that defines one must not import torch."""
 
-    name: str
-    batch_size: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def batch_size(self) -> int: ...
 
     def load(self, device: torch.device, seed: int) -> LoadedWorkload:
         """Return the workload with data on `device` and train/validation split by `seed`; the test set never changes.
@@ -93,7 +96,8 @@ class Workload(Protocol):
 class Strategy(Protocol):
     """A way of choosing a learning rate: a pure function of the history of its own search."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def planned_trials(self) -> int:

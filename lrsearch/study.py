@@ -283,6 +283,7 @@ class _Conductor:
         history = search.history(self._config, self._facts)
         if unfinished:
             trial = unfinished[0]
+            history = replace(history, trials=history.trials[: trial.number])
             begun = self._store.retry_trial(
                 trial.uuid, owner=self._owner, versions=self._versions, settle=self._take_unsettled()
             )

@@ -154,9 +154,11 @@ def database_now(connection: Connection) -> datetime:
 def translated(error: DBAPIError, url: URL) -> StorageError:
     """Return the StorageError that says what the user can do about a database error."""
     path = sqlite_path(url)
-    reason = str(error.orig).strip().replace("\n", " ")
-    if path is None:
+    reason = " ".join(str(error.orig).split()).removesuffix(".")
+    if path is None and isinstance(error, OperationalError):
         return StorageError(f"The database {display_url(url)} cannot be used: {reason}. Is its server running?")
+    if path is None:
+        return StorageError(f"The database {display_url(url)} refused: {reason}.")
     if "disk is full" in reason or "disk I/O error" in reason:
         free = shutil.disk_usage(path.parent).free
         return StorageError(
