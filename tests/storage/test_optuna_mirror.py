@@ -1,0 +1,265 @@
+"""The dashboard's view, read back by Optuna itself."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from lrsearch.errors import StorageError
+from lrsearch.storage.optuna_mirror import OptunaMirror
+from lrsearch.storage.store import Store, open_store
+from lrsearch.trial import Proposal, ResultStatus, StudyRecord
+from tests.storage.samples import (
+    CONSTANT,
+    CYCLE,
+    FACTS,
+    OWNER,
+    RANGE_TEST,
+    VERSIONS,
+    begin,
+    finish,
+    held_study,
+    points,
+    range_test_result,
+    result,
+)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'lrsearch.db'}"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    with open_store(url) as store:
+        yield store
+
+
+@pytest.fixture
+def mirror(store: Store, url: str) -> Iterator[OptunaMirror]:
+    mirror = OptunaMirror(url)
+    yield mirror
+    mirror.close()
+
+
+def _trials(url: str, name: str = "digits/grid/0") -> list[optuna.trial.FrozenTrial]:
+    storage = optuna.storages.RDBStorage(url)
+    trials = optuna.load_study(study_name=name, storage=storage).get_trials()
+    storage.remove_session()
+    storage.engine.dispose()
+    return trials
+
+
+def _publish(mirror: OptunaMirror, store: Store) -> StudyRecord:
+    record = store.record("digits")
+    mirror.publish(record, record.trials)
+    return record
+
+
+def test_optuna_finds_the_best_trial_of_each_search(store: Store, mirror: OptunaMirror, url: str) -> None:
+    row = held_study(store)
+    for metric in (0.7, 0.95, 0.8):
+        finish(store, begin(store, row), metric=metric)
+    finish(store, begin(store, row, strategy="clr", seed=1), metric=0.5)
+    record = _publish(mirror, store)
+
+    storage = optuna.storages.RDBStorage(url)
+    study = optuna.load_study(study_name="digits/grid/0", storage=storage)
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+    best = study.best_trial
+    assert (best.number, best.value, best.params) == (1, 0.95, {"learning_rate": 0.1})
+    assert best.user_attrs["uuid"] == record.trials[1].uuid
+    assert best.user_attrs["charged_device_seconds"] == pytest.approx(record.trials[1].charged_device_seconds)
+    assert best.intermediate_values == {p.step: p.validation_metric for p in points()}
+    assert sorted(optuna.get_all_study_names(storage)) == ["digits/clr/1", "digits/grid/0"]
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_a_running_trial_shows_its_rate_and_its_curve_so_far(store: Store, mirror: OptunaMirror, url: str) -> None:
+    row = held_study(store)
+    begun = begin(store, row)
+    record = store.record("digits")
+    mirror.publish(record, record.trials)
+    for count in (1, 2):
+        mirror.publish(record, record.trials, live_points={begun.uuid: points()[:count]})
+        [running] = _trials(url)
+        assert running.state == TrialState.RUNNING
+        assert running.params == {"learning_rate": 0.1}
+        assert running.distributions["learning_rate"].to_external_repr(0.1) == 0.1
+        assert running.intermediate_values == {p.step: p.validation_metric for p in points()[:count]}
+    finish(store, begun)
+    _publish(mirror, store)
+    [done] = _trials(url)
+    assert (done.state, done.value, len(done.intermediate_values)) == (TrialState.COMPLETE, 0.9, 3)
+    assert done.user_attrs["status"] == "completed"
+
+
+@pytest.mark.parametrize("seen_running", [True, False])
+def test_each_way_to_end_has_its_word_in_optuna(
+    store: Store, mirror: OptunaMirror, url: str, seen_running: bool
+) -> None:
+    row = held_study(store)
+    expected: dict[ResultStatus, tuple[TrialState, float | None]] = {
+        "completed": (TrialState.COMPLETE, 0.9),
+        "diverged": (TrialState.COMPLETE, FACTS.chance),
+        "pruned": (TrialState.PRUNED, None),
+        "failed": (TrialState.FAIL, None),
+    }
+    for status in expected:
+        begun = begin(store, row)
+        if seen_running:
+            _publish(mirror, store)
+        done = replace(result(begun.uuid), status=status)
+        store.finish_attempt(begun.attempt_id, begun.token, done, None)
+        _publish(mirror, store)
+    trials = _trials(url)
+    assert [(t.state, t.value) for t in trials] == list(expected.values())
+    assert [t.user_attrs["status"] for t in trials] == list(expected)
+
+
+def test_divergence_is_the_worst_where_chance_is_unknown(store: Store, mirror: OptunaMirror, url: str) -> None:
+    row = held_study(store)
+    store.set_facts(row.id, replace(FACTS, metric="error", higher_is_better=False, chance=None))
+    finish(store, begin(store, row), "diverged", metric=0.0)
+    finish(store, begin(store, row), metric=5.0)
+    _publish(mirror, store)
+    assert [t.value for t in _trials(url)] == [math.inf, 5.0]
+    storage = optuna.storages.RDBStorage(url)
+    assert optuna.load_study(study_name="digits/grid/0", storage=storage).best_value == 5.0
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_rates_outside_of_the_studys_range_are_shown(store: Store, mirror: OptunaMirror, url: str) -> None:
+    row = held_study(store)
+    for rate in (0.1, 1e-7, 300.0):
+        finish(store, begin(store, row, Proposal("train", CONSTANT.schedule, learning_rate=rate)))
+    finish(store, begin(store, row, CYCLE))
+    _publish(mirror, store)
+    trials = _trials(url)
+    assert [t.params["learning_rate"] for t in trials] == [0.1, 1e-7, 300.0, 0.3]
+    assert trials[3].params == {"learning_rate": 0.3, "base_lr": 0.03, "max_lr": 0.6}
+    assert trials[3].user_attrs["schedule"] == "triangular2"
+
+
+def test_a_range_test_shows_its_curve_and_bounds_and_never_wins(store: Store, mirror: OptunaMirror, url: str) -> None:
+    row = held_study(store)
+    begun = begin(store, row, RANGE_TEST, "clr")
+    verdict = {"status": "ok", "max_lr": 0.5, "base_lr": 0.05, "points": [1, 2], "gain": None}
+    store.finish_attempt(begun.attempt_id, begun.token, range_test_result(begun.uuid), verdict)
+    record = store.record("digits")
+    mirror.publish(record, record.trials, verdicts=store.verdicts(row.id))
+    [trial] = _trials(url, "digits/clr/0")
+    assert (trial.state, trial.params, trial.intermediate_values) == (TrialState.PRUNED, {}, {0: 0.1})
+    assert {key: trial.user_attrs[key] for key in trial.user_attrs if key.startswith("range_test_")} == {
+        "range_test_status": "ok",
+        "range_test_max_lr": 0.5,
+        "range_test_base_lr": 0.05,
+    }
+
+
+@pytest.mark.parametrize("other_process", [True, False])
+def test_a_lost_and_repeated_trial_stays_one_trial(
+    store: Store, mirror: OptunaMirror, url: str, other_process: bool
+) -> None:
+    row = held_study(store)
+    begun = begin(store, row)
+    record = store.record("digits")
+    mirror.publish(record, record.trials, live_points={begun.uuid: points(1)})
+    store.reconcile(row.id)
+    after = OptunaMirror(url) if other_process else mirror
+    _publish(after, store)
+    assert [t.state for t in _trials(url)] == [TrialState.WAITING]
+    again = store.retry_trial(begun.uuid, owner=OWNER, versions=VERSIONS)
+    _publish(after, store)
+    assert [t.state for t in _trials(url)] == [TrialState.RUNNING]
+    finish(store, again)
+    _publish(after, store)
+    assert [(t.state, t.value) for t in _trials(url)] == [(TrialState.COMPLETE, 0.9)]
+    after.close()
+
+
+def test_publishing_again_changes_nothing(store: Store, mirror: OptunaMirror, url: str) -> None:
+    row = held_study(store)
+    for status in ("completed", "failed"):
+        begun = begin(store, row)
+        store.finish_attempt(begun.attempt_id, begun.token, replace(result(begun.uuid), status=status), None)
+    begin(store, row)
+    _publish(mirror, store)
+    before = _trials(url)
+    _publish(mirror, store)
+    fresh = OptunaMirror(url)
+    _publish(fresh, store)
+    fresh.close()
+    assert _trials(url) == before
+
+
+def test_a_rebuilt_mirror_shows_the_ledger_and_leaves_other_studies_alone(
+    store: Store, mirror: OptunaMirror, url: str
+) -> None:
+    row = held_study(store)
+    finish(store, begin(store, row), metric=0.7)
+    _publish(mirror, store)
+    storage = optuna.storages.RDBStorage(url)
+    optuna.create_study(storage=storage, study_name="theirs")
+    optuna.load_study(study_name="digits/grid/0", storage=storage).ask()  # a zombie that someone left there
+    finish(store, begin(store, row), metric=0.8)
+    mirror.rebuild(store.record("digits"))
+    assert [(t.state, t.value) for t in _trials(url)] == [(TrialState.COMPLETE, 0.7), (TrialState.COMPLETE, 0.8)]
+    assert "theirs" in optuna.get_all_study_names(storage)
+    _publish(mirror, store)
+    assert len(_trials(url)) == 2
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_a_second_version_has_studies_of_its_own(store: Store, mirror: OptunaMirror, url: str) -> None:
+    finish(store, begin(store, held_study(store)), metric=0.7)
+    _publish(mirror, store)
+    finish(store, begin(store, held_study(store)), metric=0.8)
+    _publish(mirror, store)
+    assert [t.value for t in _trials(url)] == [0.7]
+    assert [t.value for t in _trials(url, "digits@2/grid/0")] == [0.8]
+
+
+def test_nothing_is_shown_before_the_metric_is_known(store: Store, mirror: OptunaMirror, url: str) -> None:
+    row = held_study(store)
+    begin(store, row)
+    record = replace(store.record("digits"), facts=None)
+    mirror.publish(record, record.trials)
+    storage = optuna.storages.RDBStorage(url)
+    assert optuna.get_all_study_names(storage) == []
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_each_connection_of_the_mirror_is_durable(mirror: OptunaMirror) -> None:
+    with mirror._storage.engine.connect() as one, mirror._storage.engine.connect() as two:
+        for connection in (one, two):
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+            assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+
+
+def test_optuna_says_nothing_on_its_own(store: Store, mirror: OptunaMirror, capfd: pytest.CaptureFixture[str]) -> None:
+    finish(store, begin(store, held_study(store)))
+    _publish(mirror, store)
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("optuna").level == logging.WARNING
+
+
+def test_a_mirror_that_cannot_be_written_says_which_file(store: Store, mirror: OptunaMirror, tmp_path: Path) -> None:
+    finish(store, begin(store, held_study(store)))
+    record = store.record("digits")
+    with mirror._storage.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE trials")
+    with pytest.raises(StorageError, match=r"lrsearch\.db refused: no such table: trials"):
+        mirror.publish(record, record.trials)
