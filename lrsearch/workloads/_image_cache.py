@@ -1,0 +1,146 @@
+"""Images decoded once into one uint8 file that is checksummed, memory-mapped and rebuilt when anything is off.
+
+The file: 64 hex digits (SHA-256 of all that follows), a line feed, one line of JSON, then the bytes of the four arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrsearch.errors import StorageError
+
+FORMAT = 1
+DIGEST_BYTES = 65
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """All images of a data set: uint8, (count, channels, height, width), and their class ids from 0."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+    class_count: int
+
+
+def cached(
+    name: str,
+    sources: Iterable[Path],
+    settings: Mapping[str, str | int | float | None],
+    decode: Callable[[], DecodedImages],
+) -> DecodedImages:
+    """Return `decode()`'s images, from the cache file if it is whole and no source changed path, size or time.
+
+    `name` and `settings` name the file: a changed source replaces it. Raises StorageError when the cache folder cannot
+    be written.
+    """
+    identity = hashlib.sha256(json.dumps([name, dict(settings)], sort_keys=True).encode()).hexdigest()
+    path = cache_folder() / f"{name}-{identity[:16]}.images"
+    key = _fingerprint(sources)
+    images = _read(path, key)
+    if images is None:
+        _write(path, key, decode())
+        images = _read(path, key)
+    if images is None:
+        raise StorageError(
+            f"The image cache {path} does not read back as written: check the disk, or set LRSEARCH_CACHE."
+        )
+    return images
+
+
+def cache_folder() -> Path:
+    """Return LRSEARCH_CACHE or the user's cache folder (XDG_CACHE_HOME, or ~/.cache, then lrsearch)."""
+    if own := os.environ.get("LRSEARCH_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrsearch"
+
+
+def _fingerprint(sources: Iterable[Path]) -> str:
+    digest = hashlib.sha256(str(FORMAT).encode())
+    for source in sources:
+        stat = source.stat()
+        digest.update(f"\n{source}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _read(path: Path, key: str) -> DecodedImages | None:
+    """Return the images, mapped from the file, or None if the file is absent, damaged or made from other sources."""
+    try:
+        with path.open("rb") as file:
+            stored = file.read(DIGEST_BYTES).decode("ascii", "replace").strip()
+            if hashlib.file_digest(file, "sha256").hexdigest() != stored:
+                return None
+            file.seek(DIGEST_BYTES)
+            header = json.loads(file.readline())
+            return _map_arrays(path, file, header) if header["key"] == key else None
+    except OSError:
+        return None
+
+
+def _map_arrays(path: Path, file: BinaryIO, header: dict[str, Any]) -> DecodedImages:
+    labels = [np.fromfile(file, "<i8", count=header["shapes"][split][0]) for split in ("train", "test")]
+    offset = file.tell()
+    train_shape, test_shape = (tuple(header["shapes"][split]) for split in ("train", "test"))
+    # Copy on write: torch wants writable memory, and the file must never change through it.
+    train = np.memmap(path, np.uint8, "c", offset, train_shape)
+    test = np.memmap(path, np.uint8, "c", offset + train.size, test_shape)
+    return DecodedImages(train, labels[0], test, labels[1], header["class_count"])
+
+
+def _write(path: Path, key: str, images: DecodedImages) -> None:
+    shapes = {"train": images.train_images.shape, "test": images.test_images.shape}
+    header = json.dumps({"key": key, "class_count": images.class_count, "shapes": shapes}).encode() + b"\n"
+    pieces = [
+        memoryview(header),
+        images.train_labels.astype("<i8").view(np.uint8).data,
+        images.test_labels.astype("<i8").view(np.uint8).data,
+        np.ascontiguousarray(images.train_images).reshape(-1).data,
+        np.ascontiguousarray(images.test_images).reshape(-1).data,
+    ]
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    try:
+        _write_whole(path, [memoryview(digest.hexdigest().encode() + b"\n"), *pieces])
+    except OSError as error:
+        raise StorageError(
+            f"The image cache {path} cannot be written ({error.strerror or error}): make room or give permission "
+            "there, or set LRSEARCH_CACHE to another folder."
+        ) from error
+
+
+def _write_whole(path: Path, pieces: Iterable[memoryview]) -> None:
+    """Write so that `path` is the old file, or none, until the new one is whole and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,143 @@
+"""From a tree of image files to uint8 arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torchvision.datasets import ImageFolder
+
+from lrsearch.errors import DataError
+from lrsearch.workloads._image_cache import DecodedImages, cached
+from lrsearch.workloads._progress import with_progress
+from lrsearch.workloads._splits import stratified_split
+
+PART, WINDOW = 50, 20
+"""Files per task, enough to hide the threads' own cost on tiny images, and tasks under way at once."""
+MODES = {"rgb": "RGB", "grayscale": "L"}
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """The files of a tree in fixed order, with their class ids."""
+
+    root: Path
+    train: list[tuple[Path, int]]
+    test: list[tuple[Path, int]]
+    class_count: int
+    test_fraction: float | None
+
+    def decoded(self, image_size: int | None, color: str) -> DecodedImages:
+        """Return all images, from the cache or decoded now. Raises DataError that names an unreadable file."""
+        settings = {
+            "root": str(self.root.resolve()),
+            "test_fraction": self.test_fraction,
+            "image_size": image_size,
+            "color": color,
+        }
+        files = [path for path, _ in [*self.train, *self.test]]
+        return cached("image_folder", files, settings, lambda: self._decode(files, image_size, MODES[color]))
+
+    def _decode(self, files: Sequence[Path], image_size: int | None, mode: str) -> DecodedImages:
+        images = _decode_all(files, image_size, mode)
+        count = len(self.train)
+        return DecodedImages(images[:count], _labels(self.train), images[count:], _labels(self.test), self.class_count)
+
+
+def list_images(root: Path, test_fraction: float | None) -> ImageTree:
+    """Return the files under `root`; without a test folder a fixed `test_fraction` of each class is the test set."""
+    if not root.is_dir():
+        raise DataError(f"The image folder {root} is not there: point workload.data_root at a folder of class folders.")
+    train_folder = root / "train" if (root / "train").is_dir() else root
+    test_folder = root / "test"
+    if train_folder != root and test_folder.is_dir():
+        if test_fraction is not None:
+            raise DataError(
+                f"{root} has a test folder, so workload.test_fraction ({test_fraction}) must go: remove one."
+            )
+        return _two_folders(root, train_folder, test_folder)
+    if test_fraction is None:
+        raise DataError(
+            f"{root} holds no train and test folders: add them, or set workload.test_fraction, such as 0.2, "
+            "to hold back a part of the images for the test."
+        )
+    return _one_folder(root, train_folder, test_fraction)
+
+
+def _two_folders(root: Path, train_folder: Path, test_folder: Path) -> ImageTree:
+    train, classes = _samples(train_folder)
+    test, test_classes = _samples(test_folder)
+    if classes != test_classes:
+        odd = ", ".join(sorted(set(classes) ^ set(test_classes)))
+        raise DataError(f"{train_folder} and {test_folder} must hold the same classes, but differ in: {odd}.")
+    return ImageTree(root, train, test, len(classes), None)
+
+
+def _one_folder(root: Path, folder: Path, test_fraction: float) -> ImageTree:
+    samples, classes = _samples(folder)
+    train, test = stratified_split(_labels(samples), test_fraction, np.random.default_rng(0))
+    return ImageTree(
+        root, [samples[index] for index in train], [samples[index] for index in test], len(classes), test_fraction
+    )
+
+
+def _samples(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    try:
+        listing = ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        raise DataError(f"{folder} must hold one folder of images per class: {' '.join(str(error).split())}") from error
+    return [(Path(path), label) for path, label in listing.samples], listing.classes
+
+
+def _labels(samples: Sequence[tuple[Path, int]]) -> NDArray[np.int64]:
+    return np.fromiter((label for _, label in samples), np.int64, len(samples))
+
+
+def _decode_all(files: Sequence[Path], image_size: int | None, mode: str) -> NDArray[np.uint8]:
+    first = _decode_one(files[0], image_size, mode)
+    images = np.empty((len(files), *first.shape), np.uint8)
+    decoded = with_progress(_decode_each(files, image_size, mode), len(files), "Decoding images")
+    for index, image in enumerate(decoded):
+        if image.shape != first.shape:
+            raise DataError(
+                f"All images must have one size, but {files[0]} is {_size(first)} and {files[index]} is "
+                f"{_size(image)}: set workload.image_size."
+            )
+        images[index] = image
+    return images
+
+
+def _decode_each(files: Sequence[Path], image_size: int | None, mode: str) -> Iterator[NDArray[np.uint8]]:
+    """Decode in order, in threads: Pillow decodes outside the interpreter's lock."""
+
+    def decode(part: Sequence[Path]) -> list[NDArray[np.uint8]]:
+        return [_decode_one(path, image_size, mode) for path in part]
+
+    parts = [files[start : start + PART] for start in range(0, len(files), PART)]
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(parts), WINDOW):
+            for images in pool.map(decode, parts[start : start + WINDOW]):
+                yield from images
+
+
+def _decode_one(path: Path, image_size: int | None, mode: str) -> NDArray[np.uint8]:
+    """Return the image as (channels, height, width)."""
+    try:
+        with Image.open(path) as image:
+            pixels = image.convert(mode)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"The image {path} cannot be read ({error}): replace or remove it.") from error
+    if image_size is not None:
+        pixels = ImageOps.fit(pixels, (image_size, image_size), Image.Resampling.BILINEAR)
+    array = np.asarray(pixels)
+    return array[np.newaxis] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _size(image: NDArray[np.uint8]) -> str:
+    return f"{image.shape[2]}x{image.shape[1]}"

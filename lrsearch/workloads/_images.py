@@ -1,0 +1,207 @@
+"""Image workloads on a device: uint8 tensors that stay there, index tensors for splits, one gather per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrsearch.errors import DataError, WorkloadError
+from lrsearch.interfaces import Batch, Split
+from lrsearch.trial import WorkloadFacts
+from lrsearch.workloads import models
+from lrsearch.workloads._augment import Draws
+from lrsearch.workloads._classification import accuracy, chance, cross_entropy
+from lrsearch.workloads._settings import ImageWorkload
+from lrsearch.workloads._splits import evaluation_rows, range_test_subset, stratified_sample, stratified_split
+
+
+def load_images(settings: ImageWorkload, device: torch.device, seed: int) -> LoadedImages:
+    """Return the workload, read and copied at its first use in this process, split by `seed`."""
+    raw_pixels = models.wants_raw_pixels(settings.model)
+    source = settings.model_copy(
+        update={"batch_size": 1, "model": "mlp", "augment": "none", "validation_fraction": 0.5}
+    )
+    return LoadedImages(settings, _prepare(source, device, seed, settings.validation_fraction, raw_pixels))
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Everything on the device; labels also on the processor, where splits are drawn."""
+
+    train: torch.Tensor
+    train_labels: torch.Tensor
+    test: torch.Tensor
+    test_labels: torch.Tensor
+    labels: np.ndarray[Any, np.dtype[np.int64]]
+    class_count: int
+    available: int
+
+
+@lru_cache(maxsize=2)
+def _on_device(source: ImageWorkload, device: torch.device) -> _Images:
+    images = source.read()
+    pixels, labels, limit = images.train_images, images.train_labels, source.train_limit
+    if limit is not None and limit > len(labels):
+        raise DataError(f"workload.train_limit is {limit}, but there are only {len(labels)} training images: lower it.")
+    if limit is not None:
+        kept = stratified_sample(labels, limit, np.random.default_rng(0))
+        pixels, labels = pixels[kept], labels[kept]
+    return _Images(
+        train=_tensor(pixels, device),
+        train_labels=_tensor(labels, device),
+        test=_tensor(images.test_images, device),
+        test_labels=_tensor(images.test_labels, device),
+        labels=labels,
+        class_count=images.class_count,
+        available=len(images.train_labels),
+    )
+
+
+def _tensor(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    array = array if array.flags.writeable else array.copy()
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Images with the splits of one seed and the normalisation that its training split gives."""
+
+    images: _Images
+    train: torch.Tensor
+    validation: torch.Tensor
+    range_test: torch.Tensor
+    chance: float
+    mean: torch.Tensor
+    factor: torch.Tensor
+
+
+@lru_cache(maxsize=32)
+def _prepare(
+    source: ImageWorkload, device: torch.device, seed: int, validation_fraction: float, raw_pixels: bool
+) -> _Prepared:
+    images = _on_device(source, device)
+    generator = np.random.default_rng(seed)
+    train, validation = stratified_split(images.labels, validation_fraction, generator)
+    subset = range_test_subset(images.labels, validation, generator)
+    train_indices = _tensor(train, device)
+    mean, factor = _normalisation(images.train, train_indices, raw_pixels)
+    return _Prepared(
+        images=images,
+        train=train_indices,
+        validation=_tensor(validation, device),
+        range_test=_tensor(subset, device),
+        chance=chance(images.labels[train]),
+        mean=mean,
+        factor=factor,
+    )
+
+
+def _normalisation(images: torch.Tensor, indices: torch.Tensor, raw_pixels: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what to subtract from pixels and then to multiply by.
+
+    For unit variance: each channel's mean and 1 / standard deviation. For raw pixels: the mean image and 1.
+    """
+    # Sums of whole numbers are exact in float64 (below 2^53), so every device finds the same values.
+    total = torch.zeros(images.shape[1:], dtype=torch.float64)
+    squares = torch.zeros(images.shape[1:], dtype=torch.float64)
+    for chunk in torch.split(indices, 1000):
+        pixels = images[chunk].int()
+        total += pixels.sum(0).cpu()
+        squares += pixels.square().sum(0).cpu()
+    if raw_pixels:
+        return _float(total / len(indices), images), torch.ones(1, device=images.device)
+    mean = (total.mean((1, 2), keepdim=True)) / len(indices)
+    variance = squares.mean((1, 2), keepdim=True) / len(indices) - mean.square()
+    deviation = variance.clamp(min=0).sqrt()
+    return _float(mean, images), _float(torch.where(deviation > 0, 1 / deviation, 1.0), images)
+
+
+def _float(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values.float().to(like.device)
+
+
+class LoadedImages:
+    """Implements `LoadedWorkload` for classification of images that all fit on the device."""
+
+    def __init__(self, settings: ImageWorkload, prepared: _Prepared) -> None:
+        self._settings = settings
+        self._prepared = prepared
+        self.facts = _facts(settings, prepared)
+
+    def build_model(self) -> torch.nn.Module:
+        """Draw the weights on the processor: the same on every device."""
+        model = models.build(self._settings.model, self.facts.input_shape, self._prepared.images.class_count)
+        return model.to(self._prepared.train.device)
+
+    def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield one epoch; the incomplete batch at its end is left out, so that each step sees `batch_size` images."""
+        images, device = self._prepared.images, self._prepared.train.device
+        order = self._prepared.train[torch.randperm(len(self._prepared.train), generator=generator).to(device)]
+        draws = Draws.of(self._settings.augment, len(order), generator, device)
+        for step in range(self.facts.steps_per_epoch):
+            rows = slice(step * self.facts.batch_size, (step + 1) * self.facts.batch_size)
+            batch = draws.apply(images.train[order[rows]], rows)
+            yield self._normalise(batch), images.train_labels[order[rows]]
+
+    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
+        images = self._prepared.images
+        rows = evaluation_rows(self.facts.batch_size, self.facts.input_shape)
+        if split == "test":
+            for pixels, labels in zip(
+                torch.split(images.test, rows), torch.split(images.test_labels, rows), strict=True
+            ):
+                yield self._normalise(pixels), labels
+            return
+        indices = self._prepared.validation if split == "validation" else self._prepared.range_test
+        for chunk in torch.split(indices, rows):
+            yield self._normalise(images.train[chunk]), images.train_labels[chunk]
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(outputs, targets)
+
+    def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        return accuracy(outputs, targets)
+
+    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.float().sub_(self._prepared.mean).mul_(self._prepared.factor)
+
+
+def _facts(settings: ImageWorkload, prepared: _Prepared) -> WorkloadFacts:
+    images, train_count = prepared.images, len(prepared.train)
+    if train_count < settings.batch_size:
+        raise WorkloadError(
+            f"The training split has {train_count} images, fewer than workload.batch_size {settings.batch_size}: "
+            "lower batch_size or validation_fraction, or raise train_limit."
+        )
+    shape = tuple(images.train.shape[1:])
+    return WorkloadFacts(
+        metric="accuracy",
+        higher_is_better=True,
+        chance=prepared.chance,
+        train_count=train_count,
+        validation_count=len(prepared.validation),
+        test_count=len(images.test),
+        range_test_count=len(prepared.range_test),
+        steps_per_epoch=train_count // settings.batch_size,
+        batch_size=settings.batch_size,
+        parameter_count=models.count_parameters(settings.model, shape, images.class_count),
+        input_shape=shape,
+        class_count=images.class_count,
+        description=_describe(settings, images),
+    )
+
+
+def _describe(settings: ImageWorkload, images: _Images) -> str:
+    channels, height, width = images.train.shape[1:]
+    count = (
+        f"{len(images.train)}"
+        if len(images.train) == images.available
+        else f"{len(images.train)} of {images.available}"
+    )
+    augmented = "" if settings.augment == "none" else f", augmented by {settings.augment.replace('_', ' and ')}"
+    return f"{settings.label}, {count} images {width}x{height}x{channels}{augmented}, model {settings.model}"

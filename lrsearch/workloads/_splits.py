@@ -1,0 +1,49 @@
+"""Stratified choice of examples, in whole numbers: no class is off its exact share by one example or more."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+def stratified_sample(labels: Indices, count: int, generator: np.random.Generator) -> Indices:
+    """Return `count` positions of `labels`, sorted, with every class in its share (largest remainders).
+
+    >>> stratified_sample(np.array([0, 0, 1, 1, 0, 0]), 3, np.random.default_rng(0)).shape
+    (3,)
+    """
+    classes, members = np.unique(labels, return_counts=True)
+    taken, remainders = np.divmod(members * count, len(labels))
+    taken[np.argsort(-remainders, kind="stable")[: count - taken.sum()]] += 1
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[:share]
+        for label, share in zip(classes, taken, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def stratified_split(labels: Indices, fraction: float, generator: np.random.Generator) -> tuple[Indices, Indices]:
+    """Return the positions that stay and those held back: `fraction` of all, at least one, stratified, both sorted."""
+    held_back = stratified_sample(labels, max(1, round(len(labels) * fraction)), generator)
+    return np.setdiff1d(np.arange(len(labels)), held_back, assume_unique=True), held_back
+
+
+RANGE_TEST_LIMIT = 2000
+EVALUATION_ROWS = 2000
+EVALUATION_VALUES = 8_000_000
+"""At most this many input values per evaluation batch: 2,000 images of 32x32x3, 53 of 224x224x3."""
+
+
+def range_test_subset(labels: Indices, validation: Indices, generator: np.random.Generator) -> Indices:
+    """Return the stratified part of `validation`, at most 2,000 examples, that range tests evaluate."""
+    count = min(RANGE_TEST_LIMIT, len(validation))
+    return validation[stratified_sample(labels[validation], count, generator)]
+
+
+def evaluation_rows(batch_size: int, input_shape: tuple[int, ...]) -> int:
+    """Return how many examples to evaluate at once: as many as memory bears, and never fewer than a training batch."""
+    return max(batch_size, min(EVALUATION_ROWS, EVALUATION_VALUES // prod(input_shape)))

@@ -1,0 +1,108 @@
+"""Finding and calling the user's functions; whatever goes wrong there names the user's file and line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import site
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrsearch.errors import WorkloadError, did_you_mean
+
+FOREIGN = tuple(
+    os.path.realpath(folder) + os.sep
+    for folder in (
+        str(Path(__file__).parent.parent),
+        sysconfig.get_path("stdlib"),
+        sysconfig.get_path("purelib"),
+        *site.getsitepackages(),
+    )
+)
+"""Folders of code that is not the user's own: lrsearch, Python, installed packages."""
+
+
+def resolve(role: str, reference: str, python_path: Path | None) -> Callable[..., Any]:
+    """Return the function that `reference` (package.module:function) names. Raises WorkloadError when there is none."""
+    module_name, path = reference.split(":")
+    found: Any = _import(role, reference, module_name, python_path)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            known = [
+                other for other in vars(found) if callable(getattr(found, other, None)) and not other.startswith("_")
+            ]
+            raise WorkloadError(
+                f"workload.{role} {reference!r}: {getattr(found, '__file__', module_name)} has no {name!r}; "
+                f"it has {', '.join(sorted(known)[:10]) or 'no functions'}.{did_you_mean(name, known)}"
+            )
+        found = getattr(found, name)
+    if not callable(found):
+        raise WorkloadError(f"workload.{role} {reference!r} must be a function, got a {type(found).__name__}.")
+    return found  # type: ignore[no-any-return]  # a callable of the user's, of unknown signature
+
+
+def _import(role: str, reference: str, module_name: str, python_path: Path | None) -> Any:
+    folders = [str(folder) for folder in (python_path, Path.cwd()) if folder is not None]
+    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
+    if module_name not in sys.modules:
+        importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise _raised(f"Importing workload.{role} {reference!r}", error) from error
+        raise WorkloadError(
+            f"workload.{role} {reference!r}: there is no module {error.name!r} in {' or '.join(folders)} nor among the "
+            "installed packages: start lrsearch where the module lies, or set workload.python_path."
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise _raised(f"Importing workload.{role} {reference!r}", error) from error
+
+
+@contextmanager
+def blamed_on(what: str) -> Iterator[None]:
+    """Turn whatever the user's code raises inside into a WorkloadError that says so."""
+    try:
+        yield
+    except WorkloadError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _raised(what, error) from error
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run with every global generator seeded, and put them back as they were."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def _raised(what: str, error: BaseException) -> WorkloadError:
+    message = " ".join(str(error).split())[:300]
+    return WorkloadError(f"{what} raised {type(error).__name__}: {message}{_user_line(error)}")
+
+
+def _user_line(error: BaseException) -> str:
+    """Return " (file:line, in function)" for the innermost frame of the user's own code, or an empty string."""
+    if isinstance(error, SyntaxError):
+        return f" ({error.filename}:{error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*FOREIGN, "<"))]
+    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""

@@ -1,0 +1,267 @@
+"""What a user's data function may return, made into parts that the loop can read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+
+from lrsearch.errors import WorkloadError
+from lrsearch.interfaces import Batch
+from lrsearch.workloads._splits import evaluation_rows
+from lrsearch.workloads._user_code import blamed_on
+
+SCAN_ROWS = 256
+
+
+@dataclass(frozen=True)
+class TensorPart:
+    """The rows `rows` of inputs and targets that lie on the device."""
+
+    inputs: torch.Tensor
+    device_targets: torch.Tensor
+    rows: torch.Tensor
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """All targets, on the processor, in the order of the examples."""
+        return self.device_targets[self.rows].cpu()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.inputs.shape[1:])
+
+    def subset(self, indices: torch.Tensor) -> TensorPart:
+        return replace(self, rows=self.rows[indices.to(self.rows.device)])
+
+    def shuffled(self, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
+        """Yield whole batches in an order that `generator` decides."""
+        order = self.rows[torch.randperm(len(self.rows), generator=generator).to(device)]
+        for rows in torch.split(order[: len(order) // batch_size * batch_size], batch_size):
+            yield self.inputs[rows], self.device_targets[rows]
+
+    def in_order(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
+        for rows in torch.split(self.rows, evaluation_rows(batch_size, self.input_shape)):
+            yield self.inputs[rows], self.device_targets[rows]
+
+
+@dataclass(frozen=True)
+class DatasetPart:
+    """A Dataset that is read item by item; `targets` were collected in one pass."""
+
+    dataset: Any
+    targets: torch.Tensor
+    input_shape: tuple[int, ...]
+    """Empty when inputs are not one tensor, or when the user's own function collates them."""
+    collate: Any
+    worker_count: int
+
+    def subset(self, indices: torch.Tensor) -> DatasetPart:
+        return replace(self, dataset=Subset(self.dataset, indices.tolist()), targets=self.targets[indices])
+
+    def shuffled(self, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
+        return self._batches(device, batch_size=batch_size, shuffle=True, drop_last=True, generator=generator)
+
+    def in_order(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
+        return self._batches(device, batch_size=batch_size)
+
+    def _batches(self, device: torch.device, **options: Any) -> Iterator[Batch]:
+        loader = DataLoader(self.dataset, collate_fn=self.collate, num_workers=self.worker_count, **options)
+        return _moved(loader, device)
+
+
+@dataclass(frozen=True)
+class LoaderPart:
+    """A training DataLoader that yields its own batches."""
+
+    loader: Any
+    targets: torch.Tensor
+    input_shape: tuple[int, ...]
+
+    def shuffled(self, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
+        own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        for drawing in (self.loader, self.loader.sampler, self.loader.batch_sampler):
+            if hasattr(drawing, "generator"):
+                drawing.generator = own
+        return _moved(self.loader, device)
+
+
+Examples = TensorPart | DatasetPart
+
+
+@dataclass(frozen=True)
+class UserData:
+    """The parts that a data function returned; a missing validation part is to be split from `train`."""
+
+    train: Examples | LoaderPart
+    validation: Examples | None
+    test: Examples
+
+
+def read_parts(returned: object, reference: str, device: torch.device) -> UserData:
+    """Return the parts, tensors moved to `device`. Raises WorkloadError that says what was wrong with which part."""
+    name = f"workload.data {reference!r}"
+    values = _named_parts(returned, name)
+    train: Examples | LoaderPart
+    if isinstance(values["train"], DataLoader):
+        train = _training_loader(values["train"], f"{name}, train")
+    else:
+        train = _examples(values["train"], f"{name}, train", device)
+    others = {key: _examples(value, f"{name}, {key}", device) for key, value in values.items() if key != "train"}
+    if isinstance(train, LoaderPart) and "validation" not in others:
+        raise WorkloadError(
+            f"{name}: a training DataLoader cannot be split, so a validation part must stand beside it: "
+            "return (train, validation, test), or the Dataset itself."
+        )
+    for key, part in others.items():
+        _check_alike(train, part, f"{name}, {key}")
+    return UserData(train, others.get("validation"), others["test"])
+
+
+def _named_parts(returned: object, name: str) -> Mapping[str, object]:
+    if isinstance(returned, Mapping):
+        if {"train", "test"} <= set(returned) <= {"train", "validation", "test"}:
+            return returned
+        got = f"a dict with the keys {sorted(map(str, returned))}"
+    elif isinstance(returned, tuple | list) and len(returned) in (2, 3):
+        keys = ("train", "test") if len(returned) == 2 else ("train", "validation", "test")
+        return dict(zip(keys, returned, strict=True))
+    else:
+        got = _name_type(returned)
+    raise WorkloadError(
+        f'{name} must return {{"train": ..., "test": ...}} (and "validation" if you like), (train, test) or '
+        f"(train, validation, test); got {got}."
+    )
+
+
+def _check_alike(train: Examples | LoaderPart, other: Examples, where: str) -> None:
+    if train.input_shape and other.input_shape and train.input_shape != other.input_shape:
+        raise WorkloadError(f"{where}: one input has shape {other.input_shape}, but {train.input_shape} in train.")
+    of_train, of_other = ((part.targets.dtype, tuple(part.targets.shape[1:])) for part in (train, other))
+    if of_train != of_other:
+        raise WorkloadError(
+            f"{where}: targets are {of_other[0]} of shape {of_other[1]} per row, but {of_train[0]} of shape "
+            f"{of_train[1]} in train: make them alike."
+        )
+
+
+def _examples(value: object, where: str, device: torch.device) -> Examples:
+    if isinstance(value, TensorDataset) and len(value.tensors) == 2:
+        value = value.tensors
+    if isinstance(value, DataLoader):
+        return _read_through(Subset(value.dataset, _indices(value, where)), value, where)
+    if isinstance(value, Dataset):
+        return _read_through(_with_length(value, where), None, where)
+    if isinstance(value, tuple | list) and len(value) == 2:
+        inputs, targets = _tensor(value[0], f"{where}: inputs"), as_targets(_tensor(value[1], f"{where}: targets"))
+        if len(inputs) != len(targets):
+            raise WorkloadError(
+                f"{where}: there are {len(inputs)} inputs but {len(targets)} targets: give one per input."
+            )
+        return TensorPart(inputs.to(device), targets.to(device), torch.arange(len(inputs), device=device))
+    raise WorkloadError(f"{where} must be (inputs, targets), a Dataset or a DataLoader; got {_name_type(value)}.")
+
+
+def _training_loader(loader: Any, where: str) -> LoaderPart:
+    scanned = _read_through(Subset(loader.dataset, _indices(loader, where)), loader, where)
+    return LoaderPart(loader, scanned.targets, scanned.input_shape)
+
+
+def _with_length(dataset: Any, where: str) -> Any:
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise WorkloadError(
+            f"{where}: {type(dataset).__name__} must have a length (__len__) and items by number (__getitem__)."
+        )
+    return dataset
+
+
+def _indices(loader: Any, where: str) -> Sequence[int]:
+    """Return the examples that the loader's sampler visits, in order."""
+    _with_length(loader.dataset, where)
+    if loader.batch_sampler is None:
+        raise WorkloadError(f"{where}: the DataLoader must make the batches itself: give it a batch_size.")
+    with blamed_on(f"{where}: its sampler"):
+        plain = type(loader.batch_sampler) is BatchSampler
+        return sorted(loader.sampler if plain else chain.from_iterable(loader.batch_sampler))
+
+
+def _read_through(dataset: Any, loader: Any, where: str) -> DatasetPart:
+    """Read the data set once: collect targets and check that inputs and targets are finite."""
+    own_collate = loader is not None and loader.collate_fn is not default_collate
+    collate = loader.collate_fn if own_collate else None
+    worker_count = loader.num_workers if loader is not None else 0
+    targets: list[torch.Tensor] = []
+    shape: tuple[int, ...] = ()
+    with blamed_on(f"{where}: reading it"):
+        for batch in DataLoader(dataset, SCAN_ROWS, collate_fn=collate, num_workers=worker_count):
+            inputs, batch_targets = _pair(batch, where)
+            if isinstance(inputs, torch.Tensor):
+                inputs = _tensor(inputs, f"{where}: inputs", first_row=SCAN_ROWS * len(targets))
+                shape = () if own_collate else tuple(inputs.shape[1:])
+            targets.append(as_targets(_tensor(batch_targets, f"{where}: targets", first_row=SCAN_ROWS * len(targets))))
+    if not targets:
+        raise WorkloadError(f"{where} is empty: give at least one example.")
+    return DatasetPart(dataset, torch.cat(targets), shape, collate, worker_count)
+
+
+def _tensor(value: object, where: str, first_row: int = 0) -> torch.Tensor:
+    """Return `value` as a tensor with rows, all finite; float64 becomes float32."""
+    try:
+        tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise WorkloadError(
+            f"{where} must be a tensor or an array of numbers, got {_name_type(value)}; "
+            "for inputs of several tensors return a Dataset."
+        ) from error
+    if tensor.ndim == 0 or len(tensor) == 0:
+        raise WorkloadError(f"{where} must have one row per example, got shape {tuple(tensor.shape)}.")
+    bad = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+    if bad.any():
+        raise WorkloadError(
+            f"{where} must be finite, but {int(bad.sum())} rows hold NaN or infinity, the first is row "
+            f"{first_row + int(bad.nonzero()[0])}: fill or drop them."
+        )
+    return _single_precision(tensor)
+
+
+def _single_precision(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def as_targets(targets: torch.Tensor) -> torch.Tensor:
+    """Return whole numbers as int64, the only kind that torch's losses take; others as they are."""
+    floating = targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool
+    return targets if floating else targets.long()
+
+
+def _pair(batch: object, where: str) -> tuple[Any, Any]:
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise WorkloadError(f"{where}: an item must be (input, target), got {_name_type(batch)}.")
+
+
+def _moved(loader: Any, device: torch.device) -> Iterator[Batch]:
+    for inputs, targets in loader:
+        yield _on_device(inputs, device), as_targets(_on_device(targets, device))
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    """Return `value` with every tensor in it, however deep in dicts, lists and tuples, on `device`."""
+    if isinstance(value, torch.Tensor):
+        return _single_precision(value).to(device)
+    if isinstance(value, Mapping):
+        return {key: _on_device(item, device) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_on_device(item, device) for item in value]
+    return value
+
+
+def _name_type(value: object) -> str:
+    count = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return f"a {type(value).__name__}{count}"

@@ -1,0 +1,90 @@
+"""The user's own model and data.
+
+In the study file:
+
+    workload:
+      name: callable
+      model: mypackage.nets:small_net      # called without arguments for every trial; returns a new torch.nn.Module
+      data: mypackage.tables:customers     # called without arguments once per process
+      batch_size: 64
+
+`data` returns `{"train": part, "test": part}`, optionally with a "validation" part; or the tuple `(train, test)` or
+`(train, validation, test)`. Each part is one of
+
+    (inputs, targets)    tensors or arrays with one row per example; they are moved to the device once
+    a torch Dataset      with a length; an item is (input, target); read through once for its targets
+    a torch DataLoader   of a Dataset with a length. The training loader yields its own batches (their order comes from
+                         the trial's seed, and its batch size must be workload.batch_size); of the others the data set,
+                         the sampler's indices and the collate function are used. A training loader needs a
+                         validation part beside it.
+
+Inputs are taken as they are: scale them yourself. They may be floats (float64 becomes float32) or whole numbers (token
+ids), of any shape: tables (rows, features), images (rows, channels, height, width), sequences (rows, length). Without a
+validation part, `validation_fraction` of the training part is held back, another one for each seed, stratified by class
+where targets are class ids. The test part is never split.
+
+By default targets are class ids 0, 1, ... (whole numbers, one per row), the model returns one value per class, the loss
+is cross-entropy and the metric accuracy. For anything else name your own, as module:function of (outputs, targets):
+
+      loss: torch.nn.functional:mse_loss   # returns a scalar tensor that can be differentiated
+      metric: mypackage.scores:mean_error  # returns a number; gets the whole split, on the processor
+      metric_name: mean_error
+      higher_is_better: false
+      chance: 1.7                          # the metric of a model that ignores its input, if you know it
+
+Modules are looked for in `python_path`, in the current directory, then where Python looks. `data` runs with all
+generators (random, numpy, torch) seeded with 0, so that every process gets the same data.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lrsearch.workloads._settings import WorkloadSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from lrsearch.interfaces import LoadedWorkload
+
+REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+class CallableWorkload(WorkloadSettings):
+    """The user's own model and data; the module's docstring is the contract."""
+
+    name: Literal["callable"] = "callable"
+    model: str
+    data: str
+    loss: str | None = None
+    metric: str | None = None
+    metric_name: str | None = None
+    """What the report calls the metric; the metric function's name if not given."""
+    higher_is_better: bool = True
+    chance: float | None = Field(default=None)
+    python_path: Path | None = None
+
+    @field_validator("model", "data", "loss", "metric")
+    @classmethod
+    def _is_reference(cls, value: str | None) -> str | None:
+        if value is not None and not REFERENCE.fullmatch(value):
+            raise ValueError(f"must be package.module:function, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _metric_has_a_function(self) -> CallableWorkload:
+        about_metric = {"metric_name", "higher_is_better", "chance"} & self.model_fields_set
+        if self.metric is None and about_metric:
+            raise ValueError(
+                f"{min(about_metric)} describes a metric of your own: give metric: package.module:function too"
+            )
+        return self
+
+    def load(self, device: torch.device, seed: int) -> LoadedWorkload:
+        from lrsearch.workloads._user_workload import load_user_workload
+
+        return load_user_workload(self, device, seed)

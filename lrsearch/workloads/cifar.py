@@ -1,0 +1,57 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 32x32, as torchvision stores them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from lrsearch.errors import DataError
+from lrsearch.workloads._settings import ImageWorkload
+
+if TYPE_CHECKING:
+    from lrsearch.workloads._image_cache import DecodedImages
+
+
+class _CifarWorkload(ImageWorkload):
+    data_root: Path = Path("data")
+    """Folder that holds torchvision's folder (cifar-10-batches-py or cifar-100-python) or its archive."""
+    download: bool = False
+    _torchvision_name: ClassVar[str]
+
+    def read(self) -> DecodedImages:
+        from lrsearch.workloads._image_cache import cached
+        from lrsearch.workloads._torchvision_data import cifar_files, decode_cifar, download
+
+        files = cifar_files(self._torchvision_name, self.data_root)
+        missing = [file for file in files if not file.is_file()]
+        if missing and self.download:
+            download(self._torchvision_name, self.data_root)
+        elif missing:
+            raise DataError(
+                f"{self.title} is not there: looked for {missing[0]}. Point workload.data_root at the folder that "
+                f"holds {files[0].parent.name}, or say download: true, which also unpacks an archive that lies there."
+            )
+        return cached(
+            self._torchvision_name.lower(),
+            files,
+            {"root": str(self.data_root)},
+            lambda: decode_cifar(self._torchvision_name, self.data_root),
+        )
+
+
+class Cifar10(_CifarWorkload):
+    """Ten classes, 6,000 images each."""
+
+    title: ClassVar[str] = "CIFAR-10"
+    _torchvision_name: ClassVar[str] = "CIFAR10"
+    name: Literal["cifar10"] = "cifar10"
+    model: str = "cifar10_quick"
+
+
+class Cifar100(_CifarWorkload):
+    """A hundred classes, 600 images each."""
+
+    title: ClassVar[str] = "CIFAR-100"
+    _torchvision_name: ClassVar[str] = "CIFAR100"
+    name: Literal["cifar100"] = "cifar100"
+    model: str = "resnet9"
