@@ -1,0 +1,112 @@
+"""A study's trials regrouped into searches: the replicates that every statistic counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lrsearch.analysis.anytime import StepCurve, anytime_curve
+from lrsearch.analysis.select import Incumbent, select
+from lrsearch.analysis.target import Outcome, cost_to_target
+from lrsearch.trial import FINISHED_STATUSES, StudyRecord, TrialRecord
+
+
+@dataclass(frozen=True)
+class Search:
+    """One complete execution of a way with its own seed, as the ledger knows it."""
+
+    strategy: str
+    seed: int
+    trials: tuple[TrialRecord, ...]
+    done: bool
+    """Whether the way has nothing more to try with this seed."""
+    higher_is_better: bool = True
+
+    @property
+    def charged_device_seconds(self) -> float:
+        """All phases of all attempts of all trials, whatever became of them."""
+        return sum(trial.charged_device_seconds for trial in self.trials)
+
+    @property
+    def incumbent(self) -> Incumbent | None:
+        return select(self.trials, higher_is_better=self.higher_is_better)
+
+    @property
+    def test_value(self) -> float | None:
+        """The test value of the model that validation chose; None without a model."""
+        incumbent = self.incumbent
+        return None if incumbent is None or incumbent.trial.result is None else incumbent.trial.result.test_metric
+
+    @property
+    def curve(self) -> StepCurve:
+        """The anytime curve: a step at the end of each trial."""
+        models = [trial.result if trial.status in ("completed", "pruned") else None for trial in self.trials]
+        return anytime_curve(
+            [trial.charged_device_seconds for trial in self.trials],
+            [model.validation_metric if model else None for model in models],
+            [model.test_metric if model else None for model in models],
+            higher_is_better=self.higher_is_better,
+        )
+
+    def evaluations(self) -> list[tuple[float, float | None]]:
+        """Return (charged seconds of the search so far, validation value) of every evaluation that is on the bill.
+
+        Every way is charged for an evaluation at the end of each epoch, so each of them may be the one that reaches a
+        target. The points are those of a trial's last attempt: its earlier attempts have been paid for before them.
+        """
+        found: list[tuple[float, float | None]] = []
+        spent = 0.0
+        for trial in self.trials:
+            before = spent + sum(attempt.charged_device_seconds for attempt in trial.attempts[:-1])
+            for point in trial.result.curve if trial.result else ():
+                found.append((before + point.charged_device_seconds, point.validation_metric))
+            spent += trial.charged_device_seconds
+        return found
+
+    def outcome(self, target: float) -> Outcome:
+        """Return what it cost to reach `target` on validation, or how the search ended without reaching it."""
+        return cost_to_target(
+            self.evaluations(),
+            target,
+            "exhausted" if self.done else "budget",
+            spent=self.charged_device_seconds,
+            higher_is_better=self.higher_is_better,
+        )
+
+
+def searches(record: StudyRecord, strategy: str) -> list[Search]:
+    """Return the searches of a way, one per seed in the order of the file; those not begun have no trials."""
+    by_seed: dict[int, list[TrialRecord]] = {seed: [] for seed in record.seeds}
+    for trial in record.trials:
+        if trial.strategy == strategy:
+            by_seed.setdefault(trial.seed, []).append(trial)
+    higher = higher_is_better(record)
+    return [
+        Search(strategy, seed, tuple(trials), _is_done(record, by_seed, seed), higher)
+        for seed, trials in by_seed.items()
+    ]
+
+
+def _is_done(record: StudyRecord, by_seed: Mapping[int, list[TrialRecord]], seed: int) -> bool:
+    """In an unfinished study: all trials have ended and a later seed of the way has begun (seeds run in file order)."""
+    if record.finished:
+        return True
+    order = list(by_seed)
+    later = any(by_seed[other] for other in order[order.index(seed) + 1 :])
+    return later and bool(by_seed[seed]) and all(trial.status in FINISHED_STATUSES for trial in by_seed[seed])
+
+
+def higher_is_better(record: StudyRecord) -> bool:
+    return record.facts is None or record.facts.higher_is_better
+
+
+def target_value(record: StudyRecord) -> float | None:
+    """Return the validation value that the study file calls good enough, or None."""
+    target: Mapping[str, Any] | None = record.config.get("target")
+    return None if target is None else float(target["value"])
+
+
+def metric_name(record: StudyRecord) -> str:
+    target: Mapping[str, Any] | None = record.config.get("target")
+    return record.facts.metric if record.facts else str(target["metric"]) if target else "metric"

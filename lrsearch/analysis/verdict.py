@@ -1,0 +1,261 @@
+"""Is the CLR run cheaper, and what accuracy does it buy? One sentence with a grade, or a refusal to say.
+
+The CLR run is compared with the ways that search over rates: in cost with the cheapest of them, in accuracy with the
+most accurate. A claim is graded by intervals of whole searches (compare.py):
+
+- shown: the interval leaves out "no difference" at the level that holds for all rivals at once (Bonferroni: the rival
+  was picked after the fact), with at least five searches each;
+- suggested: it does so at 95 % for this pair alone, or with fewer searches;
+- not distinguished: it does not;
+- not shown: something is missing: searches, spread, a rival, one kind of device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from lrsearch.analysis import wording
+from lrsearch.analysis.compare import Difference, Ratio, mean_difference, speed_up
+from lrsearch.analysis.target import expected_cost
+from lrsearch.analysis.way_summary import WaySummary
+
+Grade = Literal["shown", "suggested", "not distinguished", "not shown"]
+FEWEST_TO_SHOW = 5  # assumed: below, a t interval hangs on costs being normal, which nobody can check on so few
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One comparison of the CLR run with a rival."""
+
+    rival: str
+    direction: int
+    """1: the CLR run is better; -1: worse; 0: not distinguished."""
+    grade: Grade
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the study says about the CLR run."""
+
+    grade: Grade
+    headline: str
+    sentences: tuple[str, ...] = ()
+    """The numbers behind the headline, each with its interval and n."""
+    notes: tuple[str, ...] = ()
+    """How the other ways without a search over rates fared."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the sentences call things."""
+
+    metric: str
+    higher_is_better: bool
+    target: float | None
+    seconds: str
+    """`processor seconds` or `device seconds`."""
+
+    @property
+    def goal(self) -> str:
+        if self.target is None:
+            return "The whole search"
+        return f"Reaching {self.metric} {self.target:g} on validation"
+
+
+def reason_not_to_judge(
+    rows: Sequence[WaySummary], clr: WaySummary | None, *, finished: bool, device_count: int
+) -> str | None:
+    """Return why nothing can be shown, or None."""
+    rivals = [row for row in rows if row.way.is_search]
+    if clr is None:
+        return "no way of this study uses a range test, so there is no CLR run to judge."
+    if not rivals:
+        return "no way of this study searches over learning rates, so the CLR run has no opponent."
+    if device_count > 1:
+        return "the study ran on different devices, whose seconds are never added or compared."
+    if not finished:
+        done, planned = sum(row.searches_done for row in rows), sum(row.searches_planned for row in rows)
+        return f"the study is unfinished ({done} of {planned} searches done); the same command continues it."
+    fewest = min(len(row.outcomes) for row in (clr, *rivals))
+    if fewest < 2:
+        return f"with n = {fewest} search per way there is no spread to judge by; add seeds and use --extend."
+    if min(row.models for row in (clr, *rivals)) < 2:
+        return "a way gave fewer than two models, so its accuracy has no spread."
+    return None
+
+
+def judge_ways(
+    rows: Sequence[WaySummary], clr: WaySummary | None, terms: Terms, *, finished: bool, device_count: int
+) -> Verdict:
+    """Return the verdict on the CLR run `clr` among `rows`."""
+    reason = reason_not_to_judge(rows, clr, finished=finished, device_count=device_count)
+    if reason is not None or clr is None:
+        return Verdict("not shown", f"Nothing is shown about CLR: {reason}")
+    rivals = [row for row in rows if row.way.is_search]
+    cost, accuracy = _cost_claim(clr, rivals, terms), _accuracy_claim(clr, rivals, terms)
+    others = [row for row in rows if not row.way.is_search and row.key != clr.key]
+    return Verdict(
+        _overall([cost, accuracy]),
+        _headline(clr, cost, accuracy, terms),
+        (cost.sentence, *_whole_search(clr, rivals, terms), accuracy.sentence),
+        tuple(_note(row, clr, terms) for row in others),
+    )
+
+
+def grade_interval(
+    alone: tuple[float | None, float | None],
+    together: tuple[float | None, float | None],
+    no_difference: float,
+    count: int,
+) -> Grade:
+    """Return how firmly an interval leaves out `no_difference`: `alone` at 95 %, `together` for all rivals at once."""
+    if not _leaves_out(alone, no_difference):
+        return "not distinguished"
+    return "shown" if _leaves_out(together, no_difference) and count >= FEWEST_TO_SHOW else "suggested"
+
+
+def _leaves_out(interval: tuple[float | None, float | None], value: float) -> bool:
+    low, high = interval
+    return low is not None and high is not None and not low <= value <= high
+
+
+def _cost_claim(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> Claim:
+    rival = min(rivals, key=lambda row: expected_cost(row.outcomes))
+    together = 1 - 0.05 / len(rivals)
+    ratio = speed_up(rival.outcomes, clr.outcomes)
+    grade = _cost_grade(rival, clr, ratio, speed_up(rival.outcomes, clr.outcomes, confidence=together))
+    direction = 0 if grade in ("not distinguished", "not shown") else 1 if ratio.value > 1 else -1
+    restarts = " (expected with restarts)" if _missed(clr, rival) else ""
+    sentence = (
+        f"{terms.goal}: {_cost(clr, terms)} with {clr.key} and {_cost(rival, terms)} with the cheapest search over "
+        f"rates, {rival.key}{restarts}; {_ratio_text(ratio)}: {grade}."
+    )
+    return Claim(rival.key, direction, grade, sentence)
+
+
+def _cost_grade(rival: WaySummary, clr: WaySummary, alone: Ratio, together: Ratio) -> Grade:
+    """Where a way never reached the target no ratio exists; then the reach rates' own intervals decide."""
+    count = min(alone.slow_count, alone.fast_count)
+    if alone.method == "never_reached":
+        if math.isnan(alone.value) or clr.reach is None or rival.reach is None:
+            return "not shown"
+        apart = rival.reach.share.high < clr.reach.share.low or clr.reach.share.high < rival.reach.share.low
+        return "not distinguished" if not apart else "shown" if count >= FEWEST_TO_SHOW else "suggested"
+    return grade_interval((alone.low, alone.high), (together.low, together.high), 1.0, count)
+
+
+def _accuracy_claim(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> Claim:
+    sign = 1 if terms.higher_is_better else -1
+    rival = max(rivals, key=lambda row: sign * fmean(row.tests))
+    difference = mean_difference(clr.tests, rival.tests)
+    together = mean_difference(clr.tests, rival.tests, confidence=1 - 0.05 / len(rivals))
+    count = min(difference.x_count, difference.y_count)
+    grade = grade_interval((difference.low, difference.high), (together.low, together.high), 0.0, count)
+    direction = 0 if grade == "not distinguished" else 1 if sign * difference.value > 0 else -1
+    best = "most accurate" if terms.metric == "accuracy" else "best"
+    sentence = (
+        f"Test {terms.metric} of the chosen model is {_value(clr)} with {clr.key} and {_value(rival)} with the {best} "
+        f"search over rates, {rival.key}; {_difference_text(difference)}: {grade}."
+    )
+    return Claim(rival.key, direction, grade, sentence)
+
+
+def _whole_search(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> list[str]:
+    """Return how the whole searches compare: a number that follows from how many trials the study file allows."""
+    if terms.target is None:
+        return []
+    rival = min(rivals, key=lambda row: fmean(row.charged_costs))
+    ratio = speed_up(rival.charged_costs, clr.charged_costs)
+    return [
+        f"Run to the end, with as many trials as the study file gives it: "
+        f"{wording.significant(fmean(clr.charged_costs))} {terms.seconds} with {clr.key} "
+        f"(n = {len(clr.charged_costs)}) and {wording.significant(fmean(rival.charged_costs))} with "
+        f"the cheapest search over rates, {rival.key} (n = {len(rival.charged_costs)}); {_ratio_text(ratio)}."
+    ]
+
+
+def _overall(claims: Sequence[Claim]) -> Grade:
+    """Return the weakest grade of what is claimed; without any claim, that nothing is distinguished."""
+    grades = {claim.grade for claim in claims}
+    if "not shown" in grades:
+        return "not shown"
+    made = {claim.grade for claim in claims if claim.direction}
+    return "suggested" if "suggested" in made else "shown" if made else "not distinguished"
+
+
+def _headline(clr: WaySummary, cost: Claim, accuracy: Claim, terms: Terms) -> str:
+    goal = "" if terms.target is None else " to the target"
+    cost_words = {
+        1: f"costs less{goal} than the cheapest search over rates",
+        -1: f"costs more{goal} than the cheapest search over rates",
+        0: f"is not distinguished in cost{goal} from the cheapest search over rates",
+    }[cost.direction]
+    if cost.grade == "not shown":
+        cost_words = "did not reach the target, and neither did any search over rates"
+    accuracy_words = {
+        1: f"has a better test {terms.metric} than the best of them",
+        -1: f"has a worse test {terms.metric} than the best of them",
+        0: f"is not distinguished in test {terms.metric} from the best of them",
+    }[accuracy.direction]
+    joint = "and" if cost.direction == accuracy.direction or 0 in (cost.direction, accuracy.direction) else "but"
+    return f"The CLR run ({clr.key}) {cost_words}, {joint} {accuracy_words}."
+
+
+def _note(row: WaySummary, clr: WaySummary, terms: Terms) -> str:
+    """Return how a way without a search over rates fared beside the CLR run."""
+    kind = "The untuned default rate" if row.way.origin == "default_rate" else "The range test"
+    shape = f"with schedule {row.way.schedule}"
+    if row.test is None or row.speed_up is None or clr.test is None:
+        return f"{kind} {shape} ({row.key}) gave no model to compare."
+    return (
+        f"{kind} {shape} ({row.key}): {_cost(row, terms)}, {_ratio_text(row.speed_up)}; "
+        f"test {terms.metric} {_value(row)}, {_difference_text(mean_difference(clr.tests, row.tests))}."
+    )
+
+
+def _missed(*rows: WaySummary) -> bool:
+    return any(not outcome.reached for row in rows for outcome in row.outcomes)
+
+
+def _cost(row: WaySummary, terms: Terms) -> str:
+    hits = sum(outcome.reached for outcome in row.outcomes)
+    cost = expected_cost(row.outcomes)
+    reached = f"{hits} of {len(row.outcomes)} searches" if row.reach else f"n = {len(row.outcomes)}"
+    return f"{wording.significant(cost)} {terms.seconds} ({reached})" if hits else f"{wording.NEVER} ({reached})"
+
+
+def _value(row: WaySummary) -> str:
+    assert row.test is not None, "only ways with models are compared"
+    return f"{wording.metric(row.test.value)} (n = {row.test.count})"
+
+
+def _ratio_text(ratio: Ratio) -> str:
+    """Return "3.2× as much as CLR (95 % interval 2.4× to 4.1×)", always from the CLR run's side."""
+    if ratio.method == "never_reached":
+        return "no finite ratio, as a way that never reached the target has none"
+    text = f"{wording.times(ratio.value)} the CLR run's cost"
+    return f"{text} ({interval_text(ratio)})"
+
+
+def interval_text(ratio: Ratio) -> str:
+    """Return the interval in words; open where too many draws had no success."""
+    if ratio.low is None or ratio.high is None:
+        return "no interval"
+    if math.isinf(ratio.high):
+        return "no interval" if ratio.low == 0 else f"at least {wording.times(ratio.low)}, one-sided 97.5 % bound"
+    if ratio.low == 0:
+        return f"at most {wording.times(ratio.high)}, one-sided 97.5 % bound"
+    return f"95 % interval {wording.times(ratio.low)} to {wording.times(ratio.high)}"
+
+
+def _difference_text(difference: Difference) -> str:
+    sign = "+" if difference.value >= 0 else ""
+    text = f"CLR {sign}{wording.metric(difference.value)}"
+    if difference.low is None or difference.high is None:
+        return f"{text} (no interval)"
+    return f"{text} (95 % interval {wording.metric(difference.low)} to {wording.metric(difference.high)})"

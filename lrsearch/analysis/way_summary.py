@@ -1,0 +1,116 @@
+"""One row of a report's table: everything that a study says of one way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lrsearch.analysis.compare import Mean, Ratio, mean_of, speed_up
+from lrsearch.analysis.cost import Bill, bill, device_models, price_of
+from lrsearch.analysis.searches import Search, searches, target_value
+from lrsearch.analysis.target import Outcome, ReachSummary, reach_summary
+from lrsearch.analysis.ways import Way, clr_way, ways
+from lrsearch.trial import FINISHED_STATUSES, StudyRecord, TrialRecord, charged_seconds
+
+
+@dataclass(frozen=True)
+class WaySummary:
+    """All numbers of one way. Means are over its finished searches; None where there is nothing to average."""
+
+    way: Way
+    searches_done: int
+    searches_planned: int
+    models: int
+    """Finished searches that gave a model at all."""
+    trials: Mapping[str, int]
+    """Number of trials by final status, and of those `unfinished`; range tests included."""
+    lost_attempts: int
+    bill: Bill | None
+    """Everything that the way cost, unfinished searches included; None when devices of several models ran it."""
+    charged: Mean | None
+    """Charged device seconds of a whole search."""
+    charged_costs: tuple[float, ...]
+    """The same of each search."""
+    usd: Mean | None
+    overhead: Mean | None
+    """Charged seconds of the search over those of the chosen training run alone."""
+    validation: Mean | None
+    """Validation value of the chosen model."""
+    test: Mean | None
+    """Test value of the model that validation chose."""
+    reach: ReachSummary | None
+    """Against the study's target; None without one."""
+    edges: int
+    """Searches whose best rate is the lowest or the highest that they tried."""
+    outcomes: tuple[Outcome, ...] = ()
+    """What each finished search cost to the target; without a target, what the whole search cost."""
+    tests: tuple[float, ...] = ()
+    """Test value of each finished search with a model."""
+    speed_up: Ratio | None = None
+    """How many times as much as the CLR run this way costs to the target; None for the CLR run itself."""
+
+    @property
+    def key(self) -> str:
+        return self.way.key
+
+
+def summarise_ways(record: StudyRecord) -> list[WaySummary]:
+    """Return a row per way in the order of the file, each compared with the CLR run where the study has one."""
+    comparable = len(device_models(record.trials)) <= 1
+    rows = [_row(record, way, searches(record, way.key), comparable) for way in ways(record)]
+    clr = clr_way(record)
+    fast = next((row.outcomes for row in rows if row.way == clr), ())
+    return [
+        replace(row, speed_up=speed_up(row.outcomes, fast)) if row.way != clr and row.outcomes and fast else row
+        for row in rows
+    ]
+
+
+def _row(record: StudyRecord, way: Way, found: Sequence[Search], comparable: bool) -> WaySummary:
+    trials = [trial for search in found for trial in search.trials]
+    done = [search for search in found if search.done]
+    paid = [search for search in done if comparable and search.charged_device_seconds > 0]
+    chosen = [incumbent for search in done if (incumbent := search.incumbent)]
+    tests = tuple(value for search in done if (value := search.test_value) is not None)
+    outcomes = tuple(_outcome(search, target_value(record)) for search in paid)
+    charged = tuple(search.charged_device_seconds for search in paid)
+    price = price_of(record)
+    return WaySummary(
+        way=way,
+        searches_done=len(done),
+        searches_planned=len(found),
+        models=len(chosen),
+        trials=_status_counts(trials),
+        lost_attempts=sum(attempt.status in ("lost", "interrupted") for trial in trials for attempt in trial.attempts),
+        bill=bill(trials, price) if comparable else None,
+        charged=mean_of(charged),
+        charged_costs=charged,
+        usd=None if price is None else mean_of([seconds / 3600 * price for seconds in charged]),
+        overhead=mean_of([ratio for search in paid if (ratio := _overhead(search)) is not None]),
+        validation=mean_of([one.validation_value for one in chosen]),
+        test=mean_of(tests),
+        reach=reach_summary(outcomes) if outcomes and target_value(record) is not None else None,
+        edges=sum(one.edge is not None for one in chosen),
+        outcomes=outcomes,
+        tests=tests,
+    )
+
+
+def _outcome(search: Search, target: float | None) -> Outcome:
+    if target is None:
+        return Outcome("reached", search.charged_device_seconds, search.charged_device_seconds)
+    return search.outcome(target)
+
+
+def _status_counts(trials: Sequence[TrialRecord]) -> dict[str, int]:
+    counts = Counter(trial.status if trial.status in FINISHED_STATUSES else "unfinished" for trial in trials)
+    return {status: counts[status] for status in (*FINISHED_STATUSES, "unfinished")}
+
+
+def _overhead(search: Search) -> float | None:
+    """Return what the search cost over what its chosen training run alone cost: METHOD's overhead ratio."""
+    incumbent = search.incumbent
+    result = incumbent.trial.result if incumbent else None
+    alone = charged_seconds(result.phase_seconds) if result else 0.0
+    return search.charged_device_seconds / alone if alone else None

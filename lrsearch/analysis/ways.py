@@ -1,0 +1,62 @@
+"""What the ways of a study are, as its file says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lrsearch.trial import StudyRecord
+
+CYCLICAL = ("triangular", "triangular2", "exp_range", "exp_range_paper", "one_cycle", "cosine_restarts")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A strategy of the study file: where its rate comes from, and the schedule that it is put into."""
+
+    key: str
+    origin: str
+    """The strategy's registry name, such as grid or range_tested."""
+    schedule: str
+    """The schedule's registry name; `constant` when the strategy names none."""
+    description: str
+    """Such as "range_tested, triangular2 (cycles 2)"."""
+
+    @property
+    def is_range_tested(self) -> bool:
+        return self.origin == "range_tested"
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the way looks for a rate by training with several: what CLR claims to save."""
+        return self.origin not in ("range_tested", "default_rate")
+
+
+def ways(record: StudyRecord) -> list[Way]:
+    """Return the ways in the order of the file."""
+    return [_way(key, settings) for key, settings in record.config["strategies"].items()]
+
+
+def clr_way(record: StudyRecord) -> Way | None:
+    """Return "the CLR run": the first range-tested way with a cyclical schedule, else the first of any shape."""
+    range_tested = [way for way in ways(record) if way.is_range_tested]
+    cyclical = [way for way in range_tested if way.schedule in CYCLICAL]
+    return next(iter(cyclical + range_tested), None)
+
+
+def _way(key: str, settings: Mapping[str, Any]) -> Way:
+    schedule: Mapping[str, Any] = settings.get("schedule") or {"name": "constant"}
+    shape = f"{schedule['name']}{_in_brackets(schedule, skip=('name',))}"
+    origin = str(settings["name"])
+    return Way(key, origin, schedule["name"], f"{origin}{_in_brackets(settings, ('name', 'schedule'))}, {shape}")
+
+
+def _in_brackets(settings: Mapping[str, Any], skip: tuple[str, ...]) -> str:
+    """Return the settings that carry a plain value other than off, as " (points 8)"."""
+    shown = [
+        f"{key.replace('_', ' ')} {value}"
+        for key, value in settings.items()
+        if key not in skip and isinstance(value, str | int | float) and not isinstance(value, bool) and value != "none"
+    ]
+    return f" ({', '.join(shown)})" if shown else ""

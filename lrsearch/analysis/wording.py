@@ -1,0 +1,75 @@
+"""Numbers as people read them; the same in the report and in the terminal."""
+
+from __future__ import annotations
+
+import math
+
+THIN_SPACE = "\u2009"
+MINUS = "\u2212"
+NEVER = "never"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Return `value` with so many significant digits, thousands apart, without an exponent between 1e-4 and 1e9.
+
+    >>> significant(0.00123456), significant(12.345), significant(123456.7), significant(float("inf"))
+    ('0.00123', '12.3', '123\u2009457', '∞')
+    """
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞" if value > 0 else f"{MINUS}∞"
+    if value == 0:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e9:
+        return f"{value:.{digits - 1}e}".replace("-", MINUS)
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}".replace(",", THIN_SPACE).replace("-", MINUS)
+
+
+def rate(value: float) -> str:
+    """Return a learning rate in three digits, without trailing zeros.
+
+    >>> rate(0.1), rate(2.154e-05), rate(0.05)
+    ('0.1', '2.15e-05', '0.05')
+    """
+    return f"{value:.3g}"
+
+
+def metric(value: float) -> str:
+    """Return a metric with four decimals, or with five significant digits from 10 on.
+
+    >>> metric(0.97123), metric(123.456789)
+    ('0.9712', '123.46')
+    """
+    return (f"{value:.4f}" if abs(value) < 10 else f"{value:.5g}").replace("-", MINUS)
+
+
+def usd(value: float) -> str:
+    """Return an amount of money, cents and smaller with three significant digits.
+
+    >>> usd(12.5), usd(0.0139)
+    ('$12.50', '$0.0139')
+    """
+    return f"${value:,.2f}" if value >= 1 else f"${significant(value)}"
+
+
+def times(value: float) -> str:
+    """Return a ratio in the form "3.2×".
+
+    >>> times(3.21), times(0.05), times(12.2)
+    ('3.2×', '0.05×', '12×')
+    """
+    return f"{significant(value, 2)}×"
+
+
+def seconds_noun(device_kind: str | None) -> str:
+    """Return what a charged second is called: processor seconds are never passed off as device time."""
+    return "processor seconds" if device_kind == "cpu" else "device seconds"
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return "1 search" or "5 searches".
+
+    >>> counted(1, "trial"), counted(3, "trial")
+    ('1 trial', '3 trials')
+    """
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
