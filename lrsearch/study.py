@@ -81,9 +81,7 @@ def run_study(
     return record
 
 
-def _find_or_create(
-    config: StudyConfig, store: Store, observer: Observer, *, extend: bool, fresh: bool
-) -> StudyRow:
+def _find_or_create(config: StudyConfig, store: Store, observer: Observer, *, extend: bool, fresh: bool) -> StudyRow:
     resolved, fingerprint = config.resolved(), config.fingerprint()
     study = store.find_study(config.name)
     if study is None or fresh:
@@ -336,13 +334,14 @@ class _Conductor:
         except (KeyboardInterrupt, Terminated):
             spent = time.perf_counter() - self._boundary
             self._store.interrupt_attempt(begun.attempt_id, begun.token, {"lost": spent}, None)
+            self._publish([replace(trial, status="planned")])
             raise
         done = time.perf_counter()
         # Whatever of the span since the last trial no phase explains was spent thinking and writing: the device was idle.
         result = _with_idle(result, (done - self._boundary) - sum(result.phase_seconds.values()))
         verdict = self._verdict(trial, result)
         self._store.finish_attempt(begun.attempt_id, begun.token, result, verdict)
-        finished = _finished(trial, begun, result, self._owner, started_at)
+        finished = replace(_finished(trial, begun, result, self._owner, started_at), verdict=verdict)
         self._observer.trial_finished(finished)
         self._publish([finished])
         self._boundary = time.perf_counter()
@@ -462,9 +461,7 @@ def _with_idle(result: TrialResult, idle_seconds: float) -> TrialResult:
     return replace(result, phase_seconds=phases)
 
 
-def _finished(
-    trial: TrialRecord, begun: Begun, result: TrialResult, owner: str, started_at: datetime
-) -> TrialRecord:
+def _finished(trial: TrialRecord, begun: Begun, result: TrialResult, owner: str, started_at: datetime) -> TrialRecord:
     attempt = AttemptRecord(
         number=len(trial.attempts) + 1,
         status="finished",

@@ -116,9 +116,12 @@ def probe(workload: Choice, training: TrainingPlan, seed: int, steps: int = 30) 
         wait()
         return time.perf_counter() - began
 
-    step_seconds = seconds(lambda: [run.step(0.0) for _ in range(steps)]) / steps
+    def train() -> None:
+        for _ in range(steps):
+            run.step(0.0)
+
     return Probe(
-        step_seconds, seconds(lambda: run.evaluate("validation")), seconds(lambda: run.evaluate("range_test"))
+        seconds(train) / steps, seconds(lambda: run.evaluate("validation")), seconds(lambda: run.evaluate("range_test"))
     )
 
 
@@ -282,13 +285,22 @@ def _run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
         core_seconds=watch.core_seconds,
         peak_device_memory_bytes=_peak_memory(device),
         energy_joules=meter.joules(),
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in vars(outcome).items()},
+        status=outcome.status,
+        train_steps=outcome.train_steps,
+        validation_loss=outcome.validation_loss,
+        validation_metric=outcome.validation_metric,
+        test_loss=outcome.test_loss,
+        test_metric=outcome.test_metric,
+        curve=tuple(outcome.curve),
+        range_test=tuple(outcome.range_test),
+        diverged_step=outcome.diverged_step,
+        error=outcome.error,
+        traceback=outcome.traceback,
+        facts=outcome.facts,
     )
 
 
-def _set_up(
-    spec: TrialSpec, loaded: LoadedWorkload, device: torch.device
-) -> tuple[_Run, PlannedSchedule | None]:
+def _set_up(spec: TrialSpec, loaded: LoadedWorkload, device: torch.device) -> tuple[_Run, PlannedSchedule | None]:
     """Build model, optimiser and schedule; the schedule is None for a range test."""
     proposal = spec.proposal
     planned = None
@@ -367,27 +379,42 @@ def _segment_ends(planned: PlannedSchedule, steps_per_epoch: int) -> list[int]:
 
 
 def _run_range_test(spec: TrialSpec, run: _Run, watch: DeviceStopwatch, outcome: _Outcome) -> None:
-    """Raise the rate rung by rung, from low to high, and record what it does; stops early where the loss runs away."""
+    """Raise the rate rung by rung, from low to high, and record what it does."""
     plan = spec.proposal.range_test
     assert plan is not None, "a proposal without a schedule is a range test"
     rates = range_test_rates(plan, run.loaded.facts.steps_per_epoch)
+    watch.switch("range_test")
+    outcome.range_test = climb(rates, run.step, run.take_losses, lambda: run.evaluate("range_test"))
+    outcome.train_steps = len(outcome.range_test)
+    outcome.status = "completed"
+
+
+def climb(
+    rates: Sequence[float],
+    step: Callable[[float], None],
+    take_losses: Callable[[], list[float]],
+    evaluate: Callable[[], tuple[float | None, float | None]],
+) -> list[RangeTestPoint]:
+    """Take a step at each of the rising `rates` and return a point for each, fewer where the loss ran away.
+
+    `take_losses` gives the losses of the steps since it was last called, `evaluate` validation loss and metric, which are
+    asked for about RANGE_TEST_EVALUATIONS times. Whether to stop is looked at only then: nothing waits for the device
+    at other steps.
+    """
     every = max(1, round(len(rates) / RANGE_TEST_EVALUATIONS))
     stop = DivergenceStop(len(rates))
-    evaluations: dict[int, tuple[float, float]] = {}
+    evaluations: dict[int, tuple[float | None, float | None]] = {}
     losses: list[float] = []
-    outcome.status = "completed"
-    watch.switch("range_test")
     for rung, rate in enumerate(rates):
-        run.step(rate)
-        outcome.train_steps += 1
+        step(rate)
         if (rung + 1) % every and rung + 1 < len(rates):
             continue
-        evaluations[rung] = run.evaluate("range_test")
-        new = run.take_losses()
+        evaluations[rung] = evaluate()
+        new = take_losses()
         losses += new
         if any([stop.update(loss) for loss in new]):
             break
-    outcome.range_test = list(_range_test_points(rates, losses, evaluations))
+    return list(_range_test_points(rates, losses, evaluations))
 
 
 def range_test_rates(plan: RangeTestPlan, steps_per_epoch: int) -> list[float]:
@@ -396,7 +423,7 @@ def range_test_rates(plan: RangeTestPlan, steps_per_epoch: int) -> list[float]:
 
 
 def _range_test_points(
-    rates: Sequence[float], losses: Sequence[float], evaluations: dict[int, tuple[float, float]]
+    rates: Sequence[float], losses: Sequence[float], evaluations: dict[int, tuple[float | None, float | None]]
 ) -> Iterator[RangeTestPoint]:
     """Yield a point per rung that was stepped. The loss of step i+1 was computed before it: it belongs to rung i."""
     for rung in range(len(losses)):
@@ -405,7 +432,7 @@ def _range_test_points(
             step=rung,
             learning_rate=rates[rung],
             train_loss=_finite(losses[rung + 1]) if rung + 1 < len(losses) else None,
-            validation_loss=None if loss is None else _finite(loss),
+            validation_loss=_finite(loss),
             validation_metric=metric,
         )
 
@@ -416,8 +443,8 @@ def _first_non_finite(losses: Sequence[float], end: int) -> int | None:
     return next((first + index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _one_line(error: BaseException) -> str:

@@ -278,6 +278,8 @@ class TrialRecord:
     attempts: tuple[AttemptRecord, ...] = ()
     result: TrialResult | None = None
     """None until it has ended. Its `phase_seconds` are those of the last attempt only: use `phase_seconds` below."""
+    verdict: Mapping[str, Any] | None = None
+    """What a range test was found to say, as it was acted on: the fields of range_test.RangeTestVerdict."""
 
     @property
     def stage(self) -> Stage:
@@ -286,9 +288,7 @@ class TrialRecord:
     @property
     def phase_seconds(self) -> dict[str, float]:
         """Seconds by phase over all attempts."""
-        return {
-            phase: sum(attempt.phase_seconds.get(phase, 0.0) for attempt in self.attempts) for phase in PHASES
-        }
+        return {phase: sum(attempt.phase_seconds.get(phase, 0.0) for attempt in self.attempts) for phase in PHASES}
 
     @property
     def charged_device_seconds(self) -> float:

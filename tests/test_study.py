@@ -131,7 +131,8 @@ def test_charged_seconds_add_up_to_the_time_that_the_device_was_held(write: Writ
 def test_the_same_file_twice_gives_the_same_rates_curves_and_accuracies(write: Write, tmp_path: Path) -> None:
     path = write()
     first, second = (
-        run_study(config(path), open_store(f"sqlite:///{tmp_path / name}"), observer=Quiet()) for name in ("1.db", "2.db")
+        run_study(config(path), open_store(f"sqlite:///{tmp_path / name}"), observer=Quiet())
+        for name in ("1.db", "2.db")
     )
     assert outcome(first) == outcome(second)
 
@@ -176,7 +177,9 @@ def test_a_study_that_another_process_holds_is_refused(write: Write, store: Stor
     path = write()
     study = store.create_study("small", config(path).resolved(), config(path).fingerprint())
     source = "from lrsearch.storage.owner import this_owner as me; print(me(), flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         store.acquire(study.id, holder.stdout.readline().strip(), 60)
         with pytest.raises(StudyBusyError, match=str(holder.pid)):
@@ -188,7 +191,9 @@ def test_a_study_that_another_process_holds_is_refused(write: Write, store: Stor
 def test_a_model_that_raises_stops_before_the_first_trial(
     write: Write, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "raising.py").write_text("def model():\n    raise ValueError('no model')\n\ndef data():\n    return None\n")
+    (tmp_path / "raising.py").write_text(
+        "def model():\n    raise ValueError('no model')\n\ndef data():\n    return None\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     path = write(workload="{name: callable, model: 'raising:model', data: 'raising:data', batch_size: 8}")
     with pytest.raises(WorkloadError):

@@ -39,7 +39,12 @@ class Listener:
 
 
 def spec(
-    learning_rate: float = 0.1, schedule: str = "constant", *, epochs: float = 2, optimizer: Choice = SGD, **changes: Any
+    learning_rate: float = 0.1,
+    schedule: str = "constant",
+    *,
+    epochs: float = 2,
+    optimizer: Choice = SGD,
+    **changes: Any,
 ) -> TrialSpec:
     return replace(
         TrialSpec(

@@ -82,12 +82,11 @@ class OptunaMirror:
         record: StudyRecord,
         trials: Sequence[TrialRecord],
         live_points: Mapping[str, Sequence[CurvePoint]] | None = None,
-        verdicts: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Bring Optuna's tables in step with `trials`; what is there already is skipped.
 
         Of `record` only name, version, config and facts are read; nothing is written while the facts are not known.
-        `live_points` (by UUID) are the curves so far of running trials, `verdicts` what range tests found. Raises
+        `live_points` (by UUID) are the curves so far of running trials. Raises
         StorageError.
         """
         if record.facts is None:
@@ -98,13 +97,13 @@ class OptunaMirror:
                 shown = study.trials.get(trial.uuid)
                 if shown is not None and shown.state.is_finished():
                     continue
-                view = _View(record, trial, (live_points or {}).get(trial.uuid, ()), (verdicts or {}).get(trial.uuid))
+                view = _View(record, trial, (live_points or {}).get(trial.uuid, ()))
                 if shown is not None:
                     self._update(shown, view)
                 elif view.state != TrialState.WAITING:
                     study.trials[trial.uuid] = self._create(study.id, view)
 
-    def rebuild(self, record: StudyRecord, verdicts: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def rebuild(self, record: StudyRecord) -> None:
         """Delete the Optuna studies of `record` and write them again."""
         with self._translated():
             names = {study_name(record, trial.strategy, trial.seed) for trial in record.trials}
@@ -113,7 +112,7 @@ class OptunaMirror:
                     self._storage.delete_study(study._study_id)
             for name in names:
                 self._studies.pop(name, None)
-        self.publish(record, record.trials, verdicts=verdicts)
+        self.publish(record, record.trials)
 
     def _study(self, name: str, facts: WorkloadFacts) -> _Study:
         if name not in self._studies:
@@ -186,7 +185,6 @@ class _View:
     record: StudyRecord
     trial: TrialRecord
     live_points: Sequence[CurvePoint]
-    verdict: Mapping[str, Any] | None
 
     @property
     def state(self) -> TrialState:
@@ -250,7 +248,7 @@ class _View:
         result = self.trial.result
         if result is None:
             return {}
-        verdict = {f"range_test_{key}": value for key, value in (self.verdict or {}).items() if _is_plain(value)}
+        verdict = {f"range_test_{key}": value for key, value in (self.trial.verdict or {}).items() if _is_plain(value)}
         error = {} if result.error is None else {"error": result.error}
         cost = {"charged_device_seconds": float(self.trial.charged_device_seconds)}
         return {"status": self.trial.status, **cost, **verdict, **error}

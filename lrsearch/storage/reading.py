@@ -187,6 +187,7 @@ def _trial_record(
         proposal=_PROPOSAL.validate_python(row.proposal),
         attempts=records,
         result=result,
+        verdict=row.verdict,
     )
 
 

@@ -417,12 +417,6 @@ class Store:
         [record] = self._read(lambda connection: read_trials(connection, trial.c.uuid == uuid))
         return record
 
-    def verdicts(self, study_id: int) -> dict[str, Mapping[str, Any]]:
-        """Return the stored verdicts of the study's range tests by the trial's UUID."""
-        judged = sa.select(trial.c.uuid, trial.c.verdict).select_from(trial).join(search)
-        judged = judged.where(search.c.study_id == study_id, trial.c.verdict.is_not(None))
-        return {row.uuid: row.verdict for row in self._read(lambda connection: connection.execute(judged).all())}
-
     def _unknown_study(self, connection: Connection, name: str, version: int | None) -> Exception:
         versions = connection.execute(sa.select(study.c.name, study.c.version).order_by(study.c.version)).all()
         if not versions:

@@ -269,7 +269,7 @@ class TestTrials:
         store.finish_attempt(begun.attempt_id, begun.token, done, {"status": "ok", "max_lr": 0.5, "gain": math.inf})
         record = _only(store.record("digits"))
         assert (record.proposal, record.result) == (RANGE_TEST, done)
-        assert store.verdicts(row.id) == {begun.uuid: {"status": "ok", "max_lr": 0.5, "gain": None}}
+        assert store.trial_record(begun.uuid).verdict == {"status": "ok", "max_lr": 0.5, "gain": None}
 
     def test_a_loss_that_is_not_finite_is_stored_as_null(self, store: Store) -> None:
         row = held_study(store)
