@@ -56,8 +56,8 @@ def run_study(
 ) -> StudyRecord:
     """Run or continue the study that `config` describes and return its record when all searches are done.
 
-    Raises StudyChangedError when the stored study of this name says something else (`extend` allows more seeds, trials or
-    strategies, `fresh` starts a new version), StudyBusyError when another process runs it, StudyFailedError when its
+    Raises StudyChangedError when the stored study of this name says something else (`extend` allows more seeds, trials
+    or strategies, `fresh` starts a new version), StudyBusyError when another process runs it, StudyFailedError when its
     trials keep failing, DataError and WorkloadError before the first trial. On Ctrl-C or SIGTERM the running attempt is
     closed with its cost, and KeyboardInterrupt or Terminated goes on to the caller.
     """
@@ -326,7 +326,6 @@ class _Conductor:
             self._config.training_plan(),
         )
         started_at = datetime.now(UTC)
-        began = time.perf_counter()
         channel = _Channel(self._store, begun, trial, stopper, self._observer, self._publish_live)
         try:
             with channel.beating(), self._signals.interruptible():
@@ -337,7 +336,7 @@ class _Conductor:
             self._publish([replace(trial, status="planned")])
             raise
         done = time.perf_counter()
-        # Whatever of the span since the last trial no phase explains was spent thinking and writing: the device was idle.
+        # What no phase explains of the span since the last trial went into thinking and writing: the device was idle.
         result = _with_idle(result, (done - self._boundary) - sum(result.phase_seconds.values()))
         verdict = self._verdict(trial, result)
         self._store.finish_attempt(begun.attempt_id, begun.token, result, verdict)
@@ -391,7 +390,7 @@ class _Conductor:
 
 
 class _Channel:
-    """Takes the curve points of one running attempt to the ledger, the mirror and the observer, at most once a second."""
+    """Takes the curve points of a running attempt to the observer at once, to ledger and mirror about once a second."""
 
     def __init__(
         self,

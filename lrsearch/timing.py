@@ -22,8 +22,8 @@ def core_seconds() -> float:
 class DeviceStopwatch:
     """Splits the span from `start` to `stop` into consecutive segments, each on one phase's account.
 
-    The device is synchronised before each reading, so call `switch` at segment ends, never per step. Seconds are those of
-    a monotonic clock, times `device_count`.
+    The device is synchronised before each reading, so call `switch` at segment ends, never per step. Seconds are those
+    of a monotonic clock, times `device_count`.
 
     >>> ticks = iter([0, 2_000_000_000, 5_000_000_000])
     >>> watch = DeviceStopwatch(clock=lambda: next(ticks))
@@ -49,7 +49,8 @@ class DeviceStopwatch:
 
     def start(self, phase: str) -> None:
         """Begin the first segment."""
-        assert self._phase is None and phase in PHASES
+        assert self._phase is None
+        assert phase in PHASES
         self._synchronize()
         self._core_since = core_seconds()
         self._since = self._clock()
@@ -57,7 +58,8 @@ class DeviceStopwatch:
 
     def switch(self, phase: str) -> None:
         """End the running segment and begin one of `phase`, which may be the same."""
-        assert self._phase is not None and phase in PHASES
+        assert self._phase is not None
+        assert phase in PHASES
         self._synchronize()
         now = self._clock()
         spent = (now - self._since) / 1e9 * self._device_count

@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +125,7 @@ def probe(workload: Choice, training: TrainingPlan, seed: int, steps: int = 30) 
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that `name` asks for; `auto` takes cuda, then mps, then cpu. Raises UsageError if it is absent."""
+    """Return the device that `name` asks for; `auto`: cuda, else mps, else cpu. Raises UsageError if it is absent."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
@@ -397,7 +396,7 @@ def climb(
 ) -> list[RangeTestPoint]:
     """Take a step at each of the rising `rates` and return a point for each, fewer where the loss ran away.
 
-    `take_losses` gives the losses of the steps since it was last called, `evaluate` validation loss and metric, which are
+    `take_losses` gives the losses of the steps since it was last called, `evaluate` validation loss and metric; both are
     asked for about RANGE_TEST_EVALUATIONS times. Whether to stop is looked at only then: nothing waits for the device
     at other steps.
     """
@@ -412,7 +411,7 @@ def climb(
         evaluations[rung] = evaluate()
         new = take_losses()
         losses += new
-        if any([stop.update(loss) for loss in new]):
+        if any(stop.update(loss) for loss in new):
             break
     return list(_range_test_points(rates, losses, evaluations))
 

@@ -149,8 +149,8 @@ class CurvePoint:
 class RangeTestPoint:
     """One rung of a range test. The values belong to the model *after* the step at `learning_rate`.
 
-    `train_loss` is the loss of the following batch before its own step; it is None where non-finite or not measured (the
-    last rung). Validation values are None on rungs without an evaluation.
+    `train_loss` is the loss of the following batch before its own step; it is None where non-finite or not measured
+    (the last rung). Validation values are None on rungs without an evaluation.
     """
 
     step: int
@@ -216,7 +216,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class History:
-    """All that a strategy's next proposal may depend on, beside its own frozen settings: the trials of its own search."""
+    """All that a strategy's next proposal may depend on, beside its own frozen settings: its search's trials."""
 
     study: str
     strategy: str

@@ -95,8 +95,17 @@ def outcome(record: StudyRecord) -> list[Any]:
         assert trial.result is not None
         curve = tuple(replace(point, charged_device_seconds=0.0) for point in trial.result.curve)
         rows.append(
-            (trial.strategy, trial.seed, trial.number, trial.status, trial.proposal, curve, trial.result.range_test)
-            + (trial.result.validation_metric, trial.result.test_metric)
+            (
+                trial.strategy,
+                trial.seed,
+                trial.number,
+                trial.status,
+                trial.proposal,
+                curve,
+                trial.result.range_test,
+                trial.result.validation_metric,
+                trial.result.test_metric,
+            )
         )
     return rows
 
@@ -111,14 +120,19 @@ def test_a_study_runs_every_trial_of_every_way_and_seed(write: Write, store: Sto
     record = run_study(config(write(seeds=[0, 1])), store, observer=watcher)
     assert record.finished
     assert watcher.planned == {"grid": 6, "tpe": 6, "clr": 4}
-    assert len(record.trials) == 16 and all(trial.result is not None for trial in record.trials)
+    assert len(record.trials) == 16
+    assert all(trial.result is not None for trial in record.trials)
     assert watcher.started[:6] == [(way, 0) for way in ("grid", "tpe", "clr", "clr", "tpe", "grid")]
     clr = record.search("clr", 1)
     assert [trial.stage for trial in clr] == ["range_test", "train"]
     base_lr, max_lr = clr[1].proposal.base_lr, clr[1].proposal.max_lr
-    assert base_lr is not None and max_lr is not None and 0 < base_lr < max_lr
-    assert clr[1].result is not None and (clr[1].result.test_metric or 0) > 0.8
-    assert record.facts is not None and record.facts.metric == "accuracy"
+    assert base_lr is not None
+    assert max_lr is not None
+    assert 0 < base_lr < max_lr
+    assert clr[1].result is not None
+    assert (clr[1].result.test_metric or 0) > 0.8
+    assert record.facts is not None
+    assert record.facts.metric == "accuracy"
 
 
 def test_charged_seconds_add_up_to_the_time_that_the_device_was_held(write: Write, store: Store) -> None:
@@ -142,7 +156,8 @@ def test_a_finished_study_says_so_and_runs_nothing(write: Write, store: Store) -
     run_study(config(path), store, observer=Quiet())
     again = Quiet()
     record = run_study(config(path), store, observer=again)
-    assert record.finished and again.started == []
+    assert record.finished
+    assert again.started == []
     assert "finished" in again.messages[0]
 
 

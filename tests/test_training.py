@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -100,14 +101,17 @@ def model():
 def test_a_trial_reports_a_point_per_epoch_and_learns_digits() -> None:
     listener = Listener()
     result = run(spec(epochs=3), listener)
-    assert result.status == "completed" and result.error is None
+    assert result.status == "completed"
+    assert result.error is None
     assert result.facts is not None
     steps = result.facts.steps_per_epoch
     assert [point.step for point in result.curve] == [steps, 2 * steps, 3 * steps]
     assert listener.points == list(result.curve)
     assert result.train_steps == 3 * steps
-    assert result.validation_metric is not None and result.validation_metric > 0.8
-    assert result.test_metric is not None and result.test_metric > 0.8
+    assert result.validation_metric is not None
+    assert result.validation_metric > 0.8
+    assert result.test_metric is not None
+    assert result.test_metric > 0.8
     assert result.validation_metric == result.curve[-1].validation_metric
 
 
@@ -132,8 +136,10 @@ def test_trials_of_one_seed_differ_in_their_rate_alone() -> None:
 def test_a_diverging_trial_is_a_result_with_its_step_and_its_cost() -> None:
     result = run(spec(1e4))
     assert result.status == "diverged"
-    assert result.diverged_step is not None and 1 <= result.diverged_step <= result.train_steps
-    assert result.validation_metric is None and result.test_metric is None
+    assert result.diverged_step is not None
+    assert 1 <= result.diverged_step <= result.train_steps
+    assert result.validation_metric is None
+    assert result.test_metric is None
     assert result.curve[-1].train_loss is None
     assert result.phase_seconds["train"] > 0
 
@@ -143,7 +149,8 @@ def test_every_second_belongs_to_a_phase() -> None:
     assert set(result.phase_seconds) <= {*CHARGED_PHASES, "data", "test_evaluation"}
     assert {"setup", "warmup", "train", "evaluate", "test_evaluation"} <= set(result.phase_seconds)
     cumulative = [point.charged_device_seconds for point in result.curve]
-    assert cumulative == sorted(cumulative) and cumulative[0] > 0
+    assert cumulative == sorted(cumulative)
+    assert cumulative[0] > 0
     assert result.core_seconds > 0
 
 
@@ -162,17 +169,19 @@ def test_a_cyclical_run_is_evaluated_at_every_cycle_end() -> None:
     proposal = Proposal("train", Choice("triangular2", {"cycles": 3}), base_lr=0.01, max_lr=0.2)
     result = run(spec(epochs=2, proposal=proposal))
     ends = [point.step for point in result.curve if point.cycle_end]
-    assert len(ends) == 3 and ends[-1] == result.train_steps
+    assert len(ends) == 3
+    assert ends[-1] == result.train_steps
     assert max(point.learning_rate for point in result.curve) <= 0.2
 
 
 def test_a_range_test_visits_the_ladder_and_keeps_the_values_of_each_rung() -> None:
     plan = RangeTestPlan(1e-5, 10.0)
     result = run(spec(proposal=Proposal("range_test", range_test=plan)))
-    assert result.status == "completed" and result.test_metric is None
+    assert result.status == "completed"
+    assert result.test_metric is None
     points = result.range_test
     assert points[0].learning_rate == pytest.approx(1e-5)
-    ratios = [b.learning_rate / a.learning_rate for a, b in zip(points, points[1:], strict=False)]
+    ratios = [b.learning_rate / a.learning_rate for a, b in itertools.pairwise(points)]
     assert max(ratios) == pytest.approx(min(ratios), rel=1e-9)
     measured = [point for point in points if point.validation_metric is not None]
     assert len(measured) >= 30
@@ -188,7 +197,8 @@ def test_the_first_loss_of_a_range_test_belongs_to_the_rung_before_it() -> None:
     constant = run(spec(1e-12, epochs=1)).curve[0].train_loss
     assert constant is not None
     steps = len(losses)
-    assert steps == 100 and losses[-1] is None
+    assert steps == 100
+    assert losses[-1] is None
     first_epoch = losses[: run(spec(epochs=1)).train_steps - 1]
     # The constant run's mean has one more term, the first: the two means differ by at most that term's weight.
     assert math.fsum(loss or 0.0 for loss in first_epoch) / len(first_epoch) == pytest.approx(constant, rel=0.02)
@@ -199,7 +209,8 @@ def test_every_optimizer_trains(name: str) -> None:
     rate = {"sgd": 0.1, "adagrad": 0.05, "rmsprop": 1e-3}.get(name, 3e-3)
     result = run(spec(rate, optimizer=Choice(name)))
     assert result.status == "completed"
-    assert result.validation_metric is not None and result.validation_metric > 0.5
+    assert result.validation_metric is not None
+    assert result.validation_metric > 0.5
 
 
 def test_sgd_equals_a_loop_written_by_hand() -> None:
@@ -223,13 +234,15 @@ def test_clipping_bounds_what_a_huge_gradient_does(callable_workload: Any) -> No
     free = run(spec(1e20, epochs=1, workload=workload))
     plan = TrainingPlan(epochs=1, optimizer=Choice("sgd"), device="cpu", gradient_clip_norm=1e-20)
     clipped = run(spec(1e20, workload=workload, training=plan))
-    assert clipped.status == "completed" and free.validation_loss != clipped.validation_loss
+    assert clipped.status == "completed"
+    assert free.validation_loss != clipped.validation_loss
 
 
 def test_bfloat16_trains_close_to_float32() -> None:
     plan = TrainingPlan(epochs=3, optimizer=SGD, device="cpu", precision="bfloat16")
     result = run(spec(0.1, training=plan))
-    assert result.validation_metric is not None and result.validation_metric > 0.8
+    assert result.validation_metric is not None
+    assert result.validation_metric > 0.8
 
 
 def test_a_model_that_raises_is_a_failed_trial_that_names_the_users_line(callable_workload: Any) -> None:
@@ -243,8 +256,11 @@ def test_a_model_that_raises_is_a_failed_trial_that_names_the_users_line(callabl
     )
     result = run(spec(workload=callable_workload(source)))
     assert result.status == "failed"
-    assert result.error is not None and "no forward today" in result.error and "in forward" in result.error
-    assert result.traceback is not None and "Broken" in result.traceback
+    assert result.error is not None
+    assert "no forward today" in result.error
+    assert "in forward" in result.error
+    assert result.traceback is not None
+    assert "Broken" in result.traceback
     with pytest.raises(WorkloadError, match="no forward today"):
         prepare(callable_workload(source), TrainingPlan(1, SGD, device="cpu"), 0)
 
@@ -264,9 +280,11 @@ def test_preparing_tells_the_facts_and_a_probe_times_one_step() -> None:
     plan = TrainingPlan(1, SGD, device="cpu")
     preparation = prepare(DIGITS, plan, 0)
     assert preparation.facts.train_count + preparation.facts.validation_count + preparation.facts.test_count == 1797
-    assert preparation.device.kind == "cpu" and preparation.device.threads == torch.get_num_threads()
+    assert preparation.device.kind == "cpu"
+    assert preparation.device.threads == torch.get_num_threads()
     measured = probe(DIGITS, plan, 0)
-    assert 0 < measured.step_seconds < 1 and measured.validation_seconds > 0
+    assert 0 < measured.step_seconds < 1
+    assert measured.validation_seconds > 0
 
 
 def test_a_device_that_is_not_here_is_refused() -> None:
@@ -281,5 +299,6 @@ def test_a_device_that_is_not_here_is_refused() -> None:
 def test_a_trial_on_a_gpu_agrees_with_the_processor() -> None:
     on_gpu = run(spec(training=TrainingPlan(3, SGD, device="cuda")))
     on_cpu = run(spec(training=TrainingPlan(3, SGD, device="cpu")))
-    assert on_gpu.device.kind == "cuda" and on_gpu.peak_device_memory_bytes
+    assert on_gpu.device.kind == "cuda"
+    assert on_gpu.peak_device_memory_bytes
     assert on_gpu.validation_metric == pytest.approx(on_cpu.validation_metric, abs=0.05)
