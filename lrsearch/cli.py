@@ -1,0 +1,421 @@
+"""The command line. It imports what a command needs inside that command, so that `lrsearch --help` stays quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from lrsearch import __version__
+from lrsearch.errors import LrsearchError, StorageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lrsearch.analysis.compare import Mean
+    from lrsearch.analysis.summary import WaySummary
+    from lrsearch.config import StudyConfig
+    from lrsearch.storage.store import Store
+    from lrsearch.trial import StudyRecord
+
+EXIT_CODES = {
+    0: "done",
+    1: "a fault of lrsearch itself",
+    2: "usage: command line or study file",
+    3: "data missing or corrupt, or a model or data function that is not usable",
+    4: "the database or a file cannot be written or read",
+    5: "the study stopped because its trials keep failing",
+    6: "another process runs this study",
+    7: "the study file differs from the stored study",
+    130: "stopped by Ctrl-C; the same command continues",
+    143: "stopped by SIGTERM; the same command continues",
+}
+EPILOG = "\n\n".join(["Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items())])
+
+
+class _Commands(TyperGroup):
+    """The one place where exceptions become a line on stderr and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own context class
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # a terminal without "±" still gets its table
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except LrsearchError as error:
+            _fail(str(error), error.exit_code)
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            _fail("Stopped.", 130)
+        except Exception as error:
+            if _is_for_typer(error):
+                raise
+            _fail(f"lrsearch met a fault of its own: {_one_line(error)}. Full traceback: {_keep_traceback()}", 1)
+
+
+def _is_for_typer(error: Exception) -> bool:
+    return isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "format_message")
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    message = _without_passwords(message)
+    typer.echo(message, err=True)
+    if "--json" in sys.argv[1:]:
+        typer.echo(json.dumps({"error": message, "exit_code": exit_code}))
+    raise typer.Exit(exit_code)
+
+
+def _without_passwords(text: str) -> str:
+    return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _keep_traceback() -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="lrsearch-", suffix=".log", delete=False) as log:
+        log.write(_without_passwords(traceback.format_exc()))
+    return log.name
+
+
+app = typer.Typer(
+    name="lrsearch",
+    cls=_Commands,
+    help="What does each way of choosing a learning rate cost in device time, and what accuracy does it buy?",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+StudyFile = Annotated[Path, typer.Argument(metavar="FILE", help="The study file (YAML).")]
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name, as `lrsearch ls` shows it.")]
+StudyVersion = Annotated[
+    int | None, typer.Option("--study-version", help="Which version of the study; the newest when not given.")
+]
+Database = Annotated[
+    str,
+    typer.Option(
+        "--database", metavar="URL", envvar="LRSEARCH_DATABASE", help="sqlite:///FILE or postgresql://USER@HOST/NAME."
+    ),
+]
+DEFAULT_DATABASE = "sqlite:///lrsearch.db"
+TableName = Literal["trials", "curves", "attempts", "range_tests"]
+Format = Literal["csv", "json"]
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"lrsearch {__version__}")
+        raise typer.Exit()
+
+
+@app.command("run-study")
+def run_study(
+    file: StudyFile,
+    database: Database = DEFAULT_DATABASE,
+    report: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The HTML page to write; default: reports/NAME.html.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, at the end.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and a cost forecast; run nothing.")
+    ] = False,
+    extend: Annotated[
+        bool, typer.Option(help="Let the file add seeds, trials or strategies to a stored study.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option(help="Start a new version of the study; older ones stay.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Instead of the file's training.device: auto, cpu, cuda, cuda:N or mps.")
+    ] = None,
+) -> None:
+    """Run a study, or continue it where it stopped, and write its report."""
+    from lrsearch.config import load_study
+
+    config = load_study(file)
+    if device is not None:
+        config = config.on_device(device)
+    if dry_run:
+        _show_forecast(config, as_json)
+        return
+    page = report or Path("reports") / f"{config.name}.html"
+    _check_writable(page)
+    record = _run(config, database, extend=extend, fresh=fresh)
+    _write_report(record, page)
+    if as_json:
+        _print_json(_outcome(record, database, page))
+    else:
+        _print(_ways_table(record))
+        typer.echo(f"Report: {page}")
+
+
+def _run(config: StudyConfig, database: str, *, extend: bool, fresh: bool) -> StudyRecord:
+    from lrsearch import study
+    from lrsearch.progress import progress_for
+    from lrsearch.storage.store import open_store
+
+    with open_store(database) as store, progress_for(sys.stderr) as progress:
+        try:
+            return study.run_study(config, store, observer=progress, extend=extend, fresh=fresh, mirror_url=database)
+        except KeyboardInterrupt:
+            stopped = 130
+        except study.Terminated:
+            stopped = 143
+    again = shlex.join(["lrsearch", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
+    _fail(f"Stopped; what has finished is stored, and the running trial is charged. To continue: {again}", stopped)
+
+
+def _check_writable(path: Path) -> None:
+    """Raise StorageError now rather than after hours of training."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        existed = path.exists()
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"The report {path} cannot be written: {error.strerror}. Choose another --report."
+        ) from error
+
+
+def _write_report(record: StudyRecord, page: Path) -> None:
+    from lrsearch.report import write_report
+
+    write_report(record, page)
+
+
+def _show_forecast(config: StudyConfig, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from lrsearch.progress import duration
+    from lrsearch.study import forecast
+
+    result = forecast(config)
+    if as_json:
+        _print_json({"study": config.name, **asdict(result), "total_seconds": result.total_seconds})
+        return
+    table = Table("way", title=f"Plan of study {config.name}: nothing was run", box=None)
+    for column in ("searches", "trials", "device time"):
+        table.add_column(column, justify="right")
+    for way, seconds in result.seconds.items():
+        table.add_row(way, str(len(config.seeds)), str(result.trials[way]), duration(seconds))
+    table.add_row("all", "", str(sum(result.trials.values())), duration(result.total_seconds), style="bold")
+    _print(table)
+    typer.echo(f"On {result.device}; probe: {result.probe}.")
+
+
+@app.command()
+def validate(file: StudyFile) -> None:
+    """Check a study file without running anything."""
+    from lrsearch.config import load_study
+
+    config = load_study(file)
+    trials = sum(strategy.planned_trials for strategy in config.strategies.values()) * len(config.seeds)
+    ways = len(config.strategies)
+    typer.echo(f"{file}: valid. Study {config.name}: {ways} ways x {len(config.seeds)} seeds, {trials} trials.")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of study files, for editors to check and complete by."""
+    from lrsearch.config import json_schema
+
+    _print_json(json_schema())
+
+
+@app.command("ls")
+def list_studies(database: Database = DEFAULT_DATABASE) -> None:
+    """List the stored studies."""
+    from rich.table import Table
+
+    from lrsearch.progress import duration
+
+    with _existing(database) as store:
+        studies = store.studies()
+    if not studies:
+        typer.echo("No studies yet; lrsearch run-study FILE runs one.")
+        return
+    table = Table("study", box=None)
+    for column in ("version", "state", "trials", "failed", "diverged", "device time", "created (UTC)"):
+        table.add_column(column, justify="right")
+    for study in studies:
+        table.add_row(
+            study.name,
+            str(study.version),
+            "finished" if study.finished else "unfinished",
+            str(sum(study.trials.values())),
+            str(study.trials.get("failed", 0)),
+            str(study.trials.get("diverged", 0)),
+            duration(study.charged_device_seconds),
+            f"{study.created_at:%Y-%m-%d %H:%M}",
+        )
+    _print(table)
+
+
+@app.command()
+def show(study: StudyName, database: Database = DEFAULT_DATABASE, study_version: StudyVersion = None) -> None:
+    """Show what each way of a study cost and what it bought."""
+    with _existing(database) as store:
+        record = store.record(study, study_version)
+    _print(_ways_table(record))
+
+
+@app.command()
+def export(
+    study: StudyName,
+    table: Annotated[TableName, typer.Option(help="One row per trial, curve point, attempt or range-test point.")],
+    database: Database = DEFAULT_DATABASE,
+    study_version: StudyVersion = None,
+    format: Annotated[Format, typer.Option(help="The format to write.")] = "csv",  # noqa: A002  # the user's word
+    output: Annotated[Path | None, typer.Option(metavar="PATH", help="Default: stdout.")] = None,
+) -> None:
+    """Write a study's trials, curves, attempts or range tests as CSV or JSON."""
+    from lrsearch.storage.export import export_rows, write_rows
+
+    with _existing(database) as store:
+        rows = export_rows(store.record(study, study_version), table)
+    if output is None:
+        write_rows(rows, format, sys.stdout)
+        return
+    try:
+        with output.open("w", newline="", encoding="utf-8") as stream:
+            write_rows(rows, format, stream)
+    except OSError as error:
+        raise StorageError(f"{output} cannot be written: {error.strerror}. Choose another --output.") from error
+
+
+@app.command("report")
+def write_report(
+    study: StudyName,
+    database: Database = DEFAULT_DATABASE,
+    study_version: StudyVersion = None,
+    output: Annotated[Path | None, typer.Option(metavar="PATH", help="Default: reports/STUDY.html.")] = None,
+) -> None:
+    """Write a study's report again from what is stored."""
+    with _existing(database) as store:
+        record = store.record(study, study_version)
+    page = output or Path("reports") / f"{record.name}.html"
+    _check_writable(page)
+    _write_report(record, page)
+    typer.echo(f"Report: {page}")
+
+
+@app.command()
+def dashboard(
+    database: Database = DEFAULT_DATABASE,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8080,
+) -> None:
+    """Serve optuna-dashboard on this machine alone, live while trials run."""
+    from lrsearch.web import serve_dashboard
+
+    serve_dashboard(database, port, lambda url: typer.echo(f"Dashboard: {url} (Ctrl-C stops it)"))
+
+
+@contextmanager
+def _existing(database: str) -> Iterator[Store]:
+    """Open a database for reading; it is never created."""
+    from lrsearch.storage.store import open_store
+
+    with open_store(database, must_exist=True) as store:
+        yield store
+
+
+def _ways_table(record: StudyRecord) -> Table:
+    """Return one row per way: what it cost, and what it bought with how much spread over how many searches."""
+    from rich.table import Table
+
+    from lrsearch.analysis.summary import summarise
+    from lrsearch.analysis.wording import seconds_noun
+
+    summary = summarise(record)
+    state = "finished" if summary.finished else "unfinished"
+    target = "" if summary.target is None else f" (target {summary.target:g})"
+    table = Table(
+        title=f"Study {summary.name}, version {summary.version}, {state}",
+        caption=f"{summary.metric}{target}: mean ± standard deviation over n searches. {summary.verdict.sentence}",
+        box=None,
+    )
+    seconds = seconds_noun(summary.device_kind)
+    table.add_column("way", no_wrap=True)
+    for name in ("searches", "trials", "failed", "diverged", seconds, "validation", "test", "target"):
+        table.add_column(name, justify="right")
+    for way in summary.ways:
+        table.add_row(way.key, *_cells(way))
+    return table
+
+
+def _cells(way: WaySummary) -> list[str]:
+    ended = sum(way.trials.values()) - way.trials.get("unfinished", 0)
+    return [
+        f"{way.searches_done}/{way.searches_planned}",
+        str(ended),
+        str(way.trials.get("failed", 0)),
+        str(way.trials.get("diverged", 0)),
+        "-" if way.bill is None else f"{way.bill.charged_device_seconds:.2f}",
+        _mean(way.validation),
+        _mean(way.test),
+        "-" if way.reach is None else f"{way.reach.reached}/{way.reach.total}",
+    ]
+
+
+def _mean(mean: Mean | None) -> str:
+    if mean is None:
+        return "-"
+    spread = "" if mean.sd is None else f" ± {mean.sd:.4f}"
+    return f"{mean.value:.4f}{spread} (n={mean.count})"
+
+
+def _outcome(record: StudyRecord, database: str, page: Path) -> dict[str, Any]:
+    """Return the document of `run-study --json`: the report's table, where it came from and where it lies."""
+    from dataclasses import asdict
+
+    from lrsearch.analysis.summary import summarise
+    from lrsearch.storage.engine import display_url, finite
+
+    summary: dict[str, Any] = finite(asdict(summarise(record)))
+    return {**summary, "database": display_url(database), "report": str(page), "exit_code": 0}
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _print(table: Table) -> None:
+    """Print as wide as the terminal, or wide enough for any table when stdout is a file."""
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:  # rich would leave with code 1
+            raise BrokenPipeError
+
+    width = None if sys.stdout.isatty() else 140
+    PipeConsole(file=sys.stdout, width=width, highlight=False).print(table)
+
+
+def main() -> None:
+    """The entry point of the `lrsearch` command."""
+    app()

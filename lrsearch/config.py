@@ -1,0 +1,427 @@
+"""What a study file may say, and what it says: `load_study(path)` returns a StudyConfig or names every mistake.
+
+Numbers are read strictly: "0.1" in quotes is text, `true` is no number. Settings of workloads, strategies, schedules
+and optimizers are those of the class that `name` stands for, plug-ins included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
+
+from lrsearch.errors import LrsearchError, UsageError, did_you_mean
+from lrsearch.interfaces import Settings, Strategy
+from lrsearch.optimizers import OPTIMIZERS
+from lrsearch.registry import lookup, names
+from lrsearch.schedules import SCHEDULES, schedule_settings
+from lrsearch.strategies import STRATEGIES
+from lrsearch.trial import Choice, TrainingPlan
+from lrsearch.workloads import WORKLOADS
+from lrsearch.yaml_file import KeyPath, Problem, YamlFile, dotted, read_yaml
+
+Model = TypeVar("Model", bound=BaseModel)
+
+NAME_PATTERN = r"^[A-Za-z0-9._-]+$"
+DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"
+PATTERN_RULES = {
+    NAME_PATTERN: "must be made of letters, digits, '.', '_' and '-'",
+    DEVICE_PATTERN: "must be auto, cpu, cuda, cuda:N or mps",
+}
+TYPE_RULES = {
+    "float_type": "must be a number",
+    "int_type": "must be a whole number",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "model_type": "must be a mapping",
+    "dict_type": "must be a mapping",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "date_type": "must be a date such as 2026-11-23",
+    "date_from_datetime_parsing": "must be a date such as 2026-11-23",
+    "date_parsing": "must be a date such as 2026-11-23",
+}
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
+Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's and scikit-learn's generators take
+
+
+@dataclass(frozen=True)
+class Named:
+    """Marks a field whose settings are those of the class that its `name` stands for."""
+
+    kind: str
+    find: Callable[[str], Any]
+    known: Callable[[], list[str]]
+
+    def model(self, name: str) -> type[BaseModel]:
+        """Return the class behind `name`. Raises UnknownNameError, or UsageError for a plug-in that is unusable."""
+        found = self.find(name)
+        if not (isinstance(found, type) and issubclass(found, BaseModel)):
+            raise UsageError(f"The {self.kind} {name!r} is {found!r}, but must be a pydantic model.")
+        return _with_checked_schedule(found)
+
+    def validate(self, value: Any) -> BaseModel:
+        """Return the settings that `value` gives. Raises ValidationError, which pydantic merges into the file's."""
+        value = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        if not isinstance(value, dict):
+            example = f"{{name: {value if value in self.known() else '...'}}}"
+            raise PydanticCustomError("no_mapping", "must be a mapping such as {example}", {"example": example})
+        if "name" not in value:
+            raise PydanticCustomError("no_name", "needs a name; known: {known}", {"known": ", ".join(self.known())})
+        if not isinstance(value["name"], str):
+            raise _refused(("name",), value["name"], "must be text")
+        try:
+            model = self.model(value["name"])
+        except LrsearchError as error:
+            raise _refused(("name",), value["name"], str(error)) from error
+        return _strictly(model, value)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        dump = core_schema.plain_serializer_function_ser_schema(lambda settings: settings.model_dump(mode="json"))
+        return core_schema.no_info_plain_validator_function(self.validate, serialization=dump)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """One alternative for each name, told apart by it."""
+        alternatives = []
+        for name in self.known():
+            reference = handler(self.model(name).__pydantic_core_schema__)
+            definition = handler.resolve_ref_schema(reference)
+            definition["properties"] = {
+                "name": {"const": name},
+                **{key: value for key, value in definition.get("properties", {}).items() if key != "name"},
+            }
+            definition["required"] = sorted({"name", *definition.get("required", ())})
+            alternatives.append(reference)
+        return {"oneOf": alternatives}
+
+
+def _strictly(model: type[Model], values: Any) -> Model:
+    # By way of JSON: only there a list may stand for a tuple and text for a date while numbers are taken strictly.
+    return model.model_validate_json(json.dumps(values), strict=True)
+
+
+def _refused(path: KeyPath, value: Any, text: str) -> ValidationError:
+    reason = PydanticCustomError("refused", "{text}", {"text": text})
+    return ValidationError.from_exception_data("settings", [InitErrorDetails(type=reason, loc=path, input=value)])
+
+
+WORKLOAD = Named("workload", partial(lookup, "workload", WORKLOADS), partial(names, "workload", WORKLOADS))
+STRATEGY = Named("strategy", partial(lookup, "strategy", STRATEGIES), partial(names, "strategy", STRATEGIES))
+OPTIMIZER = Named("optimizer", partial(lookup, "optimizer", OPTIMIZERS), partial(sorted, OPTIMIZERS))
+SCHEDULE = Named("schedule", schedule_settings, partial(names, "schedule", SCHEDULES))
+
+
+@cache
+def _with_checked_schedule(model: type[BaseModel]) -> type[BaseModel]:
+    """Return `model`; if it has a schedule, one that refuses wrong settings of it and fills in the schedule's defaults.
+
+    Strategies cannot do that themselves: they do not know the schedules, as schedules do not know them.
+    """
+    field = model.model_fields.get("schedule")
+    if field is None:
+        return model
+    template: Any = field.annotation
+
+    def complete(value: Any) -> Any:
+        return TypeAdapter(template).validate_python(SCHEDULE.validate(value).model_dump(mode="json"))
+
+    checked = Annotated[template, BeforeValidator(complete, json_schema_input_type=Annotated[Any, SCHEDULE])]
+    default = Field(default=field.default, validate_default=True)
+    return create_model(model.__name__, __base__=model, __doc__=model.__doc__, schedule=(checked, default))
+
+
+class Rates(Settings):
+    """The range of learning rates that every search is given, fixed before the runs."""
+
+    low: Positive
+    high: Positive
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Rates:
+        if self.low >= self.high:
+            raise ValueError(f"low must be smaller than high, got {self.low:g} and {self.high:g}")
+        return self
+
+
+class Target(Settings):
+    """The validation value that counts as good enough: what "time to target" is measured against."""
+
+    metric: str
+    value: float
+
+
+class Price(Settings):
+    """What an hour of the device costs, and when it cost that."""
+
+    usd_per_device_hour: Annotated[float, Field(ge=0)]
+    as_of: date
+
+
+class Training(Settings):
+    """How each trial trains; the same for every way."""
+
+    epochs: Positive
+    optimizer: Annotated[Settings, OPTIMIZER]
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_clip_norm: Positive | None = None
+    device: Annotated[str, StringConstraints(pattern=DEVICE_PATTERN)] = "auto"
+
+
+class StudyConfig(Settings):
+    """A study file. Paths in the workload's settings are relative to the folder of the file that was loaded."""
+
+    version: Literal[1]
+    name: Name
+    workload: Annotated[Settings, WORKLOAD]
+    training: Training
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    rates: Rates
+    target: Target | None = None
+    price: Price | None = None
+    strategies: Annotated[dict[Name, Annotated[Strategy, STRATEGY]], Field(min_length=1)]
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _check_version(cls, version: Any) -> Any:
+        if version is True:  # it equals 1
+            raise ValueError("must be 1, got true")
+        return version
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"must differ from each other, got {list(seeds)}")
+        return seeds
+
+    @model_validator(mode="after")
+    def _check_rates(self) -> StudyConfig:
+        """Refuse rates of a strategy's own that lie outside the range that every search is given."""
+        for key, strategy in self.strategies.items():
+            for index, rate in enumerate(getattr(strategy, "learning_rates", None) or ()):
+                if not self.rates.low <= rate <= self.rates.high:
+                    text = f"must lie in the study's rates, {self.rates.low:g} to {self.rates.high:g}, got {rate:g}"
+                    raise _refused(("strategies", key, "learning_rates", index), rate, text)
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the whole study as plain JSON values, every default filled in, paths as the file has them."""
+        return self.model_dump(mode="json")
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the resolved study. Comments, key order and the file's folder do not count."""
+        canonical = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def training_plan(self) -> TrainingPlan:
+        training = self.training
+        return TrainingPlan(
+            epochs=training.epochs,
+            optimizer=_choice(training.optimizer),
+            precision=training.precision,
+            gradient_clip_norm=training.gradient_clip_norm,
+            device=training.device,
+        )
+
+    def workload_choice(self) -> Choice:
+        """Return the workload with its relative paths, defaults included, joined to the study file's folder."""
+        paths = {key: str(self._folder / path.expanduser()) for key, path in self.workload if isinstance(path, Path)}
+        choice = _choice(self.workload)
+        return Choice(choice.name, {**choice.settings, **paths})
+
+    def on_device(self, device: str) -> StudyConfig:
+        """Return this study as if its file said `device`. Raises UsageError when that is no device."""
+        if not re.fullmatch(DEVICE_PATTERN, device):
+            raise UsageError(f"The device {PATTERN_RULES[DEVICE_PATTERN]}, got {device!r}.")
+        return self.model_copy(update={"training": self.training.model_copy(update={"device": device})})
+
+
+def load_study(path: str | Path) -> StudyConfig:
+    """Read a study file. Raises StudyFileError, one line a mistake: file:line:column: key: rule, value, way out."""
+    file = read_yaml(Path(path))
+    try:
+        config = _strictly(StudyConfig, file.values)
+    except ValidationError as error:
+        raise file.error([*file.problems, *_problems(file, error.errors())]) from error
+    if file.problems:
+        raise file.error(file.problems)
+    config._folder = file.path.absolute().parent
+    return config
+
+
+def from_resolved(values: Mapping[str, Any]) -> StudyConfig:
+    """Return the study that `resolved()` gave. Raises UsageError when this lrsearch cannot read it."""
+    try:
+        return _strictly(StudyConfig, dict(values))
+    except ValidationError as error:
+        lines = [f"{dotted(details['loc'])}{_rule(details)}" for details in error.errors()]
+        raise UsageError("; ".join(lines)) from error
+
+
+def _problems(file: YamlFile, mistakes: list[ErrorDetails]) -> Iterator[Problem]:
+    """Yield what pydantic found, in our words and with its place in the file, without what follows from the rest."""
+    paths = [_path_in(file.values, details) for details in mistakes]
+    unknown = [path for path, details in zip(paths, mistakes, strict=True) if details["type"] == "extra_forbidden"]
+    for path, details in zip(paths, mistakes, strict=True):
+        misspelt = any(other[:-1] == path[:-1] and did_you_mean(str(other[-1]), [str(path[-1])]) for other in unknown)
+        if details["type"] == "missing" and misspelt:
+            continue
+        if not any(refused[: len(path)] == path for refused in file.refused):
+            yield _problem(file, path, details)
+
+
+def _problem(file: YamlFile, path: KeyPath, details: ErrorDetails) -> Problem:
+    if details["type"] == "missing":
+        return Problem(file.key_position(path[:-1]), f"{dotted(path)}is missing; add it")
+    if details["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1], file.values)
+        nearest = did_you_mean(str(path[-1]), known)
+        return Problem(file.key_position(path), f"{dotted(path)}unknown key; known: {', '.join(known)}.{nearest}")
+    of_key = details["loc"][-1:] == ("[key]",)
+    position = file.key_position(path) if of_key else file.value_position(path)
+    return Problem(position, f"{dotted(path)}{_rule(details)}")
+
+
+def _path_in(values: Any, details: ErrorDetails) -> KeyPath:
+    """Return the error's path without what pydantic adds to it, such as the names of a union's members."""
+    path: list[str | int] = []
+    for part in details["loc"]:
+        if isinstance(values, dict | list) and (part in values if isinstance(values, dict) else isinstance(part, int)):
+            path.append(part)
+            values = values[part]  # type: ignore[index]  # checked by the line above
+    absent = details["type"] == "missing"
+    return (*path, details["loc"][-1]) if absent else tuple(path)
+
+
+def _rule(details: ErrorDetails) -> str:
+    """Return "must be greater than 0, got -1"."""
+    kind, value = details["type"], details["input"]
+    if kind in ("value_error", "no_name", "refused"):  # these texts are our own and say all
+        return _lowered(details["msg"].removeprefix("Value error, "))
+    rule = re.sub(r"^(Input|[A-Z][a-z]+) should ", "must ", details["msg"])
+    rule, counted, length = rule.partition(" after validation, not ")
+    if counted:
+        return f"{rule}, got {length}"
+    rule = PATTERN_RULES.get(details.get("ctx", {}).get("pattern", ""), TYPE_RULES.get(kind, rule))
+    quoted_number = isinstance(value, str) and kind in ("float_type", "int_type") and _is_number(value)
+    return f"{_lowered(rule)}, got {_shown(value)}{'; remove the quotes' if quoted_number else ''}"
+
+
+def _lowered(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = repr(value) if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) is not None
+    except ValueError:
+        return False
+
+
+def _known_keys(path: KeyPath, values: Any) -> list[str]:
+    """Return the keys that the mapping at `path` may have."""
+    model = _model_at(path, values)
+    return sorted(model.model_fields) if model else []
+
+
+def _model_at(path: KeyPath, values: Any) -> type[BaseModel] | None:
+    if not path:
+        return StudyConfig
+    block = values
+    for part in path:
+        block = block[part]
+    match path:
+        case ("workload",):
+            return WORKLOAD.model(block["name"])
+        case ("training", "optimizer"):
+            return OPTIMIZER.model(block["name"])
+        case ("strategies", _):
+            return STRATEGY.model(block["name"])
+        case ("strategies", _, "schedule"):
+            return SCHEDULE.model(block["name"])
+    parent = _model_at(path[:-1], values)
+    field = parent.model_fields.get(str(path[-1])) if parent else None
+    models = [field.annotation, *get_args(field.annotation)] if field else []
+    return next((model for model in models if isinstance(model, type) and issubclass(model, BaseModel)), None)
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what changed between two resolved studies, one line each.
+
+    >>> diff({"training": {"epochs": 15}}, {"training": {"epochs": 20}})
+    ['training.epochs: 15 -> 20']
+    """
+    return list(_differences(old, new, ""))
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif key not in new:
+            yield f"{prefix}{key}: removed, was {json.dumps(before)}"
+        elif key not in old:
+            yield f"{prefix}{key}: added, {json.dumps(after)}"
+        elif before != after:
+            yield f"{prefix}{key}: {json.dumps(before)} -> {json.dumps(after)}"
+
+
+def is_extension(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Return whether `new` only adds seeds, strategies or trials, so that everything `old` ran stays part of it.
+
+    More points are no extension: a grid of nine has other points than one of eight.
+    """
+    same = all(old.get(key) == new.get(key) for key in {*old, *new} - {"seeds", "strategies"})
+    seeds = set(old["seeds"]) <= set(new["seeds"])
+    ways = new["strategies"]
+    return same and seeds and all(key in ways and _is_longer(way, ways[key]) for key, way in old["strategies"].items())
+
+
+def _is_longer(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    rest = {key: value for key, value in new.items() if key != "trials"}
+    same = rest == {key: value for key, value in old.items() if key != "trials"}
+    return same and ("trials" in old) == ("trials" in new) and new.get("trials", 0) >= old.get("trials", 0)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of study files, installed plug-ins included, for editors to check by."""
+    schema = StudyConfig.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "lrsearch study file"}
+
+
+def _choice(settings: Settings) -> Choice:
+    values = settings.model_dump(mode="json")
+    return Choice(values.pop("name"), values)

@@ -1,0 +1,79 @@
+"""The optimizers of torch.optim and their settings, without the rate: that is what a study looks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lrsearch.interfaces import Settings
+
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Sgd(Settings):
+    """torch.optim.SGD."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: NotNegative = 0.0
+    dampening: NotNegative = 0.0
+    weight_decay: NotNegative = 0.0
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _check_nesterov(self) -> Sgd:
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError("nesterov needs a momentum above 0 and a dampening of 0")
+        return self
+
+
+class Adam(Settings):
+    """torch.optim.Adam."""
+
+    name: Literal["adam"] = "adam"
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 0.0
+    amsgrad: bool = False
+
+
+class AdamW(Settings):
+    """torch.optim.AdamW."""
+
+    name: Literal["adamw"] = "adamw"
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 0.01
+    amsgrad: bool = False
+
+
+class RmsProp(Settings):
+    """torch.optim.RMSprop."""
+
+    name: Literal["rmsprop"] = "rmsprop"
+    alpha: NotNegative = 0.99
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 0.0
+    momentum: NotNegative = 0.0
+    centered: bool = False
+
+
+class Adagrad(Settings):
+    """torch.optim.Adagrad."""
+
+    name: Literal["adagrad"] = "adagrad"
+    lr_decay: NotNegative = 0.0
+    weight_decay: NotNegative = 0.0
+    initial_accumulator_value: NotNegative = 0.0
+    eps: NotNegative = 1e-10
+
+
+OPTIMIZERS: Mapping[str, type[Settings]] = {
+    "sgd": Sgd,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RmsProp,
+    "adagrad": Adagrad,
+}
