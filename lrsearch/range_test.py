@@ -58,6 +58,7 @@ class RangeTestVerdict:
     ragged_lr: float | None = None
     fall_lr: float | None = None
     nonfinite_lr: float | None = None
+    """Where values became non-finite, or where a test was stopped because its loss ran away."""
     constant_lr: float | None = None
     """A guess for a rate that is held constant."""
     max_lr_interval: tuple[float, float] | None = None
