@@ -72,7 +72,8 @@ def cycle_start(number: int, first_cycle_steps: int, cycle_mult: float) -> float
     """
     if cycle_mult == 1:
         return float(first_cycle_steps * number)
-    return first_cycle_steps * (cycle_mult**number - 1) / (cycle_mult - 1)
+    # Rounded, or else a cycle that begins at 21.0000000000004 gives step 21 to the end of the one before.
+    return round(first_cycle_steps * (cycle_mult**number - 1) / (cycle_mult - 1), 6)
 
 
 def _cycle_number(step: int, first_cycle_steps: int, cycle_mult: float) -> int:
