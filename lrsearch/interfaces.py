@@ -55,11 +55,11 @@ class LoadedWorkload(Protocol):
     def facts(self) -> WorkloadFacts: ...
 
     def build_model(self) -> torch.nn.Module:
-        """Return a newly initialised model on the device. The caller has seeded torch: draw from its global generator."""
+        """Return a new model on the device, initialised by torch's global generator, which the caller has seeded."""
         ...
 
     def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
-        """Yield `facts.steps_per_epoch` shuffled, augmented batches: one epoch. All chance comes from `generator` (CPU)."""
+        """Yield one epoch: `facts.steps_per_epoch` shuffled, augmented batches; all chance is `generator`'s (CPU)."""
         ...
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:

@@ -162,13 +162,19 @@ def find_bounds(
 
 
 def judge(
-    points: Sequence[RangeTestPoint], facts: WorkloadFacts, plan: RangeTestPlan, optimizer_name: str
+    points: Sequence[RangeTestPoint],
+    facts: WorkloadFacts,
+    plan: RangeTestPlan,
+    optimizer_name: str,
+    *,
+    bootstrap: int = 100,
 ) -> RangeTestVerdict:
     """Return the verdict on a study's range test, from the first of its signals that can tell; `signal` names it.
 
     That is the validation metric; where it has too few points or no room to rise, the validation loss; then the
     training loss. A metric that leaves 0..1, or that should be low, is passed over. A test that stopped before
-    `plan.high` is non-finite where it stopped, for the signals that are not measured at every step.
+    `plan.high` is non-finite where it stopped, for the signals that are not measured at every step. The bounds do not
+    depend on `bootstrap`; the intervals, and with them confidence and advice, do.
     """
     verdict = _silent("too_short", "train_loss")
     for signal in get_args(Signal):
@@ -183,6 +189,7 @@ def judge(
             chance=facts.chance if is_metric else None,
             evaluation_count=facts.range_test_count if is_metric else None,
             policy=plan.policy,
+            bootstrap=bootstrap,
             optimizer=optimizer_name,
         )
         verdict = replace(found, signal=signal)

@@ -348,13 +348,14 @@ class _Conductor:
         return finished
 
     def _verdict(self, trial: TrialRecord, result: TrialResult) -> dict[str, Any] | None:
-        """Return what a range test says, to be stored with it."""
+        """Return what a range test says, to be stored with it; intervals, which change no bound, are left to readers."""
         plan = trial.proposal.range_test
         if plan is None or not result.range_test:
             return None
         optimizer = self._config.training_plan().optimizer.name
-        verdict = judge(result.range_test, self._facts, plan, optimizer)
-        self._observer.message(f"{trial.strategy}, seed {trial.seed}: range test {verdict.status}: {verdict.advice}")
+        verdict = judge(result.range_test, self._facts, plan, optimizer, bootstrap=0)
+        found = verdict.advice if verdict.max_lr is None else f"{verdict.base_lr:.4g} to {verdict.max_lr:.4g}"
+        self._observer.message(f"{trial.strategy}, seed {trial.seed}: range test {verdict.status}: {found}")
         return asdict(verdict)
 
     def _publish(self, trials: Sequence[TrialRecord]) -> None:

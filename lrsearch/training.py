@@ -396,7 +396,7 @@ def climb(
 ) -> list[RangeTestPoint]:
     """Take a step at each of the rising `rates` and return a point for each, fewer where the loss ran away.
 
-    `take_losses` gives the losses of the steps since it was last called, `evaluate` validation loss and metric; both are
+    `take_losses` gives the losses of the steps since its last call, `evaluate` validation loss and metric; both are
     asked for about RANGE_TEST_EVALUATIONS times. Whether to stop is looked at only then: nothing waits for the device
     at other steps.
     """

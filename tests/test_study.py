@@ -94,19 +94,10 @@ def outcome(record: StudyRecord) -> list[Any]:
     for trial in record.trials:
         assert trial.result is not None
         curve = tuple(replace(point, charged_device_seconds=0.0) for point in trial.result.curve)
-        rows.append(
-            (
-                trial.strategy,
-                trial.seed,
-                trial.number,
-                trial.status,
-                trial.proposal,
-                curve,
-                trial.result.range_test,
-                trial.result.validation_metric,
-                trial.result.test_metric,
-            )
-        )
+        result = trial.result
+        identity = (trial.strategy, trial.seed, trial.number, trial.status, trial.proposal)
+        values = (curve, result.range_test, result.validation_metric, result.test_metric)
+        rows.append((*identity, *values))
     return rows
 
 

@@ -82,5 +82,6 @@ def verdict_of(history: History) -> RangeTestVerdict | None:
     for trial in history.trials:
         plan = trial.proposal.range_test
         if plan is not None and history.facts is not None and trial.status in ("completed", "diverged"):
-            return judge(trial.range_test, history.facts, plan, history.optimizer.name)
+            # No bootstrap: intervals change no bound, and the device is held while this runs.
+            return judge(trial.range_test, history.facts, plan, history.optimizer.name, bootstrap=0)
     return None
