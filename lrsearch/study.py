@@ -348,7 +348,7 @@ class _Conductor:
         return finished
 
     def _verdict(self, trial: TrialRecord, result: TrialResult) -> dict[str, Any] | None:
-        """Return what a range test says, to be stored with it; intervals, which change no bound, are left to readers."""
+        """Return what a range test says, to be stored with it; intervals change no bound and are left to readers."""
         plan = trial.proposal.range_test
         if plan is None or not result.range_test:
             return None
