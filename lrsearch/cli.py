@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 import traceback
@@ -23,8 +24,7 @@ from lrsearch.errors import LrsearchError, StorageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lrsearch.analysis.compare import Mean
-    from lrsearch.analysis.summary import WaySummary
+    from lrsearch.analysis import Mean, WaySummary
     from lrsearch.config import StudyConfig
     from lrsearch.storage.store import Store
     from lrsearch.trial import StudyRecord
@@ -41,7 +41,7 @@ EXIT_CODES = {
     130: "stopped by Ctrl-C; the same command continues",
     143: "stopped by SIGTERM; the same command continues",
 }
-EPILOG = "\n\n".join(["Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items())])
+EPILOG = "\n".join(["Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items())])
 
 
 class _Commands(TyperGroup):
@@ -120,13 +120,19 @@ TableName = Literal["trials", "curves", "attempts", "range_tests"]
 Format = Literal["csv", "json"]
 
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and leave.")] = False,
-) -> None:
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"lrsearch {__version__}")
         raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Options of `lrsearch` itself."""
 
 
 @app.command("run-study")
@@ -173,13 +179,13 @@ def _run(config: StudyConfig, database: str, *, extend: bool, fresh: bool) -> St
     from lrsearch.progress import progress_for
     from lrsearch.storage.store import open_store
 
-    with open_store(database) as store, progress_for(sys.stderr) as progress:
-        try:
+    try:
+        with open_store(database) as store, progress_for(sys.stderr) as progress:
             return study.run_study(config, store, observer=progress, extend=extend, fresh=fresh, mirror_url=database)
-        except KeyboardInterrupt:
-            stopped = 130
-        except study.Terminated:
-            stopped = 143
+    except KeyboardInterrupt:
+        stopped = 130
+    except study.Terminated:
+        stopped = 143
     again = shlex.join(["lrsearch", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
     _fail(f"Stopped; what has finished is stored, and the running trial is charged. To continue: {again}", stopped)
 
@@ -344,42 +350,56 @@ def _existing(database: str) -> Iterator[Store]:
         yield store
 
 
+COLUMNS_FROM_WIDTH = {
+    "searches": 118,
+    "trials": 72,
+    "failed": 118,
+    "diverged": 118,
+    "seconds": 0,
+    "validation": 100,
+    "test": 0,
+    "target": 60,
+}
+"""How wide the terminal must be for a column of the result table."""
+
+
 def _ways_table(record: StudyRecord) -> Table:
     """Return one row per way: what it cost, and what it bought with how much spread over how many searches."""
     from rich.table import Table
 
-    from lrsearch.analysis.summary import summarise
-    from lrsearch.analysis.wording import seconds_noun
+    from lrsearch.analysis import summarise
 
     summary = summarise(record)
     state = "finished" if summary.finished else "unfinished"
     target = "" if summary.target is None else f" (target {summary.target:g})"
     table = Table(
         title=f"Study {summary.name}, version {summary.version}, {state}",
-        caption=f"{summary.metric}{target}: mean ± standard deviation over n searches. {summary.verdict.sentence}",
+        caption=f"{summary.metric}{target}: mean ± standard deviation over n searches. {summary.verdict.headline}",
+        caption_justify="left",
         box=None,
     )
-    seconds = seconds_noun(summary.device_kind)
     table.add_column("way", no_wrap=True)
-    for name in ("searches", "trials", "failed", "diverged", seconds, "validation", "test", "target"):
-        table.add_column(name, justify="right")
+    shown = [column for column, width in COLUMNS_FROM_WIDTH.items() if _stdout_width() >= width]
+    for column in shown:
+        table.add_column(summary.seconds if column == "seconds" else column, justify="right")
     for way in summary.ways:
-        table.add_row(way.key, *_cells(way))
+        cells = _cells(way)
+        table.add_row(way.key, *(cells[column] for column in shown))
     return table
 
 
-def _cells(way: WaySummary) -> list[str]:
+def _cells(way: WaySummary) -> dict[str, str]:
     ended = sum(way.trials.values()) - way.trials.get("unfinished", 0)
-    return [
-        f"{way.searches_done}/{way.searches_planned}",
-        str(ended),
-        str(way.trials.get("failed", 0)),
-        str(way.trials.get("diverged", 0)),
-        "-" if way.bill is None else f"{way.bill.charged_device_seconds:.2f}",
-        _mean(way.validation),
-        _mean(way.test),
-        "-" if way.reach is None else f"{way.reach.reached}/{way.reach.total}",
-    ]
+    return {
+        "searches": f"{way.searches_done}/{way.searches_planned}",
+        "trials": str(ended),
+        "failed": str(way.trials.get("failed", 0)),
+        "diverged": str(way.trials.get("diverged", 0)),
+        "seconds": "-" if way.bill is None else f"{way.bill.charged_device_seconds:.2f}",
+        "validation": _mean(way.validation),
+        "test": _mean(way.test),
+        "target": "-" if way.reach is None else f"{way.reach.reached}/{way.reach.total}",
+    }
 
 
 def _mean(mean: Mean | None) -> str:
@@ -393,7 +413,7 @@ def _outcome(record: StudyRecord, database: str, page: Path) -> dict[str, Any]:
     """Return the document of `run-study --json`: the report's table, where it came from and where it lies."""
     from dataclasses import asdict
 
-    from lrsearch.analysis.summary import summarise
+    from lrsearch.analysis import summarise
     from lrsearch.storage.engine import display_url, finite
 
     summary: dict[str, Any] = finite(asdict(summarise(record)))
@@ -405,15 +425,18 @@ def _print_json(document: Any) -> None:
 
 
 def _print(table: Table) -> None:
-    """Print as wide as the terminal, or wide enough for any table when stdout is a file."""
     from rich.console import Console
 
     class PipeConsole(Console):
         def on_broken_pipe(self) -> None:  # rich would leave with code 1
             raise BrokenPipeError
 
-    width = None if sys.stdout.isatty() else 140
-    PipeConsole(file=sys.stdout, width=width, highlight=False).print(table)
+    PipeConsole(file=sys.stdout, width=_stdout_width(), highlight=False).print(table)
+
+
+def _stdout_width() -> int:
+    """Return the terminal's columns, or enough for any table when stdout is a file."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
 
 
 def main() -> None:

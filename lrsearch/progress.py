@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from lrsearch.analysis.ways import CYCLICAL
 from lrsearch.interfaces import Observer
@@ -142,11 +143,11 @@ class RichProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, auto_refresh=False, get_renderable=self._draw)
         self._board = Board()
         self._now = ""
         """The trial that is running, as one line."""
         self._redrawn_at = 0.0
+        self._live = Live(console=console, auto_refresh=False, get_renderable=self._draw)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -192,11 +193,16 @@ class RichProgress:
             self._redrawn_at = now
             self._live.refresh()
 
-    def _draw(self) -> Table | str:
+    def _draw(self) -> RenderableType:
         if not self._board.ways:
             return ""
+        now = Text(self._now)
+        now.truncate(self._console.width - 3, overflow="ellipsis")  # the terminal's own "^C" must not break the line
+        return Group(self._table(), now)
+
+    def _table(self) -> Table:
         narrow = self._console.width < NARROW_COLUMNS
-        table = Table(box=None, pad_edge=False, caption=self._now or None, caption_justify="left")
+        table = Table(box=None, pad_edge=False)
         table.add_column("way", no_wrap=True, overflow="ellipsis")
         for name in _NARROW if narrow else _WIDE:
             table.add_column(self._metric if name == "best" else name, justify="right", no_wrap=True)
