@@ -161,7 +161,9 @@ def _check_batch(
     with blamed_on(f"workload.loss {loss_name!r}"):
         value = loss(outputs, targets)
     if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
-        got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+        got = f"a {type(value).__name__}"
+        if isinstance(value, torch.Tensor):
+            got = f"shape {tuple(value.shape)}" if value.ndim else "one without a gradient"
         raise WorkloadError(f"workload.loss {loss_name!r} must return a scalar tensor to differentiate, got {got}.")
     with blamed_on(f"workload.metric {settings.metric or 'accuracy'!r} must return a number, but"):
         float(metric(outputs.detach().cpu(), targets.cpu()))

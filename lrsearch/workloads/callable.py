@@ -77,10 +77,11 @@ class CallableWorkload(WorkloadSettings):
 
     @model_validator(mode="after")
     def _metric_has_a_function(self) -> CallableWorkload:
-        about_metric = {"metric_name", "higher_is_better", "chance"} & self.model_fields_set
+        given = {"metric_name": self.metric_name, "higher_is_better": not self.higher_is_better, "chance": self.chance}
+        about_metric = [key for key, value in given.items() if value is not None and value is not False]
         if self.metric is None and about_metric:
             raise ValueError(
-                f"{min(about_metric)} describes a metric of your own: give metric: package.module:function too"
+                f"{about_metric[0]} describes a metric of your own: give metric: package.module:function too"
             )
         return self
 

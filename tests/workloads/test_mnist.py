@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ from tests.workloads.contract import ImageContract, load
 COUNTS = {"train": 200, "t10k": 50}
 
 
-def idx(array: np.ndarray) -> bytes:  # type: ignore[type-arg]  # any shape of bytes
+def idx(array: np.ndarray[Any, Any]) -> bytes:
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
-def write_files(folder: Path, *, zipped: bool = True, side: int = 28) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def write_files(folder: Path, *, zipped: bool = True, side: int = 28) -> dict[str, np.ndarray[Any, Any]]:
     """Write four idx files of random images in classes 0 to 9; return what they hold."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)

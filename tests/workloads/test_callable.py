@@ -1,0 +1,551 @@
+from __future__ import annotations
+
+import importlib
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from sklearn.metrics import mean_absolute_error
+
+from lrsearch.errors import WorkloadError
+from lrsearch.workloads.callable import CallableWorkload
+from tests.workloads.contract import ClassificationContract, WorkloadContract, epoch, load, whole
+
+TABLE = """
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+
+def table(rows=200, features=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(rows, features, generator=generator)
+    return inputs, (inputs[:, 0] > 0).long() + (inputs[:, 1] > 1).long()
+
+def data():
+    return {"train": table(), "test": table(50, seed=1)}
+
+def model():
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+
+class Rows(Dataset):
+    def __init__(self, rows, seed):
+        self.inputs, self.targets = table(rows, seed=seed)
+    def __len__(self):
+        return len(self.inputs)
+    def __getitem__(self, index):
+        return self.inputs[index].numpy().astype("float64"), int(self.targets[index])
+"""
+Make = Callable[..., CallableWorkload]
+numbers = itertools.count()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Write the user's module (TABLE, then `source`) and return the workload that uses it."""
+
+    def make(source: str = "", **settings: Any) -> CallableWorkload:
+        name = f"user_code_{next(numbers)}"
+        (tmp_path / f"{name}.py").write_text(TABLE + source)
+        given = {"model": "model", "data": "data", "batch_size": 16, "python_path": tmp_path, **settings}
+        roles = ("model", "data", "loss", "metric")
+        own = {role: f"{name}:{given[role]}" for role in roles if role in given and ":" not in given[role]}
+        return CallableWorkload(**{**given, **own})
+
+    return make
+
+
+def error_of(workload: CallableWorkload) -> str:
+    with pytest.raises(WorkloadError) as caught:
+        load(workload)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+class TestTable(ClassificationContract):
+    @pytest.fixture
+    def workload(self, make: Make) -> CallableWorkload:
+        return make()
+
+    def test_inputs_are_taken_as_they_are(self, workload: CallableWorkload) -> None:
+        inputs, targets = whole(load(workload), "test")
+        expected = torch.randn(50, 5, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(inputs, expected)
+        assert torch.equal(targets, (expected[:, 0] > 0).long() + (expected[:, 1] > 1).long())
+
+    def test_the_report_names_the_users_functions(self, workload: CallableWorkload) -> None:
+        description = load(workload).facts.description
+        assert description == f"{workload.data}, 200 examples of shape 5, model {workload.model}"
+
+
+class TestDataset(ClassificationContract):
+    """Items of numpy float64 and Python whole numbers, as a Dataset over a table file would give them."""
+
+    @pytest.fixture
+    def workload(self, make: Make) -> CallableWorkload:
+        return make("def own():\n    return Rows(200, 0), Rows(50, 1)", data="own")
+
+    def test_it_gives_the_same_examples_as_its_tensors(self, workload: CallableWorkload, make: Make) -> None:
+        for ours, tensors in zip(whole(load(workload), "test"), whole(load(make()), "test"), strict=True):
+            assert torch.equal(ours, tensors)
+        for ours, tensors in zip(whole(load(workload), "validation"), whole(load(make()), "validation"), strict=True):
+            assert torch.equal(ours, tensors)
+
+
+class TestNumpyTuple(ClassificationContract):
+    @pytest.fixture
+    def workload(self, make: Make) -> CallableWorkload:
+        source = """
+def own():
+    (inputs, targets), (test_inputs, test_targets) = table(), table(50, seed=1)
+    train = inputs.double().numpy(), targets.numpy().astype(np.int32)
+    return train, [test_inputs.double().numpy(), test_targets.numpy().astype(np.int32)]
+"""
+        return make(source, data="own")
+
+
+class TestSequences(ClassificationContract):
+    @pytest.fixture
+    def workload(self, make: Make) -> CallableWorkload:
+        source = """
+def sequences(rows, seed):
+    tokens = torch.randint(9, (rows, 12), generator=torch.Generator().manual_seed(seed))
+    return tokens, tokens[:, 0] % 2
+
+def own():
+    return sequences(200, 0), sequences(50, 1)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.read, self.answer = nn.Embedding(9, 4), nn.GRU(4, 6, batch_first=True), nn.Linear(6, 2)
+    def forward(self, tokens):
+        return self.answer(self.read(self.embed(tokens))[0][:, -1])
+"""
+        return make(source, data="own", model="Net")
+
+
+class TestRegression(WorkloadContract):
+    @pytest.fixture
+    def workload(self, make: Make) -> CallableWorkload:
+        source = """
+from sklearn.metrics import mean_absolute_error
+
+def own():
+    inputs, test_inputs = table()[0], table(50, seed=1)[0]
+    return (inputs, inputs.sum(1, keepdim=True)), (test_inputs, test_inputs.sum(1, keepdim=True))
+
+def line():
+    return nn.Linear(5, 1)
+"""
+        return make(
+            source,
+            data="own",
+            model="line",
+            loss="torch.nn.functional:mse_loss",
+            metric="mean_absolute_error",
+            higher_is_better=False,
+            chance=1.8,
+        )
+
+    def test_every_split_has_each_class_in_its_share(self, workload: Any) -> None:
+        facts = load(workload).facts
+        assert (facts.train_count, facts.validation_count) == (160, 40)
+
+    def test_loss_and_metric_are_the_users(self, workload: CallableWorkload) -> None:
+        loaded = load(workload)
+        outputs, targets = torch.randn(20, 1), torch.randn(20, 1)
+        assert loaded.loss(outputs, targets).item() == pytest.approx((outputs - targets).square().mean().item())
+        assert loaded.metric(outputs, targets) == pytest.approx(mean_absolute_error(targets, outputs))
+        facts = loaded.facts
+        assert (facts.metric, facts.higher_is_better, facts.chance) == ("mean_absolute_error", False, 1.8)
+        assert facts.class_count is None
+
+    def test_outputs_of_a_diverged_model_do_not_reach_the_metric(self, workload: CallableWorkload) -> None:
+        """scikit-learn would raise on them."""
+        assert np.isnan(load(workload).metric(torch.full((3, 1), torch.nan), torch.zeros(3, 1)))
+
+
+LOADERS = """
+def own(**options):
+    loader = DataLoader(Rows(200, 0), batch_size=16, shuffle=True, **options)
+    return loader, DataLoader(Rows(60, 2), batch_size=7, shuffle=True, drop_last=True), DataLoader(Rows(50, 1))
+"""
+
+
+def test_a_training_loader_gives_its_own_batches_in_an_order_that_the_generator_decides(make: Make) -> None:
+    loaded = load(make(LOADERS, data="own"))
+    assert loaded.facts.steps_per_epoch == 13  # drop_last is the loader's own decision
+    first, again, other = epoch(loaded, 0), epoch(loaded, 0), epoch(loaded, 1)
+    assert [len(targets) for _, targets in first] == [16] * 12 + [8]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0][0], other[0][0])
+    assert loaded.facts.train_count == 200
+
+
+def test_the_loaders_of_validation_and_test_are_read_whole_and_in_order(make: Make) -> None:
+    loaded = load(make(LOADERS, data="own"))
+    assert loaded.facts.validation_count == 60
+    assert loaded.facts.test_count == 50
+    inputs, _ = whole(loaded, "validation")
+    assert torch.equal(inputs, torch.randn(60, 5, generator=torch.Generator().manual_seed(2)))
+    assert torch.equal(whole(loaded, "range_test")[0], inputs)
+
+
+def test_a_given_validation_part_is_the_same_for_every_seed(make: Make) -> None:
+    workload = make(LOADERS, data="own")
+    assert torch.equal(whole(load(workload, 0), "validation")[0], whole(load(workload, 1), "validation")[0])
+
+
+def test_a_sampler_that_leaves_examples_out_is_respected(make: Make) -> None:
+    source = """
+def own():
+    rows = Rows(200, 0)
+    train = DataLoader(rows, batch_size=16, sampler=SubsetRandomSampler(range(100)))
+    validation = DataLoader(rows, batch_size=16, sampler=SubsetRandomSampler(range(100, 200)))
+    return train, validation, Rows(50, 1)
+"""
+    loaded = load(make(source, data="own"))
+    assert loaded.facts.train_count == loaded.facts.validation_count == 100
+    train = torch.cat([inputs for inputs, _ in epoch(loaded)])
+    validation = whole(loaded, "validation")[0]
+    assert not {tuple(row.tolist()) for row in train} & {tuple(row.tolist()) for row in validation}
+
+
+def test_inputs_of_several_tensors_and_of_several_lengths_work_through_a_dataset(make: Make) -> None:
+    source = """
+class Pairs(Rows):
+    def __getitem__(self, index):
+        return {"a": self.inputs[index], "b": torch.ones(index % 3 + 1)}, self.targets[index]
+
+def collate(items):
+    b = nn.utils.rnn.pad_sequence([item["b"] for item, _ in items], batch_first=True)
+    return {"a": torch.stack([item["a"] for item, _ in items]), "b": b}, torch.stack([target for _, target in items])
+
+def own():
+    parts = {"train": Pairs(96, 0), "validation": Pairs(30, 1), "test": Pairs(30, 2)}
+    return {name: DataLoader(part, batch_size=16, collate_fn=collate) for name, part in parts.items()}
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(6, 3)
+    def forward(self, inputs):
+        return self.line(torch.cat([inputs["a"], inputs["b"].sum(1, keepdim=True)], 1))
+"""
+    loaded = load(make(source, data="own", model="Net"))
+    inputs: Any = epoch(loaded)[0][0]
+    assert inputs["a"].shape == (16, 5)
+    assert loaded.facts.input_shape == ()
+    batches = list(loaded.evaluation_batches("test"))
+    assert sum(len(targets) for _, targets in batches) == 30
+
+
+def test_a_target_per_position_works_with_the_defaults(make: Make) -> None:
+    source = """
+def own():
+    inputs = torch.randn(64, 3, 8, generator=torch.Generator().manual_seed(0))
+    return (inputs, inputs.argmax(1)), (inputs[:9], inputs[:9].argmax(1))
+
+def net():
+    return nn.Conv1d(3, 3, 1)
+"""
+    loaded = load(make(source, data="own", model="net"))
+    inputs, targets = whole(loaded, "test")
+    assert loaded.metric(inputs, targets) == 1.0
+    assert loaded.facts.class_count == 3
+
+
+def test_chance_inside_the_data_function_is_the_same_in_every_process(make: Make) -> None:
+    source = """
+import random
+
+def own():
+    inputs = torch.cat([torch.randn(99, 3), torch.from_numpy(np.random.rand(99, 2))], 1) + random.random()
+    return (inputs, torch.randint(2, (99,))), (inputs, torch.randint(2, (99,)))
+"""
+    torch.manual_seed(1)
+    first = whole(load(make(source, data="own")), "test")
+    torch.manual_seed(2)
+    second = whole(load(make(source, data="own")), "test")
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_data_are_made_once_and_a_model_for_every_trial(make: Make) -> None:
+    source = """
+calls = []
+
+def own():
+    calls.append("data")
+    return data()
+
+def net():
+    calls.append("model")
+    return model()
+"""
+    workload = make(source, data="own", model="net")
+    load(workload)
+    calls = importlib.import_module(workload.data.split(":")[0]).calls
+    models = calls.count("model")
+    for seed in range(3):
+        load(workload, seed).build_model()
+    assert calls.count("data") == 1
+    assert calls.count("model") == models + 3
+
+
+def test_modules_of_the_current_directory_are_found(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = make()
+    monkeypatch.chdir(tmp_path)
+    assert load(workload, python_path=None).facts.train_count == 160
+
+
+NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
+    "no such module": (
+        "",
+        {"data": "no_such_module:data"},
+        r"no module 'no_such_module' in .* set workload.python_path",
+    ),
+    "misspelt function": ("", {"data": "dta"}, r"has no 'dta'; it has .*Did you mean 'data'\?"),
+    "not a function": ("nets = 3", {"model": "nets"}, r"must be a function, got a int"),
+    "data raises": ("def own():\n    return 1 / 0", {"data": "own"}, r"ZeroDivisionError: .*\.py:\d+, in own\)"),
+    "data exits": ("def own():\n    raise SystemExit(3)", {"data": "own"}, r"raised SystemExit: 3 .*in own\)"),
+    "data in numpy": (
+        "def own():\n    return np.zeros(3).reshape(2, 2)",
+        {"data": "own"},
+        r"ValueError: cannot reshape .*user_code_\d+\.py:\d+, in own\)",
+    ),
+    "data are arrays": (
+        "def own():\n    return table()[0]",
+        {"data": "own"},
+        r'must return \{"train": \.\.\., "test": \.\.\.\}.*got a Tensor',
+    ),
+    "data as of train_test_split": (
+        "def own():\n    return table()[0], table(50)[0], table()[1], table(50)[1]",
+        {"data": "own"},
+        r"\(train, test\) or .*; got a tuple of 4",
+    ),
+    "data without test": (
+        "def own():\n    return {'train': table()}",
+        {"data": "own"},
+        r"got a dict with the keys \['train'\]",
+    ),
+    "parts are inputs and targets": (
+        "def own():\n    return table()",
+        {"data": "own"},
+        r"train must be \(inputs, targets\), a Dataset or a DataLoader; got a Tensor",
+    ),
+    "text for inputs": (
+        "def own():\n    return (np.array(['a', 'b']), [0, 1]), table()",
+        {"data": "own"},
+        r"train: inputs must be a tensor or an array of numbers, got a ndarray",
+    ),
+    "NaN inputs": (
+        "def own():\n    inputs, targets = table()\n    inputs[17, 2] = torch.nan\n    inputs[30, 0] = torch.inf\n"
+        "    return (inputs, targets), table(50)",
+        {"data": "own"},
+        r"train: inputs must be finite, but 2 rows hold NaN or infinity, the first is row 17",
+    ),
+    "NaN in a Dataset": (
+        "def own():\n    rows = Rows(600, 0)\n    rows.inputs[300, 2] = torch.nan\n    return rows, Rows(50, 1)",
+        {"data": "own"},
+        r"train: inputs must be finite, but 1 rows .* the first is row 300",
+    ),
+    "lengths differ": (
+        "def own():\n    return (table()[0], table(199)[1]), table()",
+        {"data": "own"},
+        r"train: there are 200 inputs but 199 targets",
+    ),
+    "no rows": (
+        "def own():\n    return table(), (torch.zeros(0, 5), torch.zeros(0))",
+        {"data": "own"},
+        r"test: inputs must have one row per example, got shape \(0, 5\)",
+    ),
+    "shapes differ": (
+        "def own():\n    return table(), table(50, features=6)",
+        {"data": "own"},
+        r"test: one input has shape \(6,\), but \(5,\) in train",
+    ),
+    "target types differ": (
+        "def own():\n    return table(), (table()[0], table()[1].float())",
+        {"data": "own"},
+        r"test: targets are torch.float32 .* but torch.int64",
+    ),
+    "float targets with cross-entropy": (
+        "def own():\n    return (table()[0], table()[1].float()), (table()[0], table()[1].float())",
+        {"data": "own"},
+        r"default loss cross-entropy needs class ids .*got torch.float32: .*workload.loss and workload.metric",
+    ),
+    "own loss but default metric": (
+        "def own():\n    return (table()[0], table()[0][:, :1]), (table()[0], table()[0][:, :1])",
+        {"data": "own", "loss": "torch.nn.functional:mse_loss"},
+        r"default metric accuracy needs class ids .*got torch.float32: .*give workload.metric",
+    ),
+    "negative class id": (
+        "def own():\n    return (table()[0], table()[1] - 1), table()",
+        {"data": "own"},
+        r"class ids must be 0 or more, got -1",
+    ),
+    "class ids as a column": (
+        "def own():\n    return (table()[0], table()[1][:, None]), (table()[0], table()[1][:, None])",
+        {"data": "own"},
+        r"class ids must have shape \(rows,\), got \(200, 1\): use .squeeze\(1\)",
+    ),
+    "too few outputs": (
+        "def net():\n    return nn.Linear(5, 2)",
+        {"model": "net"},
+        r"returns 2 values per row, but the targets hold class ids up to 2: give its last layer 3 outputs",
+    ),
+    "outputs of the wrong shape": (
+        "def net():\n    return nn.Sequential(nn.Linear(5, 3), nn.Flatten(0))",
+        {"model": "net"},
+        r"must return \(16, classes\) for 16 rows, got \(48,\)",
+    ),
+    "outputs are no tensor": (
+        "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(5, 3)\n"
+        "    def forward(self, inputs):\n        return {'logits': super().forward(inputs)}",
+        {"model": "Net"},
+        r"must return a tensor of \(rows, classes\), got a dict",
+    ),
+    "model takes other inputs": (
+        "def net():\n    return nn.Linear(6, 3)",
+        {"model": "net"},
+        r"The model Linear of '.*:net' on inputs of shape \(16, 5\) raised RuntimeError: .*mat1 and mat2 shapes",
+    ),
+    "model raises": (
+        "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(5, 3)\n"
+        "    def forward(self, inputs):\n        raise KeyError('no forward today')",
+        {"model": "Net"},
+        r"The model Net of .*raised KeyError: 'no forward today' \(.*user_code_\d+.py:\d+, in forward\)",
+    ),
+    "model is none": ("def net():\n    model()", {"model": "net"}, r"must return a torch.nn.Module, got a NoneType"),
+    "model needs arguments": (
+        "def net(width):\n    return nn.Linear(5, width)",
+        {"model": "net"},
+        r"raised TypeError: net\(\) missing 1 required positional argument: 'width'",
+    ),
+    "the same model every time": (
+        "one = model()\ndef net():\n    return one",
+        {"model": "net"},
+        r"returns the same parameters at each call, so trials would train on top of each other",
+    ),
+    "nothing to train": (
+        "def net():\n    return nn.Flatten()",
+        {"model": "net"},
+        r"must return a model with parameters that require gradients",
+    ),
+    "loss is a number": (
+        "def loss(outputs, targets):\n    return nn.functional.cross_entropy(outputs, targets).item()",
+        {"loss": "loss"},
+        r"must return a scalar tensor to differentiate, got a float",
+    ),
+    "loss per row": (
+        "def loss(outputs, targets):\n    return nn.functional.cross_entropy(outputs, targets, reduction='none')",
+        {"loss": "loss"},
+        r"must return a scalar tensor to differentiate, got shape \(16,\)",
+    ),
+    "loss cut from its graph": (
+        "def loss(outputs, targets):\n    return nn.functional.cross_entropy(outputs, targets).detach()",
+        {"loss": "loss"},
+        r"must return a scalar tensor to differentiate, got one without a gradient",
+    ),
+    "metric is no number": (
+        "def metric(outputs, targets):\n    return 'good'",
+        {"metric": "metric"},
+        r"workload.metric '.*' must return a number, but raised ValueError: could not convert",
+    ),
+    "training loader alone": (
+        "def own():\n    return DataLoader(Rows(200, 0), batch_size=16), Rows(50, 1)",
+        {"data": "own"},
+        r"a training DataLoader cannot be split, so a validation part must stand beside it",
+    ),
+    "another batch size": (
+        "def own():\n    return DataLoader(Rows(200, 0), batch_size=8), Rows(50, 1), Rows(50, 2)",
+        {"data": "own"},
+        r"workload.batch_size is 16, but the training DataLoader of .* has batch_size 8: make them equal",
+    ),
+    "a stream": (
+        "class Stream(IterableDataset):\n    def __iter__(self):\n        return iter(Rows(20, 0))\n"
+        "def own():\n    return Stream(), Rows(50, 1)",
+        {"data": "own"},
+        r"train: Stream must have a length \(__len__\) and items by number",
+    ),
+    "an item of three": (
+        "class Triples(Rows):\n    def __getitem__(self, index):\n        return 1, 2, 3\n"
+        "def own():\n    return Triples(20, 0), Rows(50, 1)",
+        {"data": "own"},
+        r"train: an item must be \(input, target\), got a list of 3",
+    ),
+    "a Dataset that raises": (
+        "class Broken(Rows):\n    def __getitem__(self, index):\n        raise OSError('disk gone')\n"
+        "def own():\n    return Broken(20, 0), Rows(50, 1)",
+        {"data": "own"},
+        r"train: reading it raised OSError: disk gone \(.*\.py:\d+, in __getitem__\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_RIGHT)
+def test_what_is_not_right_is_said_in_one_line_with_a_way_out(make: Make, case: str) -> None:
+    source, settings, message = NOT_RIGHT[case]
+    assert re.search(message, error_of(make(source, **settings)))
+
+
+def test_the_line_of_the_users_own_code_is_named(make: Make) -> None:
+    source = "\ndef own():\n    return helper()\n\ndef helper():\n    raise ValueError('no data today')"
+    workload = make(source, data="own")
+    line = (TABLE + source).splitlines().index("    raise ValueError('no data today')") + 1
+    file = f"{workload.python_path}/{workload.data.split(':')[0]}.py"
+    assert error_of(workload).endswith(f"raised ValueError: no data today ({file}:{line}, in helper)")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "import no_such_package",
+            r"raised ModuleNotFoundError: No module named 'no_such_package' \(.*\.py:1, in <module>",
+        ),
+        ("def model(:", r"raised SyntaxError: .*\.py:1\)"),
+        ("raise SystemExit", r"raised SystemExit"),
+    ],
+)
+def test_a_module_that_does_not_import_names_its_line(tmp_path: Path, content: str, message: str) -> None:
+    name = f"broken_{next(numbers)}"
+    (tmp_path / f"{name}.py").write_text(content)
+    workload = CallableWorkload(model=f"{name}:model", data=f"{name}:data", python_path=tmp_path)
+    assert re.search(message, error_of(workload))
+
+
+@pytest.mark.parametrize(
+    "reference", ["mymodule", "mymodule:", ":data", "my module:data", "my/module.py:data", "a:b:c"]
+)
+def test_a_reference_must_be_module_and_function(reference: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(f"must be package.module:function, got {reference!r}")):
+        CallableWorkload(model="m:f", data=reference)
+
+
+@pytest.mark.parametrize("setting", [{"metric_name": "f1"}, {"chance": 0.5}, {"higher_is_better": False}])
+def test_what_describes_a_metric_needs_the_metric(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=f"{next(iter(setting))} describes a metric of your own"):
+        CallableWorkload(model="m:f", data="m:g", **setting)
+
+
+@pytest.mark.gpu
+def test_a_gpu_sees_the_same_batches(make: Make) -> None:
+    for workload in (make(), make("def own():\n    return Rows(200, 0), Rows(50, 1)", data="own")):
+        on_gpu = workload.load(torch.device("cuda", 0), 0)
+        for (inputs, targets), (expected, expected_targets) in zip(epoch(on_gpu), epoch(load(workload)), strict=True):
+            assert inputs.is_cuda
+            assert torch.equal(inputs.cpu(), expected)
+            assert torch.equal(targets.cpu(), expected_targets)
+        assert next(on_gpu.build_model().parameters()).is_cuda
