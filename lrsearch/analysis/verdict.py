@@ -190,6 +190,11 @@ def _overall(claims: Sequence[Claim]) -> Grade:
 
 def _headline(clr: WaySummary, cost: Claim, accuracy: Claim, terms: Terms) -> str:
     goal = "" if terms.target is None else " to the target"
+    if cost.grade == accuracy.grade == "not distinguished":
+        return (
+            f"Neither the cost{goal} nor the test {terms.metric} of the CLR run ({clr.key}) is distinguished from that "
+            "of the best search over rates."
+        )
     cost_words = {
         1: f"costs less{goal} than the cheapest search over rates",
         -1: f"costs more{goal} than the cheapest search over rates",

@@ -8,6 +8,8 @@ from typing import Any
 
 from lrsearch.trial import StudyRecord
 
+TELLING = ("points", "trials", "sampler", "pruner", "policy", "cycles")
+"""The settings by which people know a way; the file has the rest."""
 CYCLICAL = ("triangular", "triangular2", "exp_range", "exp_range_paper", "one_cycle", "cosine_restarts")
 
 
@@ -47,16 +49,12 @@ def clr_way(record: StudyRecord) -> Way | None:
 
 def _way(key: str, settings: Mapping[str, Any]) -> Way:
     schedule: Mapping[str, Any] = settings.get("schedule") or {"name": "constant"}
-    shape = f"{schedule['name']}{_in_brackets(schedule, skip=('name',))}"
-    origin = str(settings["name"])
-    return Way(key, origin, schedule["name"], f"{origin}{_in_brackets(settings, ('name', 'schedule'))}, {shape}")
+    origin, shape = str(settings["name"]), str(schedule["name"])
+    return Way(key, origin, shape, f"{origin}{_in_brackets(settings)}, {shape}{_in_brackets(schedule)}")
 
 
-def _in_brackets(settings: Mapping[str, Any], skip: tuple[str, ...]) -> str:
-    """Return the settings that carry a plain value other than off, as " (points 8)"."""
-    shown = [
-        f"{key.replace('_', ' ')} {value}"
-        for key, value in settings.items()
-        if key not in skip and isinstance(value, str | int | float) and not isinstance(value, bool) and value != "none"
-    ]
+def _in_brackets(settings: Mapping[str, Any]) -> str:
+    """Return the telling settings as " (points 8)", those that are off or left alone passed over."""
+    told = {key: settings[key] for key in TELLING if settings.get(key) not in (None, "none", "default")}
+    shown = [f"{key} {value}" for key, value in told.items()]
     return f" ({', '.join(shown)})" if shown else ""

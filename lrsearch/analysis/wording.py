@@ -10,7 +10,7 @@ NEVER = "never"
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Return `value` with so many significant digits, thousands apart, without an exponent between 1e-4 and 1e9.
+    """Return `value` with so many significant digits, thousands apart, without an exponent between 1e-6 and 1e9.
 
     >>> significant(0.00123456), significant(12.345), significant(123456.7), significant(float("inf"))
     ('0.00123', '12.3', '123\u2009457', '∞')
@@ -19,7 +19,7 @@ def significant(value: float, digits: int = 3) -> str:
         return "–" if math.isnan(value) else "∞" if value > 0 else f"{MINUS}∞"
     if value == 0:
         return "0"
-    if not 1e-4 <= abs(value) < 1e9:
+    if not 1e-6 <= abs(value) < 1e9:
         return f"{value:.{digits - 1}e}".replace("-", MINUS)
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}".replace(",", THIN_SPACE).replace("-", MINUS)

@@ -1,0 +1,160 @@
+"""The first table of a report, cell by cell: the same words for a page and for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lrsearch.analysis import wording
+from lrsearch.analysis.compare import Mean, Ratio
+from lrsearch.analysis.summary import StudySummary
+from lrsearch.analysis.way_summary import WaySummary
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number, and beside or below it what it needs to be believed: its spread and n."""
+
+    text: str
+    notes: tuple[str, ...] = ()
+    """Lines."""
+
+
+Text = Callable[[float], str]
+NOTHING = Cell("–")
+NARROW_SPACE = "\u202f"  # no-break
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: what stands in its head, what it means, and how a row fills it."""
+
+    title: str
+    meaning: str
+    cell: Callable[[WaySummary], Cell]
+
+
+def columns(summary: StudySummary) -> list[Column]:
+    """Return the columns that this study has numbers for: no target, no price, no column."""
+    seconds, metric = summary.seconds, summary.metric
+    found = [Column("Searches", "searches done of those planned; below: trials and how they ended", _searches)]
+    if summary.target is not None:
+        goal = f"{metric} {summary.target:g} on validation"
+        found += [
+            Column("Reached target", f"searches that reached {goal}; below: Wilson's 95 % interval", _reached),
+            Column(
+                f"{seconds.capitalize()} to target",
+                "expected cost with restarts: all seconds spent until hit or end / hits; below: median and spread",
+                _to_target,
+            ),
+        ]
+    goal = "to target" if summary.target is not None else "of a whole search"
+    found += [
+        Column("Times CLR's cost", f"cost {goal} over that of the CLR run; below: 95 % interval", _speed_up),
+        Column(f"{seconds.capitalize()} per search", "charged, every trial in it; mean ± sd over searches", _charged),
+        Column("Overhead", "charged / the chosen training run alone; mean ± sd", _overhead),
+    ]
+    if summary.usd_per_device_hour is not None:
+        found.append(Column("USD per search", f"at ${summary.usd_per_device_hour:g} per device hour; mean ± sd", _usd))
+    return [
+        *found,
+        Column(f"Validation {metric}", "of the chosen model; mean ± sd over searches", _validation),
+        Column(f"Test {metric}", "of the model that validation chose; mean, below: 95 % t interval", _test),
+    ]
+
+
+def row_cells(columns: Sequence[Column], row: WaySummary) -> list[Cell]:
+    return [column.cell(row) for column in columns]
+
+
+def _searches(row: WaySummary) -> Cell:
+    ended = {status: count for status, count in row.trials.items() if count and status != "completed"}
+    trials = wording.counted(sum(row.trials.values()), "trial")
+    details = [f"{count} {status}" for status, count in ended.items()]
+    if row.lost_attempts:
+        details.append(wording.counted(row.lost_attempts, "lost attempt"))
+    if row.models < row.searches_done:
+        details.append(f"{row.searches_done - row.models} without a model")
+    return Cell(f"{row.searches_done}/{row.searches_planned}", (trials, *details))
+
+
+def _reached(row: WaySummary) -> Cell:
+    if row.reach is None:
+        return NOTHING
+    low, high = (round(100 * share) for share in row.reach.share)
+    return Cell(f"{row.reach.reached}/{row.reach.total}", (f"{low}–{high} %",))
+
+
+def _to_target(row: WaySummary) -> Cell:
+    if row.reach is None:
+        return NOTHING
+    costs = [outcome.cost for outcome in row.outcomes]
+    count = _n(len(costs))
+    if not row.reach.reached:
+        return Cell(wording.NEVER, (count,))
+    spread = f"{_seconds(min(costs))} to {_seconds(max(costs))}, {count}"
+    return Cell(_seconds(row.reach.expected_cost), (f"median {_seconds(row.reach.median_cost)}", spread))
+
+
+def _seconds(value: float) -> str:
+    return wording.significant(value) if math.isfinite(value) else wording.NEVER
+
+
+def _speed_up(row: WaySummary) -> Cell:
+    ratio = row.speed_up
+    if ratio is None:
+        return NOTHING
+    if ratio.method == "never_reached":
+        return Cell("–", ("one never", "reached it"))
+    return Cell(wording.times(ratio.value), (_interval(ratio), _n(ratio.slow_count, ratio.fast_count)))
+
+
+def _interval(ratio: Ratio) -> str:
+    if ratio.low is None or ratio.high is None or (ratio.low == 0 and math.isinf(ratio.high)):
+        return "no interval"
+    low, high = wording.significant(ratio.low, 2), wording.significant(ratio.high, 2)
+    if math.isinf(ratio.high):
+        return f"at least {low}"
+    return f"{low} to {high}" if ratio.low else f"at most {high}"
+
+
+def _two_digits(sd: float) -> str:
+    return wording.significant(sd, 2)
+
+
+def _charged(row: WaySummary) -> Cell:
+    return _with_sd(row.charged, wording.significant)
+
+
+def _overhead(row: WaySummary) -> Cell:
+    return _with_sd(row.overhead, wording.times)
+
+
+def _usd(row: WaySummary) -> Cell:
+    return _with_sd(row.usd, wording.usd, lambda sd: f"${_two_digits(sd)}")
+
+
+def _validation(row: WaySummary) -> Cell:
+    return _with_sd(row.validation, wording.metric, wording.metric)
+
+
+def _test(row: WaySummary) -> Cell:
+    mean = row.test
+    if mean is None or mean.low is None or mean.high is None:
+        return _with_sd(mean, wording.metric, wording.metric)
+    interval = f"{wording.metric(mean.low)} to {wording.metric(mean.high)}"
+    return Cell(wording.metric(mean.value), (interval, _n(mean.count)))
+
+
+def _with_sd(
+    mean: Mean | None, text: Callable[[float], str], spread_text: Callable[[float], str] = _two_digits
+) -> Cell:
+    if mean is None:
+        return NOTHING
+    spread = "no spread" if mean.sd is None else f"±{NARROW_SPACE}{spread_text(mean.sd)}"
+    return Cell(text(mean.value), (spread, _n(mean.count)))
+
+
+def _n(*counts: int) -> str:
+    return f"n{NARROW_SPACE}{', '.join(map(str, counts))}"

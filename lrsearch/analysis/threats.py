@@ -1,0 +1,70 @@
+"""What a reader should hold against a study: each line follows from the record, none is boilerplate for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lrsearch.analysis import wording
+from lrsearch.analysis.summary import StudySummary
+from lrsearch.trial import StudyRecord
+
+EDGE_SHARE = 0.5
+
+
+def threats(record: StudyRecord, summary: StudySummary) -> list[str]:
+    """Return the threats to the validity of what `summary` says, the gravest first."""
+    return list(_threats(record, summary))
+
+
+def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
+    if len(summary.devices) > 1:
+        names = ", ".join(map(str, summary.devices))
+        yield f"The study ran on different devices ({names}): their seconds cannot be compared, so costs are left out."
+    if not summary.finished:
+        yield "The study is unfinished; numbers are of the searches that are done."
+    fewest = min((row.searches_done for row in summary.ways), default=0)
+    if fewest < 10:
+        yield (
+            f"{wording.counted(fewest, 'search', 'searches').capitalize()} per way: t intervals assume that costs and "
+            "accuracies are roughly normal, which so few cannot show."
+        )
+    yield "One workload and one target: another model, data set or target can turn the order around."
+    if summary.is_processor_time:
+        yield (
+            "Seconds are of a processor. On an accelerator evaluation, start-up and training weigh differently; "
+            "whether anything else ran on this machine meanwhile is not recorded."
+        )
+    yield "Test values are of the model that each search chose once; it was not trained again with fresh seeds."
+    yield "The cheapest and the best rival were picked after the fact; the grade allows for that, the intervals do not."
+    yield "Searches of one seed share their data split and initial weights; intervals treat them as independent."
+    yield from _edges(summary)
+    yield from _records(record)
+
+
+def _edges(summary: StudySummary) -> Iterator[str]:
+    for row in summary.ways:
+        if row.models and row.edges / row.models > EDGE_SHARE:
+            yield (
+                f"In {row.edges} of {row.models} searches of {row.key} the best rate was the lowest or the highest "
+                "that was tried: a better one may lie beyond."
+            )
+
+
+def _records(record: StudyRecord) -> Iterator[str]:
+    attempts = [attempt for trial in record.trials for attempt in trial.attempts]
+    estimated = sum(attempt.estimated for attempt in attempts)
+    if estimated:
+        yield f"{wording.counted(estimated, 'attempt')} died unseen: the cost is estimated from the last heartbeat."
+    differing = {name for name, found in package_versions(record).items() if len(found) > 1}
+    if differing:
+        yield f"Attempts ran with different versions of {', '.join(sorted(differing))}."
+
+
+def package_versions(record: StudyRecord) -> dict[str, list[str]]:
+    """Return the versions of each package that attempts ran with, in order of appearance."""
+    found: dict[str, dict[str, None]] = {}
+    for trial in record.trials:
+        for attempt in trial.attempts:
+            for name, version in attempt.versions.items():
+                found.setdefault(name, {})[version] = None
+    return {name: list(versions) for name, versions in found.items()}

@@ -1,0 +1,181 @@
+"""One look for all figures: a way has the same colour, symbol and dash everywhere; user text is text, never markup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from lrsearch.analysis.ways import clr_way
+from lrsearch.trial import StudyRecord
+
+# Okabe and Ito's palette, darkened or lightened until each colour stands out from white and from black (3:1).
+CLR_COLOR = "#d55e00"
+COLORS = ("#2f7fc1", "#009e73", "#b8609f", "#a87d00", "#7f7f7f", "#1c9bb5", "#8c6d5a", "#6f68c9")
+CLR_SYMBOL = "diamond"
+SYMBOLS = ("circle", "square", "triangle-up", "triangle-down", "pentagon", "star", "hexagram", "bowtie")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "4px,2px", "8px,2px")
+INK = "#767c85"  # readable on white and on black; the page's script replaces it by the theme's own ink
+
+
+@dataclass(frozen=True)
+class WayStyle:
+    """How one way is drawn."""
+
+    color: str
+    symbol: str
+    dash: str
+
+    def faint(self, opacity: float = 0.35) -> str:
+        """Return the colour as an rgba() of this opacity."""
+        red, green, blue = (int(self.color[i : i + 2], 16) for i in (1, 3, 5))
+        return f"rgba({red},{green},{blue},{opacity})"
+
+
+def way_styles(record: StudyRecord) -> Mapping[str, WayStyle]:
+    """Return the style of each way: the CLR run has its own, the others take turns in the order of the file."""
+    clr = clr_way(record)
+    others = [key for key in record.strategies if clr is None or key != clr.key]
+    styles = {key: _turn(index) for index, key in enumerate(others)}
+    return styles if clr is None else {**styles, clr.key: WayStyle(CLR_COLOR, CLR_SYMBOL, "solid")}
+
+
+def _turn(index: int) -> WayStyle:
+    return WayStyle(COLORS[index % len(COLORS)], SYMBOLS[index % len(SYMBOLS)], DASHES[index % len(DASHES)])
+
+
+def plain(text: str) -> str:
+    """Return `text` so that plotly shows it as it is: it renders <b>, <a href> and %{...} otherwise.
+
+    >>> plain("<b>%{x}")
+    '&lt;b>%&#123;x}'
+    """
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "%&#123;")
+
+
+def new_figure(*, x: str, y: str, height: int = 420, **layout: Any) -> go.Figure:
+    """Return an empty figure on a transparent ground with titled axes."""
+    figure = go.Figure()
+    figure.update_layout(
+        template=go.layout.Template(),
+        height=height,
+        margin={"l": 64, "r": 20, "t": 16, "b": 56},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
+        hovermode="closest",
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1.02,
+            "yanchor": "bottom",
+        },
+        **layout,
+    )
+    figure.update_xaxes(**axis(x))
+    figure.update_yaxes(**axis(y))
+    return figure
+
+
+def axis(title: str) -> dict[str, Any]:
+    """Return the settings of a quiet axis with a title."""
+    return {
+        "title": {"text": plain(title), "standoff": 8, "font": {"size": 13}},
+        "gridcolor": "rgba(128,128,128,0.18)",
+        "linecolor": "rgba(128,128,128,0.5)",
+        "zeroline": False,
+        "automargin": True,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": "rgba(128,128,128,0.5)",
+    }
+
+
+def log_axis(low: float, high: float, *, pad: float = 0.06, last_tick: float = math.inf) -> dict[str, Any]:
+    """Return the settings of a logarithmic axis over low..high with ticks, up to `last_tick`, in plain numbers."""
+    left, right = math.log10(low), math.log10(high)
+    room = max(right - left, 0.1) * pad
+    ticks = [tick for tick in log_ticks(10 ** (left - room), 10 ** (right + room)) if tick <= last_tick]
+    return {
+        "type": "log",
+        "range": [left - room, right + room],
+        "tickvals": ticks,
+        "ticktext": [tick_text(tick) for tick in ticks],
+    }
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return 1-2-5 ticks, or whole decades once there would be more than seven.
+
+    >>> log_ticks(0.9, 30)
+    [1.0, 2.0, 5.0, 10.0, 20.0]
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    fine = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+    inside = [tick for tick in fine if low <= tick <= high]
+    if len(inside) <= 7:
+        return inside
+    return [10.0**decade for decade in decades if low <= 10.0**decade <= high]
+
+
+def tick_text(value: float) -> str:
+    """Return a tick as people write it.
+
+    >>> [tick_text(value) for value in (0.0001, 0.05, 2.0, 5000.0)]
+    ['1e-4', '0.05', '2', '5,000']
+    """
+    if value < 1e-3 or value >= 1e6:
+        mantissa, exponent = f"{value:.0e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:,.10g}"
+
+
+def way_line(style: WayStyle, *, faint: bool = False, width: float | None = None) -> dict[str, Any]:
+    """Return plotly's line settings of a way: bold for a summary, thin and faint for a single search."""
+    if faint:
+        return {"color": style.faint(), "width": width or 1.0}
+    return {"color": style.color, "dash": style.dash, "width": width or 2.2}
+
+
+def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
+    """Return the range of `values` with room on both sides."""
+    low, high = min(values), max(values)
+    room = (high - low or abs(high) or 1.0) * share
+    return low - room, high + room
+
+
+def legend_entry(key: str, style: WayStyle, *, lines: bool = True) -> go.Scatter:
+    """Return a trace without points that stands for the way in the legend, symbol and line in one."""
+    return go.Scatter(
+        x=[None],
+        y=[None],
+        mode="lines+markers" if lines else "markers",
+        line=way_line(style),
+        marker={"symbol": style.symbol, "size": 9, "color": style.color},
+        name=plain(key),
+        legendgroup=key,
+    )
+
+
+def of_way(key: str) -> dict[str, Any]:
+    """Return what ties a trace to its way's entry in the legend and names it in hover texts."""
+    return {"name": plain(key), "legendgroup": key, "showlegend": False}
+
+
+def add_target(figure: go.Figure, target: float, addition: str = "") -> None:
+    """Draw the dashed line of the study's target, named at its left end."""
+    figure.add_hline(y=target, line={"dash": "dash", "width": 1.2, "color": INK}, layer="below")
+    figure.add_annotation(
+        x=0.005,
+        xref="paper",
+        y=target,
+        text=f"target {target:g} {addition}".strip(),
+        showarrow=False,
+        xanchor="left",
+        yanchor="bottom",
+        font={"size": 12},
+    )

@@ -1,0 +1,227 @@
+"""The hero: what accuracy each way has bought at any moment of its bill."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from lrsearch.analysis import wording
+from lrsearch.analysis.anytime import combine, common_grid
+from lrsearch.analysis.cost import device_models
+from lrsearch.analysis.searches import Search, metric_name, searches, target_value
+from lrsearch.analysis.ways import ways
+from lrsearch.figures._drawing import Drawing, Table
+from lrsearch.figures._style import (
+    WayStyle,
+    add_target,
+    legend_entry,
+    log_axis,
+    new_figure,
+    of_way,
+    padded,
+    way_line,
+    way_styles,
+)
+from lrsearch.trial import StudyRecord
+
+Styles = Mapping[str, WayStyle]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What is drawn of one way."""
+
+    key: str
+    searches: tuple[Search, ...]
+    """Those that gave a model."""
+    without_model: int
+
+    @property
+    def final_values(self) -> list[float]:
+        return [search.curve.values[-1] for search in self.searches]
+
+    def median(self) -> tuple[list[float], list[float]]:
+        """Return costs and values of the median; empty when a search never gave a model, as then it has no end."""
+        if self.without_model:
+            return [], []
+        curves = [search.curve for search in self.searches]
+        combined = combine(curves, common_grid(curves), "median")
+        drawn = [(x, y) for x, y in zip(combined.costs, combined.values, strict=True) if y is not None]
+        return [x for x, _ in drawn], [y for _, y in drawn]
+
+
+def numbers(record: StudyRecord) -> list[Lines]:
+    """Return the searches of each way; empty when devices of several models ran them: seconds have no common axis."""
+    if len(device_models(record.trials)) > 1:
+        return []
+    found = []
+    for way in ways(record):
+        begun = [search for search in searches(record, way.key) if search.trials]
+        with_model = tuple(search for search in begun if search.curve.costs)
+        found.append(Lines(way.key, with_model, len(begun) - len(with_model)))
+    return [lines for lines in found if lines.searches]
+
+
+def draw(record: StudyRecord) -> go.Figure | None:
+    """Draw a thin step line per search and a bold median per way, over charged seconds on a logarithmic axis."""
+    lines, styles, target = numbers(record), way_styles(record), target_value(record)
+    if not lines:
+        return None
+    seconds = wording.seconds_noun(device_models(record.trials)[0].kind)
+    figure = new_figure(
+        x=f"charged {seconds} of the search (log scale)",
+        y=f"test {metric_name(record)} of the model chosen so far",
+        height=500,
+    )
+    for line in lines:
+        style = styles[line.key]
+        figure.add_traces([legend_entry(line.key, style), *_search_lines(line, style), _median(line, style)])
+        figure.add_traces([*_range_tests(line, style), _ends(line, style)])
+    shown = [search for line in lines for search in line.searches]
+    low = min(_range_test_seconds(search) or search.curve.costs[0] for search in shown)
+    high = max(search.curve.end for search in shown)
+    edge = high * (high / low) ** 0.08
+    missed = [line for line in lines if target is not None and _missed(line, target)]
+    figure.add_traces([_misses(line, styles[line.key], target, edge) for line in missed if target is not None])
+    figure.update_xaxes(**log_axis(low, edge if missed else high, pad=0.05, last_tick=high))
+    figure.update_yaxes(range=_value_range(lines, target))
+    if target is not None:
+        add_target(figure, target, "on validation")
+    if missed:
+        _mark_the_edge(figure, math.sqrt(high * edge))
+    return figure
+
+
+def _search_lines(line: Lines, style: WayStyle) -> list[go.Scatter]:
+    return [
+        go.Scatter(
+            x=[*search.curve.costs, search.curve.end],
+            y=[*search.curve.values, search.curve.values[-1]],
+            mode="lines",
+            line={**way_line(style, faint=True), "shape": "hv"},
+            hoverinfo="skip",
+            **of_way(line.key),
+        )
+        for search in line.searches
+    ]
+
+
+def _median(line: Lines, style: WayStyle) -> go.Scatter:
+    x, y = line.median()
+    return go.Scatter(
+        x=x,
+        y=y,
+        mode="lines",
+        line={**way_line(style), "shape": "hv"},
+        hovertemplate="median of the searches: %{y:.4f} at %{x:.3g} s",
+        **of_way(line.key),
+    )
+
+
+def _ends(line: Lines, style: WayStyle) -> go.Scatter:
+    """A symbol where each search ended."""
+    return go.Scatter(
+        x=[search.curve.end for search in line.searches],
+        y=line.final_values,
+        mode="markers",
+        marker={"symbol": style.symbol, "size": 10, "color": style.faint(0.85)},
+        customdata=[search.seed for search in line.searches],
+        hovertemplate="seed %{customdata} ended: %{y:.4f} for %{x:.3g} s",
+        **of_way(line.key),
+    )
+
+
+def _range_tests(line: Lines, style: WayStyle) -> list[go.Scatter]:
+    """Before each point of a range-tested way: a tick where its range test was done, dotted to the training's end."""
+    marked = []
+    for search in line.searches:
+        if tested := _range_test_seconds(search):
+            marked.append((tested, search.curve.costs[0], search.curve.values[0]))
+    return [
+        go.Scatter(
+            x=[tested, end],
+            y=[value, value],
+            mode="lines+markers",
+            line={"color": style.faint(0.6), "width": 1, "dash": "dot"},
+            marker={"symbol": "line-ns-open", "size": [11, 0], "color": style.color, "line": {"width": 1.5}},
+            hovertemplate="range test done after %{x:.3g} s",
+            **of_way(line.key),
+        )
+        for tested, end, value in marked
+    ]
+
+
+def _range_test_seconds(search: Search) -> float:
+    return sum(trial.charged_device_seconds for trial in search.trials if trial.stage == "range_test")
+
+
+def _missed(line: Lines, target: float) -> list[Search]:
+    return [search for search in line.searches if search.done and not search.outcome(target).reached]
+
+
+def _misses(line: Lines, style: WayStyle, target: float, edge: float) -> go.Scatter:
+    """A hollow symbol on the right edge for every search that never reached the target."""
+    missed = _missed(line, target)
+    return go.Scatter(
+        x=[edge] * len(missed),
+        y=[search.curve.values[-1] for search in missed],
+        mode="markers",
+        marker={"symbol": f"{style.symbol}-open", "size": 10, "color": style.color, "line": {"width": 1.5}},
+        customdata=[search.seed for search in missed],
+        hovertemplate="seed %{customdata} never reached the target; it ended at %{y:.4f}",
+        **of_way(line.key),
+    )
+
+
+def _mark_the_edge(figure: go.Figure, begin: float) -> None:
+    """Set the column of the misses apart from the axis of seconds."""
+    place = {"xref": "x", "yref": "paper", "x0": begin, "x1": begin * 1e6, "y0": 0, "y1": 1}
+    figure.add_shape(type="rect", **place, line={"width": 0}, fillcolor="rgba(128,128,128,0.12)", layer="below")
+    text = {"text": "never<br>reached", "showarrow": False, "xanchor": "right", "yanchor": "top", "font": {"size": 11}}
+    figure.add_annotation(x=0.998, xref="paper", y=0.99, yref="paper", **text)
+
+
+def _value_range(lines: Sequence[Lines], target: float | None) -> tuple[float, float]:
+    """Return the axis over what the searches ended with and the target: early models may come in from outside."""
+    values = [value for line in lines for value in line.final_values]
+    return padded(values if target is None else [*values, target], 0.12)
+
+
+def caption(record: StudyRecord) -> str:
+    count = len(record.seeds)
+    return (
+        "Further left is cheaper, further up is better. One thin line per search and a bold median per way "
+        f"({wording.counted(count, 'search', 'searches')} each; drawn from where every search of the way has a model); "
+        "a symbol marks where a search ended. A line starts when its first model is trained and shows the test value "
+        "of the model with the best validation value so far, so it can fall. On range-tested ways a tick marks where "
+        "the range test was done and training began. Hollow symbols on the right edge are searches that never reached "
+        "the target on validation. The vertical axis is cut to what the searches ended with and the target."
+    )
+
+
+def table(record: StudyRecord) -> Table:
+    target = target_value(record)
+    rows = [
+        (
+            line.key,
+            str(search.seed),
+            wording.significant(search.curve.costs[0]),
+            wording.significant(search.curve.end),
+            wording.metric(search.curve.values[-1]),
+            "–" if target is None else _cost_text(search, target),
+        )
+        for line in numbers(record)
+        for search in line.searches
+    ]
+    return Table(("Way", "Seed", "First model after, s", "Search, s", "Final test value", "To target, s"), rows)
+
+
+def _cost_text(search: Search, target: float) -> str:
+    outcome = search.outcome(target)
+    return wording.significant(outcome.cost) if outcome.reached else wording.NEVER if search.done else "not yet"
+
+
+ACCURACY_VERSUS_COST = Drawing("Accuracy bought for what it cost", caption, draw, table)

@@ -1,0 +1,175 @@
+"""The range tests of the CLR run, with the bounds that were read off them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from lrsearch.analysis import wording
+from lrsearch.analysis.searches import metric_name
+from lrsearch.analysis.ways import clr_way
+from lrsearch.figures._drawing import Drawing, Table
+from lrsearch.figures._style import WayStyle, axis, log_axis, new_figure, padded, way_line, way_styles
+from lrsearch.range_test import RangeTestVerdict, judge
+from lrsearch.trial import RangeTestPoint, StudyRecord, TrialRecord
+
+TOP = 0.87  # of the plots; the names of the bounds stand above
+LINES = (("base", "base_lr"), ("onset", "onset_lr"), ("knee", "knee_lr"), ("max", "max_lr"))
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """A range test that ended, and what it says."""
+
+    trial: TrialRecord
+    points: Sequence[RangeTestPoint]
+    verdict: RangeTestVerdict
+
+    @property
+    def metric(self) -> tuple[list[float], list[float]]:
+        """Rates and validation values, where measured."""
+        measured = [(p.learning_rate, p.validation_metric) for p in self.points if p.validation_metric is not None]
+        return [rate for rate, _ in measured], [value for _, value in measured]
+
+    @property
+    def loss(self) -> tuple[list[float], list[float]]:
+        """Rates and training losses, where finite."""
+        measured = [(p.learning_rate, p.train_loss) for p in self.points if p.train_loss is not None]
+        return [rate for rate, _ in measured], [value for _, value in measured]
+
+
+def range_tests(record: StudyRecord, strategy: str | None = None) -> list[RangeTest]:
+    """Return the study's range tests that left points, judged as the strategies judged them."""
+    optimizer = str(record.config["training"]["optimizer"]["name"])
+    return [
+        RangeTest(trial, result.range_test, judge(result.range_test, record.facts, plan, optimizer))
+        for trial in record.trials
+        if (plan := trial.proposal.range_test) and (result := trial.result) and result.range_test and record.facts
+        if strategy is None or trial.strategy == strategy
+    ]
+
+
+def numbers(record: StudyRecord) -> list[RangeTest]:
+    """Return the range tests of the CLR run, one per seed."""
+    clr = clr_way(record)
+    return range_tests(record, clr.key) if clr else []
+
+
+def draw(record: StudyRecord) -> go.Figure | None:
+    """Draw validation metric (above) and training loss (below) over the rate; the first test bold, with its bounds."""
+    tests, clr = numbers(record), clr_way(record)
+    if not tests or clr is None:
+        return None
+    style, first = way_styles(record)[clr.key], tests[0]
+    figure = new_figure(x="learning rate (log scale)", y="training loss", height=520, showlegend=False)
+    figure.update_layout(yaxis={"domain": [0.0, 0.43]}, yaxis2={**axis(f"validation {metric_name(record)}")})
+    figure.update_layout(yaxis2={"domain": [0.51, TOP], "anchor": "x"})
+    for test in reversed(tests):
+        figure.add_traces(
+            [_line(test, "metric", "y2", style, test is first), _line(test, "loss", "y", style, test is first)]
+        )
+    rates = [point.learning_rate for test in tests for point in test.points]
+    figure.update_xaxes(**log_axis(min(rates), max(rates), pad=0.02))
+    figure.update_yaxes(range=_loss_range(tests), selector={"domain": (0.0, 0.43)})
+    _draw_bounds(figure, first.verdict, style)
+    return figure
+
+
+def _line(test: RangeTest, which: str, yaxis: str, style: WayStyle, bold: bool) -> go.Scatter:
+    x, y = getattr(test, which)
+    return go.Scatter(
+        x=x,
+        y=y,
+        yaxis=yaxis,
+        mode="lines",
+        line=way_line(style, faint=not bold, width=1.8 if bold else 1.0),
+        hovertemplate=f"seed {test.trial.seed}: %{{y:.4f}} at rate %{{x:.3g}}<extra></extra>",
+    )
+
+
+def _loss_range(tests: Sequence[RangeTest]) -> tuple[float, float]:
+    """Return an axis that ends at twice the losses' start: where training blows up they grow without bound."""
+    starts = [test.loss[1][0] for test in tests if test.loss[1]]
+    lowest = [min(test.loss[1]) for test in tests if test.loss[1]]
+    if not starts:
+        return (0.0, 1.0)
+    return padded([min(lowest), max(starts) + (max(starts) - min(lowest))])
+
+
+def _draw_bounds(figure: go.Figure, verdict: RangeTestVerdict, style: WayStyle) -> None:
+    """Shade from base to max rate, and name the lines above both plots, in three rows that keep the names apart."""
+    height = {"yref": "paper", "y0": 0, "y1": TOP, "layer": "below"}
+    if verdict.base_lr and verdict.max_lr:
+        bounds = {"x0": verdict.base_lr, "x1": verdict.max_lr}
+        figure.add_shape(type="rect", **bounds, **height, fillcolor=style.faint(0.12), line={"width": 0})
+    found = [(rate, name) for name, field in LINES if (rate := getattr(verdict, field))]
+    for row, (rate, name) in enumerate(sorted(found)):
+        chosen = name in ("base", "max")
+        line = {"width": 1.6 if chosen else 1, "dash": "solid" if chosen else "dot", "color": style.color}
+        figure.add_shape(type="line", x0=rate, x1=rate, **height, line=line)
+        figure.add_annotation(
+            x=math.log10(rate),  # plotly places annotations of a log axis by exponent
+            y=TOP + 0.042 * (row % 3),
+            yref="paper",
+            text=f"{name} {wording.rate(rate)}",
+            showarrow=False,
+            yanchor="bottom",
+            font={"size": 12},
+        )
+
+
+def caption(record: StudyRecord) -> str:
+    tests = numbers(record)
+    clr = clr_way(record)
+    if not tests or clr is None:
+        return ""
+    return (
+        f"The rate rises from step to step in one short run per search of {clr.key} (n = {len(tests)}). Bold, with its "
+        f"bounds, is seed {tests[0].trial.seed}; the other seeds are thin. Training cycles in the shaded range between "
+        "base and max. Onset (learning begins) and knee (it flattens) are shown for orientation. The loss axis is cut "
+        "where the loss has risen above its start by as much as it had fallen."
+    )
+
+
+def table(record: StudyRecord) -> Table:
+    columns = (
+        "Way",
+        "Seed",
+        "Verdict",
+        "Base",
+        "Max",
+        "Max, 10–90 %",
+        "Ended by",
+        "Onset",
+        "Knee",
+        "Confidence",
+        "Judged on",
+    )
+    return Table(columns, [_row(test) for test in range_tests(record)])
+
+
+def _row(test: RangeTest) -> tuple[str, ...]:
+    verdict, interval = test.verdict, test.verdict.max_lr_interval
+    return (
+        test.trial.strategy,
+        str(test.trial.seed),
+        verdict.status.replace("_", " "),
+        _rate(verdict.base_lr),
+        _rate(verdict.max_lr),
+        f"{_rate(interval[0])} to {_rate(interval[1])}" if interval else "–",
+        verdict.reason or "–",
+        _rate(verdict.onset_lr),
+        _rate(verdict.knee_lr),
+        verdict.confidence,
+        verdict.signal.replace("_", " "),
+    )
+
+
+def _rate(value: float | None) -> str:
+    return "–" if value is None else wording.rate(value)
+
+
+RANGE_TEST = Drawing("The range test and its bounds", caption, draw, table)

@@ -1,0 +1,79 @@
+"""The learning rate over the course of the chosen training runs, as it was recorded."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from lrsearch.analysis import wording
+from lrsearch.analysis.searches import searches
+from lrsearch.figures._drawing import Drawing, Table
+from lrsearch.figures._style import legend_entry, new_figure, of_way, way_line, way_styles
+from lrsearch.trial import StudyRecord, TrialRecord
+
+
+def chosen_runs(record: StudyRecord) -> dict[str, list[TrialRecord]]:
+    """Return, per way, the run that each search would hand over, where it left curve points."""
+    runs = {
+        key: [one.trial for search in searches(record, key) if (one := search.incumbent) and _has_curve(one.trial)]
+        for key in record.strategies
+    }
+    return {key: trials for key, trials in runs.items() if trials}
+
+
+def _has_curve(trial: TrialRecord) -> bool:
+    return trial.result is not None and len(trial.result.curve) > 0
+
+
+def curve_of(trial: TrialRecord, field: str) -> tuple[list[float], list[float | None]]:
+    """Return steps and `field` of the trial's curve points."""
+    points = trial.result.curve if trial.result else ()
+    return [float(point.step) for point in points], [getattr(point, field) for point in points]
+
+
+def draw(record: StudyRecord) -> go.Figure | None:
+    """Draw the first seed's schedule of each way, the other seeds' thin."""
+    runs, styles = chosen_runs(record), way_styles(record)
+    if not runs:
+        return None
+    figure = new_figure(x="optimiser step", y="learning rate")
+    for key, trials in runs.items():
+        figure.add_trace(legend_entry(key, styles[key]))
+        for trial in trials[1:]:
+            x, y = curve_of(trial, "learning_rate")
+            line = way_line(styles[key], faint=True)
+            figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", **of_way(key)))
+        x, y = curve_of(trials[0], "learning_rate")
+        hover = f"seed {trials[0].seed}, step %{{x}}: rate %{{y:.3g}}"
+        figure.add_trace(
+            go.Scatter(x=x, y=y, line=way_line(styles[key]), hovertemplate=hover, mode="lines", **of_way(key))
+        )
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def caption(record: StudyRecord) -> str:
+    return (
+        "The rate of the last step before each evaluation, in the run that each search chose; bold is the first seed "
+        "with a model, thin the others. Between evaluations the line is drawn straight."
+    )
+
+
+def table(record: StudyRecord) -> Table:
+    rows = [
+        (
+            key,
+            str(trial.seed),
+            trial.proposal.schedule.name if trial.proposal.schedule else "–",
+            *(_rate(rate) for rate in (trial.proposal.learning_rate, trial.proposal.base_lr, trial.proposal.max_lr)),
+        )
+        for key, trials in chosen_runs(record).items()
+        for trial in trials
+    ]
+    return Table(("Way", "Seed", "Schedule", "Proposed rate", "Base rate", "Max rate"), rows)
+
+
+def _rate(value: float | None) -> str:
+    return "–" if value is None else wording.rate(value)
+
+
+SCHEDULES = Drawing("Schedules of the chosen runs", caption, draw, table)

@@ -1,0 +1,63 @@
+"use strict";
+// Draws each figure from the JSON beside it, in the ink of the theme, and again when the theme or the width changes.
+(function () {
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const plots = [];
+
+  function ink() {
+    const style = getComputedStyle(document.documentElement);
+    return { text: style.getPropertyValue("--quiet").trim(), grid: style.getPropertyValue("--grid").trim(), ground: style.getPropertyValue("--card").trim() };
+  }
+
+  function themed(layout) {
+    const colors = ink();
+    const copy = JSON.parse(JSON.stringify(layout));
+    copy.font.color = colors.text;
+    copy.hoverlabel = { bgcolor: colors.ground, font: { color: colors.text } };
+    copy.modebar = { color: colors.text, activecolor: colors.text, bgcolor: "rgba(0,0,0,0)" };
+    for (const name of Object.keys(copy).filter((key) => /^[xy]axis\d*$/.test(key))) {
+      copy[name].gridcolor = colors.grid;
+    }
+    return copy;
+  }
+
+  // On a telephone: smaller type, and every second tick where ticks are spelt out.
+  function fitted(layout, width) {
+    if (width >= 560) return layout;
+    layout.font.size = 11;
+    layout.margin = { l: 8, r: 8, t: 8, b: 40 };
+    layout.legend.font = { size: 11 };
+    for (const name of Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key))) {
+      const axis = layout[name];
+      if (axis.title) axis.title.font = { size: 11 };
+      if (axis.tickvals && axis.tickvals.length > 5) {
+        axis.tickvals = axis.tickvals.filter((_, index) => index % 2 === 0);
+        axis.ticktext = axis.ticktext.filter((_, index) => index % 2 === 0);
+      }
+    }
+    return layout;
+  }
+
+  const config = {
+    displaylogo: false,
+    responsive: true,
+    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+  };
+
+  function draw(plot) {
+    const layout = fitted(themed(plot.spec.layout), plot.element.clientWidth);
+    window.Plotly.react(plot.element, plot.spec.data, layout, config);
+  }
+
+  for (const element of document.querySelectorAll("[data-plot]")) {
+    const source = element.querySelector("script");
+    const plot = { element: element, spec: JSON.parse(source.textContent) };
+    source.remove();
+    plots.push(plot);
+    draw(plot);
+  }
+  const redraw = () => plots.forEach(draw);
+  dark.addEventListener("change", redraw);
+  window.matchMedia("(max-width: 640px)").addEventListener("change", redraw);
+  window.addEventListener("beforeprint", redraw);
+})();
