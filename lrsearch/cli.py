@@ -410,14 +410,38 @@ def _mean(mean: Mean | None) -> str:
 
 
 def _outcome(record: StudyRecord, database: str, page: Path) -> dict[str, Any]:
-    """Return the document of `run-study --json`: the report's table, where it came from and where it lies."""
+    """Return the document of `run-study --json`: the result table, where it came from and where the report lies."""
+    from lrsearch.analysis import summarise
+    from lrsearch.storage.engine import display_url
+
+    summary = summarise(record)
+    return {
+        "study": summary.name,
+        "version": summary.version,
+        "finished": summary.finished,
+        "metric": summary.metric,
+        "target": summary.target,
+        "devices": [device._asdict() for device in summary.devices],
+        "ways": [_way_outcome(way) for way in summary.ways],
+        "verdict": {"grade": summary.verdict.grade, "headline": summary.verdict.headline},
+        "database": display_url(database),
+        "report": str(page),
+        "exit_code": 0,
+    }
+
+
+def _way_outcome(way: WaySummary) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from lrsearch.analysis import summarise
-    from lrsearch.storage.engine import display_url, finite
-
-    summary: dict[str, Any] = finite(asdict(summarise(record)))
-    return {**summary, "database": display_url(database), "report": str(page), "exit_code": 0}
+    return {
+        "way": way.key,
+        "searches": {"done": way.searches_done, "planned": way.searches_planned},
+        "trials": dict(way.trials),
+        "charged_device_seconds": way.bill.charged_device_seconds if way.bill else None,
+        "validation": asdict(way.validation) if way.validation else None,
+        "test": asdict(way.test) if way.test else None,
+        "target": {"reached": way.reach.reached, "searches": way.reach.total} if way.reach else None,
+    }
 
 
 def _print_json(document: Any) -> None:

@@ -93,7 +93,7 @@ class Named:
         if "name" not in value:
             raise PydanticCustomError("no_name", "needs a name; known: {known}", {"known": ", ".join(self.known())})
         if not isinstance(value["name"], str):
-            raise _refused(("name",), value["name"], "must be text")
+            raise _refused(("name",), value["name"], f"must be text, got {_shown(value['name'])}")
         try:
             model = self.model(value["name"])
         except LrsearchError as error:
@@ -392,11 +392,16 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) ->
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from _differences(before, after, f"{prefix}{key}.")
         elif key not in new:
-            yield f"{prefix}{key}: removed, was {json.dumps(before)}"
+            yield f"{prefix}{key}: removed, was {_as_written(before)}"
         elif key not in old:
-            yield f"{prefix}{key}: added, {json.dumps(after)}"
+            yield f"{prefix}{key}: added, {_as_written(after)}"
         elif before != after:
-            yield f"{prefix}{key}: {json.dumps(before)} -> {json.dumps(after)}"
+            yield f"{prefix}{key}: {_as_written(before)} -> {_as_written(after)}"
+
+
+def _as_written(value: Any) -> str:
+    """Return JSON in which whole numbers look as people write them: 15, not 15.0."""
+    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def is_extension(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -135,6 +135,8 @@ def _reason(error: MarkedYAMLError) -> str:
     problem = " ".join(str(error.problem).split())
     if "\\t" in problem:
         return "a tab cannot indent or begin a value; use spaces"
+    if problem.startswith("expected <block end>"):
+        return "the line does not fit the indentation above it"
     if problem.startswith("mapping values are not allowed"):
         return f"{problem}; check the indentation"
     if error.context is None:
@@ -174,9 +176,7 @@ class _Builder:
         if len(path) > MAX_DEPTH:
             raise _error(self._file.path, position, f"nested deeper than {MAX_DEPTH} levels")
         if self._count > MAX_VALUES:
-            raise _error(
-                self._file.path, position, f"more than {MAX_VALUES} values; write the aliases out or use fewer"
-            )
+            raise _error(self._file.path, position, f"more than {MAX_VALUES} values, aliases written out; use fewer")
         if isinstance(node, MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return self._mapping(node, path)
         if isinstance(node, SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
