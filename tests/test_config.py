@@ -82,14 +82,7 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
     assert [type(way).model_fields["name"].default for way in config.strategies.values()] == [  # type: ignore[attr-defined]  # all are pydantic models
         *("grid", "random_search", "optuna_search", "range_tested", "range_tested", "grid", "default_rate")
     ]
-    assert {key: way.planned_trials for key, way in config.strategies.items()} == {
-        key: count
-        for key, count in zip(
-            ("grid", "random", "tpe", "clr", "clr_linear", "grid_linear", "default"),
-            (8, 8, 16, 2, 2, 8, 1),
-            strict=True,
-        )
-    }
+    assert [way.planned_trials for way in config.strategies.values()] == [8, 8, 16, 2, 2, 8, 1]
 
 
 @pytest.mark.parametrize(
