@@ -46,7 +46,7 @@ def test_a_range_test_evaluates_at_most_2000_examples_of_the_validation_split() 
 
 
 @pytest.mark.parametrize(
-    ("shape", "batch_size", "expected"), [((3, 32, 32), 100, 2000), ((3, 224, 224), 16, 53), ((3, 224, 224), 64, 64)]
+    ("shape", "batch_size", "expected"), [((5,), 32, 2000), ((3, 32, 32), 100, 325), ((3, 224, 224), 64, 64)]
 )
 def test_large_images_are_evaluated_in_smaller_batches(shape: tuple[int, ...], batch_size: int, expected: int) -> None:
     assert evaluation_rows(batch_size, shape) == expected
