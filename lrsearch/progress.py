@@ -36,7 +36,7 @@ def duration(seconds: float | None) -> str:
     """
     if seconds is None:
         return "-"
-    if seconds < 10:
+    if seconds < 9.995:
         return f"{seconds:.2f} s"
     if round(seconds) < 60:
         return f"{seconds:.0f} s"
@@ -178,7 +178,7 @@ class RichProgress:
         self._redraw()
 
     def message(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def study_finished(self, record: StudyRecord) -> None:
         self._redraw(always=True)
