@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 class _CifarWorkload(ImageWorkload):
     data_root: Path = Path("data")
-    """Folder that holds torchvision's folder (cifar-10-batches-py or cifar-100-python) or its archive."""
+    """Folder above cifar-10-batches-py or cifar-100-python; default: `data` in the current directory."""
     download: bool = False
     _torchvision_name: ClassVar[str]
 
