@@ -25,7 +25,7 @@ FILES = (
 class _IdxWorkload(ImageWorkload):
     model: str = "lenet"
     data_root: Path = Path("data")
-    """Folder with the four idx files (plain or .gz), or torchvision's root; default: `data` in the current directory."""
+    """Folder with the four idx files (plain or .gz), or torchvision's root; default: ./data."""
     download: bool = False
     _torchvision_name: ClassVar[str]
     _advice: ClassVar[str] = ""
