@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from lrsearch.trial import (
     AttemptRecord,
@@ -67,6 +67,15 @@ FACTS = WorkloadFacts(
 )
 
 
+T = TypeVar("T")
+
+
+def some(value: T | None) -> T:
+    """Return a value that a test knows to be there."""
+    assert value is not None
+    return value
+
+
 def make_config(
     strategies: Mapping[str, Mapping[str, Any]] = SEVEN_WAYS,
     *,
@@ -105,17 +114,13 @@ def make_record(
     usd_per_device_hour: float | None = 2.5,
     device: DeviceInfo = CPU,
     failures: bool = True,
-    same_luck: bool = False,
 ) -> StudyRecord:
-    """Return a finished study. With `failures`, a trial failed, one was pruned, and one was killed and ran again.
-
-    `same_luck` draws the same noise for every strategy, so that equal strategies become identical.
-    """
+    """Return a finished study. With `failures`, a trial failed, one was pruned, and one was killed and ran again."""
     config = make_config(strategies, name=name, seeds=seeds, target=target, usd_per_device_hour=usd_per_device_hour)
     trials: list[TrialRecord] = []
     for seed in seeds:
         for key, settings in strategies.items():
-            chance = random.Random("one luck" if same_luck else f"{name}/{key}/{seed}")
+            chance = random.Random(f"{name}/{key}/{seed}")
             trials += _search(key, settings, seed, chance, device)
     if failures:
         trials = _with_failures(trials)

@@ -56,7 +56,7 @@ def times(value: float) -> str:
     """Return a ratio in the form "3.2×".
 
     >>> times(3.21), times(0.05), times(12.2)
-    ('3.2×', '0.05×', '12×')
+    ('3.2×', '0.050×', '12×')
     """
     return f"{significant(value, 2)}×"
 

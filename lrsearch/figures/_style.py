@@ -18,6 +18,7 @@ COLORS = ("#2f7fc1", "#009e73", "#b8609f", "#a87d00", "#7f7f7f", "#1c9bb5", "#8c
 CLR_SYMBOL = "diamond"
 SYMBOLS = ("circle", "square", "triangle-up", "triangle-down", "pentagon", "star", "hexagram", "bowtie")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "4px,2px", "8px,2px")
+LONGEST_LABEL = 30
 INK = "#767c85"  # readable on white and on black; the page's script replaces it by the theme's own ink
 
 
@@ -54,6 +55,11 @@ def plain(text: str) -> str:
     '&lt;b>%&#123;x}'
     """
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "%&#123;")
+
+
+def label(key: str) -> str:
+    """Return a way's name for a legend or an axis: plain, and cut where it would push the drawing aside."""
+    return plain(key if len(key) <= LONGEST_LABEL else f"{key[: LONGEST_LABEL - 1]}…")
 
 
 def new_figure(*, x: str, y: str, height: int = 420, **layout: Any) -> go.Figure:
@@ -156,14 +162,14 @@ def legend_entry(key: str, style: WayStyle, *, lines: bool = True) -> go.Scatter
         mode="lines+markers" if lines else "markers",
         line=way_line(style),
         marker={"symbol": style.symbol, "size": 9, "color": style.color},
-        name=plain(key),
-        legendgroup=key,
+        name=label(key),
+        legendgroup=plain(key),
     )
 
 
 def of_way(key: str) -> dict[str, Any]:
     """Return what ties a trace to its way's entry in the legend and names it in hover texts."""
-    return {"name": plain(key), "legendgroup": key, "showlegend": False}
+    return {"name": label(key), "legendgroup": plain(key), "showlegend": False}
 
 
 def add_target(figure: go.Figure, target: float, addition: str = "") -> None:

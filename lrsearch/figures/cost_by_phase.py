@@ -11,7 +11,7 @@ from lrsearch.analysis.compare import Mean, mean_of
 from lrsearch.analysis.cost import device_models
 from lrsearch.analysis.searches import Search, searches
 from lrsearch.figures._drawing import Drawing, Table
-from lrsearch.figures._style import new_figure, plain
+from lrsearch.figures._style import label, new_figure
 from lrsearch.trial import CHARGED_PHASES, PHASES, StudyRecord
 
 PHASE_STYLES = {
@@ -63,7 +63,7 @@ def draw(record: StudyRecord) -> go.Figure | None:
         return None
     seconds = wording.seconds_noun(device_models(record.trials)[0].kind)
     figure = new_figure(x=f"charged {seconds} per search, mean", y="", height=130 + 38 * len(costs))
-    names = [plain(cost.key) for cost in costs]
+    names = [label(cost.key) for cost in costs]
     for phase, (color, pattern) in PHASE_STYLES.items():
         x = [cost.phase_seconds[phase] for cost in costs]
         if any(x):

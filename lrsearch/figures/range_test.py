@@ -14,7 +14,7 @@ from lrsearch.analysis.ways import clr_way
 from lrsearch.figures._drawing import Drawing, Table
 from lrsearch.figures._style import WayStyle, axis, log_axis, new_figure, padded, way_line, way_styles
 from lrsearch.range_test import RangeTestVerdict, judge
-from lrsearch.trial import RangeTestPoint, StudyRecord, TrialRecord
+from lrsearch.trial import RangeTestPlan, RangeTestPoint, StudyRecord, TrialRecord, WorkloadFacts
 
 TOP = 0.87  # of the plots; the names of the bounds stand above
 LINES = (("base", "base_lr"), ("onset", "onset_lr"), ("knee", "knee_lr"), ("max", "max_lr"))
@@ -22,11 +22,18 @@ LINES = (("base", "base_lr"), ("onset", "onset_lr"), ("knee", "knee_lr"), ("max"
 
 @dataclass(frozen=True)
 class RangeTest:
-    """A range test that ended, and what it says."""
+    """A range test that ended."""
 
     trial: TrialRecord
+    plan: RangeTestPlan
     points: Sequence[RangeTestPoint]
-    verdict: RangeTestVerdict
+    facts: WorkloadFacts
+    optimizer: str
+
+    @property
+    def verdict(self) -> RangeTestVerdict:
+        """What it says: judged again, as its strategy judged it."""
+        return judge(self.points, self.facts, self.plan, self.optimizer)
 
     @property
     def metric(self) -> tuple[list[float], list[float]]:
@@ -42,10 +49,10 @@ class RangeTest:
 
 
 def range_tests(record: StudyRecord, strategy: str | None = None) -> list[RangeTest]:
-    """Return the study's range tests that left points, judged as the strategies judged them."""
+    """Return the study's range tests that left points."""
     optimizer = str(record.config["training"]["optimizer"]["name"])
     return [
-        RangeTest(trial, result.range_test, judge(result.range_test, record.facts, plan, optimizer))
+        RangeTest(trial, plan, result.range_test, record.facts, optimizer)
         for trial in record.trials
         if (plan := trial.proposal.range_test) and (result := trial.result) and result.range_test and record.facts
         if strategy is None or trial.strategy == strategy
@@ -152,7 +159,8 @@ def table(record: StudyRecord) -> Table:
 
 
 def _row(test: RangeTest) -> tuple[str, ...]:
-    verdict, interval = test.verdict, test.verdict.max_lr_interval
+    verdict = test.verdict
+    interval = verdict.max_lr_interval
     return (
         test.trial.strategy,
         str(test.trial.seed),

@@ -1,0 +1,300 @@
+"""The report's numbers recomputed from the exported tables, and verdicts on studies with known answers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import random
+import statistics
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lrsearch.analysis import StudySummary, WaySummary, summarise
+from lrsearch.analysis.table import columns, row_cells
+from lrsearch.analysis.threats import threats
+from lrsearch.storage.export import export_rows, write_rows
+from lrsearch.trial import StudyRecord
+from tests.records import CPU, GPU, SEVEN_WAYS, PlainTrial, make_record, plain_record, some, unfinished
+
+TARGET, PRICE = 0.95, 2.5
+
+
+def exported(record: StudyRecord, table: Any) -> list[dict[str, str]]:
+    stream = io.StringIO()
+    write_rows(export_rows(record, table), "csv", stream)
+    stream.seek(0)
+    return list(csv.DictReader(stream))
+
+
+def grouped(rows: list[dict[str, str]], way: str) -> list[list[dict[str, str]]]:
+    """The rows of each search of a way, one list per seed."""
+    by_seed = defaultdict(list)
+    for row in rows:
+        if row["strategy"] == way:
+            by_seed[row["seed"]].append(row)
+    return list(by_seed.values())
+
+
+@pytest.fixture(scope="module")
+def record() -> StudyRecord:
+    return make_record()
+
+
+@pytest.fixture(scope="module")
+def summary(record: StudyRecord) -> StudySummary:
+    return summarise(record)
+
+
+@pytest.fixture(scope="module", params=SEVEN_WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_charged_seconds_and_money_follow_from_the_csv(record: StudyRecord, summary: StudySummary, way: str) -> None:
+    totals = [
+        sum(float(row["charged_device_seconds"]) for row in rows) for rows in grouped(exported(record, "trials"), way)
+    ]
+    row = summary.way(way)
+    assert some(row.charged).value == pytest.approx(statistics.fmean(totals))
+    assert some(row.charged).sd == pytest.approx(statistics.stdev(totals))
+    assert some(row.usd).value == pytest.approx(statistics.fmean(totals) / 3600 * PRICE)
+    assert some(row.charged).count == 5
+
+
+def chosen(rows: list[dict[str, str]]) -> dict[str, str]:
+    models = [row for row in rows if row["stage"] == "train" and row["validation_metric"]]
+    return max(models, key=lambda row: float(row["validation_metric"]))  # max takes the first of equals
+
+
+def test_validation_and_test_values_follow_from_the_csv(record: StudyRecord, summary: StudySummary, way: str) -> None:
+    best = [chosen(rows) for rows in grouped(exported(record, "trials"), way)]
+    row = summary.way(way)
+    assert some(row.validation).value == pytest.approx(
+        statistics.fmean(float(one["validation_metric"]) for one in best)
+    )
+    assert some(row.test).value == pytest.approx(statistics.fmean(float(one["test_metric"]) for one in best))
+    assert row.tests == pytest.approx([float(one["test_metric"]) for one in best])
+
+
+def test_the_overhead_follows_from_the_csv(record: StudyRecord, summary: StudySummary) -> None:
+    """grid's killed attempt is in a trial that was not chosen, so a trial's row is its only attempt's."""
+    ratios = []
+    for rows in grouped(exported(record, "trials"), "tpe"):
+        total = sum(float(row["charged_device_seconds"]) for row in rows)
+        ratios.append(total / float(chosen(rows)["charged_device_seconds"]))
+    assert some(summary.way("tpe").overhead).value == pytest.approx(statistics.fmean(ratios))
+
+
+def test_cost_to_target_follows_from_the_csv(record: StudyRecord, summary: StudySummary, way: str) -> None:
+    attempts, curves = exported(record, "attempts"), exported(record, "curves")
+    hits, spent = [], []
+    for search in grouped(attempts, way):
+        cost, found = 0.0, None
+        for attempt in search:
+            points = [p for p in curves if all(p[k] == attempt[k] for k in ("strategy", "seed", "trial", "attempt"))]
+            for point in points:
+                if found is None and point["validation_metric"] and float(point["validation_metric"]) >= TARGET:
+                    found = cost + float(point["charged_device_seconds"])
+            cost += float(attempt["charged_device_seconds"])
+        hits.append(found)
+        spent.append(cost if found is None else found)
+    reached = [cost for cost in hits if cost is not None]
+    row = summary.way(way)
+    assert (some(row.reach).reached, some(row.reach).total) == (len(reached), len(hits))
+    assert some(row.reach).expected_cost == (pytest.approx(sum(spent) / len(reached)) if reached else math.inf)
+    assert some(row.reach).median_cost == pytest.approx(statistics.median(math.inf if c is None else c for c in hits))
+
+
+def test_trials_are_counted_by_how_they_ended(record: StudyRecord, summary: StudySummary, way: str) -> None:
+    rows = [row for row in exported(record, "trials") if row["strategy"] == way]
+    for status in ("completed", "diverged", "failed", "pruned"):
+        assert summary.way(way).trials[status] == sum(row["status"] == status for row in rows)
+
+
+def test_the_record_has_what_makes_the_above_worth_asking(summary: StudySummary) -> None:
+    assert some(summary.way("random").reach).reached == 4
+    assert some(summary.way("default").reach).reached == 0
+    assert sum(row.lost_attempts for row in summary.ways) == 1
+    assert {"diverged", "failed", "pruned"} <= {s for row in summary.ways for s, count in row.trials.items() if count}
+
+
+def test_every_cell_with_a_number_says_its_n_or_its_interval(summary: StudySummary) -> None:
+    shown = columns(summary)
+    for row in summary.ways:
+        for column, cell in zip(shown, row_cells(shown, row), strict=True):
+            if column.title == "Searches" or cell.text == "–":
+                continue
+            assert cell.notes, (row.key, column.title)
+            assert any("n\u202f" in note or "%" in note for note in cell.notes), (row.key, column.title)
+
+
+def search(cost: float, value: float, test: float) -> list[PlainTrial]:
+    """A search of two trials, the second of which reaches `value`."""
+    return [PlainTrial(cost / 2, 0.3, 0.3), PlainTrial(cost / 2, value, test)]
+
+
+def study(clr: list[tuple[float, float, float]], rival: list[tuple[float, float, float]]) -> StudyRecord:
+    """One search per (cost, validation, test), of the CLR run and of a random search."""
+    ways = {"clr": clr, "random": rival}
+    return plain_record({key: {s: search(*one) for s, one in enumerate(found)} for key, found in ways.items()})
+
+
+COSTS = (10.0, 10.5, 9.5, 10.2, 9.8)
+TESTS = (0.960, 0.962, 0.958, 0.961, 0.959)
+
+
+def ways_of(factor: float = 1.0, better: float = 0.0) -> list[tuple[float, float, float]]:
+    return [(cost * factor, 0.97, test + better) for cost, test in zip(COSTS, TESTS, strict=True)]
+
+
+def test_identical_ways_come_out_not_distinguished() -> None:
+    verdict = summarise(study(ways_of(), ways_of())).verdict
+    assert verdict.grade == "not distinguished"
+    assert "1.0×" in verdict.sentences[0]
+
+
+def test_seven_identical_ways_come_out_not_distinguished() -> None:
+    same = {seed: search(*one) for seed, one in enumerate(ways_of())}
+    assert summarise(plain_record(dict.fromkeys(("clr", *"abcdef"), same))).verdict.grade == "not distinguished"
+
+
+def test_ways_that_differ_by_chance_alone_are_rarely_told_apart() -> None:
+    """Costs with 9 % spread, two claims of 5 % error each: more than 15 % of 100 studies has a chance below 5 %."""
+    generator = random.Random(7)
+
+    def by_chance() -> list[tuple[float, float, float]]:
+        return [(generator.gauss(10, 0.9), 0.97, generator.gauss(0.96, 0.003)) for _ in range(5)]
+
+    grades = [summarise(study(by_chance(), by_chance())).verdict.grade for _ in range(100)]
+    assert set(grades) <= {"not distinguished", "suggested", "shown"}
+    assert grades.count("not distinguished") >= 85
+
+
+def test_a_cost_three_times_lower_is_shown_with_its_ratio_and_counts() -> None:
+    verdict = summarise(study(ways_of(), ways_of(3.0))).verdict
+    assert verdict.grade == "shown"
+    assert "costs less to the target" in verdict.headline
+    assert "3.0× the CLR run's cost" in verdict.sentences[0]
+    assert "5 of 5" in verdict.sentences[0]
+    assert "not distinguished in test accuracy" in verdict.headline
+
+
+def test_a_dearer_or_worse_clr_run_is_said_to_be_so() -> None:
+    verdict = summarise(study(ways_of(3.0), ways_of(better=0.01))).verdict
+    assert verdict.grade == "shown"
+    assert "costs more" in verdict.headline
+    assert "worse test accuracy" in verdict.headline
+
+
+def test_cheaper_but_worse_says_both() -> None:
+    verdict = summarise(study(ways_of(), ways_of(3.0, better=0.01))).verdict
+    assert "costs less" in verdict.headline
+    assert ", but has a worse test accuracy" in verdict.headline
+
+
+def test_fewer_than_five_searches_suggest_at_most() -> None:
+    assert summarise(study(ways_of()[:3], ways_of(3.0)[:3])).verdict.grade == "suggested"
+
+
+def test_one_search_per_way_shows_nothing_and_names_n() -> None:
+    verdict = summarise(study(ways_of()[:1], ways_of(3.0)[:1])).verdict
+    assert verdict.grade == "not shown"
+    assert "n = 1" in verdict.headline
+
+
+def test_an_unfinished_study_shows_nothing_and_says_how_far_it_is(record: StudyRecord) -> None:
+    summary = summarise(unfinished(record, 60))
+    assert summary.verdict.grade == "not shown"
+    assert "unfinished" in summary.verdict.headline
+    assert summary.way("grid").searches_done == 1
+    assert summary.way("grid").searches_planned == 5
+
+
+def test_a_study_without_a_range_test_or_without_a_rival_shows_nothing() -> None:
+    for keys in (("grid", "random"), ("clr", "clr_linear")):
+        summary = summarise(make_record({key: SEVEN_WAYS[key] for key in keys}))
+        assert summary.verdict.grade == "not shown"
+
+
+def test_a_study_that_has_just_been_created_has_rows_and_no_numbers(record: StudyRecord) -> None:
+    empty = replace(record, trials=(), events=(), facts=None, finished=False)
+    summary = summarise(empty)
+    assert summary.verdict.grade == "not shown"
+    assert all(row.charged is None and row.test is None and row.reach is None for row in summary.ways)
+
+
+def test_when_no_rival_ever_reaches_the_target_the_reach_rates_decide() -> None:
+    rival = [(cost, 0.9, test) for cost, _, test in ways_of()]
+    summary = summarise(study(ways_of(), rival))
+    assert some(summary.way("random").reach).reached == 0
+    assert summary.verdict.grade == "shown"
+    assert "never (0 of 5 searches)" in summary.verdict.sentences[0]
+    assert "no finite ratio" in summary.verdict.sentences[0]
+
+
+def test_when_nobody_reaches_the_target_nothing_is_shown() -> None:
+    low = [(cost, 0.9, test) for cost, _, test in ways_of()]
+    verdict = summarise(study(low, low)).verdict
+    assert verdict.grade == "not shown"
+    assert "did not reach the target" in verdict.headline
+
+
+def test_a_search_without_a_model_still_costs() -> None:
+    """Its range test gave no bounds, so it ended: exhausted, and paid for."""
+    record = make_record(failures=False)
+    trials = tuple(t for t in record.trials if not (t.strategy == "clr" and t.seed == 0 and t.stage == "train"))
+    row = summarise(replace(record, trials=trials)).way("clr")
+    assert (row.searches_done, row.models, some(row.charged).count, some(row.test).count) == (5, 4, 5, 4)
+    assert some(row.reach).reached == 4
+    assert some(row.reach).expected_cost > statistics.fmean(one.cost for one in row.outcomes if one.reached)
+
+
+def test_without_a_target_whole_searches_are_compared() -> None:
+    summary = summarise(make_record(target=None))
+    grid, clr = summary.way("grid"), summary.way("clr")
+    assert grid.reach is None
+    assert some(grid.speed_up).value == pytest.approx(some(grid.charged).value / some(clr.charged).value)
+    assert "whole search" in summary.verdict.sentences[0]
+
+
+def test_processor_and_gpu_seconds_never_meet() -> None:
+    cpu, gpu = make_record(seeds=[0, 1]), make_record(seeds=[0, 1], device=GPU)
+    half = replace(cpu, trials=(*cpu.trials[:45], *gpu.trials[45:]))
+    summary = summarise(half)
+    assert len(summary.devices) == 2
+    assert summary.verdict.grade == "not shown"
+    assert all(no_costs(row) for row in summary.ways)
+    assert any("cannot be compared" in threat for threat in threats(half, summary))
+
+
+def no_costs(row: WaySummary) -> bool:
+    costs = (row.bill, row.charged, row.usd, row.overhead, row.reach, row.speed_up)
+    return all(cost is None for cost in costs) and row.outcomes == ()
+
+
+def test_seconds_are_called_after_the_device() -> None:
+    assert summarise(make_record(seeds=[0], device=CPU)).seconds == "processor seconds"
+    assert summarise(make_record(seeds=[0], device=GPU)).seconds == "device seconds"
+
+
+def test_the_seconds_of_an_earlier_attempt_count_before_its_trial_reaches_the_target() -> None:
+    record = study(ways_of(), ways_of())
+    first = record.trials[0]
+    lost = replace(first.attempts[0], status="lost", phase_seconds={"lost": 100.0}, estimated=True, device=None)
+    delayed = replace(first, attempts=(lost, replace(first.attempts[0], number=2)))
+    summary = summarise(replace(record, trials=(delayed, *record.trials[1:])))
+    assert summary.way("clr").outcomes[0].cost == pytest.approx(110.0)
+    assert any("died unseen" in threat for threat in threats(record, summarise(record))) is False
+
+
+def test_a_lower_is_better_metric_turns_everything_round() -> None:
+    record = study([(c, 0.10, 0.10) for c in COSTS], [(c, 0.20, 0.2 + c / 1000) for c in COSTS])
+    facts = replace(some(record.facts), metric="error", higher_is_better=False)
+    config = {**record.config, "target": {"metric": "error", "value": 0.15}}
+    summary = summarise(replace(record, facts=facts, config=config))
+    assert (some(summary.way("clr").reach).reached, some(summary.way("random").reach).reached) == (5, 0)
+    assert "better test error" in summary.verdict.headline

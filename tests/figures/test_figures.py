@@ -1,0 +1,187 @@
+"""Every figure on every kind of study, and what each of them says."""
+
+from __future__ import annotations
+
+import doctest
+import math
+import re
+from dataclasses import replace
+
+import plotly.graph_objects as go
+import pytest
+
+from lrsearch.analysis import searches
+from lrsearch.figures import FIGURES, _style, accuracy_versus_cost, cost_by_phase, value_versus_rate
+from lrsearch.figures import range_test as range_test_figure
+from lrsearch.range_test import judge
+from lrsearch.trial import StudyRecord
+from tests.records import GPU, SEVEN_WAYS, make_record, some, unfinished
+
+MARKUP = '<b>bold</b> %{x} <a href="https://example.org">a</a>'
+
+
+def mixed() -> StudyRecord:
+    cpu, gpu = make_record(seeds=[0, 1]), make_record(seeds=[0, 1], device=GPU)
+    return replace(cpu, trials=(*cpu.trials[:45], *gpu.trials[45:]))
+
+
+STUDIES = {
+    "whole": make_record(),
+    "unfinished": unfinished(make_record(), 60),
+    "one seed": make_record(seeds=[3]),
+    "no target, no price": make_record(seeds=[0, 1], target=None, usd_per_device_hour=None),
+    "just created": replace(make_record(), trials=(), events=(), facts=None, finished=False),
+    "mixed devices": mixed(),
+    "no range test": make_record({key: SEVEN_WAYS[key] for key in ("grid", "random")}),
+}
+
+
+@pytest.mark.parametrize("record", STUDIES.values(), ids=STUDIES)
+@pytest.mark.parametrize("key", FIGURES)
+class TestEveryFigure:
+    def test_it_is_drawn_or_there_is_nothing_to_draw(self, key: str, record: StudyRecord) -> None:
+        drawing = FIGURES[key]
+        figure = drawing(record)
+        assert figure is None or len(figure.data) > 0
+        assert drawing.title
+        table = drawing.table(record)
+        assert all(len(row) == len(table.columns) for row in table.rows)
+        assert figure is None or (drawing.caption(record) and table.rows)
+
+    def test_it_has_a_transparent_ground_and_titled_axes(self, key: str, record: StudyRecord) -> None:
+        figure = FIGURES[key](record)
+        if figure is not None:
+            assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
+            assert figure.layout.xaxis.title.text
+
+
+def test_a_study_without_trials_draws_nothing() -> None:
+    assert [key for key, drawing in FIGURES.items() if drawing(STUDIES["just created"])] == []
+
+
+def test_seconds_of_different_devices_share_no_axis() -> None:
+    assert FIGURES["accuracy_versus_cost"](mixed()) is None
+    assert FIGURES["cost_by_phase"](mixed()) is None
+
+
+def figure_of(key: str, record: StudyRecord | None = None) -> go.Figure:
+    return some(FIGURES[key](record or STUDIES["whole"]))
+
+
+def test_each_way_has_one_colour_in_all_figures() -> None:
+    colors: dict[str, set[str]] = {}
+    for key in ("accuracy_versus_cost", "value_versus_rate", "schedules", "learning_curves"):
+        for trace in figure_of(key).data:
+            if trace.showlegend is None and trace.line.color:
+                colors.setdefault(trace.name, set()).add(trace.line.color)
+    assert set(colors) == set(SEVEN_WAYS)
+    assert all(len(found) == 1 for found in colors.values())
+    assert len({color for found in colors.values() for color in found}) == len(SEVEN_WAYS)
+
+
+def test_ways_differ_in_symbol_and_dash_as_well() -> None:
+    styles = _style.way_styles(STUDIES["whole"]).values()
+    assert len({style.symbol for style in styles}) == len(SEVEN_WAYS)
+    assert len({(style.dash, style.color) for style in styles}) == len(SEVEN_WAYS)
+
+
+@pytest.mark.parametrize("ground", [(255, 255, 255), (0x14, 0x16, 0x1A)], ids=["light", "dark"])
+def test_every_colour_stands_out_from_both_grounds(ground: tuple[int, int, int]) -> None:
+    """Contrast as WCAG 2 defines it; 3:1 is its bound for graphics."""
+
+    def luminance(rgb: tuple[int, ...]) -> float:
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for color in (_style.CLR_COLOR, *_style.COLORS):
+        rgb = tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
+        lighter, darker = sorted((luminance(rgb), luminance(ground)), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 3, color
+
+
+@pytest.mark.parametrize("key", FIGURES)
+def test_no_markup_of_a_user_reaches_plotly(key: str) -> None:
+    ways = {f"{MARKUP}{index}": settings for index, settings in enumerate(SEVEN_WAYS.values())}
+    record = make_record(ways, seeds=[0, 1])
+    config = {**record.config, "target": {"metric": MARKUP, "value": 0.9}}
+    facts = replace(some(record.facts), metric=MARKUP)
+    text = figure_of(key, replace(record, config=config, facts=facts)).to_json()
+    assert not re.search(r"(<|\\u003c)(b>|b\\u003e|a )", text)
+    assert "%{x} " not in text
+
+
+def test_the_hero_draws_a_line_per_search_and_a_hollow_symbol_per_miss() -> None:
+    record = STUDIES["whole"]
+    data = figure_of("accuracy_versus_cost").data
+    thin = [trace for trace in data if trace.mode == "lines" and trace.line.width == 1.0]
+    assert len(thin) == 35
+    hollow = [trace for trace in data if trace.mode == "markers" and str(trace.marker.symbol).endswith("-open")]
+    misses = sum(not search.outcome(0.95).reached for key in record.strategies for search in searches(record, key))
+    assert sum(len(trace.x) for trace in hollow) == misses == 6
+
+
+def test_the_heros_lines_end_at_the_search_charge_and_its_incumbents_test_value() -> None:
+    [line] = [line for line in accuracy_versus_cost.numbers(STUDIES["whole"]) if line.key == "tpe"]
+    for search, value in zip(line.searches, line.final_values, strict=True):
+        models = [t for t in search.trials if t.status in ("completed", "pruned")]
+        best = max(models, key=lambda t: some(some(t.result).validation_metric))
+        assert value == some(best.result).test_metric
+        assert search.curve.end == pytest.approx(sum(t.charged_device_seconds for t in search.trials))
+
+
+def test_a_way_with_a_search_that_gave_no_model_has_no_median() -> None:
+    record = make_record(failures=False)
+    trials = tuple(t for t in record.trials if not (t.strategy == "clr" and t.seed == 0 and t.stage == "train"))
+    lines = {line.key: line for line in accuracy_versus_cost.numbers(replace(record, trials=trials))}
+    assert lines["clr"].median() == ([], [])
+    assert lines["clr"].without_model == 1
+    assert lines["grid"].median()[0]
+
+
+def test_every_ended_training_trial_has_its_mark() -> None:
+    record = STUDIES["whole"]
+    marks = [trace for trace in figure_of("value_versus_rate").data if trace.x is not None and trace.x[0] is not None]
+    assert sum(len(trace.x) for trace in marks) == sum(trial.stage == "train" for trial in record.trials)
+    crosses = [trace for trace in marks if trace.marker.symbol == "x-thin-open"]
+    assert sum(len(trace.x) for trace in crosses) == sum(trial.status == "diverged" for trial in record.trials)
+
+
+def test_a_cyclical_run_stands_at_its_upper_bound_and_a_decaying_one_at_its_start() -> None:
+    trials = {t.strategy: t for t in STUDIES["whole"].trials if t.stage == "train"}
+    assert value_versus_rate.highest_rate(trials["clr"]) == trials["clr"].proposal.max_lr
+    assert value_versus_rate.highest_rate(trials["clr_linear"]) == trials["clr_linear"].proposal.learning_rate
+
+
+def test_the_range_tests_bounds_are_those_of_its_verdict() -> None:
+    record = STUDIES["whole"]
+    first = next(t for t in record.trials if t.strategy == "clr" and t.stage == "range_test")
+    points, plan = some(first.result).range_test, some(first.proposal.range_test)
+    verdict = judge(points, some(record.facts), plan, "sgd")
+    shapes = figure_of("range_test").layout.shapes
+    assert verdict.max_lr in {shape.x1 for shape in shapes}
+    assert verdict.base_lr in {shape.x0 for shape in shapes}
+    assert len(range_test_figure.range_tests(record)) == 10  # clr's and clr_linear's
+
+
+def test_a_range_test_without_bounds_is_drawn_without_them() -> None:
+    record = make_record({"clr": SEVEN_WAYS["clr"], "grid": SEVEN_WAYS["grid"]}, seeds=[0, 1])
+    results = [(trial, some(trial.result)) for trial in record.trials]
+    short = tuple(replace(t, result=replace(result, range_test=result.range_test[:9])) for t, result in results)
+    figure = figure_of("range_test", replace(record, trials=short))
+    assert figure.layout.shapes == ()
+
+
+def test_the_bars_add_up_to_the_charge_and_leave_out_what_stands_apart() -> None:
+    bars = [trace for trace in figure_of("cost_by_phase").data if trace.type == "bar"]
+    for index, cost in enumerate(cost_by_phase.numbers(STUDIES["whole"])):
+        assert math.fsum(trace.x[index] for trace in bars) == pytest.approx(cost.charged.value)
+        assert cost.phase_seconds["test_evaluation"] > 0
+    assert {trace.name for trace in bars} == {"train", "evaluate", "range test", "setup", "warmup", "idle", "lost"}
+
+
+def test_long_names_are_cut_before_they_push_the_drawing_aside() -> None:
+    assert len(_style.label("x" * 100)) == 30
+
+
+def test_the_examples_of_the_docstrings_are_true() -> None:
+    assert doctest.testmod(_style).failed == 0

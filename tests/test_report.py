@@ -1,0 +1,298 @@
+"""The page: whole or not at all, closed to the world, and true to its numbers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lrsearch.analysis import summarise
+from lrsearch.analysis.table import columns, row_cells
+from lrsearch.errors import StorageError
+from lrsearch.report import content_security_policy, render, write_report
+from lrsearch.trial import StudyRecord
+from tests.records import GPU, SEVEN_WAYS, make_record, some, unfinished
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Dialog, Page, Request
+
+PAYLOADS = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "</script><script>alert(1)</script>",
+    "{{ 7 * 7 }}",
+    '<a href="https://example.org">a</a> <b>%{x}</b>',
+    "javascript:alert(1)",
+)
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would see: elements, text outside scripts, and the addresses that elements name."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._hidden = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._hidden = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def record() -> StudyRecord:
+    return make_record()
+
+
+@pytest.fixture(scope="module")
+def page(record: StudyRecord) -> str:
+    return render(record)
+
+
+@pytest.fixture(scope="module")
+def seen(page: str) -> Reader:
+    return Reader(page)
+
+
+def hostile() -> StudyRecord:
+    """A study in which everything that a user can write is an attack."""
+    ways = {f"{payload} {way}": SEVEN_WAYS[way] for payload, way in zip(PAYLOADS, SEVEN_WAYS, strict=True)}
+    record = make_record(ways, name=" ".join(PAYLOADS), seeds=[0, 1])
+    evil = " ".join(PAYLOADS)
+    trials = tuple(
+        replace(t, result=replace(some(t.result), error=evil)) if t.status in ("diverged", "failed") else t
+        for t in record.trials
+    )
+    events = tuple(replace(event, kind=evil, data={evil: evil}) for event in record.events)
+    facts = replace(some(record.facts), description=evil, metric=evil)
+    return replace(record, trials=trials, events=events, facts=facts)
+
+
+def test_the_page_has_every_cell_of_the_summary(record: StudyRecord, seen: Reader) -> None:
+    summary = summarise(record)
+    shown = columns(summary)
+    for way in summary.ways:
+        for cell in row_cells(shown, way):
+            assert cell.text in seen.text
+            assert all(note in seen.text for note in cell.notes)
+    assert summary.verdict.headline in seen.text
+    assert summary.verdict.grade in seen.text
+    assert all(sentence in seen.text for sentence in summary.verdict.sentences)
+
+
+def test_misses_are_shown_as_misses(seen: Reader) -> None:
+    assert "0/5" in seen.text
+    assert "4/5" in seen.text
+    assert "never" in seen.text
+
+
+def test_processor_seconds_carry_a_banner_and_gpu_seconds_do_not(seen: Reader) -> None:
+    assert "Processor seconds, not GPU time." in seen.text
+    assert "Processor seconds" not in Reader(render(make_record(seeds=[0], device=GPU))).text
+
+
+def test_every_failed_and_diverged_trial_is_listed_with_its_line(record: StudyRecord, seen: Reader) -> None:
+    assert "mat1 and mat2 shapes cannot be multiplied" in seen.text
+    ended_badly = [trial for trial in record.trials if trial.status in ("diverged", "failed")]
+    assert seen.text.count("The loss became non-finite") == sum(trial.status == "diverged" for trial in ended_badly)
+    assert f"{len(ended_badly)} of {len(record.trials)} trials gave no model" in " ".join(seen.text.split())
+
+
+def test_the_time_that_the_device_was_held_is_accounted_for(seen: Reader) -> None:
+    assert "99.6 % accounted for" in seen.text  # the factory's run held the device 0.4 % longer than its phases say
+
+
+def test_the_study_file_is_on_the_page(seen: Reader) -> None:
+    assert "weight_decay: 0.0005" in seen.text
+
+
+def test_the_page_is_an_accessible_document(seen: Reader) -> None:
+    tags = seen.tags
+    assert ("html", {"lang": "en"}) in tags
+    assert "digits: what each way" in seen.text
+    headings = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(headings))
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    labels = {attributes["aria-labelledby"] for _, attributes in tags if "aria-labelledby" in attributes}
+    assert labels <= set(ids)
+    assert all("scope" in attributes for tag, attributes in tags if tag == "th")
+
+
+def test_the_page_names_no_address_to_load(seen: Reader) -> None:
+    loading = {"src", "srcset", "data", "poster", "action", "background"}
+    assert [(tag, a) for tag, a in seen.tags if loading & set(a)] == []
+    assert [a for tag, a in seen.tags if tag in ("link", "iframe", "object", "embed", "form", "base")] == []
+    assert {a["href"] for tag, a in seen.tags if tag == "a"} == {"#verdict"}
+
+
+def test_the_policy_allows_the_pages_own_scripts_and_nothing_else(page: str, seen: Reader) -> None:
+    scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    [policy] = [a["content"] for tag, a in seen.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert len(scripts) == 2
+    assert policy == content_security_policy(scripts)
+    assert "default-src 'none'" in some(policy)
+    assert "unsafe-eval" not in some(policy)
+    assert "script-src 'unsafe-inline'" not in some(policy)
+
+
+def test_text_of_users_stays_text() -> None:
+    page = render(hostile())
+    reader = Reader(page)
+    assert all(payload in reader.text for payload in PAYLOADS)
+    assert not {"img", "svg", "b"} & {tag for tag, _ in reader.tags}
+    assert page.count("<script") == page.count("</script>")
+    assert {a["href"] for tag, a in reader.tags if tag == "a"} == {"#verdict"}
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        unfinished(make_record(), 60),
+        make_record(seeds=[3], target=None, usd_per_device_hour=None),
+        replace(make_record(), trials=(), events=(), facts=None, finished=False),
+        make_record({"grid": SEVEN_WAYS["grid"]}, seeds=[0]),
+    ],
+    ids=["unfinished", "one seed", "just created", "one way"],
+)
+def test_studies_with_gaps_have_a_page_that_shows_nothing(study: StudyRecord) -> None:
+    assert "not shown" in Reader(render(study)).text
+
+
+def test_the_file_is_written_and_its_folder_made(record: StudyRecord, tmp_path: Path) -> None:
+    path = tmp_path / "reports" / "digits.html"
+    assert write_report(record, path) == path
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert [file.name for file in path.parent.iterdir()] == ["digits.html"]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(OSError(errno.ENOSPC, "No space left on device"), StorageError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_an_old_report_survives_a_full_disk_and_an_interrupt(
+    error: BaseException,
+    raised: type[BaseException],
+    record: StudyRecord,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "digits.html"
+    path.write_text("the old report")
+
+    def fail(descriptor: int) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(raised):
+        write_report(record, path)
+    assert path.read_text() == "the old report"
+    assert [file.name for file in tmp_path.iterdir()] == ["digits.html"]
+
+
+def test_a_place_that_cannot_be_written_is_named_with_a_way_out(record: StudyRecord, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "file" / "digits.html"
+    with pytest.raises(StorageError, match=re.escape(str(path))) as caught:
+        write_report(record, path)
+    assert "free space, or name a file" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = next((path for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(path).exists()), None)
+    if chromium is None:
+        pytest.skip("needs the system's chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def opened(browser: Browser, path: Path, *, width: int = 1280, dark: bool = False) -> tuple[Page, list[str]]:
+    """Open a page from disk; return it with all that went wrong: errors, messages, dialogs, requests."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+    page = context.new_page()
+    trouble: list[str] = []
+
+    def on_dialog(dialog: Dialog) -> None:
+        trouble.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def on_request(request: Request) -> None:
+        if request.url.startswith(("http", "ws")):
+            trouble.append(f"request: {request.url}")
+
+    page.on("console", lambda message: trouble.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+    page.on("dialog", on_dialog)
+    page.on("request", on_request)
+    page.goto(path.as_uri())
+    page.wait_for_selector(".plot .main-svg")
+    return page, trouble
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (380, False)])
+def test_a_browser_draws_all_figures_in_silence(
+    browser: Browser, record: StudyRecord, tmp_path: Path, width: int, dark: bool
+) -> None:
+    page, trouble = opened(browser, write_report(record, tmp_path / "page.html"), width=width, dark=dark)
+    assert page.locator(".plot .main-svg:first-child").count() == 6
+    assert trouble == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.title().startswith("digits: ")
+
+
+@pytest.mark.slow
+def test_figures_take_the_ink_of_the_theme_and_change_with_it(
+    browser: Browser, record: StudyRecord, tmp_path: Path
+) -> None:
+    page, _ = opened(browser, write_report(record, tmp_path / "page.html"))
+    ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
+    light = page.evaluate(ink)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(300)
+    assert page.evaluate(ink) != light
+
+
+@pytest.mark.slow
+def test_a_browser_runs_nothing_that_a_user_wrote(browser: Browser, tmp_path: Path) -> None:
+    page, trouble = opened(browser, write_report(hostile(), tmp_path / "page.html"))
+    page.locator("summary").first.click()
+    page.locator(".plot").first.hover(position={"x": 300, "y": 200})
+    page.wait_for_timeout(300)
+    assert trouble == []
+    assert page.locator(".plot a[href*=example]").count() == 0
+    assert page.locator(".plot tspan[style*=bold]").count() == 0
+
+
+@pytest.mark.slow
+def test_the_policy_forbids_the_network(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
+    page, trouble = opened(browser, write_report(record, tmp_path / "page.html"))
+    page.evaluate("new Image().src = 'https://example.org/a.png'; fetch('https://example.org').catch(() => 0)")
+    page.wait_for_timeout(300)
+    assert any("Content Security Policy" in line for line in trouble)
