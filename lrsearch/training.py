@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import platform
 import random
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,7 @@ from lrsearch.trial import (
     WorkloadFacts,
 )
 from lrsearch.workloads import WORKLOADS
+from lrsearch.workloads._user_code import user_line
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -85,7 +85,7 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
         raise
     except Exception as error:
         raise WorkloadError(
-            f"The workload {workload.name!r} cannot take one training step: {_one_line(error)}{_user_frame(error)}"
+            f"The workload {workload.name!r} cannot take one training step: {_one_line(error)}{user_line(error)}"
         ) from error
     synchronizer(device)()
     return Preparation(loaded.facts, device_info(device), time.perf_counter() - began)
@@ -219,8 +219,8 @@ class _Run:
         self._losses.clear()
         return losses
 
-    def evaluate(self, split: Split) -> tuple[float, float]:
-        """Return loss and metric over the whole split, in evaluation mode."""
+    def evaluate(self, split: Split) -> tuple[float | None, float | None]:
+        """Return loss and metric over the whole split, in evaluation mode; None where not finite."""
         self.model.eval()
         outputs, targets = [], []
         with torch.inference_mode(), self._autocast():
@@ -229,7 +229,8 @@ class _Run:
                 targets.append(batch_targets)
         self.model.train()
         all_outputs, all_targets = torch.cat(outputs).float(), torch.cat(targets)
-        return float(self.loaded.loss(all_outputs, all_targets)), self.loaded.metric(all_outputs, all_targets)
+        loss = float(self.loaded.loss(all_outputs, all_targets))
+        return _finite(loss), _finite(self.loaded.metric(all_outputs, all_targets))
 
     def _autocast(self) -> torch.autocast:
         bfloat16 = self.training.precision == "bfloat16"
@@ -274,7 +275,7 @@ def _run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
         outcome.error = f"Out of device memory: {_one_line(error)} Lower workload.batch_size or take a smaller model."
     except (Exception, SystemExit) as error:
         outcome.status = "failed"
-        outcome.error = _one_line(error) + _user_frame(error)
+        outcome.error = _one_line(error) + user_line(error)
         outcome.traceback = traceback.format_exc()
     watch.stop()
     return TrialResult(
@@ -343,7 +344,7 @@ def _train(
         outcome.diverged_step = _first_non_finite(losses, end)
         loss, metric = run.evaluate("validation")
         if outcome.diverged_step is None:
-            outcome.validation_loss, outcome.validation_metric = _finite(loss), metric
+            outcome.validation_loss, outcome.validation_metric = loss, metric
         else:
             outcome.validation_loss = outcome.validation_metric = None
         watch.switch("idle")
@@ -352,7 +353,7 @@ def _train(
             epoch=end / steps_per_epoch,
             learning_rate=planned.rate(end - 1),
             train_loss=_finite(math.fsum(losses) / len(losses)) if outcome.diverged_step is None else None,
-            validation_loss=_finite(loss),
+            validation_loss=loss,
             validation_metric=metric if outcome.diverged_step is None else None,
             charged_device_seconds=watch.charged,
             cycle_end=end in planned.cycle_ends,
@@ -367,8 +368,7 @@ def _train(
             break
         watch.switch("train")
     watch.switch("test_evaluation")
-    test_loss, outcome.test_metric = run.evaluate("test")
-    outcome.test_loss = _finite(test_loss)
+    outcome.test_loss, outcome.test_metric = run.evaluate("test")
 
 
 def _segment_ends(planned: PlannedSchedule, steps_per_epoch: int) -> list[int]:
@@ -431,7 +431,7 @@ def _range_test_points(
             step=rung,
             learning_rate=rates[rung],
             train_loss=_finite(losses[rung + 1]) if rung + 1 < len(losses) else None,
-            validation_loss=_finite(loss),
+            validation_loss=loss,
             validation_metric=metric,
         )
 
@@ -448,13 +448,6 @@ def _finite(value: float | None) -> float | None:
 
 def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-
-
-def _user_frame(error: BaseException) -> str:
-    """Return " (file.py:12, in forward)" of the innermost frame outside lrsearch and torch, or an empty string."""
-    own = (str(Path(__file__).parent), str(Path(torch.__file__).parent), sys.base_prefix, "<")
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
-    return f" ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
 
 
 def _peak_memory(device: torch.device) -> int | None:

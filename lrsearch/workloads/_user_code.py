@@ -96,10 +96,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _raised(what: str, error: BaseException) -> WorkloadError:
     message = " ".join(str(error).split())[:300]
-    return WorkloadError(f"{what} raised {type(error).__name__}: {message}{_user_line(error)}")
+    return WorkloadError(f"{what} raised {type(error).__name__}: {message}{user_line(error)}")
 
 
-def _user_line(error: BaseException) -> str:
+def user_line(error: BaseException) -> str:
     """Return " (file:line, in function)" for the innermost frame of the user's own code, or an empty string."""
     if isinstance(error, SyntaxError):
         return f" ({error.filename}:{error.lineno})"
