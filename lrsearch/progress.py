@@ -17,8 +17,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lrsearch.analysis.ways import CYCLICAL
 from lrsearch.interfaces import Observer
+from lrsearch.schedules import schedule_settings
 from lrsearch.trial import FINISHED_STATUSES, CurvePoint, StudyRecord, TrialRecord, WorkloadFacts
 
 REDRAW_SECONDS = 0.5
@@ -290,8 +290,13 @@ def _title(trial: TrialRecord) -> str:
     """Return "grid, seed 0, trial 3, rate 0.01"."""
     proposal = trial.proposal
     what = f"rate {number(proposal.learning_rate)}"
-    if proposal.schedule is not None and proposal.schedule.name in CYCLICAL and proposal.max_lr is not None:
+    if proposal.schedule is not None and proposal.max_lr is not None and _has_bounds(proposal.schedule.name):
         what = f"rates {number(proposal.base_lr)} to {number(proposal.max_lr)}"
     if trial.stage == "range_test":
         what = "range test"
     return f"{trial.strategy}, seed {trial.seed}, trial {trial.number}, {what}"
+
+
+def _has_bounds(schedule: str) -> bool:
+    """Return whether the schedule runs between two rates rather than from one."""
+    return "base_fraction" in schedule_settings(schedule).model_fields

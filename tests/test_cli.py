@@ -1,0 +1,467 @@
+"""The command line as users meet it: every test starts the real program."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrsearch.cli import EXIT_CODES
+from lrsearch.errors import LrsearchError
+from tests.test_config import install_plug_in
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+ENVIRONMENT.pop("LRSEARCH_DATABASE", None)
+STUDY = """\
+version: 1
+name: tiny
+workload: {name: digits, batch_size: 64, train_limit: 400}
+training:
+  epochs: 1
+  optimizer: {name: sgd, momentum: 0.9}
+  device: cpu
+seeds: [0, 1]
+rates: {low: 1e-4, high: 1}
+target: {metric: accuracy, value: 0.05}
+strategies:
+  grid: {name: grid, points: 2}
+  clr:  {name: range_tested, schedule: {name: triangular2, cycles: 1}}
+"""
+TRIALS = 8
+"""Two ways of two trials, two seeds."""
+LONG = STUDY.replace("name: tiny", "name: long").replace("epochs: 1", "epochs: 40").replace("points: 2", "points: 90")
+
+Answer = subprocess.CompletedProcess[str]
+
+
+def lrsearch(folder: Path, *arguments: str, **environment: str) -> Answer:
+    command = [sys.executable, "-m", "lrsearch", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=120
+    )
+
+
+def write(folder: Path, text: str, name: str = "study.yaml") -> str:
+    (folder / name).write_text(text)
+    return name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """A folder with a finished study, and what its run said. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, lrsearch(folder, "run-study", write(folder, STUDY), "--json")
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, Answer], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+# Quick answers
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["validate", "study.yaml"], ["schema"]])
+def test_quick_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    write(tmp_path, STUDY)
+    program = (
+        "import sys; from lrsearch.cli import app\n"
+        f"try: app({arguments!r})\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = set(answer.stderr.split())
+    assert "typer" in loaded
+    assert not loaded & {"torch", "torchvision", "optuna", "plotly", "sklearn", "scipy", "numpy", "sqlalchemy"}
+
+
+@pytest.mark.parametrize(
+    "command", [["ls"], ["show", "tiny"], ["export", "tiny", "--table", "trials"], ["report", "tiny"]]
+)
+def test_reading_results_never_imports_torch(copied: Path, command: list[str]) -> None:
+    program = (
+        "import sys; from lrsearch.cli import app\n"
+        f"try: app({command!r})\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print(*({'torch', 'optuna', 'sklearn'} & set(sys.modules)), file=sys.stderr)"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], cwd=copied, capture_output=True, text=True, check=True)
+    assert answer.stderr.split() == []
+
+
+def test_help_answers_in_less_than_0_4_seconds(tmp_path: Path) -> None:
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        answer = lrsearch(tmp_path, "--help")
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.4  # the fastest of five, as the machine may be busy
+    for code, meaning in EXIT_CODES.items():
+        assert f"{code}  {meaning}" in answer.stdout
+
+
+def test_the_table_of_exit_codes_has_every_error() -> None:
+    def codes(error: type[LrsearchError]) -> set[int]:
+        return {error.exit_code}.union(*map(codes, error.__subclasses__()))
+
+    assert set(EXIT_CODES) == codes(LrsearchError) | {0, 130, 143}
+
+
+def test_version_and_validate_say_one_line(tmp_path: Path) -> None:
+    assert re.fullmatch(r"lrsearch \d+\.\d+\.\d+\S*\n", lrsearch(tmp_path, "--version").stdout)
+    answer = lrsearch(tmp_path, "validate", write(tmp_path, STUDY))
+    assert answer.stdout == f"study.yaml: valid. Study tiny: 2 ways x 2 seeds, {TRIALS} trials.\n"
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_schema_is_json(tmp_path: Path) -> None:
+    schema = json.loads(lrsearch(tmp_path, "schema").stdout)
+    assert schema["required"] == ["version", "name", "workload", "training", "seeds", "rates", "strategies"]
+
+
+# A finished study
+
+
+def test_run_study_prints_exactly_one_document(finished: tuple[Path, Answer]) -> None:
+    folder, answer = finished
+    assert answer.returncode == 0, answer.stderr
+    document = json.loads(answer.stdout)
+    assert (document["study"], document["version"], document["finished"], document["exit_code"]) == ("tiny", 1, True, 0)
+    assert [way["way"] for way in document["ways"]] == ["grid", "clr"]
+    assert all(way["searches"] == {"done": 2, "planned": 2} for way in document["ways"])
+    assert document["ways"][0]["test"]["count"] == 2
+    assert (folder / document["report"]).read_text().startswith("<!")
+    lines = answer.stderr.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("[")] == [
+        f"[{n}/{TRIALS}]" for n in range(1, TRIALS + 1)
+    ]
+
+
+def test_the_charged_seconds_of_every_view_are_the_same(finished: tuple[Path, Answer]) -> None:
+    folder, answer = finished
+    rows = list(csv.DictReader(io.StringIO(lrsearch(folder, "export", "tiny", "--table", "trials").stdout)))
+    assert len(rows) == TRIALS
+    shown = lrsearch(folder, "show", "tiny").stdout
+    for way in json.loads(answer.stdout)["ways"]:
+        charged = sum(float(row["charged_device_seconds"]) for row in rows if row["strategy"] == way["way"])
+        assert way["charged_device_seconds"] == pytest.approx(charged, rel=1e-9)
+        [line] = [line for line in shown.splitlines() if line.split()[:1] == [way["way"]]]
+        assert f" {charged:.2f} " in line
+
+
+def test_a_finished_study_says_so_and_writes_its_report_again(copied: Path) -> None:
+    report = copied / "reports" / "tiny.html"
+    report.unlink()
+    answer = lrsearch(copied, "run-study", "study.yaml")
+    assert answer.returncode == 0
+    assert "Study 'tiny' version 1 is finished; nothing to run." in answer.stderr
+    assert answer.stdout.splitlines()[-1] == "Report: reports/tiny.html"
+    assert report.exists()
+    assert len(lrsearch(copied, "export", "tiny", "--table", "trials").stdout.splitlines()) == 1 + TRIALS
+
+
+def test_ls_and_show_name_the_study_and_its_ways(finished: tuple[Path, Answer]) -> None:
+    listed = lrsearch(finished[0], "ls").stdout.splitlines()
+    assert listed[1].split()[:6] == ["tiny", "1", "finished", str(TRIALS), "0", "0"]
+    shown = lrsearch(finished[0], "show", "tiny").stdout
+    assert "Study tiny, version 1, finished" in shown
+    assert "processor seconds" in shown
+    assert shown.count("(n=2)") == 4
+
+
+def test_the_result_table_is_never_wider_than_the_terminal(finished: tuple[Path, Answer]) -> None:
+    import pty
+
+    for columns in (50, 80, 120):
+        ours, theirs = pty.openpty()
+        import fcntl
+        import struct
+        import termios
+
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        command = [sys.executable, "-m", "lrsearch", "show", "tiny"]
+        environment = {key: value for key, value in ENVIRONMENT.items() if key != "COLUMNS"}
+        subprocess.run(command, cwd=finished[0], env=environment, stdout=theirs, stderr=subprocess.PIPE, check=True)
+        os.close(theirs)
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", os.read(ours, 100_000).decode()).splitlines()
+        os.close(ours)
+        assert "…" not in "".join(shown)
+        assert max(len(line) for line in shown) <= columns
+
+
+@pytest.mark.parametrize("table", ["trials", "curves", "attempts", "range_tests"])
+def test_export_writes_the_same_rows_as_csv_and_json(finished: tuple[Path, Answer], tmp_path: Path, table: str) -> None:
+    folder = finished[0]
+    target = tmp_path / "rows.csv"
+    said = lrsearch(folder, "export", "tiny", "--table", table, "--output", str(target))
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    with target.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    objects = json.loads(lrsearch(folder, "export", "tiny", "--table", table, "--format", "json").stdout)
+    assert rows
+    assert [list(row) for row in objects] == [list(row) for row in rows]
+    assert [str(row["seed"]) for row in objects] == [row["seed"] for row in rows]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(finished: tuple[Path, Answer]) -> None:
+    command = f"{sys.executable} -m lrsearch export tiny --table range_tests; echo $? >&2"
+    answer = subprocess.run(
+        ["sh", "-c", f"({command}) | true"], cwd=finished[0], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert answer.stderr == "0\n"
+
+
+def test_a_name_or_version_that_is_not_stored_is_refused(finished: tuple[Path, Answer]) -> None:
+    answer = lrsearch(finished[0], "show", "tinny")
+    assert (answer.returncode, answer.stderr) == (2, "Unknown study 'tinny'; known: tiny. Did you mean 'tiny'?\n")
+    answer = lrsearch(finished[0], "show", "tiny", "--study-version", "7")
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1
+
+
+def test_a_changed_file_is_refused_with_the_difference(copied: Path) -> None:
+    write(copied, STUDY.replace("epochs: 1", "epochs: 2"))
+    answer = lrsearch(copied, "run-study", "study.yaml", "--json", "--extend")
+    assert answer.returncode == 7
+    assert "training.epochs: 1 -> 2" in answer.stderr
+    assert json.loads(answer.stdout)["exit_code"] == 7
+    assert "training.epochs: 1 -> 2" in json.loads(answer.stdout)["error"]
+
+
+@pytest.mark.slow
+def test_a_changed_file_may_start_a_new_version_beside_the_old_one(copied: Path) -> None:
+    write(copied, STUDY.replace("epochs: 1", "epochs: 2"))
+    assert lrsearch(copied, "run-study", "study.yaml", "--fresh").returncode == 0
+    assert [line.split()[:2] for line in lrsearch(copied, "ls").stdout.splitlines()[1:]] == [
+        ["tiny", "1"],
+        ["tiny", "2"],
+    ]
+    old = lrsearch(copied, "show", "tiny", "--study-version", "1").stdout
+    assert "version 1, finished" in old
+
+
+@pytest.mark.slow
+def test_more_seeds_run_only_when_asked_for_and_only_they(copied: Path) -> None:
+    before = lrsearch(copied, "export", "tiny", "--table", "trials").stdout.splitlines()
+    write(copied, STUDY.replace("[0, 1]", "[0, 1, 2]"))
+    assert lrsearch(copied, "run-study", "study.yaml").returncode == 7
+    answer = lrsearch(copied, "run-study", "study.yaml", "--extend")
+    assert answer.returncode == 0, answer.stderr
+    after = lrsearch(copied, "export", "tiny", "--table", "trials").stdout.splitlines()
+    assert after[: len(before)] == before
+    assert len(after) == len(before) + TRIALS // 2
+
+
+def test_the_environment_names_the_database(copied: Path) -> None:
+    (copied / "lrsearch.db").rename(copied / "other.db")
+    answer = lrsearch(copied, "ls", LRSEARCH_DATABASE="sqlite:///other.db")
+    assert "tiny" in answer.stdout
+
+
+# Plans
+
+
+@pytest.mark.slow
+def test_a_dry_run_forecasts_every_way_and_stores_nothing(tmp_path: Path) -> None:
+    answer = lrsearch(tmp_path, "run-study", write(tmp_path, STUDY), "--dry-run", "--json")
+    assert answer.returncode == 0, answer.stderr
+    document = json.loads(answer.stdout)
+    assert document["trials"] == {"grid": 4, "clr": 4}
+    assert document["total_seconds"] == pytest.approx(sum(document["seconds"].values()))
+    assert document["total_seconds"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+
+
+def test_another_device_is_asked_for_by_name(tmp_path: Path) -> None:
+    answer = lrsearch(tmp_path, "run-study", write(tmp_path, STUDY), "--device", "gpu")
+    assert answer.returncode == 2
+    assert answer.stderr == "The device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'.\n"
+
+
+# What goes wrong
+
+RAISES = """
+import torch
+
+class Net(torch.nn.Module):
+    steps = 0
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        Net.steps += self.training
+        if Net.steps > 3:
+            raise RuntimeError("these weights are cursed")
+        return self.layer(x)
+
+def net():
+    return Net()
+
+def table():
+    x = torch.randn(200, 4)
+    return (x, (x[:, 0] > 0).long()), (x[:50], (x[:50, 0] > 0).long())
+
+def no_net():
+    raise ValueError("no net today")
+"""
+OWN = STUDY.replace(
+    "{name: digits, batch_size: 64, train_limit: 400}", "{name: callable, model: mine:net, data: mine:table}"
+)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "study", "arguments", "message"),
+    [
+        (2, STUDY.replace("epochs:", "epoch:"), [], r"study\.yaml:5:3: training\.epoch: unknown key; .* 'epochs'\?"),
+        (3, STUDY.replace("name: digits,", "name: image_folder, data_root: nix, model: mlp,"), [], r".*nix.*"),
+        pytest.param(3, OWN.replace("mine:net", "mine:no_net"), [], r".*no net today.*", marks=pytest.mark.slow),
+        pytest.param(3, OWN.replace("mine:net", "mine:nothing"), [], r".*mine:nothing.*", marks=pytest.mark.slow),
+        (4, STUDY, ["--database", "sqlite:///nix/a.db"], r"The folder .*nix.* does not exist; create it first\."),
+        (4, STUDY, ["--report", "study.yaml/r.html"], r"The report .* cannot be written: .*Choose another --report\."),
+        (5, OWN, [], r"Stopped after 3 trials .* these weights are cursed.*"),
+    ],
+)
+def test_each_failure_is_one_line_and_its_exit_code(
+    tmp_path: Path, exit_code: int, study: str, arguments: list[str], message: str
+) -> None:
+    write(tmp_path, RAISES, "mine.py")
+    answer = lrsearch(tmp_path, "run-study", write(tmp_path, study), "--json", *arguments)
+    document = json.loads(answer.stdout)
+    assert answer.returncode == document["exit_code"] == exit_code, answer.stderr
+    assert re.fullmatch(message, document["error"]), document["error"]
+    assert answer.stderr.splitlines()[-1] == document["error"]
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_fault_of_our_own_keeps_its_traceback_in_a_file(tmp_path: Path) -> None:
+    study = STUDY + "  mine: {name: guess, rate: 13}\n"
+    site = tmp_path / "site"
+    site.mkdir()
+    answer = lrsearch(
+        tmp_path, "validate", write(tmp_path, study), PYTHONPATH=str(install_plug_in(site)), TMPDIR=str(tmp_path)
+    )
+    assert answer.returncode == 1
+    said = r"lrsearch met a fault of its own: ZeroDivisionError: .*\. Full traceback: (\S+)\n"
+    found = re.fullmatch(said, answer.stderr)
+    assert found, answer.stderr
+    assert "in planned_trials" in Path(found[1]).read_text()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("postgresql://ann:s3cret@127.0.0.1:1/x", marks=pytest.mark.slow),
+        *("oracle://ann:s3cret@db/x", "postgresql://ann:s3cret@[/x"),
+    ],
+)
+def test_no_message_shows_a_password(tmp_path: Path, url: str) -> None:
+    answer = lrsearch(tmp_path, "ls", "--database", url)
+    assert answer.returncode in (2, 4)
+    assert len(answer.stderr.splitlines()) == 1
+    assert "s3cret" not in answer.stdout + answer.stderr
+
+
+def test_reading_a_database_that_is_not_there_creates_none(tmp_path: Path) -> None:
+    answer = lrsearch(tmp_path, "ls", "--database", "sqlite:///nix.db")
+    assert answer.returncode == 4
+    assert answer.stderr.startswith("There is no database nix.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Stopping
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A long study whose first trials have finished, in `tmp_path`."""
+    command = [sys.executable, "-m", "lrsearch", "run-study", write(tmp_path, LONG), "--fresh"]
+    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("[2/"):
+                break
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_a_signal_stops_the_study_settles_its_cost_and_names_the_way_on(
+    running: subprocess.Popen[str], tmp_path: Path, number: int, exit_code: int
+) -> None:
+    busy = lrsearch(tmp_path, "run-study", "study.yaml")
+    assert busy.returncode == 6, busy.stderr
+    assert len(busy.stderr.splitlines()) == 1
+    running.send_signal(number)
+    assert running.stderr is not None
+    last = running.stderr.read().splitlines()[-1]
+    assert running.wait(timeout=20) == exit_code
+    assert last.startswith("Stopped; what has finished is stored")
+    assert last.endswith("To continue: lrsearch run-study study.yaml")
+    attempts = list(csv.DictReader(io.StringIO(lrsearch(tmp_path, "export", "long", "--table", "attempts").stdout)))
+    [interrupted] = [row for row in attempts if row["status"] != "finished"]
+    assert interrupted["status"] == "interrupted"
+    assert float(interrupted["lost_seconds"]) > 0
+    assert "unfinished" in lrsearch(tmp_path, "ls").stdout
+
+
+# The dashboard
+
+
+def ask(url: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method, headers=headers), timeout=20) as answer:  # noqa: S310  # our own
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+@pytest.mark.slow
+def test_the_dashboard_shows_the_study_to_this_machine_alone(copied: Path) -> None:
+    command = [sys.executable, "-m", "lrsearch", "dashboard", "--port", "0"]
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=copied, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.search(r"Dashboard: (http://127\.0\.0\.1:\d+/)", process.stdout.readline())
+        assert found
+        url = found[1]
+        status, body = ask(f"{url}api/studies")
+        shown: list[dict[str, Any]] = json.loads(body)["study_summaries"]
+        assert status == 200
+        assert {study["study_name"] for study in shown} == {
+            f"tiny/{way}/{seed}" for way in ("grid", "clr") for seed in (0, 1)
+        }
+        assert ask(f"{url}api/studies", Host="evil.example")[0] == 403
+        doomed = f"{url}api/studies/{shown[0]['study_id']}"
+        assert ask(doomed, "DELETE", Origin="http://evil.example")[0] == 403
+        taken = lrsearch(copied, "dashboard", "--port", url.rstrip("/").rpartition(":")[2])
+        assert (taken.returncode, taken.stderr.count("\n")) == (2, 1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+    with sqlite3.connect(copied / "lrsearch.db") as database:
+        assert database.execute("select count(*) from studies").fetchone() == (4,)
+    database.close()
+
+
+def test_the_dashboard_needs_a_database(tmp_path: Path) -> None:
+    answer = lrsearch(tmp_path, "dashboard", "--port", "0")
+    assert answer.returncode == 4
+    assert answer.stderr.startswith("There is no database lrsearch.db")
