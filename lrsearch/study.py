@@ -13,8 +13,8 @@ from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from lrsearch.config import StudyConfig
-from lrsearch.errors import LrsearchError, StudyChangedError, StudyFailedError
+from lrsearch.config import StudyConfig, diff, is_extension
+from lrsearch.errors import LrsearchError, StudyChangedError, StudyFailedError, UsageError
 from lrsearch.interfaces import Executor, Observer, StopsEarly, Strategy
 from lrsearch.range_test import judge
 from lrsearch.storage.store import Begun, Store, StudyRow, this_owner
@@ -34,6 +34,7 @@ from lrsearch.trial import (
 
 if TYPE_CHECKING:
     from lrsearch.storage.optuna_mirror import OptunaMirror
+    from lrsearch.training import Preparation
 
 LEASE_SECONDS = 60.0
 HEARTBEAT_SECONDS = 1.0
@@ -61,47 +62,75 @@ def run_study(
     trials keep failing, DataError and WorkloadError before the first trial. On Ctrl-C or SIGTERM the running attempt is
     closed with its cost, and KeyboardInterrupt or Terminated goes on to the caller.
     """
-    study = _find_or_create(config, store, observer, extend=extend, fresh=fresh)
-    if study.finished:
-        observer.message(f"Study {study.name!r} version {study.version} is finished; nothing to run.")
-        return store.record(study.name, study.version)
-    owner = this_owner()
-    store.acquire(study.id, owner, LEASE_SECONDS)
-    try:
-        for lost in store.reconcile(study.id):
-            observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
-        signals = _Signals()
-        with signals.handled():
-            _Conductor(config, store, study, owner, observer, _open_mirror(mirror_url), signals).run()
-        store.finish_study(study.id)
-    finally:
-        store.release(study.id, owner)
+    study = store.find_study(config.name)
+    if study is not None and not fresh:
+        _check_unchanged(config, study, extend=extend)
+        if study.finished and study.fingerprint == config.fingerprint():
+            observer.message(f"Study {study.name!r} version {study.version} is finished; nothing to run.")
+            return store.record(study.name, study.version)
+    signals = _Signals()
+    with signals.handled():
+        observer.message("Preparing workload and device ...")
+        with signals.interruptible():
+            prepared = _prepare(config)
+        # Nothing is stored before the workload has shown that it runs.
+        study = _store_study(config, store, observer, None if fresh else study)
+        owner = this_owner()
+        store.acquire(study.id, owner, LEASE_SECONDS)
+        try:
+            for lost in store.reconcile(study.id):
+                observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
+            _Conductor(config, store, study, owner, observer, _open_mirror(mirror_url), signals, prepared).run()
+            store.finish_study(study.id)
+        finally:
+            store.release(study.id, owner)
     record = store.record(study.name, study.version)
     observer.study_finished(record)
     return record
 
 
-def _find_or_create(config: StudyConfig, store: Store, observer: Observer, *, extend: bool, fresh: bool) -> StudyRow:
-    resolved, fingerprint = config.resolved(), config.fingerprint()
-    study = store.find_study(config.name)
-    if study is None or fresh:
-        return store.create_study(config.name, resolved, fingerprint)
-    if study.fingerprint == fingerprint:
-        return study
-    from lrsearch.config import diff, is_extension
-
-    changes = "\n".join(f"  {line}" for line in diff(study.config, resolved))
-    if extend and is_extension(study.config, resolved):
-        observer.message(f"Extending study {study.name!r}:\n{changes}")
-        return store.extend_study(study.id, resolved, fingerprint)
+def _check_unchanged(config: StudyConfig, study: StudyRow, *, extend: bool) -> None:
+    """Raise StudyChangedError unless `study` is what the file says, or less than that and `extend` is allowed."""
+    resolved = config.resolved()
+    if study.fingerprint == config.fingerprint() or (extend and is_extension(study.config, resolved)):
+        return
     way_out = (
         "--extend can add seeds, trials and strategies only; --fresh starts a new version and keeps the old one."
         if extend
         else "Undo the change, add seeds, trials or strategies with --extend, or start a new version with --fresh."
     )
     raise StudyChangedError(
-        f"The study file differs from the stored study {study.name!r} version {study.version}:\n{changes}\n{way_out}"
+        f"The study file differs from the stored study {study.name!r} version {study.version}:\n"
+        f"{_changes(study, resolved)}\n{way_out}"
     )
+
+
+def _changes(study: StudyRow, resolved: dict[str, Any]) -> str:
+    return "\n".join(f"  {line}" for line in diff(study.config, resolved))
+
+
+def _prepare(config: StudyConfig) -> Preparation:
+    """Load the workload and take two throw-away steps. Raises what the user must mend before any trial can run."""
+    from lrsearch import training
+
+    prepared = training.prepare(config.workload_choice(), config.training_plan(), config.seeds[0])
+    metric = prepared.facts.metric
+    if config.target is not None and config.target.metric != metric:
+        raise UsageError(
+            f"target.metric must be {metric!r}, which the workload measures, got {config.target.metric!r}."
+        )
+    return prepared
+
+
+def _store_study(config: StudyConfig, store: Store, observer: Observer, study: StudyRow | None) -> StudyRow:
+    """Return the row of a new study, of the stored one, or of the stored one extended by what the file adds."""
+    resolved, fingerprint = config.resolved(), config.fingerprint()
+    if study is None:
+        return store.create_study(config.name, resolved, fingerprint)
+    if study.fingerprint == fingerprint:
+        return study
+    observer.message(f"Extending study {study.name!r}:\n{_changes(study, resolved)}")
+    return store.extend_study(study.id, resolved, fingerprint)
 
 
 def _open_mirror(url: str | None) -> OptunaMirror | None:
@@ -212,6 +241,7 @@ class _Conductor:
         observer: Observer,
         mirror: OptunaMirror | None,
         signals: _Signals,
+        prepared: Preparation,
     ) -> None:
         self._config = config
         self._store = store
@@ -220,8 +250,9 @@ class _Conductor:
         self._observer = observer
         self._mirror = mirror
         self._signals = signals
+        self._prepared = prepared
+        self._facts = prepared.facts
         self._executor: Executor
-        self._facts: WorkloadFacts
         self._versions = _versions()
         self._boundary = 0.0
         """When the last second that belongs to a trial ended; what comes after is the next trial's."""
@@ -230,17 +261,11 @@ class _Conductor:
         self._failures: list[str] = []
 
     def run(self) -> None:
-        from lrsearch import training
         from lrsearch.executors import EXECUTORS
 
         record = self._store.record(self._study.name, self._study.version)
         self._observer.study_started(record, planned_trials(self._config))
-        self._observer.message("Preparing workload and device ...")
-        plan, workload = self._config.training_plan(), self._config.workload_choice()
-        with self._signals.interruptible():
-            prepared = training.prepare(workload, plan, self._config.seeds[0])
-        self._facts = prepared.facts
-        self._store.set_facts(self._study.id, prepared.facts)
+        self._store.set_facts(self._study.id, self._facts)
         self._executor = EXECUTORS["inline"]()
         if self._mirror is not None:
             self._publish(record.trials)
@@ -256,9 +281,9 @@ class _Conductor:
                 "run",
                 {
                     "held_seconds": time.perf_counter() - began,
-                    "prepare_seconds": prepared.seconds,
-                    "device_kind": prepared.device.kind,
-                    "device_name": prepared.device.name,
+                    "prepare_seconds": self._prepared.seconds,
+                    "device_kind": self._prepared.device.kind,
+                    "device_name": self._prepared.device.name,
                 },
             )
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lrsearch.config import StudyConfig, load_study
-from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, WorkloadError
+from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError, WorkloadError
 from lrsearch.storage.store import Store, open_store
 from lrsearch.study import forecast, interleaved, run_study
 from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord, charged_seconds
@@ -204,7 +204,14 @@ def test_a_model_that_raises_stops_before_the_first_trial(
     path = write(workload="{name: callable, model: 'raising:model', data: 'raising:data', batch_size: 8}")
     with pytest.raises(WorkloadError):
         run_study(config(path), store, observer=Quiet())
-    assert store.record("small").trials == ()
+    assert store.studies() == [], "a file that never ran can be mended and run under the same name"
+
+
+def test_a_target_that_the_workload_does_not_measure_is_refused(write: Write, store: Store) -> None:
+    path = write()
+    path.write_text(path.read_text().replace("metric: accuracy", "metric: acuracy"))
+    with pytest.raises(UsageError, match=r"'accuracy'.*'acuracy'"):
+        run_study(config(path), store, observer=Quiet())
 
 
 FAILS_LATER = """

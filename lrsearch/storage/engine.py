@@ -65,7 +65,7 @@ def sqlite_path(url: URL) -> Path | None:
 def check_sqlite_file(path: Path, *, must_exist: bool) -> None:
     """Raise StorageError where SQLite would only say "unable to open database file"."""
     if must_exist and not path.exists():
-        raise StorageError(f"There is no database {path}; give another one with --storage, or run a study first.")
+        raise StorageError(f"There is no database {path}; give another one with --database, or run a study first.")
     if not path.parent.is_dir():
         raise StorageError(f"The folder {path.parent} of the database {path.name} does not exist; create it first.")
     if path.is_dir():
@@ -166,13 +166,13 @@ def translated(error: DBAPIError, url: URL) -> StorageError:
             "Free some space and type the same command again; all that was acknowledged is kept."
         )
     if "not a database" in reason:
-        return StorageError(f"{path} is not an SQLite database; give another file with --storage.")
+        return StorageError(f"{path} is not an SQLite database; give another file with --database.")
     if "malformed" in reason:
         return StorageError(f"{path} is damaged ({reason}); move it away and restore a copy.")
     if "unable to open" in reason or "readonly" in reason:
         return StorageError(
             f"{path} cannot be written: {reason}. Its folder must be writable too; "
-            "change the permissions or give another file with --storage."
+            "change the permissions or give another file with --database."
         )
     if "locked" in reason:
         return StorageError(

@@ -37,7 +37,7 @@ def ensure_schema(engine: Engine, *, create: bool) -> None:
     if revision is not None and revision not in known_revisions():
         raise NewerSchemaError(
             f"{display_url(engine.url)} was written by a newer lrsearch: its schema is {revision!r}, this one knows "
-            f"up to {HEAD!r}. Upgrade (pip install --upgrade lrsearch) or give another database with --storage."
+            f"up to {HEAD!r}. Upgrade (pip install --upgrade lrsearch) or give another database with --database."
         )
     transact(writer(engine), upgrade)
 
