@@ -147,9 +147,9 @@ def run_study(
         bool, typer.Option("--dry-run", help="Print the plan and a cost forecast; run nothing.")
     ] = False,
     extend: Annotated[
-        bool, typer.Option(help="Let the file add seeds, trials or strategies to a stored study.")
+        bool, typer.Option("--extend", help="Let the file add seeds, trials or strategies to a stored study.")
     ] = False,
-    fresh: Annotated[bool, typer.Option(help="Start a new version of the study; older ones stay.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start a new version of the study; older ones stay.")] = False,
     device: Annotated[
         str | None, typer.Option(help="Instead of the file's training.device: auto, cpu, cuda, cuda:N or mps.")
     ] = None,

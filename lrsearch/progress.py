@@ -65,9 +65,10 @@ class Tally:
         return max(0, self.planned - self.done)
 
     def add(self, trial: TrialRecord, higher_is_better: bool) -> None:
-        self.charged_seconds += trial.charged_device_seconds
+        """Count a trial that has ended; one that was cut short counts, lost seconds and all, once it has run again."""
         if trial.status not in FINISHED_STATUSES:
             return
+        self.charged_seconds += trial.charged_device_seconds
         self.done += 1
         self.failed += trial.status == "failed"
         self.diverged += trial.status == "diverged"

@@ -70,6 +70,16 @@ def test_the_time_left_is_the_trials_left_at_the_mean_cost_of_their_way_or_of_al
     assert board.total_seconds_left == pytest.approx(sum(board.seconds_left(way) or 0.0 for way in PLANNED))
 
 
+def test_a_trial_that_was_killed_is_counted_once_when_it_has_run_again() -> None:
+    again = next(trial for trial in RECORD.trials if len(trial.attempts) == 2)
+    killed = replace(again, status="planned", attempts=again.attempts[:1], result=None)
+    assert killed.charged_device_seconds > 0
+    board = Board.of(replace(begun(RECORD), trials=(killed,)), PLANNED)
+    board.add(again)
+    tally = board.ways[again.strategy]
+    assert (tally.done, tally.charged_seconds) == (1, pytest.approx(again.charged_device_seconds))
+
+
 def test_before_the_first_trial_nothing_is_known_of_the_time_left() -> None:
     board = Board.of(begun(RECORD), PLANNED)
     assert board.seconds_left("grid") is None
