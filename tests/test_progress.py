@@ -77,7 +77,8 @@ def test_a_trial_that_was_killed_is_counted_once_when_it_has_run_again() -> None
     board = Board.of(replace(begun(RECORD), trials=(killed,)), PLANNED)
     board.add(again)
     tally = board.ways[again.strategy]
-    assert (tally.done, tally.charged_seconds) == (1, pytest.approx(again.charged_device_seconds))
+    assert tally.done == 1
+    assert tally.charged_seconds == pytest.approx(again.charged_device_seconds)
 
 
 def test_before_the_first_trial_nothing_is_known_of_the_time_left() -> None:
