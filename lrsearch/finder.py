@@ -1,0 +1,427 @@
+"""A range test for anyone's own model, optimizer and data; it leaves nothing behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lrsearch.analysis import wording
+from lrsearch.errors import UsageError
+from lrsearch.range_test import Ladder, Policy, RangeTestVerdict, Signal, find_bounds, judge
+from lrsearch.range_test import ladder as make_ladder
+from lrsearch.restore import Snapshot, find_generators, seed_generators
+from lrsearch.torch_schedule import given_rates, rate_ratios, set_rate
+from lrsearch.training import climb
+from lrsearch.trial import RangeTestPlan, RangeTestPoint, WorkloadFacts
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+LossFunction = Callable[[Any, Any], torch.Tensor]
+Forward = Callable[[nn.Module, Any], torch.Tensor]
+Evaluate = Callable[[nn.Module], "float | tuple[float | None, float | None]"]
+
+SGD_RANGE = (1e-5, 10.0)
+ADAPTIVE_RANGE = (1e-6, 1.0)
+"""METHOD, section 5: what a range test covers when nothing is said."""
+SGD_LIKE = ("sgd", "asgd", "adadelta")
+"""Optimizers that take the range of SGD: their step grows with the gradient, or their usual rate is 1."""
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The curve of a range test and what it says. In a notebook it shows itself."""
+
+    verdict: RangeTestVerdict
+    curve: tuple[RangeTestPoint, ...]
+    low: float
+    high: float
+    steps: int
+    """As planned; fewer points in `curve` mean that the loss ran away."""
+    setting: str
+    """What the bounds hold for: optimizer with momentum and weight decay, batch size. Others have other bounds."""
+
+    def figure(self) -> go.Figure:
+        """Return a plotly figure of the curve, with its bounds."""
+        from lrsearch.finder_figure import draw_range_test
+
+        return draw_range_test(self.curve, self.verdict, title=self._headline())
+
+    def __str__(self) -> str:
+        return "\n".join([self._title(), *(f"  {name:<12} {text}" for name, text in self._lines())])
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return {"text/plain": str(self), **self.figure()._repr_mimebundle_(include, exclude)}
+
+    def _title(self) -> str:
+        took = f"{len(self.curve)} of {self.steps} steps" if len(self.curve) < self.steps else f"{self.steps} steps"
+        return f"Range test from {wording.rate(self.low)} to {wording.rate(self.high)}, {took}; {self.setting}"
+
+    def _headline(self) -> str:
+        found = self.verdict
+        if found.max_lr is None or found.base_lr is None:
+            return found.status.replace("_", " ")
+        return f"base_lr {wording.rate(found.base_lr)}, max_lr {wording.rate(found.max_lr)}"
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        found = self.verdict
+        yield "verdict", found.status if found.reason is None else f"{found.status}, the curve ends by: {found.reason}"
+        for name in ("base_lr", "max_lr", "onset_lr", "constant_lr"):
+            if (rate := getattr(found, name)) is not None:
+                yield name, wording.rate(rate) + _interval(getattr(found, f"{name}_interval", None))
+        yield "confidence", found.confidence + (f" ({', '.join(found.flags)})" if found.flags else "")
+        yield "judged on", found.signal
+        yield "advice", found.advice
+
+
+def lr_range_test(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: LossFunction | None,
+    batches: Iterable[Any],
+    *,
+    evaluate: Evaluate | None = None,
+    forward: Forward | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    steps: int | None = None,
+    ladder: Ladder = "exponential",
+    policy: Policy = "default",
+    chance: float | None = None,
+    evaluation_count: int | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    autocast: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    generators: Iterable[object] = (),
+    keep_copies_on: torch.device | str | None = None,
+    seed: int = 0,
+) -> RangeTest:
+    """Train for a few epochs while the rate rises from `low` to `high`, and return what the curve says of the rate.
+
+    It leaves nothing behind, however it ends: see `lrsearch.untouched`. The training that follows is bitwise the one
+    without a test. The test starts from model and optimizer state as they are; all its chance comes from `seed`.
+
+    `batches`: a DataLoader, a list, or anything that can be iterated anew each epoch; an iterator that cannot must hold
+    all batches, and those taken from it are gone. Batches are moved to the model's device. One is
+      - (inputs, targets): loss_fn(model(inputs), targets); inputs that are a tuple or list are spread: model(*inputs),
+        a dict: model(**inputs);
+      - a dict: loss_fn(model(**rest), batch["labels"]); with loss_fn=None the model gets all of it and returns
+        something with a `.loss`, as in transformers;
+      - anything, with `forward`: forward(model, batch) returns the loss.
+
+    `low`, `high`: 1e-5 and 10 for SGD, 1e-6 and 1 for adaptive optimizers. They are rates of the first group; other
+    groups keep their ratio to it. `steps`: by default the steps of two epochs, at least 100. A model in evaluation mode
+    is switched to training mode; in one in training mode, modules that are not (frozen batch norm) stay so.
+
+    `evaluate(model)`: returns a metric from 0 to 1, higher is better, or (loss, metric), either of them None, on a
+    fixed small validation set; asked 75 times or so, in evaluation mode, without gradients. Without it the training
+    loss is judged. `chance` is the metric of a model that ignores its input, `evaluation_count` the size of that set.
+
+    `accumulate` batches make one step. `clip_norm` clips the gradient of the model's parameters. `autocast` is the
+    dtype of the forward pass: torch.bfloat16, or torch.float16 with `scaler`. `generators`: further sources of chance
+    in your data; those of a DataLoader, its samplers and data set are found. `keep_copies_on="cpu"` spares the device.
+
+    Raises UsageError when model, optimizer, batches or loss cannot be used; errors of your own code come through.
+    """
+    low, high = _range_of(optimizer, low, high)
+    planned = _planned_steps(batches, steps, accumulate)
+    rates = make_ladder(low, high, planned, ladder)
+    _check(model, optimizer, ladder, policy, accumulate, clip_norm)
+    sources = [batches, *generators]
+    # A loss with parameters or buffers of its own is changed by training like the model.
+    snapshot = Snapshot(model, optimizer, loss_fn, forward, scaler, generators=sources, keep_copies_on=keep_copies_on)
+    trainer = _Trainer(model, optimizer, loss_fn, forward, evaluate, batches, accumulate, clip_norm, autocast, scaler)
+    curve = snapshot.undo_after(partial(_run, trainer, rates, sources, seed))
+    plan = RangeTestPlan(low=low, high=high, ladder=ladder, policy=policy)
+    verdict = _verdict(curve, _facts(chance, evaluation_count), plan, type(optimizer).__name__)
+    return RangeTest(verdict, tuple(curve), low, high, planned, trainer.setting)
+
+
+def _run(trainer: _Trainer, rates: list[float], sources: list[object], seed: int) -> list[RangeTestPoint]:
+    seed_generators(seed, chain.from_iterable(map(find_generators, sources)))
+    with torch.inference_mode(False), torch.enable_grad():
+        if not trainer.model.training:
+            trainer.model.train()
+        return climb(rates, trainer.step, trainer.take_losses, trainer.evaluate)
+
+
+@dataclass
+class _Trainer:
+    """Steps the user's optimizer on the user's batches."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss_fn: LossFunction | None
+    forward: Forward | None
+    evaluation: Evaluate | None
+    batches: Iterable[Any]
+    accumulate: int
+    clip_norm: float | None
+    autocast: torch.dtype | None
+    scaler: torch.amp.GradScaler | None
+    batch_size: int | None = None
+    _losses: list[torch.Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.device = next(p.device for p in self.model.parameters() if p.requires_grad)
+        self.ratios = rate_ratios(given_rates(self.optimizer.param_groups))
+        self.scaler = self.scaler or torch.amp.GradScaler(self.device.type, enabled=False)
+        self._endless = _endless(self.batches)
+
+    @property
+    def setting(self) -> str:
+        """What the bounds hold for, in words."""
+        group = self.optimizer.param_groups[0]
+        known = {name: group[name] for name in ("momentum", "betas", "weight_decay") if group.get(name)}
+        texts = [f"{name}={value}" for name, value in known.items()]
+        batch = "" if self.batch_size is None else f", {self.batch_size * self.accumulate} samples a step"
+        return f"{type(self.optimizer).__name__}({', '.join(texts)}){batch}"
+
+    def step(self, rate: float) -> None:
+        """Take one optimizer step at `rate`; the loss stays on the device until `take_losses`."""
+        for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
+            set_rate(group, rate * ratio)
+        assert self.scaler is not None, "made in __post_init__"
+        self.model.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = [self._backward(self.scaler) for _ in range(self.accumulate)]
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._losses.append(torch.stack(losses).mean())
+
+    def take_losses(self) -> list[float]:
+        """Return the losses of the steps since the last call."""
+        losses: list[float] = torch.stack(self._losses).tolist() if self._losses else []
+        self._losses.clear()
+        return losses
+
+    def evaluate(self) -> tuple[float | None, float | None]:
+        """Return loss and metric of the user's evaluation, in evaluation mode; the train flags stay as they are."""
+        if self.evaluation is None:
+            return None, None
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        with torch.no_grad(), self._autocast():
+            result = self.evaluation(self.model)
+        for module, mode in modes:
+            module.training = mode
+        return _loss_and_metric(result)
+
+    def _backward(self, scaler: torch.amp.GradScaler) -> torch.Tensor:
+        batch = _to(next(self._endless), self.device)
+        if self.batch_size is None:
+            self.batch_size = _batch_size(batch)
+        with self._autocast():
+            loss = _checked_loss(self._loss(batch))
+        scaler.scale(loss / self.accumulate).backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
+        return loss.detach().float()
+
+    def _loss(self, batch: Any) -> Any:
+        if self.forward is not None:
+            return self.forward(self.model, batch)
+        if isinstance(batch, Mapping):
+            return self._loss_of_dict(batch)
+        if not (isinstance(batch, tuple | list) and len(batch) == 2 and self.loss_fn is not None):
+            need = "a loss_fn" if self.loss_fn is None else "forward=: a function (model, batch) -> loss"
+            raise UsageError(f"A batch of type {type(batch).__name__} needs {need}.")
+        return self.loss_fn(_call(self.model, batch[0]), batch[1])
+
+    def _loss_of_dict(self, batch: Mapping[str, Any]) -> Any:
+        if self.loss_fn is None:
+            output = self.model(**batch)
+            loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+            if loss is None:
+                raise UsageError(
+                    f"The model returned {type(output).__name__} without a loss; give a loss_fn or forward."
+                )
+            return loss
+        if "labels" not in batch:
+            raise UsageError(
+                f"A dict batch needs 'labels', got {', '.join(map(str, batch))}; give forward= for others."
+            )
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return self.loss_fn(self.model(**inputs), batch["labels"])
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+def _endless(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches, epoch after epoch. Raises UsageError when there are none, or no more."""
+    if isinstance(batches, DataLoader):
+        batches = _own_loader(batches)
+    count = 0
+    while True:
+        before = count
+        for batch in batches:
+            yield batch
+            count += 1
+        if count == before:
+            raise UsageError(
+                "There are no batches; give at least one."
+                if not count
+                else f"The batches ended after {count}, and cannot be iterated again: give a DataLoader, a list, "
+                f"or fewer steps."
+            )
+
+
+def _own_loader(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Return a loader with workers of its own: persistent ones would live on with their chance spent."""
+    own = copy(loader)
+    own._iterator = None
+    return own
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    """Return `value` with all tensors on `device`."""
+    if hasattr(value, "to"):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _to(member, device) for key, member in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_to(member, device) for member in value))
+    if isinstance(value, tuple | list):
+        return type(value)(_to(member, device) for member in value)
+    return value
+
+
+def _batch_size(batch: Any) -> int | None:
+    """Return the first dimension of the first tensor."""
+    if isinstance(batch, torch.Tensor):
+        return len(batch) if batch.ndim else None
+    members = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    return next((size for member in members if (size := _batch_size(member)) is not None), None)
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+# --- what comes in and goes out --------------------------------------------------------------------------------------
+
+
+def _checked_loss(loss: Any) -> torch.Tensor:
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise UsageError(f"The loss must be a tensor with one element, got {got}; take its mean.")
+    if not loss.requires_grad:
+        raise UsageError("The loss does not depend on any trainable parameter; check loss_fn and requires_grad.")
+    return loss.reshape(())
+
+
+def _loss_and_metric(result: Any) -> tuple[float | None, float | None]:
+    """Return what `evaluate` gave as two numbers; None where it gave none or one that is not finite."""
+    pair = result if isinstance(result, tuple | list) and len(result) == 2 else (None, result)
+    try:
+        loss, metric = (math.nan if value is None else float(value) for value in pair)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"evaluate must return a metric or (loss, metric), got {type(result).__name__}.") from error
+    return loss if math.isfinite(loss) else None, metric if math.isfinite(metric) else None
+
+
+def _check(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ladder: str,
+    policy: str,
+    accumulate: int,
+    clip_norm: float | None,
+) -> None:
+    """Raise UsageError for what would only fail later, or go wrong unseen."""
+    trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if not trainable:
+        raise UsageError("The model has no trainable parameters; set requires_grad on some.")
+    if not trainable & {id(p) for group in optimizer.param_groups for p in group["params"]}:
+        raise UsageError("The optimizer holds no trainable parameter of this model; make it from model.parameters().")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UsageError("A range test cannot step LBFGS: its steps need a closure and search the rate themselves.")
+    for name, value, known in (("ladder", ladder, get_args(Ladder)), ("policy", policy, get_args(Policy))):
+        if value not in known:
+            raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+    if clip_norm is not None and not clip_norm > 0:
+        raise UsageError(f"clip_norm must be greater than 0, got {clip_norm}; None does not clip.")
+
+
+def _planned_steps(batches: Iterable[Any], steps: int | None, accumulate: int) -> int:
+    """Return `steps`, or the steps of two epochs where batches have a length, at least 100."""
+    if accumulate < 1:
+        raise UsageError(f"accumulate must be at least 1, got {accumulate}.")
+    if not isinstance(batches, Iterable):
+        raise UsageError(f"batches must be something to iterate, such as a DataLoader, got {type(batches).__name__}.")
+    if steps is not None:
+        return steps
+    try:
+        length = len(batches)  # type: ignore[arg-type]  # not every iterable has one: hence the try
+    except TypeError:
+        length = 0
+    return max(100, math.ceil(2 * length / accumulate))
+
+
+def _range_of(optimizer: torch.optim.Optimizer, low: float | None, high: float | None) -> tuple[float, float]:
+    usual = SGD_RANGE if type(optimizer).__name__.lower() in SGD_LIKE else ADAPTIVE_RANGE
+    return usual[0] if low is None else low, usual[1] if high is None else high
+
+
+def _verdict(
+    curve: list[RangeTestPoint], facts: WorkloadFacts, plan: RangeTestPlan, optimizer_name: str
+) -> RangeTestVerdict:
+    """Judge like a study's range test; there the validation loss is always measured, here it may be missing."""
+    measured = {signal for signal in get_args(Signal) if any(getattr(point, signal) is not None for point in curve)}
+    if measured & {"validation_metric", "validation_loss"}:
+        verdict = judge(curve, facts, plan, optimizer_name)
+        if verdict.signal in measured:
+            return verdict
+    complete = curve[-1].learning_rate == plan.high
+    points = (
+        curve[:-1] if complete else curve
+    )  # the loss after the last step is not measured; where it ran away it is None
+    losses = find_bounds(
+        [point.learning_rate for point in points],
+        [point.train_loss for point in points],
+        kind="loss",
+        policy=plan.policy,
+        optimizer=optimizer_name,
+    )
+    return replace(losses, signal="train_loss")
+
+
+def _facts(chance: float | None, evaluation_count: int | None) -> WorkloadFacts:
+    """Return what a verdict needs to know of the evaluation; the rest of a study's facts is unknown here."""
+    return WorkloadFacts(
+        metric="metric",
+        higher_is_better=True,
+        chance=chance,
+        range_test_count=evaluation_count or 0,
+        train_count=0,
+        validation_count=0,
+        test_count=0,
+        steps_per_epoch=0,
+        batch_size=0,
+        parameter_count=0,
+        input_shape=(),
+        class_count=None,
+        description="",
+    )
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"   ({wording.rate(interval[0])} to {wording.rate(interval[1])})"
