@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import platform
 import random
+import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -100,27 +101,30 @@ class Probe:
     range_test_seconds: float
 
 
-def probe(workload: Choice, training: TrainingPlan, seed: int, steps: int = 30) -> Probe:
-    """Time a few steps and evaluations on the device for a forecast; `prepare` must have run before."""
+def probe(workload: Choice, training: TrainingPlan, seed: int) -> Probe:
+    """Time some steps and evaluations on the device for a forecast; `prepare` must have run before."""
     device = pick_device(training.device)
     loaded = _load(workload, device, seed)
     model = loaded.build_model()
     run = _Run(loaded, model, _optimizer(training.optimizer, model, 0.0), training, device, _batches(loaded, seed))
     wait = synchronizer(device)
 
-    def seconds(work: Callable[[], object]) -> float:
-        wait()
-        began = time.perf_counter()
-        work()
-        wait()
-        return time.perf_counter() - began
-
-    def train() -> None:
-        for _ in range(steps):
-            run.step(0.0)
+    def median_seconds(work: Callable[[], object], count: int) -> float:
+        """Return the median over five blocks of what one of `count` calls takes: one slow moment does not count."""
+        blocks = []
+        for _ in range(5):
+            wait()
+            began = time.perf_counter()
+            for _ in range(count):
+                work()
+            wait()
+            blocks.append((time.perf_counter() - began) / count)
+        return statistics.median(blocks)
 
     return Probe(
-        seconds(train) / steps, seconds(lambda: run.evaluate("validation")), seconds(lambda: run.evaluate("range_test"))
+        median_seconds(lambda: run.step(0.0), 10),
+        median_seconds(lambda: run.evaluate("validation"), 1),
+        median_seconds(lambda: run.evaluate("range_test"), 1),
     )
 
 

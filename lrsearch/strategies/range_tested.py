@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lrsearch.errors import UsageError
 from lrsearch.interfaces import Settings
 from lrsearch.strategies._template import ScheduleTemplate
 from lrsearch.trial import History, Proposal, RangeTestPlan
@@ -53,9 +54,16 @@ class RangeTested(Settings):
         return [] if verdict is None or verdict.max_lr is None else [self._training(verdict)]
 
     def _plan(self, history: History) -> RangeTestPlan:
+        low = history.low if self.low is None else self.low
+        high = history.high if self.high is None else self.high
+        if low >= high:
+            raise UsageError(
+                f"The range test of {history.strategy!r} would run from {low:g} to {high:g}: low must be smaller than "
+                "high. What the strategy does not give comes from the study's rates."
+            )
         return RangeTestPlan(
-            low=history.low if self.low is None else self.low,
-            high=history.high if self.high is None else self.high,
+            low=low,
+            high=high,
             ladder=self.ladder,
             epochs=self.range_epochs,
             min_steps=self.min_steps,
