@@ -268,6 +268,14 @@ def test_a_browser_draws_all_figures_in_silence(
 
 
 @pytest.mark.slow
+def test_no_button_sends_data_anywhere(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
+    """plotly.js 4 has a "Share chart" button that uploads the figure: no policy of a page can forbid that."""
+    page, _ = opened(browser, write_report(record, tmp_path / "page.html"))
+    buttons = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)")
+    assert set(buttons) == {"Download plot as a PNG", "Zoom", "Pan", "Reset axes"}
+
+
+@pytest.mark.slow
 def test_figures_take_the_ink_of_the_theme_and_change_with_it(
     browser: Browser, record: StudyRecord, tmp_path: Path
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import median
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.summary import StudySummary
 from lrsearch.trial import StudyRecord
 
 EDGE_SHARE = 0.5
+STEP_TIME_RATIO = 1.5  # assumed: trials differ in their rates alone, so that their steps should take equally long
 
 
 def threats(record: StudyRecord, summary: StudySummary) -> list[str]:
@@ -50,7 +52,20 @@ def _edges(summary: StudySummary) -> Iterator[str]:
             )
 
 
+def step_time_ratio(record: StudyRecord) -> float:
+    """Return the slowest trial's seconds per training step over the median trial's; 1 without two completed trials."""
+    results = [trial.result for trial in record.trials if trial.stage == "train" and trial.status == "completed"]
+    paces = [one.phase_seconds.get("train", 0.0) / one.train_steps for one in results if one and one.train_steps]
+    return max(paces) / median(paces) if len(paces) > 1 and median(paces) > 0 else 1.0
+
+
 def _records(record: StudyRecord) -> Iterator[str]:
+    ratio = step_time_ratio(record)
+    if ratio > STEP_TIME_RATIO:
+        yield (
+            f"The slowest trial took {wording.times(ratio)} the median trial's time per training step: something else "
+            "used the device, and costs carry that noise."
+        )
     attempts = [attempt for trial in record.trials for attempt in trial.attempts]
     estimated = sum(attempt.estimated for attempt in attempts)
     if estimated:

@@ -115,7 +115,7 @@ def log_axis(low: float, high: float, *, pad: float = 0.06, last_tick: float = m
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return 1-2-5 ticks, or whole decades once there would be more than seven.
+    """Return 1-2-5 ticks, or whole decades once there would be more than ten.
 
     >>> log_ticks(0.9, 30)
     [1.0, 2.0, 5.0, 10.0, 20.0]
@@ -123,7 +123,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     fine = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
     inside = [tick for tick in fine if low <= tick <= high]
-    if len(inside) <= 7:
+    if len(inside) <= 10:
         return inside
     return [10.0**decade for decade in decades if low <= 10.0**decade <= high]
 

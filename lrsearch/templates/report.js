@@ -38,10 +38,12 @@
     return layout;
   }
 
+  // The buttons are named one by one: plotly's own choice has one that uploads the figure's data to its makers.
   const config = {
     displaylogo: false,
     responsive: true,
-    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    plotlyServerURL: "",
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
   };
 
   function draw(plot) {

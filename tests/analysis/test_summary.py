@@ -291,6 +291,15 @@ def test_the_seconds_of_an_earlier_attempt_count_before_its_trial_reaches_the_ta
     assert any("died unseen" in threat for threat in threats(record, summarise(record))) is False
 
 
+def test_a_device_that_others_used_meanwhile_is_held_against_the_costs() -> None:
+    record = study(ways_of(), ways_of())
+    quiet = threats(record, summarise(record))
+    slow = study([(80.0, 0.97, 0.96), *ways_of()[1:]], ways_of())
+    disturbed = threats(slow, summarise(slow))
+    assert not any("something else used the device" in threat for threat in quiet)
+    assert any("took 7.9× the median trial's time" in threat for threat in disturbed)
+
+
 def test_a_lower_is_better_metric_turns_everything_round() -> None:
     record = study([(c, 0.10, 0.10) for c in COSTS], [(c, 0.20, 0.2 + c / 1000) for c in COSTS])
     facts = replace(some(record.facts), metric="error", higher_is_better=False)
