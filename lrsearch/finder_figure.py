@@ -57,9 +57,11 @@ def _loss_range(losses: Sequence[float]) -> tuple[float, float]:
 def _draw_bounds(figure: go.Figure, verdict: RangeTestVerdict) -> None:
     if verdict.base_lr is None or verdict.max_lr is None:
         return
-    figure.add_vrect(x0=verdict.base_lr, x1=verdict.max_lr, fillcolor=STYLE.faint(0.13), line_width=0, layer="below")
+    through = {"xref": "x", "yref": "paper", "y0": 0.0, "y1": 1.0}  # all panels
+    band = {"fillcolor": STYLE.faint(0.13), "line": {"width": 0}, "layer": "below"}
+    figure.add_shape(type="rect", x0=verdict.base_lr, x1=verdict.max_lr, **through, **band)
     for name, rate, side in (("base", verdict.base_lr, "right"), ("max", verdict.max_lr, "left")):
-        figure.add_vline(x=rate, line={"width": 1.5, "color": CLR_COLOR})
+        figure.add_shape(type="line", x0=rate, x1=rate, **through, line={"width": 1.5, "color": CLR_COLOR})
         figure.add_annotation(
             x=math.log10(rate),  # plotly places annotations of a log axis by exponent
             y=1.0,
