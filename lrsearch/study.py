@@ -416,7 +416,10 @@ class _Conductor:
 
 
 class _Channel:
-    """Takes the curve points of a running attempt to the observer at once, to ledger and mirror about once a second."""
+    """Takes the curve points of a running attempt to the observer at once, to ledger and mirror about once a second.
+
+    A thread of its own writes: a long epoch does not look like death, and no write holds up the training.
+    """
 
     def __init__(
         self,
@@ -434,46 +437,34 @@ class _Channel:
         self._observer = observer
         self._publish_live = publish_live
         self._points: list[CurvePoint] = []
-        self._written = 0
-        self._flushed_at = time.monotonic()
-        self._lock = threading.Lock()
 
     def report(self, uuid: str, point: CurvePoint) -> bool:
-        with self._lock:
-            self._points.append(point)
+        self._points.append(point)
         self._observer.curve_point(self._trial, point)
-        if time.monotonic() - self._flushed_at >= HEARTBEAT_SECONDS:
-            self._beat()
-            self._publish_live(self._trial, tuple(self._points))
         return self._stopper is None or not self._stopper(self._points)
-
-    def _beat(self) -> None:
-        """Write the points that are not yet in the ledger; with none, it still says that the attempt lives."""
-        with self._lock:
-            new = self._points[self._written :]
-            self._store.heartbeat(self._begun.attempt_id, self._begun.token, new, {}, None)
-            self._written = len(self._points)
-            self._flushed_at = time.monotonic()
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Beat from a thread too, so that a long epoch does not look like death."""
+        """Write what is new every HEARTBEAT_SECONDS until the block ends."""
         stop = threading.Event()
-
-        def beat() -> None:
-            while not stop.wait(HEARTBEAT_SECONDS):
-                try:
-                    self._beat()
-                except LrsearchError as error:  # the training goes on; the commit of its result decides
-                    self._observer.message(f"A heartbeat was not written: {error}")
-
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread = threading.Thread(target=self._beat_until, args=(stop,), name="heartbeat", daemon=True)
         thread.start()
         try:
             yield
         finally:
             stop.set()
             thread.join()
+
+    def _beat_until(self, stop: threading.Event) -> None:
+        written = 0
+        while not stop.wait(HEARTBEAT_SECONDS):
+            points = tuple(self._points)
+            try:
+                self._store.heartbeat(self._begun.attempt_id, self._begun.token, points[written:], {}, None)
+                written = len(points)
+                self._publish_live(self._trial, points)
+            except LrsearchError as error:  # the training goes on; the commit of its result decides
+                self._observer.message(f"A heartbeat was not written: {error}")
 
 
 def _number(trial: TrialRecord) -> int:

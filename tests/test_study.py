@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -308,3 +308,28 @@ def test_a_killed_study_goes_on_with_nothing_lost_and_nothing_twice(
     assert len(broken_off) == 2, "both kills landed inside a running attempt"
     assert all(0 < charged_seconds(attempt.phase_seconds) < 60 for attempt in broken_off)
     assert all(attempt.estimated == (number == signal.SIGKILL) for attempt in broken_off)
+
+
+def test_a_running_trial_is_seen_in_the_ledger_and_in_optuna_before_it_ends(
+    write: Write, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna
+
+    class Peeking(Quiet):
+        """Looks at both tables from inside a running trial."""
+
+        seen: ClassVar[list[tuple[int, int]]] = []
+
+        def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None:
+            time.sleep(0.1)
+            if not self.seen and time.monotonic() - began > 1.5:
+                shown = optuna.load_study(study_name=f"small/{trial.strategy}/0", storage=url).trials[trial.number]
+                if shown.state == optuna.trial.TrialState.RUNNING and shown.intermediate_values:
+                    self.seen.append((len(shown.intermediate_values), int(point.epoch)))
+
+    monkeypatch.setattr("lrsearch.study.HEARTBEAT_SECONDS", 0.2)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    began = time.monotonic()
+    run_study(config(write(epochs=30, points=2)), store, observer=Peeking(), mirror_url=url)
+    assert Peeking.seen, "no running trial with values was seen"
+    assert all(0 < shown <= epoch for shown, epoch in Peeking.seen)
