@@ -9,8 +9,10 @@ STUDY ?= studies/digits.yaml
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gpu]'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) \
+	    || { apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV); }
+	@echo "Installing lrsearch with PyTorch into $(VENV): two to three minutes."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gpu,postgresql]'
 	touch $@
 
 study: install
@@ -25,7 +27,9 @@ check: install
 fast-test: install
 	$(BIN)/pytest
 
+# Some slow tests draw the report in a real browser; they are skipped where there is none and none can be installed.
 slow-test: install
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || true
 	$(BIN)/pytest -m slow
 
 test: check fast-test
