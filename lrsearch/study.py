@@ -13,7 +13,7 @@ from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from lrsearch.config import StudyConfig, diff, is_extension
+from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.errors import LrsearchError, StudyChangedError, StudyFailedError, UsageError
 from lrsearch.interfaces import Executor, Observer, StopsEarly, Strategy
 from lrsearch.range_test import judge
@@ -62,7 +62,7 @@ def run_study(
     trials keep failing, DataError and WorkloadError before the first trial. On Ctrl-C or SIGTERM the running attempt is
     closed with its cost, and KeyboardInterrupt or Terminated goes on to the caller.
     """
-    study = store.find_study(config.name)
+    study = _find_study(config.name, store)
     if study is not None and not fresh:
         _check_unchanged(config, study, extend=extend)
         if study.finished and study.fingerprint == config.fingerprint():
@@ -74,10 +74,13 @@ def run_study(
         with signals.interruptible():
             prepared = _prepare(config)
         # Nothing is stored before the workload has shown that it runs.
-        study = _store_study(config, store, observer, None if fresh else study)
+        if study is None or fresh:
+            after = study.version if study else 0
+            study = store.create_study(config.name, config.resolved(), config.fingerprint(), after=after)
         owner = this_owner()
         store.acquire(study.id, owner, LEASE_SECONDS)
         try:
+            study = _as_the_file_says(config, store, observer, study, extend=extend)
             for lost in store.reconcile(study.id):
                 observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
             _Conductor(config, store, study, owner, observer, _open_mirror(mirror_url), signals, prepared).run()
@@ -87,6 +90,18 @@ def run_study(
     record = store.record(study.name, study.version)
     observer.study_finished(record)
     return record
+
+
+def _find_study(name: str, store: Store) -> StudyRow | None:
+    """Return the stored study as this version would store it: with the defaults of keys that came after it."""
+    study = store.find_study(name)
+    if study is None:
+        return None
+    try:
+        stored = from_resolved(study.config)
+    except UsageError:  # by a newer version or with a plug-in that is gone: then it differs, and the diff says how
+        return study
+    return replace(study, config=stored.resolved(), fingerprint=stored.fingerprint())
 
 
 def _check_unchanged(config: StudyConfig, study: StudyRow, *, extend: bool) -> None:
@@ -122,15 +137,16 @@ def _prepare(config: StudyConfig) -> Preparation:
     return prepared
 
 
-def _store_study(config: StudyConfig, store: Store, observer: Observer, study: StudyRow | None) -> StudyRow:
-    """Return the row of a new study, of the stored one, or of the stored one extended by what the file adds."""
-    resolved, fingerprint = config.resolved(), config.fingerprint()
-    if study is None:
-        return store.create_study(config.name, resolved, fingerprint)
-    if study.fingerprint == fingerprint:
+def _as_the_file_says(
+    config: StudyConfig, store: Store, observer: Observer, study: StudyRow, *, extend: bool
+) -> StudyRow:
+    """Return the row of the study, whose lease is held, as it is by now, or extended by what the file adds."""
+    study = store.find_study(study.name, study.version) or study
+    _check_unchanged(config, study, extend=extend)  # another process may have extended it before the lease was ours
+    if study.fingerprint == config.fingerprint():
         return study
-    observer.message(f"Extending study {study.name!r}:\n{_changes(study, resolved)}")
-    return store.extend_study(study.id, resolved, fingerprint)
+    observer.message(f"Extending study {study.name!r}:\n{_changes(study, config.resolved())}")
+    return store.extend_study(study.id, config.resolved(), config.fingerprint())
 
 
 def _open_mirror(url: str | None) -> OptunaMirror | None:

@@ -194,6 +194,36 @@ def test_a_study_that_another_process_holds_is_refused(write: Write, store: Stor
     assert run_study(config(path), store, observer=Quiet()).finished
 
 
+class Overtaken(Quiet):
+    """While this run prepares its workload, another process does `meanwhile`."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+
+    def message(self, text: str) -> None:
+        super().message(text)
+        if text.startswith("Preparing"):
+            self._meanwhile()
+
+
+def test_of_two_processes_that_begin_a_study_at_once_one_is_refused(write: Write, store: Store) -> None:
+    small = config(write())
+    overtaken = Overtaken(lambda: store.create_study("small", small.resolved(), small.fingerprint()))
+    with pytest.raises(StudyBusyError, match="version 1 of study 'small'"):
+        run_study(small, store, observer=overtaken)
+    assert [study.version for study in store.studies()] == [1]
+
+
+def test_a_study_that_another_process_holds_is_not_extended(write: Write, store: Store) -> None:
+    small = config(write())
+    study = store.create_study("small", small.resolved(), small.fingerprint())
+    overtaken = Overtaken(lambda: store.acquire(study.id, "elsewhere:1:1:1", 60))
+    with pytest.raises(StudyBusyError):
+        run_study(config(write(seeds=[0, 1])), store, observer=overtaken, extend=True)
+    assert store.find_study("small") == study
+
+
 def test_a_model_that_raises_stops_before_the_first_trial(
     write: Write, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,8 +160,13 @@ class Store:
 
         return self._read(work)
 
-    def create_study(self, name: str, config: Mapping[str, Any], fingerprint: str) -> StudyRow:
-        """Store a new study, or the next version of the one that has this name."""
+    def create_study(
+        self, name: str, config: Mapping[str, Any], fingerprint: str, *, after: int | None = None
+    ) -> StudyRow:
+        """Store a new study, or the next version of the one that has this name.
+
+        Raises StudyBusyError when the latest version is not `after` (0: there is none): another process was faster.
+        """
         values = {
             "uuid": str(uuid4()),
             "name": name,
@@ -175,8 +180,13 @@ class Store:
             written = connection.execute(sa.select(study).where(study.c.uuid == values["uuid"])).one_or_none()
             if written is not None:
                 return written
-            last = connection.scalar(sa.select(sa.func.max(study.c.version)).where(study.c.name == name))
-            connection.execute(sa.insert(study).values(**values, version=(last or 0) + 1))
+            last = connection.scalar(sa.select(sa.func.max(study.c.version)).where(study.c.name == name)) or 0
+            if after is not None and last != after:
+                raise StudyBusyError(
+                    f"Another process has just begun version {last} of study {name!r}; wait for it or stop it, "
+                    "then try again."
+                )
+            connection.execute(sa.insert(study).values(**values, version=last + 1))
             return connection.execute(sa.select(study).where(study.c.uuid == values["uuid"])).one()
 
         return to_study_row(self._write(work))

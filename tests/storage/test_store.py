@@ -126,6 +126,12 @@ class TestStudies:
         assert store.find_study("digits", 1) == first
         assert store.find_study("digits", 3) is None
 
+    def test_a_version_that_another_process_began_meanwhile_is_not_followed_by_a_second_one(self, store: Store) -> None:
+        store.create_study("digits", CONFIG, "a", after=0)
+        with pytest.raises(StudyBusyError, match="version 1 of study 'digits'"):
+            store.create_study("digits", CONFIG, "a", after=0)
+        assert store.create_study("digits", CONFIG, "a", after=1).version == 2
+
     def test_an_extension_opens_the_study_again_and_keeps_the_old_file(self, store: Store) -> None:
         first = store.create_study("digits", CONFIG, "a")
         store.finish_study(first.id)
