@@ -92,9 +92,9 @@ def run_study(
     return record
 
 
-def _find_study(name: str, store: Store) -> StudyRow | None:
+def _find_study(name: str, store: Store, version: int | None = None) -> StudyRow | None:
     """Return the stored study as this version would store it: with the defaults of keys that came after it."""
-    study = store.find_study(name)
+    study = store.find_study(name, version)
     if study is None:
         return None
     try:
@@ -141,7 +141,7 @@ def _as_the_file_says(
     config: StudyConfig, store: Store, observer: Observer, study: StudyRow, *, extend: bool
 ) -> StudyRow:
     """Return the row of the study, whose lease is held, as it is by now, or extended by what the file adds."""
-    study = store.find_study(study.name, study.version) or study
+    study = _find_study(study.name, store, study.version) or study
     _check_unchanged(config, study, extend=extend)  # another process may have extended it before the lease was ours
     if study.fingerprint == config.fingerprint():
         return study
