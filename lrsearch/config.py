@@ -38,7 +38,7 @@ from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.registry import lookup, names
 from lrsearch.schedules import SCHEDULES, schedule_settings
 from lrsearch.strategies import STRATEGIES
-from lrsearch.trial import Choice, TrainingPlan
+from lrsearch.trial import Choice, ParameterGroup, TrainingPlan
 from lrsearch.workloads import WORKLOADS
 from lrsearch.yaml_file import KeyPath, Problem, YamlFile, dotted, read_yaml
 
@@ -66,6 +66,7 @@ TYPE_RULES = {
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's and scikit-learn's generators take
 
 
@@ -181,6 +182,18 @@ class Price(Settings):
     as_of: date
 
 
+class Group(Settings):
+    """Parameters whose rate and weight decay are multiples of the others', under every schedule and in range tests.
+
+    `pattern` is a glob over the names of the model's `named_parameters()`, as in `*.bias` or `features.0.*`; it must
+    cover the whole name. The first group that matches a parameter has it. A `rate_multiplier` of 0 freezes.
+    """
+
+    pattern: Annotated[str, StringConstraints(min_length=1)]
+    rate_multiplier: NotNegative = 1.0
+    weight_decay_multiplier: NotNegative = 1.0
+
+
 class Training(Settings):
     """How each trial trains; the same for every way."""
 
@@ -189,6 +202,18 @@ class Training(Settings):
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_clip_norm: Positive | None = None
     device: Annotated[str, StringConstraints(pattern=DEVICE_PATTERN)] = "auto"
+    groups: tuple[Group, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_weight_decay(self) -> Training:
+        """Refuse to multiply a weight decay of 0."""
+        decays = getattr(self.optimizer, "weight_decay", 0) > 0
+        for index, group in enumerate(self.groups):
+            if group.weight_decay_multiplier != 1 and not decays:
+                place = ("groups", index, "weight_decay_multiplier")
+                text = "has nothing to multiply: the optimizer's weight_decay is 0; give it, or remove this"
+                raise _refused(place, group.weight_decay_multiplier, text)
+        return self
 
 
 class StudyConfig(Settings):
@@ -246,6 +271,7 @@ class StudyConfig(Settings):
             precision=training.precision,
             gradient_clip_norm=training.gradient_clip_norm,
             device=training.device,
+            groups=tuple(ParameterGroup(**group.model_dump()) for group in training.groups),
         )
 
     def workload_choice(self) -> Choice:
@@ -372,6 +398,8 @@ def _model_at(path: KeyPath, values: Any) -> type[BaseModel] | None:
         case ("strategies", _, "schedule"):
             return SCHEDULE.model(block["name"])
     parent = _model_at(path[:-1], values)
+    if isinstance(path[-1], int):
+        return parent
     field = parent.model_fields.get(str(path[-1])) if parent else None
     models = [field.annotation, *get_args(field.annotation)] if field else []
     return next((model for model in models if isinstance(model, type) and issubclass(model, BaseModel)), None)

@@ -70,10 +70,20 @@ class Adagrad(Settings):
     eps: NotNegative = 1e-10
 
 
+class Adadelta(Settings):
+    """torch.optim.Adadelta."""
+
+    name: Literal["adadelta"] = "adadelta"
+    rho: Annotated[float, Field(ge=0, le=1)] = 0.9
+    eps: NotNegative = 1e-6
+    weight_decay: NotNegative = 0.0
+
+
 OPTIMIZERS: Mapping[str, type[Settings]] = {
     "sgd": Sgd,
     "adam": Adam,
     "adamw": AdamW,
     "rmsprop": RmsProp,
     "adagrad": Adagrad,
+    "adadelta": Adadelta,
 }

@@ -12,8 +12,10 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from lrsearch.trial import (
     Choice,
     CurvePoint,
     DeviceInfo,
+    ParameterGroup,
     RangeTestPlan,
     RangeTestPoint,
     ResultStatus,
@@ -45,6 +48,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
     "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
 }
 RANGE_TEST_EVALUATIONS = 75
 """Evaluations during a range test: METHOD asks for 50 to 100, enough for the smoothing window to see the shape."""
@@ -78,7 +82,7 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
     _seed_everything(seed)
     try:
         model = loaded.build_model()
-        run = _Run(loaded, model, _optimizer(training.optimizer, model, 0.0), training, device, _batches(loaded, seed))
+        run = _Run(loaded, model, _optimizer(training, model), training, device, _batches(loaded, seed))
         for _ in range(2):
             run.step(0.0)
         run.evaluate("validation")
@@ -106,7 +110,7 @@ def probe(workload: Choice, training: TrainingPlan, seed: int) -> Probe:
     device = pick_device(training.device)
     loaded = _load(workload, device, seed)
     model = loaded.build_model()
-    run = _Run(loaded, model, _optimizer(training.optimizer, model, 0.0), training, device, _batches(loaded, seed))
+    run = _Run(loaded, model, _optimizer(training, model), training, device, _batches(loaded, seed))
     wait = synchronizer(device)
 
     def median_seconds(work: Callable[[], object], count: int) -> float:
@@ -173,9 +177,46 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _optimizer(choice: Choice, model: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    optimizer_class = lookup("optimizer", OPTIMIZERS, choice.name)
-    return optimizer_class(model.parameters(), lr=learning_rate, **choice.settings)  # type: ignore[call-arg]  # every torch optimiser takes lr
+def _optimizer(training: TrainingPlan, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser at rate 0; each of its groups carries the multiplier by which `_Run.step` sets its rate."""
+    optimizer_class = lookup("optimizer", OPTIMIZERS, training.optimizer.name)
+    groups = _parameter_groups(model, training.groups)
+    optimizer = optimizer_class(groups, lr=0.0, **training.optimizer.settings)  # type: ignore[call-arg]  # every torch optimiser takes lr
+    for group in optimizer.param_groups:
+        group["weight_decay"] *= group["weight_decay_multiplier"]
+    return optimizer
+
+
+def _parameter_groups(model: torch.nn.Module, groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
+    """Return the groups of the optimiser: what no pattern matches, then one for each pattern.
+
+    What a multiplier of 0 freezes needs no gradient and is in no group. Raises UsageError for a pattern that matches
+    nothing, and when nothing is left to train.
+    """
+    left = dict(model.named_parameters())
+    matched = [(group, _take_matching(left, index, group)) for index, group in enumerate(groups)]
+    built = []
+    for group, parameters in [(ParameterGroup("*"), list(left.values())), *matched]:
+        if group.rate_multiplier == 0:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+        elif parameters:
+            built.append({**asdict(group), "params": parameters})
+    if not built:
+        raise UsageError("training.groups freezes every parameter; give some a rate_multiplier above 0.")
+    return built
+
+
+def _take_matching(left: dict[str, torch.nn.Parameter], index: int, group: ParameterGroup) -> list[torch.nn.Parameter]:
+    """Take the parameters that `group` matches out of `left`. Raises UsageError when there are none."""
+    names = [name for name in left if fnmatchcase(name, group.pattern)]
+    if not names:
+        shown = ", ".join(list(left)[:10]) or "none"
+        raise UsageError(
+            f"training.groups.{index}.pattern {group.pattern!r} matches no parameter that earlier patterns left; "
+            f"left are: {shown}{', ...' if len(left) > 10 else ''}."
+        )
+    return [left.pop(name) for name in names]
 
 
 def _batches(loaded: LoadedWorkload, seed: int) -> Iterator[Batch]:
@@ -199,14 +240,11 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.model.train()
-        # Groups that the optimiser was given at different rates keep their ratio to the first.
-        first = self.optimizer.param_groups[0]["lr"]
-        self._ratios = [group["lr"] / first if first else 1.0 for group in self.optimizer.param_groups]
 
     def step(self, learning_rate: float) -> None:
         """Take one optimiser step at `learning_rate`; the loss stays on the device until `take_losses`."""
-        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
-            group["lr"] = learning_rate * ratio
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group["rate_multiplier"]
         inputs, targets = next(self.batches)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
@@ -321,7 +359,7 @@ def _set_up(spec: TrialSpec, loaded: LoadedWorkload, device: torch.device) -> tu
     model = loaded.build_model()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    optimizer = _optimizer(spec.training.optimizer, model, planned.rate(0) if planned else 0.0)
+    optimizer = _optimizer(spec.training, model)
     return _Run(loaded, model, optimizer, spec.training, device, _batches(loaded, spec.seed)), planned
 
 

@@ -77,6 +77,17 @@ class Proposal:
 
 
 @dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters whose rate and weight decay are multiples of the trial's."""
+
+    pattern: str
+    """A glob over the names of `named_parameters()`, such as `*.bias`. It covers the whole name, case included."""
+    rate_multiplier: float = 1.0
+    """0 freezes the parameters."""
+    weight_decay_multiplier: float = 1.0
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """How each trial of a study trains; the same for every way."""
 
@@ -86,6 +97,8 @@ class TrainingPlan:
     gradient_clip_norm: float | None = None
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
+    groups: tuple[ParameterGroup, ...] = ()
+    """The first whose pattern matches a parameter has it; a parameter that none matches has the multipliers 1."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.registry import names
 from lrsearch.schedules import SCHEDULES
 from lrsearch.strategies import STRATEGIES, Grid, RangeTested
-from lrsearch.trial import Choice
+from lrsearch.trial import Choice, ParameterGroup
 from lrsearch.workloads import WORKLOADS
 from tests.records import make_config
 
@@ -72,6 +72,13 @@ def test_the_settings_of_a_file_are_what_was_written_and_the_defaults(tmp_path: 
     assert clr.schedule.choice().settings["cycles"] == 2
 
 
+def test_parameter_groups_travel_with_the_plan_of_a_trial(tmp_path: Path) -> None:
+    groups = "[{pattern: '*.bias', rate_multiplier: 2, weight_decay_multiplier: 0}, {pattern: '0.*'}]"
+    config = load(tmp_path, GOOD.replace("  epochs: 5", f"  epochs: 5\n  groups: {groups}"))
+    assert config.training_plan().groups == (ParameterGroup("*.bias", 2.0, 0.0), ParameterGroup("0.*"))
+    assert from_resolved(config.resolved()).training_plan() == config.training_plan()
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_every_study_that_we_ship_is_valid(path: Path) -> None:
     assert load_study(path).name == path.stem
@@ -90,7 +97,7 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
     [
         # Keys.
         ("  epochs: 5", "  epoch: 5", "6:3: training.epoch: unknown key; known: device, epochs, gradient_clip_norm, "
-         "optimizer, precision. Did you mean 'epochs'?"),
+         "groups, optimizer, precision. Did you mean 'epochs'?"),
         ("momentum:", "momentun:", "7:26: training.optimizer.momentun: unknown key; known: dampening, momentum, name, "
          "nesterov, weight_decay. Did you mean 'momentum'?"),
         ("batch_size:", "batchsize:", "4:38: workload.batchsize: unknown key; known: augment, batch_size, model, name, "
@@ -101,6 +108,8 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
          "name, rise_fraction, stepsize_epochs, warmup_epochs. Did you mean 'cycles'?"),
         ("price:", "prize:", "11:1: prize: unknown key; known: name, price, rates, seeds, strategies, target, training, "
          "version, workload. Did you mean 'price'?"),
+        ("  epochs: 5", "  epochs: 5\n  groups: [{patern: '*'}]", "7:13: training.groups.0.patern: unknown key; known: "
+         "pattern, rate_multiplier, weight_decay_multiplier. Did you mean 'pattern'?"),
         ("  epochs: 5\n", "", "5:1: training.epochs: is missing; add it."),
         ("seeds: [0, 1]\n", "", "2:1: seeds: is missing; add it."),
         ("seeds: [0, 1]\n", "seeds: [0, 1]\nseeds: [2]\n", "9:1: seeds: is written twice, first in line 8; remove one."),
@@ -108,8 +117,8 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         # Names.
         ("{name: grid", "{name: gird", "13:16: strategies.grid.name: unknown strategy 'gird'; known: default_rate, grid, "
          "optuna_search, random_search, range_tested. Did you mean 'grid'?"),
-        ("name: sgd", "name: sdg", "7:21: training.optimizer.name: unknown optimizer 'sdg'; known: adagrad, adam, adamw, "
-         "rmsprop, sgd. Did you mean 'sgd'?"),
+        ("name: sgd", "name: sdg", "7:21: training.optimizer.name: unknown optimizer 'sdg'; known: adadelta, adagrad, adam, "
+         "adamw, rmsprop, sgd. Did you mean 'sgd'?"),
         ("{name: digits", "{name: digit", "4:18: workload.name: unknown workload 'digit'; known: callable, cifar10, "
          "cifar100, digits, fashion_mnist, image_folder, mnist. Did you mean 'digits'?"),
         ("{name: constant}", "{name: 3}", "13:50: strategies.grid.schedule.name: must be text, got 3."),
@@ -140,6 +149,12 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         ("[0, 1]", "3", "8:8: seeds: must be a list, got 3."),
         ("version: 1", "version: 2", "2:10: version: must be 1, got 2."),
         ("version: 1", "version: true", "2:10: version: must be 1, got true."),
+        # Parameter groups.
+        ("  epochs: 5", "  epochs: 5\n  groups: [{pattern: '*', rate_multiplier: -1}]", "7:44: "
+         "training.groups.0.rate_multiplier: must be greater than or equal to 0, got -1."),
+        ("weight_decay: 5e-4}", "weight_decay: 0}\n  groups: [{pattern: '*', weight_decay_multiplier: 2}]", "8:52: "
+         "training.groups.0.weight_decay_multiplier: has nothing to multiply: the optimizer's weight_decay is 0; give "
+         "it, or remove this."),
         # The rest.
         ("  epochs: 5", "  epochs: 5\n  precision: half", "7:14: training.precision: must be 'float32' or 'bfloat16', "
          "got 'half'."),

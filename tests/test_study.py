@@ -160,6 +160,19 @@ def test_a_changed_file_is_refused_with_its_differences(write: Write, store: Sto
         run_study(config(write(epochs=3)), store, observer=Quiet(), extend=True)
 
 
+def test_a_study_from_before_a_key_came_goes_on_and_is_told_only_what_changed(write: Write, store: Store) -> None:
+    old = config(write()).resolved()
+    del old["training"]["groups"]
+    store.create_study("small", old, "what the older version computed")
+    with pytest.raises(StudyChangedError) as error:
+        run_study(config(write(epochs=3)), store, observer=Quiet())
+    assert [line for line in str(error.value).splitlines() if "->" in line or "added" in line] == [
+        "  training.epochs: 2 -> 3"
+    ]
+    record = run_study(config(write()), store, observer=Quiet())
+    assert (record.version, record.finished) == (1, True)
+
+
 def test_more_seeds_extend_a_study_without_running_anything_twice(write: Write, store: Store) -> None:
     first = run_study(config(write()), store, observer=Quiet())
     with pytest.raises(StudyChangedError, match="--extend"):

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import importlib
+import inspect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lrsearch.errors import DataError, UsageError, WorkloadError
+from lrsearch.optimizers import OPTIMIZERS as SETTINGS
+from lrsearch.strategies.default_rate import USUAL_RATES
 from lrsearch.training import OPTIMIZERS, pick_device, prepare, probe, run_trials
 from lrsearch.trial import (
     CHARGED_PHASES,
     Choice,
     CurvePoint,
+    ParameterGroup,
     Proposal,
     RangeTestPlan,
     TrainingPlan,
@@ -204,9 +210,20 @@ def test_the_first_loss_of_a_range_test_belongs_to_the_rung_before_it() -> None:
     assert math.fsum(loss or 0.0 for loss in first_epoch) / len(first_epoch) == pytest.approx(constant, rel=0.02)
 
 
+def test_a_study_file_may_name_just_the_optimizers_that_train() -> None:
+    assert set(SETTINGS) == set(OPTIMIZERS) <= set(USUAL_RATES)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_the_settings_of_an_optimizer_and_their_defaults_are_the_optimizers_own(name: str) -> None:
+    settings = SETTINGS[name].model_validate({"name": name}).model_dump(exclude={"name"})
+    theirs = inspect.signature(OPTIMIZERS[name]).parameters
+    assert settings == {key: theirs[key].default for key in settings}
+
+
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_every_optimizer_trains(name: str) -> None:
-    rate = {"sgd": 0.1, "adagrad": 0.05, "rmsprop": 1e-3}.get(name, 3e-3)
+    rate = {"sgd": 0.1, "adagrad": 0.05, "rmsprop": 1e-3, "adadelta": 1.0}.get(name, 3e-3)
     result = run(spec(rate, optimizer=Choice(name)))
     assert result.status == "completed"
     assert result.validation_metric is not None
@@ -227,6 +244,99 @@ def test_sgd_equals_a_loop_written_by_hand() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert result.curve[0].train_loss == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
+
+
+GROUPS = (ParameterGroup("1.*", 0.1), ParameterGroup("*.bias", 2.0, 0.0), ParameterGroup("5.weight", 1.0, 250.0))
+WITH_GROUPS = TrainingPlan(epochs=1, optimizer=SGD, device="cpu", groups=GROUPS)
+
+
+@pytest.fixture
+def stepped_rates() -> Iterator[list[list[float]]]:
+    """The rates of all parameter groups at each step that any optimizer takes."""
+    rates: list[list[float]] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        rates.append([group["lr"] for group in optimizer.param_groups])
+
+    handle = register_optimizer_step_pre_hook(note)
+    yield rates
+    handle.remove()
+
+
+@pytest.mark.parametrize(
+    "proposal",
+    [
+        Proposal("train", Choice("constant"), 0.05),
+        Proposal("train", Choice("linear_to_zero", {"warmup_epochs": 0.3}), 0.1),
+        Proposal("train", Choice("triangular2", {"cycles": 2}), base_lr=0.01, max_lr=0.1),
+        Proposal("train", Choice("one_cycle"), max_lr=0.1),
+        Proposal("range_test", range_test=RangeTestPlan(1e-5, 0.01, epochs=0.5)),
+    ],
+    ids=lambda proposal: proposal.schedule.name if proposal.schedule else "range test",
+)
+def test_groups_keep_their_ratios_at_every_step(proposal: Proposal, stepped_rates: list[list[float]]) -> None:
+    result = run(spec(proposal=proposal, training=WITH_GROUPS))
+    assert result.status == "completed"
+    assert len(stepped_rates) == result.train_steps
+    rates = [rest for rest, *_ in stepped_rates]
+    assert stepped_rates == [[rate, 0.1 * rate, 2 * rate, rate] for rate in rates]
+    if proposal.range_test:
+        assert rates == [point.learning_rate for point in result.range_test]
+    else:
+        assert rates[-1] == result.curve[-1].learning_rate
+
+
+def test_groups_equal_a_loop_with_parameter_groups_written_by_hand() -> None:
+    result = run(spec(0.05, training=WITH_GROUPS))
+    loaded = WORKLOADS["digits"](name="digits", **DIGITS.settings).load(torch.device("cpu"), 0)
+    torch.manual_seed(0)
+    model = loaded.build_model()
+    own = dict(model.named_parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [own["3.weight"]]},
+        {"params": [own["1.weight"], own["1.bias"]], "lr": 0.005},
+        {"params": [own["3.bias"], own["5.bias"]], "lr": 0.1, "weight_decay": 0.0},
+        {"params": [own["5.weight"]], "weight_decay": 0.125},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    for inputs, targets in loaded.train_batches(torch.Generator().manual_seed(0)):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
+        optimizer.step()
+        losses.append(loss.item())
+    assert result.curve[0].train_loss == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
+    assert result.curve[0].train_loss != pytest.approx(run(spec(0.05, epochs=1)).curve[0].train_loss, rel=1e-3)
+
+
+def test_a_multiplier_of_0_freezes_and_the_rest_trains(callable_workload: Any) -> None:
+    source = TABLE.replace("return torch.nn.Linear(5, 2)", "MODELS.append(layers()); return MODELS[-1]") + (
+        "MODELS = []\n\ndef layers():\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))\n"
+    )
+    workload = callable_workload(source)
+    plan = replace(WITH_GROUPS, groups=(ParameterGroup("0.*", 0.0),))
+    assert run(spec(0.1, workload=workload, training=plan)).status == "completed"
+    user = importlib.import_module(workload.settings["model"].partition(":")[0])
+    torch.manual_seed(0)
+    before, after = user.layers().state_dict(), user.MODELS[-1].state_dict()
+    assert {name for name in before if torch.equal(before[name], after[name])} == {"0.weight", "0.bias"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (("head.*",), r"groups\.0\.pattern 'head\.\*' matches no parameter .* left are: 1\.weight, 1\.bias, 3\.weight"),
+        (("*.bias", "1.bias"), r"groups\.1\.pattern '1\.bias' matches no parameter that earlier patterns left"),
+        (("*", "1.*"), r"groups\.1\.pattern .* left are: none"),
+        (("*",), "freezes every parameter"),
+    ],
+)
+def test_groups_that_match_or_train_nothing_stop_before_the_first_trial(groups: Sequence[str], message: str) -> None:
+    plan = replace(WITH_GROUPS, groups=tuple(ParameterGroup(pattern, 0.0) for pattern in groups))
+    with pytest.raises(UsageError, match=message):
+        prepare(DIGITS, plan, 0)
 
 
 def test_clipping_bounds_what_a_huge_gradient_does(callable_workload: Any) -> None:

@@ -117,8 +117,8 @@ def lenet(input_shape: Shape, class_count: int) -> nn.Module:
 def cifar10_quick(input_shape: Shape, class_count: int) -> nn.Module:
     """Caffe's CIFAR10_quick: three convolutions, then 64 linear units without a non-linearity after them.
 
-    Layers and initial weights are those of Caffe's `cifar10_quick_train_test.prototxt`. Not covered, being the
-    optimizer's policy: biases at twice the rate.
+    Layers and initial weights are those of Caffe's `cifar10_quick_train_test.prototxt`. Its biases learn at
+    twice the rate: `training.groups: [{pattern: "*.bias", rate_multiplier: 2}]`.
     """
     from torch import nn
 
@@ -135,9 +135,13 @@ def cifar10_quick(input_shape: Shape, class_count: int) -> nn.Module:
 def cifar10_full(input_shape: Shape, class_count: int) -> nn.Module:
     """Caffe's CIFAR10_full, the net of Smith's CIFAR-10 experiments (81 to 82 % after 70,000 steps of 100 images).
 
-    Layers and initial weights are those of Caffe's `cifar10_full_train_test.prototxt`. Not covered, being the
-    optimizer's policy: biases of the first two convolutions and the last layer at twice the rate, weight decay x250 on
-    the weights of the last layer and none on its bias.
+    Layers and initial weights are those of Caffe's `cifar10_full_train_test.prototxt`. Its multipliers of rate
+    and weight decay are the optimizer's business; a study file says them under `training`:
+
+        groups:
+          - {pattern: "[04].bias", rate_multiplier: 2}
+          - {pattern: "12.weight", weight_decay_multiplier: 250}
+          - {pattern: "12.bias", rate_multiplier: 2, weight_decay_multiplier: 0}
     """
     from torch import nn
 
