@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache, partial
@@ -250,9 +250,31 @@ class StudyConfig(Settings):
         for key, strategy in self.strategies.items():
             for index, rate in enumerate(getattr(strategy, "learning_rates", None) or ()):
                 if not self.rates.low <= rate <= self.rates.high:
-                    text = f"must lie in the study's rates, {self.rates.low:g} to {self.rates.high:g}, got {rate:g}"
-                    raise _refused(("strategies", key, "learning_rates", index), rate, text)
+                    raise _refused(("strategies", key, "learning_rates", index), rate, self._range_rule(rate))
         return self
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> StudyConfig:
+        """Refuse bounds outside the study's range, and those that were found with other settings than the study's."""
+        for key, strategy in self.strategies.items():
+            for name in ("base_lr", "max_lr"):
+                rate = getattr(strategy, name, None)
+                if rate is not None and not self.rates.low <= rate <= self.rates.high:
+                    raise _refused(("strategies", key, name), rate, self._range_rule(rate))
+            for name, value in getattr(strategy, "tested_with", None) or ():
+                if value is not None and value != (ours := self._setting(name)):
+                    text = f"the bounds were found with {value:g}, but this study has {_shown(ours)}: test again"
+                    raise _refused(("strategies", key, "tested_with", name), value, text)
+        return self
+
+    def _setting(self, name: str) -> Any:
+        """Return the batch size, momentum or weight decay of the study; None where the optimizer has none."""
+        optimizer = dict(self.training.optimizer)
+        betas: Sequence[float | None] = optimizer.get("betas", (None,))
+        return {"batch_size": getattr(self.workload, "batch_size", None), "momentum": betas[0], **optimizer}.get(name)
+
+    def _range_rule(self, rate: float) -> str:
+        return f"must lie in the study's rates, {self.rates.low:g} to {self.rates.high:g}, got {rate:g}"
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole study as plain JSON values, every default filled in, paths as the file has them."""

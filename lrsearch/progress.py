@@ -292,7 +292,8 @@ def _title(trial: TrialRecord) -> str:
     proposal = trial.proposal
     what = f"rate {number(proposal.learning_rate)}"
     if proposal.schedule is not None and proposal.max_lr is not None and _has_bounds(proposal.schedule.name):
-        what = f"rates {number(proposal.base_lr)} to {number(proposal.max_lr)}"
+        low = "up" if proposal.base_lr is None else number(proposal.base_lr)
+        what = f"rates {low} to {number(proposal.max_lr)}"
     if trial.stage == "range_test":
         what = "range test"
     return f"{trial.strategy}, seed {trial.seed}, trial {trial.number}, {what}"

@@ -79,6 +79,23 @@ def test_parameter_groups_travel_with_the_plan_of_a_trial(tmp_path: Path) -> Non
     assert from_resolved(config.resolved()).training_plan() == config.training_plan()
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "tested_with"),
+    [
+        ("sgd, momentum: 0.9, weight_decay: 5e-4", "{batch_size: 32, momentum: 0.9, weight_decay: 0.0005}"),
+        ("adam", "{momentum: 0.9, weight_decay: 0}"),
+        ("adadelta", "{batch_size: 32}"),
+    ],
+)
+def test_bounds_that_were_found_with_the_studys_settings_are_taken(
+    tmp_path: Path, optimizer: str, tested_with: str
+) -> None:
+    text = GOOD.replace("sgd, momentum: 0.9, weight_decay: 5e-4", optimizer)
+    clr = load(tmp_path, text.replace("cycles: 2}", f"cycles: 2}}, max_lr: 0.1, tested_with: {tested_with}"))
+    assert clr.strategies["clr"].planned_trials == 1
+    assert from_resolved(clr.resolved()).fingerprint() == clr.fingerprint()
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_every_study_that_we_ship_is_valid(path: Path) -> None:
     assert load_study(path).name == path.stem
@@ -155,6 +172,19 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         ("weight_decay: 5e-4}", "weight_decay: 0}\n  groups: [{pattern: '*', weight_decay_multiplier: 2}]", "8:52: "
          "training.groups.0.weight_decay_multiplier: has nothing to multiply: the optimizer's weight_decay is 0; give "
          "it, or remove this."),
+        # Bounds from elsewhere.
+        ("cycles: 2}", "cycles: 2}, max_lr: 20", "15:80: strategies.clr.max_lr: must lie in the study's rates, 1e-05 to "
+         "10, got 20."),
+        ("cycles: 2}", "cycles: 2}, base_lr: 0.2, max_lr: 0.1", "15:9: strategies.clr: base_lr must be smaller than "
+         "max_lr, got 0.2 and 0.1."),
+        ("cycles: 2}", "cycles: 2}, max_lr: 0.1, tested_with: {momentum: 0.8}", "15:109: "
+         "strategies.clr.tested_with.momentum: the bounds were found with 0.8, but this study has 0.9: test again."),
+        ("cycles: 2}", "cycles: 2}, max_lr: 0.1, tested_with: {batch_size: 64}", "15:111: "
+         "strategies.clr.tested_with.batch_size: the bounds were found with 64, but this study has 32: test again."),
+        ("cycles: 2}", "cycles: 2}, max_lr: 0.1, tested_with: {weight_decay: 0}", "15:113: "
+         "strategies.clr.tested_with.weight_decay: the bounds were found with 0, but this study has 0.0005: test again."),
+        ("cycles: 2}", "cycles: 2}, max_lr: 0.1, tested_with: {momentun: 0}", "15:99: strategies.clr.tested_with.momentun: "
+         "unknown key; known: batch_size, momentum, weight_decay. Did you mean 'momentum'?"),
         # The rest.
         ("  epochs: 5", "  epochs: 5\n  precision: half", "7:14: training.precision: must be 'float32' or 'bfloat16', "
          "got 'half'."),

@@ -214,6 +214,8 @@ def _headline(clr: WaySummary, cost: Claim, accuracy: Claim, terms: Terms) -> st
 def _note(row: WaySummary, clr: WaySummary, terms: Terms) -> str:
     """Return how a way without a search over rates fared beside the CLR run."""
     kind = "The untuned default rate" if row.way.origin == "default_rate" else "The range test"
+    if row.way.bounds_given:
+        kind = "Bounds from the file, whose finding is on no bill,"
     shape = f"with schedule {row.way.schedule}"
     if row.test is None or row.speed_up is None or clr.test is None:
         return f"{kind} {shape} ({row.key}) gave no model to compare."

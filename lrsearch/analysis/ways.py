@@ -24,10 +24,12 @@ class Way:
     """The schedule's registry name; `constant` when the strategy names none."""
     description: str
     """Such as "range_tested, triangular2 (cycles 2)"."""
+    bounds_given: bool = False
+    """Whether a range-tested way has its bounds from the file: then no test is on its bill."""
 
     @property
     def is_range_tested(self) -> bool:
-        return self.origin == "range_tested"
+        return self.origin == "range_tested" and not self.bounds_given
 
     @property
     def is_search(self) -> bool:
@@ -50,7 +52,9 @@ def clr_way(record: StudyRecord) -> Way | None:
 def _way(key: str, settings: Mapping[str, Any]) -> Way:
     schedule: Mapping[str, Any] = settings.get("schedule") or {"name": "constant"}
     origin, shape = str(settings["name"]), str(schedule["name"])
-    return Way(key, origin, shape, f"{origin}{_in_brackets(settings)}, {shape}{_in_brackets(schedule)}")
+    bounds_given = settings.get("max_lr") is not None
+    told = f"{origin}{' with bounds from the file' if bounds_given else _in_brackets(settings)}"
+    return Way(key, origin, shape, f"{told}, {shape}{_in_brackets(schedule)}", bounds_given)
 
 
 def _in_brackets(settings: Mapping[str, Any]) -> str:

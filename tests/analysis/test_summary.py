@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lrsearch.analysis import StudySummary, WaySummary, summarise
+from lrsearch.analysis import StudySummary, WaySummary, clr_way, summarise
 from lrsearch.analysis.table import columns, row_cells
 from lrsearch.analysis.threats import threats
 from lrsearch.storage.export import export_rows, write_rows
@@ -307,3 +307,19 @@ def test_a_lower_is_better_metric_turns_everything_round() -> None:
     summary = summarise(replace(record, facts=facts, config=config))
     assert (some(summary.way("clr").reach).reached, some(summary.way("random").reach).reached) == (5, 0)
     assert "better test error" in summary.verdict.headline
+
+
+def with_given_bounds(record: StudyRecord, *keys: str) -> StudyRecord:
+    given = {key: {**record.config["strategies"][key], "max_lr": 0.2} for key in keys}
+    return replace(record, config={**record.config, "strategies": {**record.config["strategies"], **given}})
+
+
+def test_a_way_whose_bounds_are_from_the_file_is_not_the_clr_run(record: StudyRecord) -> None:
+    """Its range test is on no bill, so its cost proves nothing about finding a rate."""
+    assert some(clr_way(record)).key == "clr"
+    one = with_given_bounds(record, "clr")
+    assert some(clr_way(one)).key == "clr_linear"
+    assert summarise(one).way("clr").way.description == "range_tested with bounds from the file, triangular2 (cycles 2)"
+    assert any(note.startswith("Bounds from the file") and "(clr)" in note for note in summarise(one).verdict.notes)
+    both = with_given_bounds(record, "clr", "clr_linear")
+    assert "no way of this study uses a range test" in summarise(both).verdict.headline

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from lrsearch.interfaces import Strategy
 from lrsearch.range_test import judge
-from lrsearch.strategies import RangeTested, verdict_of
+from lrsearch.schedules import SCHEDULES, plan_schedule
+from lrsearch.strategies import RangeTested, ScheduleTemplate, verdict_of
 from lrsearch.trial import Choice, Proposal, RangeTestPlan, RangeTestPoint, Trial
 from tests.strategies.contract import (
     DIVERGES_ABOVE,
@@ -30,6 +33,54 @@ class TestRangeTested(StrategyContract):
     @pytest.fixture
     def make(self) -> Callable[[], Strategy]:
         return RangeTested
+
+
+class TestGivenBounds(StrategyContract):
+    @pytest.fixture
+    def make(self) -> Callable[[], Strategy]:
+        return partial(RangeTested, base_lr=0.01, max_lr=0.1)
+
+
+def test_given_bounds_are_trained_between_without_a_test() -> None:
+    way = RangeTested(base_lr=0.01, max_lr=0.06, schedule=ScheduleTemplate(name="decay"))
+    assert way.planned_trials == 1
+    assert [trial.proposal for trial in search(way).trials] == [
+        Proposal("train", Choice("decay"), learning_rate=0.06, base_lr=0.01, max_lr=0.06)
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_every_schedule_starts_from_given_bounds_or_from_max_lr_alone(name: str) -> None:
+    for way in (RangeTested(base_lr=0.01, max_lr=0.1), RangeTested(max_lr=0.1)):
+        (proposal,) = way.propose(EMPTY, 1)
+        planned = plan_schedule(
+            Choice(name),
+            learning_rate=proposal.learning_rate,
+            base_lr=proposal.base_lr,
+            max_lr=proposal.max_lr,
+            total_steps=200,
+            steps_per_epoch=20,
+        )
+        assert planned.peak_learning_rate == 0.1
+        assert max(planned.rate(step) for step in range(planned.train_steps)) == pytest.approx(0.1, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base_lr": 0.1}, "base_lr and tested_with belong to bounds that are given; add max_lr"),
+        ({"tested_with": {"momentum": 0.9}}, "add max_lr"),
+        ({"base_lr": 0.1, "max_lr": 0.1}, r"base_lr must be smaller than max_lr, got 0\.1 and 0\.1"),
+        (
+            {"max_lr": 0.1, "min_steps": 200, "low": 1e-3},
+            "no range test is run when max_lr is given; remove min_steps, low",
+        ),
+        ({"max_lr": 0}, "greater than 0"),
+    ],
+)
+def test_bounds_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RangeTested.model_validate(settings)
 
 
 def test_the_range_test_covers_the_studys_range_with_methods_defaults() -> None:
