@@ -219,7 +219,8 @@ class _View:
         curve = result.curve if result is not None else self.live_points
         evaluated = [point for point in (result.range_test if result else ()) if point.validation_metric is not None]
         shown = evaluated[:: max(1, math.ceil(len(evaluated) / RANGE_TEST_VALUES))]
-        values = [(point.step, point.validation_metric) for point in (*curve, *shown)]
+        values = [(point.step, point.validation_metric) for point in curve]
+        values += [(point.step, point.validation_metric) for point in shown]
         return {step: float(value) for step, value in values if value is not None}
 
     @property
