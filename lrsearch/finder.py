@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lrsearch.analysis import wording
 from lrsearch.errors import UsageError
-from lrsearch.range_test import Ladder, Policy, RangeTestVerdict, Signal, find_bounds, judge
+from lrsearch.range_test import Ladder, Policy, RangeTestVerdict, judge
 from lrsearch.range_test import ladder as make_ladder
 from lrsearch.restore import Snapshot, find_generators, seed_generators
 from lrsearch.torch_schedule import given_rates, rate_ratios, set_rate
@@ -144,7 +144,7 @@ def lr_range_test(
     trainer = _Trainer(model, optimizer, loss_fn, forward, evaluate, batches, accumulate, clip_norm, autocast, scaler)
     curve = snapshot.undo_after(partial(_run, trainer, rates, sources, seed))
     plan = RangeTestPlan(low=low, high=high, ladder=ladder, policy=policy)
-    verdict = _verdict(curve, _facts(chance, evaluation_count), plan, type(optimizer).__name__)
+    verdict = judge(curve, _facts(chance, evaluation_count), plan, type(optimizer).__name__)
     return RangeTest(verdict, tuple(curve), low, high, planned, trainer.setting)
 
 
@@ -379,29 +379,6 @@ def _planned_steps(batches: Iterable[Any], steps: int | None, accumulate: int) -
 def _range_of(optimizer: torch.optim.Optimizer, low: float | None, high: float | None) -> tuple[float, float]:
     usual = SGD_RANGE if type(optimizer).__name__.lower() in SGD_LIKE else ADAPTIVE_RANGE
     return usual[0] if low is None else low, usual[1] if high is None else high
-
-
-def _verdict(
-    curve: list[RangeTestPoint], facts: WorkloadFacts, plan: RangeTestPlan, optimizer_name: str
-) -> RangeTestVerdict:
-    """Judge like a study's range test; there the validation loss is always measured, here it may be missing."""
-    measured = {signal for signal in get_args(Signal) if any(getattr(point, signal) is not None for point in curve)}
-    if measured & {"validation_metric", "validation_loss"}:
-        verdict = judge(curve, facts, plan, optimizer_name)
-        if verdict.signal in measured:
-            return verdict
-    complete = curve[-1].learning_rate == plan.high
-    points = (
-        curve[:-1] if complete else curve
-    )  # the loss after the last step is not measured; where it ran away it is None
-    losses = find_bounds(
-        [point.learning_rate for point in points],
-        [point.train_loss for point in points],
-        kind="loss",
-        policy=plan.policy,
-        optimizer=optimizer_name,
-    )
-    return replace(losses, signal="train_loss")
 
 
 def _facts(chance: float | None, evaluation_count: int | None) -> WorkloadFacts:

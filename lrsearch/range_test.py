@@ -173,15 +173,15 @@ def judge(
     """Return the verdict on a study's range test, from the first of its signals that can tell; `signal` names it.
 
     That is the validation metric; where it has too few points or no room to rise, the validation loss; then the
-    training loss. A metric that leaves 0..1, or that should be low, is passed over. A test that stopped before
-    `plan.high` is non-finite where it stopped, for the signals that are not measured at every step. The bounds do not
-    depend on `bootstrap`; the intervals, and with them confidence and advice, do.
+    training loss. Passed over: what was never measured, and a metric that leaves 0..1 or should be low. A test that
+    stopped before `plan.high` is non-finite where it stopped, for the signals that are not measured at every step. The
+    bounds do not depend on `bootstrap`; the intervals, and with them confidence and advice, do.
     """
     verdict = _silent("too_short", "train_loss")
     for signal in get_args(Signal):
         is_metric = signal == "validation_metric"
         rates, values = _signal(points, signal, plan.high)
-        if not rates or (is_metric and not _is_share(values, facts)):
+        if not rates or not _is_measured(points, signal) or (is_metric and not _is_share(values, facts)):
             continue
         found = find_bounds(
             rates,
@@ -346,21 +346,24 @@ class _Curve:
         steepest = int(slope[: peak + 1].argmax())
         knee = steepest + int(np.argmax((smooth >= 0.8 * top)[steepest:] & (slope <= 0.2 * slope[steepest])[steepest:]))
         onset = _first_run(smooth >= max(0.1 * top, 3 * sigma / shrink))
-        usual = self._usual_noise(local_noise, onset, knee)
-        ragged = (local_noise >= max(3 * usual, 0.05 * top)) & (_turning_share(self.gain) >= 1 / 3)
+        usual = max(self._usual_noise(local_noise, onset, knee), self.floor)
+        ragged = local_noise >= max(3 * usual, 0.05 * top)
+        # A curve that is at its best so far has not reached its end, however much it jumps (real accuracies do).
+        ragged &= (_turning_share(self.gain) >= 1 / 3) & (smooth < np.maximum.accumulate(smooth))
         return _Marks(
             gain=top,
             learned=top > max(4 * sigma, 3 * float(np.median(local_noise)) / shrink),
             onset=None if onset is None else _refined_onset(smooth, slope, steepest, onset),
             knee=knee,
             ragged=None if self.pretrained else _first_run(ragged, knee),
-            fall=_fall(self.gain, smooth, NOISE_ALLOWANCE * max(usual, self.floor) / shrink),
+            fall=_fall(self.gain, smooth, NOISE_ALLOWANCE * usual / shrink),
             collapse=_first_run(smooth < -max(4 * sigma, 0.1 * top)),
         )
 
     def _usual_noise(self, local_noise: Array, onset: int | None, knee: int) -> float:
         """Return the local noise that is no sign of raggedness: the median up to the knee.
 
+        Near chance an accuracy hardly moves, so that this may lie below what its samples must scatter: see `floor`.
         A loss counts from the onset: while a model still knows nothing, batches hardly differ, so that any training
         loss would look ragged as soon as it has fallen (measured: digits with Adam, 0.006 where 0.03 still trains).
         """
@@ -647,6 +650,11 @@ def _signal(points: Sequence[RangeTestPoint], signal: Signal, high: float) -> tu
     if stopped:
         evaluated = [*(p for p in evaluated if p is not points[-1]), RangeTestPoint(0, points[-1].learning_rate, None)]
     return [p.learning_rate for p in evaluated], [getattr(p, signal) for p in evaluated]
+
+
+def _is_measured(points: Sequence[RangeTestPoint], signal: Signal) -> bool:
+    """Return whether the test measured the signal; the training loss always is, and None where it is not finite."""
+    return signal == "train_loss" or any(getattr(point, signal) is not None for point in points)
 
 
 def _is_share(values: Sequence[float | None], facts: WorkloadFacts) -> bool:

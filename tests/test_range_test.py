@@ -160,6 +160,21 @@ def test_raggedness_is_found_before_the_fall(count: int) -> None:
     assert misses <= 3
 
 
+@pytest.mark.parametrize("count", [100, 300])
+def test_a_curve_that_jumps_while_it_still_rises_is_not_ragged_yet(count: int) -> None:
+    """As accuracies of real runs do: they learn half at once, then the rest in jumps of 0.07, up to -1.
+
+    Measured on 200 curves: 10 % end below -1.2; 74 % (100 points) and 94 % (300) when rising ones count too.
+    """
+    rise = np.interp(grid(count), [-3.5, -3, -1, -0.5, 0], [0.1, 0.5, 0.9, 0.9, 0.1])
+    scatter = np.where((grid(count) > -3) & (grid(count) < -0.5), 0.07, 0.002)
+    ends = [
+        decades(metric(rise + scatter * np.random.default_rng(seed).standard_normal(count)).max_lr)
+        for seed in range(30)
+    ]
+    assert sum(end < -1.2 for end in ends) <= 8
+
+
 @pytest.mark.parametrize("count", [50, 100, 300, 1000])
 def test_the_blow_up_of_a_loss_is_found(count: int) -> None:
     verdict = loss(loss_curve(count))
@@ -515,6 +530,22 @@ def test_a_test_that_stopped_early_is_non_finite_there() -> None:
     verdict = judge(stopped, FACTS, PLAN, "sgd")
     assert (verdict.signal, verdict.reason) == ("validation_metric", "non-finite")
     assert verdict.max_lr == pytest.approx(stopped[-1].learning_rate / 2)
+
+
+@pytest.mark.parametrize(
+    ("measured", "judged"), [("validation_loss", "validation_loss"), (None, "train_loss")], ids=str
+)
+def test_what_was_never_measured_is_passed_over_when_a_test_stopped_early(measured: str | None, judged: str) -> None:
+    missing: dict[str, Any] = {"validation_metric": None, "validation_loss": None}
+    missing.pop(str(measured), None)
+    stopped = [replace(p, **missing) for p in points() if p.learning_rate < 1.0]
+    stopped[-1] = replace(stopped[-1], train_loss=None)
+    verdict = judge(stopped, FACTS, PLAN, "sgd")
+    assert (verdict.signal, verdict.status, verdict.reason) == (judged, "ok", "fall")
+
+
+def test_a_test_that_never_had_a_finite_loss_diverges_at_once() -> None:
+    assert judge([RangeTestPoint(0, 1e-5, None)], FACTS, PLAN, "sgd").status == "diverges_at_once"
 
 
 def test_nothing_measured_is_too_short() -> None:
