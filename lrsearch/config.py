@@ -205,14 +205,17 @@ class Training(Settings):
     groups: tuple[Group, ...] = ()
 
     @model_validator(mode="after")
-    def _check_weight_decay(self) -> Training:
-        """Refuse to multiply a weight decay of 0."""
-        decays = getattr(self.optimizer, "weight_decay", 0) > 0
+    def _check_groups(self) -> Training:
+        """Refuse to multiply a weight decay of 0, and the one rate of Prodigy."""
+        optimizer = dict(self.optimizer)
         for index, group in enumerate(self.groups):
-            if group.weight_decay_multiplier != 1 and not decays:
+            if group.weight_decay_multiplier != 1 and not optimizer.get("weight_decay"):
                 place = ("groups", index, "weight_decay_multiplier")
                 text = "has nothing to multiply: the optimizer's weight_decay is 0; give it, or remove this"
                 raise _refused(place, group.weight_decay_multiplier, text)
+            if group.rate_multiplier not in (0, 1) and optimizer.get("name") == "prodigy":
+                text = f"must be 0 or 1: prodigy takes one rate for all parameters, got {group.rate_multiplier:g}"
+                raise _refused(("groups", index, "rate_multiplier"), group.rate_multiplier, text)
         return self
 
 

@@ -1,4 +1,4 @@
-"""The optimizers of torch.optim and their settings, without the rate: that is what a study looks for."""
+"""The optimizers and their settings, without the rate: that is what a study looks for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from lrsearch.interfaces import Settings
 
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+ProperFraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Sgd(Settings):
@@ -79,6 +81,42 @@ class Adadelta(Settings):
     weight_decay: NotNegative = 0.0
 
 
+class ScheduleFreeAdamW(Settings):
+    """schedulefree.AdamWScheduleFree (extra `lrfree`), to be held at a constant rate behind a warm-up.
+
+    Defazio et al., "The Road Less Scheduled", 2024, https://arxiv.org/abs/2405.15682.
+    """
+
+    name: Literal["schedulefree_adamw"] = "schedulefree_adamw"
+    betas: tuple[ProperFraction, Fraction] = (0.9, 0.999)
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 0.0
+
+
+class ScheduleFreeSgd(Settings):
+    """schedulefree.SGDScheduleFree (extra `lrfree`), to be held at a constant rate behind a warm-up."""
+
+    name: Literal["schedulefree_sgd"] = "schedulefree_sgd"
+    momentum: ProperFraction = 0.9
+    weight_decay: NotNegative = 0.0
+
+
+class Prodigy(Settings):
+    """prodigyopt.Prodigy (extra `lrfree`), which finds its step size itself: give it the rate 1, best with `cosine`.
+
+    Mishchenko and Defazio, "Prodigy", 2023, https://arxiv.org/abs/2306.06101. Where it stays at its first estimate,
+    raise `d0` to 1e-5; with a warm-up, turn `safeguard_warmup` on.
+    """
+
+    name: Literal["prodigy"] = "prodigy"
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    safeguard_warmup: bool = False
+    d0: Positive = 1e-6
+    d_coef: Positive = 1.0
+
+
 OPTIMIZERS: Mapping[str, type[Settings]] = {
     "sgd": Sgd,
     "adam": Adam,
@@ -86,4 +124,7 @@ OPTIMIZERS: Mapping[str, type[Settings]] = {
     "rmsprop": RmsProp,
     "adagrad": Adagrad,
     "adadelta": Adadelta,
+    "schedulefree_adamw": ScheduleFreeAdamW,
+    "schedulefree_sgd": ScheduleFreeSgd,
+    "prodigy": Prodigy,
 }

@@ -5,6 +5,9 @@ The only file that steps an optimiser. Nothing waits for the device inside a seg
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import itertools
 import math
 import platform
 import random
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrsearch.errors import LrsearchError, UsageError, WorkloadError
+from lrsearch.errors import LrsearchError, MissingExtraError, UsageError, WorkloadError
 from lrsearch.interfaces import Batch, Channel, LoadedWorkload, Split, Workload
 from lrsearch.range_test import DivergenceStop, ladder
 from lrsearch.registry import lookup
@@ -50,6 +53,13 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "adadelta": torch.optim.Adadelta,
 }
+LEARNING_RATE_FREE = {
+    "schedulefree_adamw": ("schedulefree", "AdamWScheduleFree"),
+    "schedulefree_sgd": ("schedulefree", "SGDScheduleFree"),
+    "prodigy": ("prodigyopt", "Prodigy"),
+}
+"""Module and class of the optimisers that come with the extra `lrfree`."""
+BATCH_NORM_BATCHES = 50  # the number in Schedule-Free's README
 RANGE_TEST_EVALUATIONS = 75
 """Evaluations during a range test: METHOD asks for 50 to 100, enough for the smoothing window to see the shape."""
 
@@ -177,11 +187,27 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """Return the optimiser of that name. Raises UnknownNameError, and MissingExtraError when its package is absent."""
+    if name not in LEARNING_RATE_FREE:
+        return lookup("optimizer", OPTIMIZERS, name)
+    module, attribute = LEARNING_RATE_FREE[name]
+    try:
+        found: type[torch.optim.Optimizer] = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise MissingExtraError(f"The optimizer {name!r}", "lrfree") from error
+    return found
+
+
 def _optimizer(training: TrainingPlan, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """Return the optimiser at rate 0; each of its groups carries the multiplier by which `_Run.step` sets its rate."""
-    optimizer_class = lookup("optimizer", OPTIMIZERS, training.optimizer.name)
+    """Return the optimiser; each of its groups carries the multiplier by which `_Run.step` sets its rate.
+
+    Until then its rate is 1, because Prodigy refuses 0.
+    """
+    found = optimizer_class(training.optimizer.name)
     groups = _parameter_groups(model, training.groups)
-    optimizer = optimizer_class(groups, lr=0.0, **training.optimizer.settings)  # type: ignore[call-arg]  # every torch optimiser takes lr
+    with contextlib.redirect_stdout(None):  # Prodigy prints how it decays weights
+        optimizer = found(groups, lr=1.0, **training.optimizer.settings)  # type: ignore[call-arg]  # all take lr
     for group in optimizer.param_groups:
         group["weight_decay"] *= group["weight_decay_multiplier"]
     return optimizer
@@ -239,7 +265,7 @@ class _Run:
     _losses: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.model.train()
+        self._switch(training=True)
 
     def step(self, learning_rate: float) -> None:
         """Take one optimiser step at `learning_rate`; the loss stays on the device until `take_losses`."""
@@ -263,16 +289,38 @@ class _Run:
 
     def evaluate(self, split: Split) -> tuple[float | None, float | None]:
         """Return loss and metric over the whole split, in evaluation mode; None where not finite."""
-        self.model.eval()
+        self._switch(training=False)
         outputs, targets = [], []
         with torch.inference_mode(), self._autocast():
             for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
                 outputs.append(self.model(batch_inputs))
                 targets.append(batch_targets)
-        self.model.train()
+        self._switch(training=True)
         all_outputs, all_targets = torch.cat(outputs).float(), torch.cat(targets)
         loss = float(self.loaded.loss(all_outputs, all_targets))
         return _finite(loss), _finite(self.loaded.metric(all_outputs, all_targets))
+
+    def _switch(self, *, training: bool) -> None:
+        """Put model and optimiser into training or evaluation mode: Schedule-Free evaluates at other weights."""
+        switch = getattr(self.optimizer, "train" if training else "eval", None)
+        if switch is not None:
+            switch()
+            if not training:
+                self._refresh_batch_norm()
+        self.model.train(training)
+
+    def _refresh_batch_norm(self) -> None:
+        """Let batch norm see training batches at the weights that are to be evaluated, as Schedule-Free's README asks.
+
+        Generators and data of the training stay where they are.
+        """
+        if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+            return
+        batches = itertools.islice(_batches(self.loaded, 0), BATCH_NORM_BATCHES)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), self._autocast():
+            for inputs, _ in batches:
+                self.model(inputs)
 
     def _autocast(self) -> torch.autocast:
         bfloat16 = self.training.precision == "bfloat16"

@@ -135,7 +135,7 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         ("{name: grid", "{name: gird", "13:16: strategies.grid.name: unknown strategy 'gird'; known: default_rate, grid, "
          "optuna_search, random_search, range_tested. Did you mean 'grid'?"),
         ("name: sgd", "name: sdg", "7:21: training.optimizer.name: unknown optimizer 'sdg'; known: adadelta, adagrad, adam, "
-         "adamw, rmsprop, sgd. Did you mean 'sgd'?"),
+         "adamw, prodigy, rmsprop, schedulefree_adamw, schedulefree_sgd, sgd. Did you mean 'sgd'?"),
         ("{name: digits", "{name: digit", "4:18: workload.name: unknown workload 'digit'; known: callable, cifar10, "
          "cifar100, digits, fashion_mnist, image_folder, mnist. Did you mean 'digits'?"),
         ("{name: constant}", "{name: 3}", "13:50: strategies.grid.schedule.name: must be text, got 3."),
@@ -172,6 +172,8 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         ("weight_decay: 5e-4}", "weight_decay: 0}\n  groups: [{pattern: '*', weight_decay_multiplier: 2}]", "8:52: "
          "training.groups.0.weight_decay_multiplier: has nothing to multiply: the optimizer's weight_decay is 0; give "
          "it, or remove this."),
+        ("sgd, momentum: 0.9, weight_decay: 5e-4}", "prodigy}\n  groups: [{pattern: '*.bias', rate_multiplier: 2}]", "8:49: "
+         "training.groups.0.rate_multiplier: must be 0 or 1: prodigy takes one rate for all parameters, got 2."),
         # Bounds from elsewhere.
         ("cycles: 2}", "cycles: 2}, max_lr: 20", "15:80: strategies.clr.max_lr: must lie in the study's rates, 1e-05 to "
          "10, got 20."),

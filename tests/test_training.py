@@ -4,6 +4,7 @@ import importlib
 import inspect
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,10 +13,18 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lrsearch.errors import DataError, UsageError, WorkloadError
+from lrsearch.errors import DataError, MissingExtraError, UsageError, WorkloadError
 from lrsearch.optimizers import OPTIMIZERS as SETTINGS
 from lrsearch.strategies.default_rate import USUAL_RATES
-from lrsearch.training import OPTIMIZERS, pick_device, prepare, probe, run_trials
+from lrsearch.training import (
+    LEARNING_RATE_FREE,
+    OPTIMIZERS,
+    optimizer_class,
+    pick_device,
+    prepare,
+    probe,
+    run_trials,
+)
 from lrsearch.trial import (
     CHARGED_PHASES,
     Choice,
@@ -210,20 +219,31 @@ def test_the_first_loss_of_a_range_test_belongs_to_the_rung_before_it() -> None:
     assert math.fsum(loss or 0.0 for loss in first_epoch) / len(first_epoch) == pytest.approx(constant, rel=0.02)
 
 
+def need(name: str) -> None:
+    """Skip the test when the optimizer's package is not installed."""
+    if name in LEARNING_RATE_FREE:
+        pytest.importorskip(LEARNING_RATE_FREE[name][0])
+
+
 def test_a_study_file_may_name_just_the_optimizers_that_train() -> None:
-    assert set(SETTINGS) == set(OPTIMIZERS) <= set(USUAL_RATES)
+    assert set(SETTINGS) == {*OPTIMIZERS, *LEARNING_RATE_FREE} == set(USUAL_RATES)
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_the_settings_of_an_optimizer_and_their_defaults_are_the_optimizers_own(name: str) -> None:
+    need(name)
     settings = SETTINGS[name].model_validate({"name": name}).model_dump(exclude={"name"})
-    theirs = inspect.signature(OPTIMIZERS[name]).parameters
+    theirs = inspect.signature(optimizer_class(name)).parameters
     assert settings == {key: theirs[key].default for key in settings}
+    if name in LEARNING_RATE_FREE:
+        assert theirs["lr"].default == USUAL_RATES[name]
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_every_optimizer_trains(name: str) -> None:
+    need(name)
     rate = {"sgd": 0.1, "adagrad": 0.05, "rmsprop": 1e-3, "adadelta": 1.0}.get(name, 3e-3)
+    rate = USUAL_RATES[name] if name in LEARNING_RATE_FREE else rate
     result = run(spec(rate, optimizer=Choice(name)))
     assert result.status == "completed"
     assert result.validation_metric is not None
@@ -244,6 +264,66 @@ def test_sgd_equals_a_loop_written_by_hand() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert result.curve[0].train_loss == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
+
+
+NORMALISED = TABLE.replace(
+    "return torch.nn.Linear(5, 2)",
+    "return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.3), "
+    "torch.nn.Linear(8, 2))",
+)
+
+
+def test_schedule_free_equals_a_loop_written_by_hand_after_its_readme(callable_workload: Any) -> None:
+    """Training losses prove that evaluating moved neither weights nor data nor chance; the loop evaluates only once."""
+    schedulefree = pytest.importorskip("schedulefree")
+    workload = callable_workload(NORMALISED)
+    result = run(spec(0.5, workload=workload, optimizer=Choice("schedulefree_sgd", {"weight_decay": 1e-3})))
+    loaded = WORKLOADS["callable"](name="callable", **workload.settings).load(torch.device("cpu"), 0)
+    torch.manual_seed(0)
+    model = loaded.build_model()
+    optimizer = schedulefree.SGDScheduleFree(model.parameters(), lr=0.5, weight_decay=1e-3)
+    optimizer.train()
+    order, losses = torch.Generator().manual_seed(0), []
+    for _ in range(2):
+        for inputs, targets in loaded.train_batches(order):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(inputs), targets)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
+            optimizer.step()
+            losses.append(loss.item())
+    last_epoch = losses[len(losses) // 2 :]
+    assert result.curve[1].train_loss == pytest.approx(math.fsum(last_epoch) / len(last_epoch), rel=1e-6)
+
+    optimizer.eval()
+    order = torch.Generator().manual_seed(0)
+    epochs = itertools.chain.from_iterable(loaded.train_batches(order) for _ in itertools.count())
+    with torch.no_grad():
+        for inputs, _ in itertools.islice(epochs, 50):
+            model(inputs)
+        model.eval()
+        batches = list(loaded.evaluation_batches("validation"))
+        outputs, targets = torch.cat([model(one) for one, _ in batches]), torch.cat([one for _, one in batches])
+    expected = torch.nn.functional.cross_entropy(outputs, targets).item()
+    # What the statistics were before has the weight 0.9^50 = 0.005, and only there the two differ.
+    assert result.validation_loss == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)  # what Python itself does for a module that cannot be imported
+    with pytest.raises(
+        MissingExtraError, match=r"'prodigy' needs the 'lrfree' extra: pip install 'lrsearch\[lrfree\]'"
+    ):
+        prepare(DIGITS, TrainingPlan(1, Choice("prodigy"), device="cpu"), 0)
+
+
+def test_prodigy_trains_frozen_and_quiet_where_it_decays_weights(capfd: pytest.CaptureFixture[str]) -> None:
+    need("prodigy")
+    plan = replace(
+        WITH_GROUPS, optimizer=Choice("prodigy", {"weight_decay": 0.01}), groups=(ParameterGroup("1.*", 0.0),)
+    )
+    prepare(DIGITS, plan, 0)
+    assert run(spec(1.0, training=plan)).status == "completed"
+    assert capfd.readouterr().out == ""
 
 
 GROUPS = (ParameterGroup("1.*", 0.1), ParameterGroup("*.bias", 2.0, 0.0), ParameterGroup("5.weight", 1.0, 250.0))

@@ -23,6 +23,10 @@ USUAL_RATES = {
     "rmsprop": 1e-2,
     "adagrad": 1e-2,
     "adadelta": 1.0,
+    # The defaults of schedulefree 1.4 and prodigyopt 1.1.
+    "schedulefree_adamw": 0.0025,
+    "schedulefree_sgd": 1.0,
+    "prodigy": 1.0,
 }
 
 
