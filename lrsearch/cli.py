@@ -64,6 +64,8 @@ class _Commands(TyperGroup):
             _fail("Stopped.", 130)
         except Exception as error:
             if _is_for_typer(error):
+                if hasattr(error, "format_message"):  # typer shows the usage on stderr
+                    _print_error(error.format_message(), getattr(error, "exit_code", 2))
                 raise
             _fail(f"lrsearch met a fault of its own: {_one_line(error)}. Full traceback: {_keep_traceback()}", 1)
 
@@ -75,9 +77,14 @@ def _is_for_typer(error: Exception) -> bool:
 def _fail(message: str, exit_code: int) -> NoReturn:
     message = _without_passwords(message)
     typer.echo(message, err=True)
+    _print_error(message, exit_code)
+    raise typer.Exit(exit_code)
+
+
+def _print_error(message: str, exit_code: int) -> None:
+    """Print the one JSON document that `--json` promises, also for an error."""
     if "--json" in sys.argv[1:]:
         typer.echo(json.dumps({"error": message, "exit_code": exit_code}))
-    raise typer.Exit(exit_code)
 
 
 def _without_passwords(text: str) -> str:

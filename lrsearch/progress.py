@@ -268,9 +268,8 @@ class PlainProgress:
         self._write(text)
 
     def study_finished(self, record: StudyRecord) -> None:
-        self._write(
-            f"Study {record.name} version {record.version} is done: {duration(self._board.total.charged_seconds)}."
-        )
+        charged = sum(trial.charged_device_seconds for trial in record.trials)
+        self._write(f"Study {record.name} version {record.version} is done: {duration(charged)}.")
 
     def _outcome(self, trial: TrialRecord) -> str:
         parts = [trial.status, duration(trial.charged_device_seconds)]

@@ -272,9 +272,14 @@ def _short(value: Any) -> str:
 
 
 def _account(record: StudyRecord) -> dict[str, str] | None:
-    """Return how much of the time that the process held the device is on a bill; None without a record of that time."""
-    held = sum(float(event.data["held_seconds"]) for event in record.events if "held_seconds" in event.data)
-    if not held:
+    """Return how much of the time that the process held the device is on a bill; None where that time is not known.
+
+    A killed process leaves no record of how long it held the device.
+    """
+    runs = [float(event.data["held_seconds"]) for event in record.events if "held_seconds" in event.data]
+    processes = {attempt.owner for trial in record.trials for attempt in trial.attempts}
+    held = sum(runs)
+    if not held or len(processes) > len(runs):
         return None
     phases = {phase: sum(trial.phase_seconds[phase] for trial in record.trials) for phase in PHASES}
     charged, apart = charged_seconds(phases), sum(phases[phase] for phase in APART_PHASES)

@@ -368,6 +368,7 @@ class _Conductor:
         )
         started_at = datetime.now(UTC)
         channel = _Channel(self._store, begun, trial, stopper, self._observer, self._publish_live)
+        before = time.perf_counter() - self._boundary
         try:
             with channel.beating(), self._signals.interruptible():
                 [result] = self._executor.submit(run_trials, [spec], channel).result()
@@ -378,7 +379,7 @@ class _Conductor:
             raise
         done = time.perf_counter()
         # What no phase explains of the span since the last trial went into thinking and writing: the device was idle.
-        result = _with_idle(result, (done - self._boundary) - sum(result.phase_seconds.values()))
+        result = _with_idle(result, before, (done - self._boundary) - sum(result.phase_seconds.values()))
         verdict = self._verdict(trial, result)
         self._store.finish_attempt(begun.attempt_id, begun.token, result, verdict)
         finished = replace(_finished(trial, begun, result, self._owner, started_at), verdict=verdict)
@@ -487,10 +488,12 @@ def _number(trial: TrialRecord) -> int:
     return trial.number
 
 
-def _with_idle(result: TrialResult, idle_seconds: float) -> TrialResult:
+def _with_idle(result: TrialResult, before: float, idle_seconds: float) -> TrialResult:
+    """Charge `idle_seconds`; those `before` the trial started are paid by the time of its first curve point."""
     phases = dict(result.phase_seconds)
     phases["idle"] = phases.get("idle", 0.0) + max(0.0, idle_seconds)
-    return replace(result, phase_seconds=phases)
+    curve = (replace(point, charged_device_seconds=before + point.charged_device_seconds) for point in result.curve)
+    return replace(result, phase_seconds=phases, curve=tuple(curve))
 
 
 def _finished(trial: TrialRecord, begun: Begun, result: TrialResult, owner: str, started_at: datetime) -> TrialRecord:

@@ -348,6 +348,14 @@ def test_each_failure_is_one_line_and_its_exit_code(
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.parametrize(("argument", "message"), [("--nope", "No such option: --nope"), ("", "Missing argument")])
+def test_a_command_line_used_wrongly_is_one_json_document_too(tmp_path: Path, argument: str, message: str) -> None:
+    answer = lrsearch(tmp_path, "run-study", "--json", *([argument] if argument else []))
+    document = json.loads(answer.stdout)
+    assert answer.returncode == document["exit_code"] == 2
+    assert message in document["error"]
+
+
 def test_a_fault_of_our_own_keeps_its_traceback_in_a_file(tmp_path: Path) -> None:
     study = STUDY + "  mine: {name: guess, rate: 13}\n"
     site = tmp_path / "site"

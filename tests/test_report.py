@@ -120,6 +120,13 @@ def test_the_time_that_the_device_was_held_is_accounted_for(seen: Reader) -> Non
     assert "99.6 % accounted for" in seen.text  # the factory's run held the device 0.4 % longer than its phases say
 
 
+def test_a_killed_process_leaves_no_account_of_the_time_that_it_held_the_device(record: StudyRecord) -> None:
+    *others, last = record.trials
+    attempts = tuple(replace(attempt, owner="another:1:1:1") for attempt in last.attempts)
+    killed = replace(record, trials=(*others, replace(last, attempts=attempts)))
+    assert "accounted for" not in Reader(render(killed)).text
+
+
 def test_the_study_file_is_on_the_page(seen: Reader) -> None:
     assert "weight_decay: 0.0005" in seen.text
 

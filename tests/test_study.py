@@ -133,6 +133,18 @@ def test_charged_seconds_add_up_to_the_time_that_the_device_was_held(write: Writ
     assert explained == pytest.approx(run.data["held_seconds"], rel=0.01)
 
 
+def test_a_curve_counts_the_idle_seconds_before_its_trial_began(write: Write, store: Store) -> None:
+    class Slow(Quiet):
+        def trial_started(self, trial: TrialRecord) -> None:
+            time.sleep(0.2)
+
+    record = run_study(config(write()), store, observer=Slow())
+    for trial in record.trials:
+        points = [point.charged_device_seconds for point in trial.result.curve] if trial.result else []
+        assert all(0.2 < seconds <= trial.charged_device_seconds for seconds in points)
+        assert points == sorted(points)
+
+
 def test_the_same_file_twice_gives_the_same_rates_curves_and_accuracies(write: Write, tmp_path: Path) -> None:
     path = write()
     first, second = (
