@@ -51,7 +51,9 @@ def resolve(role: str, reference: str, python_path: Path | None) -> Callable[...
 
 
 def _import(role: str, reference: str, module_name: str, python_path: Path | None) -> Any:
-    folders = [str(folder) for folder in (python_path, Path.cwd()) if folder is not None]
+    if python_path is not None and not python_path.is_dir():
+        raise WorkloadError(f"workload.python_path must be a folder, and {python_path} is none: correct or remove it.")
+    folders = list(dict.fromkeys(os.path.abspath(folder) for folder in (python_path, Path.cwd()) if folder is not None))
     sys.path[:0] = [folder for folder in folders if folder not in sys.path]
     if module_name not in sys.modules:
         importlib.invalidate_caches()

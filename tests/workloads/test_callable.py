@@ -301,6 +301,12 @@ def net():
     assert calls.count("model") == models + 3
 
 
+def test_a_python_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    workload = CallableWorkload(model="any:model", data="any:data", python_path=tmp_path / "nowhere")
+    with pytest.raises(WorkloadError, match=r"workload\.python_path must be a folder"):
+        workload.load(torch.device("cpu"), 0)
+
+
 def test_modules_of_the_current_directory_are_found(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
