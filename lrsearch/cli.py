@@ -197,7 +197,7 @@ def _run(config: StudyConfig, database: str, *, extend: bool, fresh: bool) -> St
     _fail(f"Stopped; what has finished is stored, and the running trial is charged. To continue: {again}", stopped)
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(path: Path, option: str = "--report") -> None:
     """Raise StorageError now rather than after hours of training."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +209,7 @@ def _check_writable(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise StorageError(
-            f"The report {path} cannot be written: {error.strerror}. Choose another --report."
+            f"The report {path} cannot be written: {error.strerror}. Choose another {option}."
         ) from error
 
 
@@ -239,6 +239,34 @@ def _show_forecast(config: StudyConfig, as_json: bool) -> None:
     table.add_row("all", "", str(sum(result.trials.values())), duration(result.total_seconds), style="bold")
     _print(table)
     typer.echo(f"On {result.device}; probe: {result.probe}.")
+
+
+@app.command("range-test")
+def range_test(
+    file: StudyFile,
+    repeats: Annotated[int, typer.Option(min=1, help="Run it so often, each time with a further seed.")] = 1,
+    way: Annotated[
+        str | None, typer.Option(metavar="KEY", help="The strategy whose range test to run; default: the first one.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The HTML page; default: reports/NAME-range-test.html.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, at the end.")] = False,
+) -> None:
+    """Run only a study's range test, and show its curve and bounds; nothing is stored."""
+    from lrsearch.config import load_study
+    from lrsearch.range_test_run import as_document, description, run_range_test, write_page
+
+    config = load_study(file)
+    page = output or Path("reports") / f"{config.name}-range-test.html"
+    _check_writable(page, "--output")
+    run = run_range_test(config, way=way, repeats=repeats, tell=lambda line: typer.echo(line, err=True))
+    write_page(run, page)
+    if as_json:
+        _print_json({**as_document(run), "page": str(page), "exit_code": 0})
+        return
+    typer.echo("\n".join(description(run, width=min(_stdout_width(), 100) - 12)))
+    typer.echo(f"Page: {page}")
 
 
 @app.command()
