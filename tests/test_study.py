@@ -17,7 +17,7 @@ import pytest
 from lrsearch.config import StudyConfig, load_study
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError, WorkloadError
 from lrsearch.storage.store import Store, open_store
-from lrsearch.study import forecast, interleaved, run_study
+from lrsearch.study import HEARTBEAT_SECONDS, forecast, interleaved, run_study
 from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord, charged_seconds
 
 FILE = """
@@ -326,7 +326,7 @@ def wait_for_running_attempt(database: Path, after_trials: int) -> None:
     while time.monotonic() < deadline:
         if database.exists():
             try:
-                trials = open_store(f"sqlite:///{database}").record("small").trials
+                trials = open_store(f"sqlite:///{database}", must_exist=True).record("small").trials
             except Exception:  # the tables are being made
                 trials = ()
             running = [trial for trial in trials if trial.status == "running"]
@@ -341,13 +341,13 @@ def wait_for_running_attempt(database: Path, after_trials: int) -> None:
 def test_a_killed_study_goes_on_with_nothing_lost_and_nothing_twice(
     write: Write, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    path = write(epochs=40)
+    path = write(epochs=200, points=2)  # trials long enough to be hit in the middle, after their first heartbeat
     unbroken = run_study(config(path), open_store(f"sqlite:///{tmp_path / 'unbroken.db'}"), observer=Quiet())
     database = tmp_path / "broken.db"
     for after_trials in (1, 4):
         process = start(path, database)
         wait_for_running_attempt(database, after_trials)
-        time.sleep(0.2)
+        time.sleep(HEARTBEAT_SECONDS + 0.1)
         process.send_signal(number)
         output, _ = process.communicate(timeout=30)
         assert process.returncode == code, output
