@@ -409,7 +409,8 @@ def _ways_table(record: StudyRecord) -> Table:
     target = "" if summary.target is None else f" (target {summary.target:g})"
     table = Table(
         title=f"Study {summary.name}, version {summary.version}, {state}",
-        caption=f"{summary.metric}{target}: mean ± standard deviation over n searches. {summary.verdict.headline}",
+        caption=f"{summary.metric}{target}: mean ± standard deviation over n searches. "
+        f"{summary.verdict.headline} Grade: {summary.verdict.grade}.",
         caption_justify="left",
         box=None,
     )

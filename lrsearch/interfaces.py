@@ -149,7 +149,7 @@ class Executor(Protocol):
 
 
 class Observer(Protocol):
-    """Whoever watches a study run: a progress display, a log. Called from the orchestrating thread; must be quick."""
+    """Whoever watches a study run: a progress display, a log. Must be quick; `message` may come from another thread."""
 
     def study_started(self, record: StudyRecord, planned_trials: dict[str, int]) -> None:
         """`planned_trials`: per strategy, over all seeds. `record` holds what earlier runs of the study finished."""

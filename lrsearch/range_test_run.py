@@ -12,7 +12,7 @@ from lrsearch.analysis import wording
 from lrsearch.config import StudyConfig
 from lrsearch.errors import StorageError, StudyFailedError, UsageError, did_you_mean
 from lrsearch.range_test import RangeTestVerdict, combine_verdicts, judge
-from lrsearch.report import _replace as replace_file
+from lrsearch.report import replace_file
 from lrsearch.strategies import RangeTested
 from lrsearch.text_chart import text_chart
 from lrsearch.trial import CurvePoint, History, RangeTestPoint, TrialSpec, WorkloadFacts, charged_seconds

@@ -51,7 +51,7 @@ def write_report(record: StudyRecord, path: Path) -> Path:
     page = render(record)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, page)
+        replace_file(path, page)
     except OSError as error:
         reason = error.strerror or str(error)
         raise StorageError(
@@ -61,7 +61,7 @@ def write_report(record: StudyRecord, path: Path) -> Path:
     return path
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Write beside `path`, force it to disk, then rename: what stands at `path` is always a whole page."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
-from lrsearch.errors import LrsearchError, StudyChangedError, StudyFailedError, UsageError
+from lrsearch.errors import StudyChangedError, StudyFailedError, UsageError
 from lrsearch.interfaces import Executor, Observer, StopsEarly, Strategy
 from lrsearch.range_test import judge
 from lrsearch.storage.store import Begun, Store, StudyRow, this_owner
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 60.0
 HEARTBEAT_SECONDS = 1.0
 """A killed attempt is charged up to its last heartbeat, so this bounds how much of its cost can go unseen."""
+FIRST_HEARTBEAT_SECONDS = 0.2
+"""So that a short trial that is killed has a cost too."""
 EQUAL_FAILURES_TO_STOP = 3
 
 
@@ -302,6 +304,7 @@ class _Conductor:
                     "device_name": self._prepared.device.name,
                 },
             )
+        self._check_any_model()
 
     def _search(self, record: StudyRecord, key: str, seed: int) -> _Search:
         return _Search(key, seed, self._config.strategies[key], list(record.search(key, seed)))
@@ -384,6 +387,10 @@ class _Conductor:
         self._store.finish_attempt(begun.attempt_id, begun.token, result, verdict)
         finished = replace(_finished(trial, begun, result, self._owner, started_at), verdict=verdict)
         self._observer.trial_finished(finished)
+        if finished.stage == "train" and result.status == "completed" and result.validation_metric is None:
+            self._observer.message(
+                f"{trial.strategy}, seed {trial.seed}: {self._facts.metric} was not a finite number."
+            )
         self._publish([finished])
         self._boundary = time.perf_counter()
         self._unsettled = (begun.attempt_id, self._boundary - done)
@@ -397,7 +404,8 @@ class _Conductor:
         optimizer = self._config.training_plan().optimizer.name
         verdict = judge(result.range_test, self._facts, plan, optimizer, bootstrap=0)
         found = verdict.advice if verdict.max_lr is None else f"{verdict.base_lr:.4g} to {verdict.max_lr:.4g}"
-        self._observer.message(f"{trial.strategy}, seed {trial.seed}: range test {verdict.status}: {found}")
+        flags = f" ({', '.join(verdict.flags)})" if verdict.flags else ""
+        self._observer.message(f"{trial.strategy}, seed {trial.seed}: range test {verdict.status}{flags}: {found}")
         return asdict(verdict)
 
     def _publish(self, trials: Sequence[TrialRecord]) -> None:
@@ -424,11 +432,26 @@ class _Conductor:
 
     def _stop_on_equal_failures(self, trial: TrialRecord) -> None:
         error = trial.result.error if trial.status == "failed" and trial.result is not None else None
-        self._failures = [*self._failures, error] if error is not None and error in (self._failures or [error]) else []
+        if error is None:
+            self._failures = []
+        elif error in self._failures:
+            self._failures = [*self._failures, error]
+        else:
+            self._failures = [error]
         if len(self._failures) >= EQUAL_FAILURES_TO_STOP:
             raise StudyFailedError(
                 f"Stopped after {len(self._failures)} trials in a row failed in the same way: {error} "
-                "All of them are stored. Mend the cause and run the same command again, or start over with --fresh."
+                "They are stored and count as tried: mend the cause, then start a new version with --fresh."
+            )
+
+    def _check_any_model(self) -> None:
+        """Raise StudyFailedError when every training run of the study failed: then there is nothing to report."""
+        trials = [t for t in self._store.record(self._study.name, self._study.version).trials if t.stage == "train"]
+        errors = [t.result.error for t in trials if t.status == "failed" and t.result is not None]
+        if trials and len(errors) == len(trials):
+            raise StudyFailedError(
+                f"All {len(trials)} training runs failed, the last one so: {errors[-1]} "
+                "They are stored: mend the cause, then start a new version with --fresh."
             )
 
 
@@ -474,14 +497,17 @@ class _Channel:
 
     def _beat_until(self, stop: threading.Event) -> None:
         written = 0
-        while not stop.wait(HEARTBEAT_SECONDS):
+        first = True
+        while not stop.wait(FIRST_HEARTBEAT_SECONDS if first else HEARTBEAT_SECONDS):
             points = tuple(self._points)
             try:
                 self._store.heartbeat(self._begun.attempt_id, self._begun.token, points[written:], {}, None)
                 written = len(points)
-                self._publish_live(self._trial, points)
-            except LrsearchError as error:  # the training goes on; the commit of its result decides
+                if not first:
+                    self._publish_live(self._trial, points)
+            except Exception as error:  # whatever it is, the training goes on and the commit of its result decides
                 self._observer.message(f"A heartbeat was not written: {error}")
+            first = False
 
 
 def _number(trial: TrialRecord) -> int:

@@ -302,6 +302,18 @@ def test_trials_that_keep_failing_stop_the_study_and_are_kept(
     assert all(trial.charged_device_seconds > 0 for trial in failed)
 
 
+def test_a_study_without_any_model_is_not_finished(
+    write: Write, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fails_early.py").write_text(FAILS_LATER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write(workload="{name: callable, model: 'fails_early:model', data: 'fails_early:data', batch_size: 8}")
+    path.write_text(path.read_text().split("strategies:")[0] + "strategies:\n  default: {name: default_rate}\n")
+    with pytest.raises(StudyFailedError, match=r"All 1 training runs failed.*worn out.*--fresh"):
+        run_study(config(path), store, observer=Quiet())
+    assert not store.record("small").finished
+
+
 def test_a_forecast_counts_every_way(write: Write) -> None:
     plan = forecast(config(write(seeds=[0, 1])))
     assert plan.trials == {"grid": 6, "tpe": 6, "clr": 4}

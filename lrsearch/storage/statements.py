@@ -184,7 +184,7 @@ def check_token(row: Row[Any], token: str) -> None:
     if row.status != "running" or row.token != token:
         raise StorageError(
             f"Attempt {row.number} of trial {row.uuid} is fenced off: it was closed as {row.status!r} or belongs to "
-            "another process, so nothing more is written for it. The study goes on without it."
+            "another process, so nothing more is written for it. Run the same command again to go on."
         )
 
 
