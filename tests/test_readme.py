@@ -13,6 +13,7 @@ import pytest
 from lrsearch.cli import EXIT_CODES
 from lrsearch.config import load_study
 from lrsearch.optimizers import OPTIMIZERS
+from lrsearch.schedules import SCHEDULES
 from lrsearch.strategies import STRATEGIES
 from lrsearch.workloads import WORKLOADS
 
@@ -44,6 +45,7 @@ def test_the_tables_of_names_are_those_of_the_registries() -> None:
     assert names_in_row("workloads") == set(WORKLOADS)
     assert names_in_row("strategies") == set(STRATEGIES)
     assert names_in_row("optimizers") == set(OPTIMIZERS)
+    assert names_in_row("schedules") == set(SCHEDULES)
 
 
 def test_the_table_of_exit_codes_is_that_of_the_program() -> None:
