@@ -1,6 +1,10 @@
 """Puts the repository's root on the path, so that tests can share contracts as `tests.<folder>.contract`."""
 
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+# A shell starts background jobs with Ctrl-C ignored, and every child inherits that; tests press it and expect an answer.
+signal.signal(signal.SIGINT, signal.default_int_handler)
