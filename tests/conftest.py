@@ -6,5 +6,5 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-# A shell starts background jobs with Ctrl-C ignored, and every child inherits that; tests press it and expect an answer.
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that; tests press it and expect an answer.
 signal.signal(signal.SIGINT, signal.default_int_handler)
