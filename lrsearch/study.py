@@ -86,10 +86,12 @@ def run_study(
             for lost in store.reconcile(study.id):
                 observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
             _Conductor(config, store, study, owner, observer, _open_mirror(mirror_url), signals, prepared).run()
+            record = store.record(study.name, study.version)
+            _check_any_model(record)
             store.finish_study(study.id)
         finally:
             store.release(study.id, owner)
-    record = store.record(study.name, study.version)
+    record = replace(record, finished=True)
     observer.study_finished(record)
     return record
 
@@ -104,6 +106,17 @@ def _find_study(name: str, store: Store, version: int | None = None) -> StudyRow
     except UsageError:  # by a newer version or with a plug-in that is gone: then it differs, and the diff says how
         return study
     return replace(study, config=stored.resolved(), fingerprint=stored.fingerprint())
+
+
+def _check_any_model(record: StudyRecord) -> None:
+    """Raise StudyFailedError when every training run of the study failed: then there is nothing to report."""
+    trials = [trial for trial in record.trials if trial.stage == "train"]
+    errors = [trial.result.error for trial in trials if trial.status == "failed" and trial.result is not None]
+    if trials and len(errors) == len(trials):
+        raise StudyFailedError(
+            f"All {len(trials)} training runs failed, the last one so: {errors[-1]} "
+            "They are stored: mend the cause, then start a new version with --fresh."
+        )
 
 
 def _check_unchanged(config: StudyConfig, study: StudyRow, *, extend: bool) -> None:
@@ -304,7 +317,6 @@ class _Conductor:
                     "device_name": self._prepared.device.name,
                 },
             )
-        self._check_any_model()
 
     def _search(self, record: StudyRecord, key: str, seed: int) -> _Search:
         return _Search(key, seed, self._config.strategies[key], list(record.search(key, seed)))
@@ -442,16 +454,6 @@ class _Conductor:
             raise StudyFailedError(
                 f"Stopped after {len(self._failures)} trials in a row failed in the same way: {error} "
                 "They are stored and count as tried: mend the cause, then start a new version with --fresh."
-            )
-
-    def _check_any_model(self) -> None:
-        """Raise StudyFailedError when every training run of the study failed: then there is nothing to report."""
-        trials = [t for t in self._store.record(self._study.name, self._study.version).trials if t.stage == "train"]
-        errors = [t.result.error for t in trials if t.status == "failed" and t.result is not None]
-        if trials and len(errors) == len(trials):
-            raise StudyFailedError(
-                f"All {len(trials)} training runs failed, the last one so: {errors[-1]} "
-                "They are stored: mend the cause, then start a new version with --fresh."
             )
 
 

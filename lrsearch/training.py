@@ -6,6 +6,7 @@ The only file that steps an optimiser. Nothing waits for the device inside a seg
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import itertools
 import math
@@ -89,10 +90,8 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
     began = time.perf_counter()
     device = pick_device(training.device)
     loaded = _load(workload, device, seed)
-    _seed_everything(seed)
     try:
-        model = loaded.build_model()
-        run = _Run(loaded, model, _optimizer(training, model), training, device, _batches(loaded, seed))
+        run = _new_run(loaded, training, device, seed)
         for _ in range(2):
             run.step(0.0)
         run.evaluate("validation")
@@ -118,9 +117,7 @@ class Probe:
 def probe(workload: Choice, training: TrainingPlan, seed: int) -> Probe:
     """Time some steps and evaluations on the device for a forecast; `prepare` must have run before."""
     device = pick_device(training.device)
-    loaded = _load(workload, device, seed)
-    model = loaded.build_model()
-    run = _Run(loaded, model, _optimizer(training, model), training, device, _batches(loaded, seed))
+    run = _new_run(_load(workload, device, seed), training, device, seed)
     wait = synchronizer(device)
 
     def median_seconds(work: Callable[[], object], count: int) -> float:
@@ -167,6 +164,7 @@ def device_info(device: torch.device) -> DeviceInfo:
     return DeviceInfo(kind=device.type, name=name, count=1, threads=torch.get_num_threads())
 
 
+@functools.cache
 def _processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -403,12 +401,16 @@ def _set_up(spec: TrialSpec, loaded: LoadedWorkload, device: torch.device) -> tu
             total_steps=max(1, round(spec.training.epochs * loaded.facts.steps_per_epoch)),
             steps_per_epoch=loaded.facts.steps_per_epoch,
         )
-    _seed_everything(spec.seed)
-    model = loaded.build_model()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    optimizer = _optimizer(spec.training, model)
-    return _Run(loaded, model, optimizer, spec.training, device, _batches(loaded, spec.seed)), planned
+    return _new_run(loaded, spec.training, device, spec.seed), planned
+
+
+def _new_run(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int) -> _Run:
+    """Return a run before its first step: weights and data order come from `seed` alone."""
+    _seed_everything(seed)
+    model = loaded.build_model()
+    return _Run(loaded, model, _optimizer(training, model), training, device, _batches(loaded, seed))
 
 
 def _train(
