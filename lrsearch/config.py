@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache, partial
 from pathlib import Path
@@ -37,7 +37,8 @@ from lrsearch.interfaces import Settings, Strategy
 from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.registry import lookup, names
 from lrsearch.schedules import SCHEDULES, schedule_settings
-from lrsearch.strategies import STRATEGIES
+from lrsearch.strategies import STRATEGIES, Template
+from lrsearch.strategies.space import BATCH_SIZE, Searched, is_of_optimizer, with_setting
 from lrsearch.trial import Choice, ParameterGroup, TrainingPlan
 from lrsearch.workloads import WORKLOADS
 from lrsearch.yaml_file import KeyPath, Problem, YamlFile, dotted, read_yaml
@@ -83,7 +84,7 @@ class Named:
         found = self.find(name)
         if not (isinstance(found, type) and issubclass(found, BaseModel)):
             raise UsageError(f"The {self.kind} {name!r} is {found!r}, but must be a pydantic model.")
-        return _with_checked_schedule(found)
+        return _with_checked_templates(found)
 
     def validate(self, value: Any) -> BaseModel:
         """Return the settings that `value` gives. Raises ValidationError, which pydantic merges into the file's."""
@@ -137,22 +138,34 @@ SCHEDULE = Named("schedule", schedule_settings, partial(names, "schedule", SCHED
 
 
 @cache
-def _with_checked_schedule(model: type[BaseModel]) -> type[BaseModel]:
-    """Return `model`; if it has a schedule, one that refuses wrong settings of it and fills in the schedule's defaults.
+def _with_checked_templates(model: type[BaseModel]) -> type[BaseModel]:
+    """Return `model`, whose schedule and optimizer, if it has them, refuse wrong settings and fill in the defaults.
 
     Strategies cannot do that themselves: they do not know the schedules, as schedules do not know them.
     """
-    field = model.model_fields.get("schedule")
-    if field is None:
-        return model
-    template: Any = field.annotation
+    fields: dict[str, Any] = {}
+    for key, named in {"schedule": SCHEDULE, "optimizer": OPTIMIZER}.items():
+        field = model.model_fields.get(key)
+        if field is not None and any(_is_template(kind) for kind in (field.annotation, *get_args(field.annotation))):
+            fields[key] = (_checked(field.annotation, named), Field(default=field.default, validate_default=True))
+    return create_model(model.__name__, __base__=model, __doc__=model.__doc__, **fields) if fields else model
+
+
+def _is_template(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Template)
+
+
+def _checked(template: Any, named: Named) -> Any:
+    """Return the type `template`, or None where it allows that, whose values are those that `named` accepts."""
+    optional = type(None) in get_args(template)
 
     def complete(value: Any) -> Any:
-        return TypeAdapter(template).validate_python(SCHEDULE.validate(value).model_dump(mode="json"))
+        if optional and value is None:
+            return None
+        return TypeAdapter(template).validate_python(named.validate(value).model_dump(mode="json"))
 
-    checked = Annotated[template, BeforeValidator(complete, json_schema_input_type=Annotated[Any, SCHEDULE])]
-    default = Field(default=field.default, validate_default=True)
-    return create_model(model.__name__, __base__=model, __doc__=model.__doc__, schedule=(checked, default))
+    written = Annotated[Any, named] | None if optional else Annotated[Any, named]
+    return Annotated[template, BeforeValidator(complete, json_schema_input_type=written)]
 
 
 class Rates(Settings):
@@ -206,17 +219,19 @@ class Training(Settings):
 
     @model_validator(mode="after")
     def _check_groups(self) -> Training:
-        """Refuse to multiply a weight decay of 0, and the one rate of Prodigy."""
-        optimizer = dict(self.optimizer)
-        for index, group in enumerate(self.groups):
-            if group.weight_decay_multiplier != 1 and not optimizer.get("weight_decay"):
-                place = ("groups", index, "weight_decay_multiplier")
-                text = "has nothing to multiply: the optimizer's weight_decay is 0; give it, or remove this"
-                raise _refused(place, group.weight_decay_multiplier, text)
-            if group.rate_multiplier not in (0, 1) and optimizer.get("name") == "prodigy":
-                text = f"must be 0 or 1: prodigy takes one rate for all parameters, got {group.rate_multiplier:g}"
-                raise _refused(("groups", index, "rate_multiplier"), group.rate_multiplier, text)
+        _check_groups(self.groups, _choice(self.optimizer), ("groups",))
         return self
+
+
+def _check_groups(groups: Sequence[Group], optimizer: Choice, place: KeyPath) -> None:
+    """Refuse to multiply a weight decay of 0, and the one rate of Prodigy."""
+    for index, group in enumerate(groups):
+        if group.weight_decay_multiplier != 1 and not optimizer.settings.get("weight_decay"):
+            text = f"has nothing to multiply: the weight_decay of {optimizer.name} is 0; give it, or remove this"
+            raise _refused((*place, index, "weight_decay_multiplier"), group.weight_decay_multiplier, text)
+        if group.rate_multiplier not in (0, 1) and optimizer.name == "prodigy":
+            text = f"must be 0 or 1: prodigy takes one rate for all parameters, got {group.rate_multiplier:g}"
+            raise _refused((*place, index, "rate_multiplier"), group.rate_multiplier, text)
 
 
 class StudyConfig(Settings):
@@ -265,16 +280,58 @@ class StudyConfig(Settings):
                 if rate is not None and not self.rates.low <= rate <= self.rates.high:
                     raise _refused(("strategies", key, name), rate, self._range_rule(rate))
             for name, value in getattr(strategy, "tested_with", None) or ():
-                if value is not None and value != (ours := self._setting(name)):
-                    text = f"the bounds were found with {value:g}, but this study has {_shown(ours)}: test again"
+                if value is not None and value != (ours := self._setting(key, name)):
+                    text = f"the bounds were found with {_shown(value)}, but this way has {_shown(ours)}: test again"
                     raise _refused(("strategies", key, "tested_with", name), value, text)
         return self
 
-    def _setting(self, name: str) -> Any:
-        """Return the batch size, momentum or weight decay of the study; None where the optimizer has none."""
-        optimizer = dict(self.training.optimizer)
-        betas: Sequence[float | None] = optimizer.get("betas", (None,))
-        return {"batch_size": getattr(self.workload, "batch_size", None), "momentum": betas[0], **optimizer}.get(name)
+    def _setting(self, key: str, name: str) -> Any:
+        """Return the optimizer, batch size, momentum or weight decay of a way; None where its optimizer has none."""
+        optimizer = self.training_plan_of(key).optimizer
+        betas: Sequence[float | None] = optimizer.settings.get("betas", (None,))
+        batch_size = getattr(self.workload, BATCH_SIZE, None)
+        found = {BATCH_SIZE: batch_size, "momentum": betas[0], **optimizer.settings, "optimizer": optimizer.name}
+        return found.get(name)
+
+    @model_validator(mode="after")
+    def _check_ways(self) -> StudyConfig:
+        """Refuse what a way's own optimizer or search cannot do."""
+        for key, strategy in self.strategies.items():
+            optimizer = self.training_plan_of(key).optimizer
+            if getattr(strategy, "optimizer", None) is not None:
+                _check_groups(self.training.groups, optimizer, ("training", "groups"))
+            for name, searched in self._searched(key).items():
+                for value in searched.extremes:
+                    self._check_searched(("strategies", key, "search", name), optimizer, strategy, value)
+        return self
+
+    def _searched(self, key: str) -> dict[str, Searched]:
+        """Return what a way searches beside the rate."""
+        return getattr(self.strategies[key], "search", {})
+
+    def _check_searched(self, path: KeyPath, optimizer: Choice, strategy: Any, value: float) -> None:
+        """Refuse a search for what is no number of the optimizer, the schedule or the batch size, or out of bounds."""
+        name, schedule = str(path[-1]), strategy.schedule.choice()
+        try:
+            if name == BATCH_SIZE and hasattr(self.workload, BATCH_SIZE):
+                WORKLOAD.validate({**self.workload.model_dump(mode="json"), BATCH_SIZE: value})
+                return
+            if is_of_optimizer(optimizer.settings, name):
+                changed = with_setting(optimizer.settings, name, value)
+                OPTIMIZER.validate({"name": optimizer.name, **changed})
+                return
+            if name in schedule.settings:
+                SCHEDULE.validate({"name": schedule.name, **schedule.settings, name: value})
+                return
+        except ValidationError as error:
+            [first, *_] = error.errors()
+            raise _refused(path, value, f"its end {value:g}: {_rule(first)}") from error
+        known = _numbers(optimizer.settings) | _numbers(schedule.settings) | {BATCH_SIZE}
+        if "betas" in optimizer.settings:
+            known |= {"momentum"}
+        nearest = did_you_mean(name, sorted(known))
+        text = f"no number of {optimizer.name}, {schedule.name} or the workload; known: {', '.join(sorted(known))}."
+        raise _refused(path, value, text + nearest)
 
     def _range_rule(self, rate: float) -> str:
         return f"must lie in the study's rates, {self.rates.low:g} to {self.rates.high:g}, got {rate:g}"
@@ -298,6 +355,25 @@ class StudyConfig(Settings):
             device=training.device,
             groups=tuple(ParameterGroup(**group.model_dump()) for group in training.groups),
         )
+
+    def training_plan_of(self, key: str) -> TrainingPlan:
+        """Return how the way `key` trains: with what it has of its own instead of the study's."""
+        plan, strategy = self.training_plan(), self.strategies[key]
+        own: Choice | None = getattr(strategy, "own_optimizer", None)
+        return replace(plan, optimizer=own or plan.optimizer, epochs=getattr(strategy, "epochs", None) or plan.epochs)
+
+    def variants(self) -> list[tuple[Choice | None, int | None]]:
+        """Return the optimizers (None: the study's) and batch sizes other than the study's that its ways train with.
+
+        Of a search over batch sizes those at the ends.
+        """
+        found: list[tuple[Choice | None, int | None]] = []
+        for key, strategy in self.strategies.items():
+            own: Choice | None = getattr(strategy, "own_optimizer", None)
+            searched = self._searched(key).get(BATCH_SIZE)
+            sizes = [int(min(searched.extremes)), int(max(searched.extremes))] if searched else [None]
+            found += [(own, size) for size in sizes if (own, size) != (None, None) and (own, size) not in found]
+        return found
 
     def workload_choice(self) -> Choice:
         """Return the workload with its relative paths, defaults included, joined to the study file's folder."""
@@ -422,6 +498,10 @@ def _model_at(path: KeyPath, values: Any) -> type[BaseModel] | None:
             return STRATEGY.model(block["name"])
         case ("strategies", _, "schedule"):
             return SCHEDULE.model(block["name"])
+        case ("strategies", _, "optimizer"):
+            return OPTIMIZER.model(block["name"])
+        case ("strategies", _, "search", _):
+            return Searched
     parent = _model_at(path[:-1], values)
     if isinstance(path[-1], int):
         return parent
@@ -478,6 +558,10 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of study files, installed plug-ins included, for editors to check by."""
     schema = StudyConfig.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "lrsearch study file"}
+
+
+def _numbers(settings: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in settings.items() if isinstance(value, int | float) and not isinstance(value, bool)}
 
 
 def _choice(settings: Settings) -> Choice:

@@ -121,6 +121,16 @@ class StopsEarly(Protocol):
         ...
 
 
+@runtime_checkable
+class SharesTests(Protocol):
+    """A strategy that may go by the range tests of the study's first seed."""
+
+    @property
+    def tests_once(self) -> bool:
+        """Whether it does: then `History.shared_tests` brings them to the searches of the other seeds."""
+        ...
+
+
 class Channel(Protocol):
     """The way back from a running trial."""
 

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.errors import StudyChangedError, StudyFailedError, UsageError
-from lrsearch.interfaces import Executor, Observer, StopsEarly, Strategy
+from lrsearch.interfaces import Executor, Observer, SharesTests, StopsEarly, Strategy
 from lrsearch.range_test import judge
 from lrsearch.storage.store import Begun, Store, StudyRow, this_owner
 from lrsearch.trial import (
     FINISHED_STATUSES,
     AttemptRecord,
+    Choice,
     CurvePoint,
     History,
     Proposal,
     StudyRecord,
+    TrainingPlan,
     Trial,
     TrialRecord,
     TrialResult,
@@ -140,10 +142,19 @@ def _changes(study: StudyRow, resolved: dict[str, Any]) -> str:
 
 
 def _prepare(config: StudyConfig) -> Preparation:
-    """Load the workload and take two throw-away steps. Raises what the user must mend before any trial can run."""
+    """Load the workload and take two throw-away steps, with every optimizer and at every end of the batch sizes.
+
+    Raises what the user must mend before any trial can run.
+    """
     from lrsearch import training
 
-    prepared = training.prepare(config.workload_choice(), config.training_plan(), config.seeds[0])
+    workload, plan = config.workload_choice(), config.training_plan()
+    prepared = training.prepare(workload, plan, config.seeds[0])
+    for optimizer, batch_size in config.variants():
+        other = training.prepare(
+            with_batch_size(workload, batch_size), replace(plan, optimizer=optimizer or plan.optimizer), config.seeds[0]
+        )
+        prepared = replace(prepared, seconds=prepared.seconds + other.seconds)
     metric = prepared.facts.metric
     if config.target is not None and config.target.metric != metric:
         raise UsageError(
@@ -222,18 +233,21 @@ class _Search:
     seed: int
     strategy: Strategy
     trials: list[TrialRecord] = field(default_factory=list)
+    shared_tests: tuple[Trial, ...] = ()
 
     def history(self, config: StudyConfig, facts: WorkloadFacts) -> History:
+        plan = config.training_plan_of(self.key)
         return History(
             study=config.name,
             strategy=self.key,
             seed=self.seed,
             low=config.rates.low,
             high=config.rates.high,
-            optimizer=config.training_plan().optimizer,
-            epochs=config.training_plan().epochs,
+            optimizer=plan.optimizer,
+            epochs=plan.epochs,
             facts=facts,
             trials=tuple(_as_strategies_see_it(trial) for trial in self.trials),
+            shared_tests=self.shared_tests,
         )
 
 
@@ -290,6 +304,7 @@ class _Conductor:
         self._unsettled: tuple[int, float] | None = None
         """Attempt and idle seconds that came after its result was written; they go into the next transaction."""
         self._failures: list[str] = []
+        self._shared_tests: dict[str, tuple[Trial, ...]] = {}
 
     def run(self) -> None:
         from lrsearch.executors import EXECUTORS
@@ -303,7 +318,9 @@ class _Conductor:
         began = self._boundary = time.perf_counter()
         try:
             for seed in self._config.seeds:
-                self._run_replicate([self._search(record, key, seed) for key in self._config.strategies])
+                searches = [self._search(record, key, seed) for key in self._config.strategies]
+                self._run_replicate(searches)
+                self._share_tests(searches)
         finally:
             self._executor.close()
             self._settle()
@@ -319,7 +336,15 @@ class _Conductor:
             )
 
     def _search(self, record: StudyRecord, key: str, seed: int) -> _Search:
-        return _Search(key, seed, self._config.strategies[key], list(record.search(key, seed)))
+        strategy = self._config.strategies[key]
+        return _Search(key, seed, strategy, list(record.search(key, seed)), self._shared_tests.get(key, ()))
+
+    def _share_tests(self, searches: Sequence[_Search]) -> None:
+        """Keep the range tests of the first seed's searches for those ways that test once per study."""
+        for search in searches:
+            if isinstance(search.strategy, SharesTests) and search.strategy.tests_once:
+                tests = (_as_strategies_see_it(trial) for trial in search.trials if trial.stage == "range_test")
+                self._shared_tests.setdefault(search.key, tuple(tests))
 
     def _run_replicate(self, searches: Sequence[_Search]) -> None:
         """Give each search of one seed a turn, round by round, until all are done."""
@@ -378,8 +403,8 @@ class _Conductor:
             trial.seed,
             trial.number,
             trial.proposal,
-            self._config.workload_choice(),
-            self._config.training_plan(),
+            with_batch_size(self._config.workload_choice(), trial.proposal.batch_size),
+            training_of(trial.proposal, self._config.training_plan()),
         )
         started_at = datetime.now(UTC)
         channel = _Channel(self._store, begun, trial, stopper, self._observer, self._publish_live)
@@ -413,8 +438,8 @@ class _Conductor:
         plan = trial.proposal.range_test
         if plan is None or not result.range_test:
             return None
-        optimizer = self._config.training_plan().optimizer.name
-        verdict = judge(result.range_test, self._facts, plan, optimizer, bootstrap=0)
+        optimizer = training_of(trial.proposal, self._config.training_plan()).optimizer
+        verdict = judge(result.range_test, self._facts, plan, optimizer.name, bootstrap=0)
         found = verdict.advice if verdict.max_lr is None else f"{verdict.base_lr:.4g} to {verdict.max_lr:.4g}"
         flags = f" ({', '.join(verdict.flags)})" if verdict.flags else ""
         self._observer.message(f"{trial.strategy}, seed {trial.seed}: range test {verdict.status}{flags}: {found}")
@@ -512,6 +537,15 @@ class _Channel:
             first = False
 
 
+def training_of(proposal: Proposal, plan: TrainingPlan) -> TrainingPlan:
+    """Return `plan` with what the proposal has of its own."""
+    return replace(plan, optimizer=proposal.optimizer or plan.optimizer, epochs=proposal.epochs or plan.epochs)
+
+
+def with_batch_size(workload: Choice, batch_size: int | None) -> Choice:
+    return workload if batch_size is None else Choice(workload.name, {**workload.settings, "batch_size": batch_size})
+
+
 def _number(trial: TrialRecord) -> int:
     return trial.number
 
@@ -546,7 +580,11 @@ def _versions() -> dict[str, str]:
 
 def planned_trials(config: StudyConfig) -> dict[str, int]:
     """Return, for each strategy, how many trials all its searches together will run, as far as known beforehand."""
-    return {key: strategy.planned_trials * len(config.seeds) for key, strategy in config.strategies.items()}
+    planned = {key: strategy.planned_trials * len(config.seeds) for key, strategy in config.strategies.items()}
+    for key, strategy in config.strategies.items():
+        if isinstance(strategy, SharesTests) and strategy.tests_once:
+            planned[key] -= (strategy.planned_trials - 1) * (len(config.seeds) - 1)
+    return planned
 
 
 @dataclass(frozen=True)
@@ -571,20 +609,22 @@ def forecast(config: StudyConfig) -> Forecast:
     plan, workload, seed = config.training_plan(), config.workload_choice(), config.seeds[0]
     prepared = training.prepare(workload, plan, seed)
     probe = training.probe(workload, plan, seed)
+    trials = planned_trials(config)
     steps = round(plan.epochs * prepared.facts.steps_per_epoch)
-    train_seconds = steps * probe.step_seconds + plan.epochs * probe.validation_seconds
     seconds = {}
     for key, strategy in config.strategies.items():
+        epochs = config.training_plan_of(key).epochs
+        train_seconds = epochs * (prepared.facts.steps_per_epoch * probe.step_seconds + probe.validation_seconds)
         first = strategy.propose(_Search(key, seed, strategy).history(config, prepared.facts), 1)
         test = first[0].range_test if first else None
-        test_seconds = 0.0
+        test_seconds, tests = 0.0, 0
         if test is not None:
             rungs = len(training.range_test_rates(test, prepared.facts.steps_per_epoch))
             test_seconds = rungs * probe.step_seconds + training.RANGE_TEST_EVALUATIONS * probe.range_test_seconds
-        runs = strategy.planned_trials - (test is not None)
-        seconds[key] = len(config.seeds) * (runs * train_seconds + test_seconds)
+            tests = trials[key] - len(config.seeds)
+        seconds[key] = (trials[key] - tests) * train_seconds + tests * test_seconds
     return Forecast(
-        trials=planned_trials(config),
+        trials=trials,
         seconds=seconds,
         device=f"{prepared.device.name} ({prepared.device.kind}, {prepared.device.threads} threads)",
         probe=(

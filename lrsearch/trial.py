@@ -55,6 +55,8 @@ class RangeTestPlan:
     epochs: float = 2.0
     min_steps: int = 100
     policy: Literal["default", "smith2015"] = "default"
+    repeat: int = 0
+    """Each repeat has weights and a data order of its own; the validation split stays that of the trial's seed."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,12 @@ class Proposal:
     range_test: RangeTestPlan | None = None
     model_guided: bool | None = None
     """For sampler-driven searches: whether a fitted model made this proposal (False: a random start-up draw)."""
+    optimizer: Choice | None = None
+    """Instead of the study's."""
+    batch_size: int | None = None
+    """Instead of the workload's."""
+    epochs: float | None = None
+    """Instead of the study's."""
 
 
 @dataclass(frozen=True)
@@ -238,11 +246,15 @@ class History:
     high: float
     """The range of rates that every search of the study is given."""
     optimizer: Choice
+    """The way's own, or the study's."""
     epochs: float
+    """The same."""
     facts: WorkloadFacts | None
     """None until the first trial of the study has loaded the workload."""
     trials: tuple[Trial, ...] = ()
     """In the order of `number`."""
+    shared_tests: tuple[Trial, ...] = ()
+    """For a way that tests once per study: the range tests of its first seed, in the searches of the other seeds."""
 
     @property
     def finished(self) -> tuple[Trial, ...]:

@@ -119,8 +119,8 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
          "nesterov, weight_decay. Did you mean 'momentum'?"),
         ("batch_size:", "batchsize:", "4:38: workload.batchsize: unknown key; known: augment, batch_size, model, name, "
          "train_limit, validation_fraction. Did you mean 'batch_size'?"),
-        ("points: 4", "points: 4, trials: 4", "13:33: strategies.grid.trials: unknown key; known: learning_rates, name, "
-         "points, schedule."),
+        ("points: 4", "points: 4, trials: 4", "13:33: strategies.grid.trials: unknown key; known: epochs, "
+         "learning_rates, name, optimizer, points, schedule."),
         ("cycles: 2", "cycle: 2", "15:60: strategies.clr.schedule.cycle: unknown key; known: base_fraction, cycles, "
          "name, rise_fraction, stepsize_epochs, warmup_epochs. Did you mean 'cycles'?"),
         ("price:", "prize:", "11:1: prize: unknown key; known: name, price, rates, seeds, strategies, target, training, "
@@ -133,14 +133,14 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         ("  grid:", "  gr id:", "13:3: strategies.gr id: must be made of letters, digits, '.', '_' and '-', got 'gr id'."),
         # Names.
         ("{name: grid", "{name: gird", "13:16: strategies.grid.name: unknown strategy 'gird'; known: default_rate, grid, "
-         "optuna_search, random_search, range_tested. Did you mean 'grid'?"),
+         "hyperband, optuna_search, random_search, range_tested, successive_halving. Did you mean 'grid'?"),
         ("name: sgd", "name: sdg", "7:21: training.optimizer.name: unknown optimizer 'sdg'; known: adadelta, adagrad, adam, "
          "adamw, prodigy, rmsprop, schedulefree_adamw, schedulefree_sgd, sgd. Did you mean 'sgd'?"),
         ("{name: digits", "{name: digit", "4:18: workload.name: unknown workload 'digit'; known: callable, cifar10, "
          "cifar100, digits, fashion_mnist, image_folder, mnist. Did you mean 'digits'?"),
         ("{name: constant}", "{name: 3}", "13:50: strategies.grid.schedule.name: must be text, got 3."),
-        ("{name: grid, ", "{", "13:9: strategies.grid: needs a name; known: default_rate, grid, optuna_search, "
-         "random_search, range_tested."),
+        ("{name: grid, ", "{", "13:9: strategies.grid: needs a name; known: default_rate, grid, hyperband, "
+         "optuna_search, random_search, range_tested, successive_halving."),
         ("{name: constant}", "constant", "13:43: strategies.grid.schedule: must be a mapping such as {name: constant}, "
          "got 'constant'."),
         ("name: small", "name: two words", "3:7: name: must be made of letters, digits, '.', '_' and '-', got "
@@ -170,7 +170,7 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         ("  epochs: 5", "  epochs: 5\n  groups: [{pattern: '*', rate_multiplier: -1}]", "7:44: "
          "training.groups.0.rate_multiplier: must be greater than or equal to 0, got -1."),
         ("weight_decay: 5e-4}", "weight_decay: 0}\n  groups: [{pattern: '*', weight_decay_multiplier: 2}]", "8:52: "
-         "training.groups.0.weight_decay_multiplier: has nothing to multiply: the optimizer's weight_decay is 0; give "
+         "training.groups.0.weight_decay_multiplier: has nothing to multiply: the weight_decay of sgd is 0; give "
          "it, or remove this."),
         ("sgd, momentum: 0.9, weight_decay: 5e-4}", "prodigy}\n  groups: [{pattern: '*.bias', rate_multiplier: 2}]", "8:49: "
          "training.groups.0.rate_multiplier: must be 0 or 1: prodigy takes one rate for all parameters, got 2."),
@@ -180,13 +180,42 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         ("cycles: 2}", "cycles: 2}, base_lr: 0.2, max_lr: 0.1", "15:9: strategies.clr: base_lr must be smaller than "
          "max_lr, got 0.2 and 0.1."),
         ("cycles: 2}", "cycles: 2}, max_lr: 0.1, tested_with: {momentum: 0.8}", "15:109: "
-         "strategies.clr.tested_with.momentum: the bounds were found with 0.8, but this study has 0.9: test again."),
+         "strategies.clr.tested_with.momentum: the bounds were found with 0.8, but this way has 0.9: test again."),
         ("cycles: 2}", "cycles: 2}, max_lr: 0.1, tested_with: {batch_size: 64}", "15:111: "
-         "strategies.clr.tested_with.batch_size: the bounds were found with 64, but this study has 32: test again."),
+         "strategies.clr.tested_with.batch_size: the bounds were found with 64, but this way has 32: test again."),
         ("cycles: 2}", "cycles: 2}, max_lr: 0.1, tested_with: {weight_decay: 0}", "15:113: "
-         "strategies.clr.tested_with.weight_decay: the bounds were found with 0, but this study has 0.0005: test again."),
+         "strategies.clr.tested_with.weight_decay: the bounds were found with 0.0, but this way has 0.0005: test again."),
         ("cycles: 2}", "cycles: 2}, max_lr: 0.1, tested_with: {momentun: 0}", "15:99: strategies.clr.tested_with.momentun: "
-         "unknown key; known: batch_size, momentum, weight_decay. Did you mean 'momentum'?"),
+         "unknown key; known: batch_size, momentum, optimizer, weight_decay. Did you mean 'momentum'?"),
+        ("cycles: 2}", "cycles: 2}, optimizer: {name: adam}, max_lr: 0.1, tested_with: {momentum: 0.8}", "15:134: "
+         "strategies.clr.tested_with.momentum: the bounds were found with 0.8, but this way has 0.9: test again."),
+        ("cycles: 2}", "cycles: 2}, optimizer: {name: adam}, max_lr: 0.1, tested_with: {optimizer: sgd}", "15:135: "
+         "strategies.clr.tested_with.optimizer: the bounds were found with 'sgd', but this way has 'adam': test again."),
+        # An optimizer of a way's own, and searches for more than the rate.
+        ("points: 4", "points: 4, optimizer: {name: adm}", "13:51: strategies.grid.optimizer.name: unknown optimizer 'adm'; "
+         "known: adadelta, adagrad, adam, adamw, prodigy, rmsprop, schedulefree_adamw, schedulefree_sgd, sgd. Did you mean "
+         "'adam'?"),
+        ("points: 4", "points: 4, optimizer: {name: adam, momentum: 0.9}", "13:57: strategies.grid.optimizer.momentum: unknown "
+         "key; known: amsgrad, betas, eps, name, weight_decay."),
+        ("points: 4", "points: 4, epochs: 0", "13:41: strategies.grid.epochs: must be greater than 0, got 0."),
+        ("name: grid, points: 4", "name: random_search, trials: 4, search: {momentum: {low: 0.9, high: 0.8}}", "13:61: "
+         "strategies.grid.search.momentum: low must be smaller than high, got 0.9 and 0.8."),
+        ("name: grid, points: 4", "name: random_search, trials: 4, search: {momentum: {low: 0.9}}", "13:61: "
+         "strategies.grid.search.momentum: needs low and high, or choices."),
+        ("name: grid, points: 4", "name: random_search, trials: 4, search: {momentum: {low: 0, high: 1, log: true}}", "13:61: "
+         "strategies.grid.search.momentum: log needs a low above 0, got 0."),
+        ("name: grid, points: 4", "name: random_search, trials: 4, search: {momentum: {lo: 0, high: 1}}", "13:62: "
+         "strategies.grid.search.momentum.lo: unknown key; known: choices, high, log, low. Did you mean 'low'?"),
+        ("name: grid, points: 4", "name: random_search, trials: 4, search: {weight_decay: {low: -1, high: 1}}", "13:65: "
+         "strategies.grid.search.weight_decay: its end -1: must be greater than or equal to 0, got -1."),
+        ("name: grid, points: 4", "name: random_search, trials: 4, search: {batch_size: {choices: [0, 8]}}", "13:63: "
+         "strategies.grid.search.batch_size: its end 0: must be greater than or equal to 1, got 0."),
+        ("name: grid, points: 4", "name: random_search, trials: 4, search: {momentun: {low: 0, high: 1}}", "13:61: "
+         "strategies.grid.search.momentun: no number of sgd, constant or the workload; known: batch_size, dampening, "
+         "momentum, warmup_epochs, weight_decay. Did you mean 'momentum'?"),
+        ("name: grid, points: 4", "name: optuna_search, sampler: cmaes, trials: 4, search: {batch_size: {choices: [8, 16]}}",
+         "13:9: strategies.grid: cmaes cannot search choices, as batch_size has them; give low and high, or take the sampler "
+         "tpe or gp."),
         # The rest.
         ("  epochs: 5", "  epochs: 5\n  precision: half", "7:14: training.precision: must be 'float32' or 'bfloat16', "
          "got 'half'."),

@@ -22,11 +22,18 @@ class Search:
     done: bool
     """Whether the way has nothing more to try with this seed."""
     higher_is_better: bool = True
+    shared: tuple[TrialRecord, ...] = ()
+    """Range tests of the study's first seed that this search went by: on its bill, though they ran once."""
 
     @property
     def charged_device_seconds(self) -> float:
         """All phases of all attempts of all trials, whatever became of them."""
-        return sum(trial.charged_device_seconds for trial in self.trials)
+        return sum(trial.charged_device_seconds for trial in self.billed)
+
+    @property
+    def billed(self) -> tuple[TrialRecord, ...]:
+        """The trials that the search pays for, in the order in which it needed them."""
+        return self.shared + self.trials
 
     @property
     def incumbent(self) -> Incumbent | None:
@@ -41,9 +48,9 @@ class Search:
     @property
     def curve(self) -> StepCurve:
         """The anytime curve: a step at the end of each trial."""
-        models = [trial.result if trial.status in ("completed", "pruned") else None for trial in self.trials]
+        models = [trial.result if trial.status in ("completed", "pruned") else None for trial in self.billed]
         return anytime_curve(
-            [trial.charged_device_seconds for trial in self.trials],
+            [trial.charged_device_seconds for trial in self.billed],
             [model.validation_metric if model else None for model in models],
             [model.test_metric if model else None for model in models],
             higher_is_better=self.higher_is_better,
@@ -57,7 +64,7 @@ class Search:
         """
         found: list[tuple[float, float | None]] = []
         spent = 0.0
-        for trial in self.trials:
+        for trial in self.billed:
             before = spent + sum(attempt.charged_device_seconds for attempt in trial.attempts[:-1])
             for point in trial.result.curve if trial.result else ():
                 found.append((before + point.charged_device_seconds, point.validation_metric))
@@ -82,10 +89,24 @@ def searches(record: StudyRecord, strategy: str) -> list[Search]:
         if trial.strategy == strategy:
             by_seed.setdefault(trial.seed, []).append(trial)
     higher = higher_is_better(record)
+    first = by_seed[record.seeds[0]] if tests_once(record.config["strategies"].get(strategy, {})) else []
+    shared = tuple(trial for trial in first if trial.stage == "range_test")
     return [
-        Search(strategy, seed, tuple(trials), _is_done(record, by_seed, seed), higher)
+        Search(
+            strategy,
+            seed,
+            tuple(trials),
+            _is_done(record, by_seed, seed),
+            higher,
+            shared=() if trials is first else shared,
+        )
         for seed, trials in by_seed.items()
     ]
+
+
+def tests_once(settings: Mapping[str, Any]) -> bool:
+    """Return whether a way of these settings goes by the range tests of the study's first seed."""
+    return settings.get("test") == "once_per_study" and settings.get("max_lr") is None
 
 
 def _is_done(record: StudyRecord, by_seed: Mapping[int, list[TrialRecord]], seed: int) -> bool:

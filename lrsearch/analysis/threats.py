@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from lrsearch.analysis import wording
+from lrsearch.analysis.searches import tests_once
 from lrsearch.analysis.summary import StudySummary
 from lrsearch.trial import StudyRecord
 
@@ -40,6 +41,15 @@ def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
     yield "The cheapest and the best rival were picked after the fact; the grade allows for that, the intervals do not."
     yield "Searches of one seed share their data split and initial weights; intervals treat them as independent."
     yield from _edges(summary)
+    once = [key for key, settings in record.config["strategies"].items() if tests_once(settings)]
+    if once and len(record.seeds) > 1:
+        yield (
+            f"All searches of {', '.join(once)} go by one range test: their spread lacks that of the test. Each has its "
+            "whole cost on the bill, though it ran once."
+        )
+    own = [key for key, settings in record.config["strategies"].items() if settings.get("optimizer")]
+    if own:
+        yield f"Not all ways train with the study's optimizer ({', '.join(own)}): they differ by more than the rate."
     yield from _records(record)
 
 

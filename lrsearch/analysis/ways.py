@@ -8,8 +8,10 @@ from typing import Any
 
 from lrsearch.trial import StudyRecord
 
-TELLING = ("points", "trials", "sampler", "pruner", "policy", "cycles")
+TELLING = ("points", "trials", "sampler", "pruner", "policy", "repeats", "test", "reduction_factor", "cycles", "epochs")
 """The settings by which people know a way; the file has the rest."""
+UNTOLD = (None, "none", "default", "per_seed", 1)
+"""Values that say no more than the name alone."""
 CYCLICAL = ("triangular", "triangular2", "exp_range", "exp_range_paper", "one_cycle", "cosine_restarts")
 
 
@@ -54,11 +56,14 @@ def _way(key: str, settings: Mapping[str, Any]) -> Way:
     origin, shape = str(settings["name"]), str(schedule["name"])
     bounds_given = settings.get("max_lr") is not None
     told = f"{origin}{' with bounds from the file' if bounds_given else _in_brackets(settings)}"
-    return Way(key, origin, shape, f"{told}, {shape}{_in_brackets(schedule)}", bounds_given)
+    optimizer: Mapping[str, Any] | None = settings.get("optimizer")
+    trained = f", {optimizer['name']}" if optimizer else ""
+    return Way(key, origin, shape, f"{told}{trained}, {shape}{_in_brackets(schedule)}", bounds_given)
 
 
 def _in_brackets(settings: Mapping[str, Any]) -> str:
     """Return the telling settings as " (points 8)", those that are off or left alone passed over."""
-    told = {key: settings[key] for key in TELLING if settings.get(key) not in (None, "none", "default")}
-    shown = [f"{key} {value}" for key, value in told.items()]
-    return f" ({', '.join(shown)})" if shown else ""
+    told = {key: settings[key] for key in TELLING if settings.get(key) not in UNTOLD}
+    shown = [f"{key} {str(value).replace('_', ' ')}" for key, value in told.items()]
+    searched = ["searching learning_rate, " + ", ".join(settings["search"])] if settings.get("search") else []
+    return f" ({', '.join(shown + searched)})" if shown or searched else ""

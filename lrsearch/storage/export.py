@@ -5,10 +5,11 @@ seconds x devices held, times are UTC in ISO 8601, an empty cell is a value that
 
 - all tables: study, version, strategy, seed, trial (its number within the search), stage.
 - trials: uuid and status; the proposal's learning_rate, schedule with schedule_settings (JSON), base_lr, max_lr and
-  model_guided; the last attempt's train_steps, diverged_step, validation_* and test_* (of the end of the run; `metric`
-  names the metric), gang_size, device_*, peak_device_memory_bytes, energy_joules and error. Over all attempts: attempts
-  (how many), charged_device_seconds, one <phase>_seconds per phase, core_seconds, estimated (whether any seconds were
-  read off a heartbeat), started_at of the first and finished_at of the last.
+  model_guided; optimizer with optimizer_settings (JSON), batch_size and planned epochs; the last attempt's train_steps,
+  diverged_step, validation_* and test_* (of the end of the run; `metric` names the metric), gang_size, device_*,
+  peak_device_memory_bytes, energy_joules and error. Over all attempts: attempts (how many), charged_device_seconds, one
+  <phase>_seconds per phase, core_seconds, estimated (whether any seconds were read off a heartbeat), started_at of the
+  first and finished_at of the last.
 - attempts: the same of each attempt, with its own number, status (finished, interrupted, lost, running) and owner.
 - curves: the points of the attempt that finished; charged_device_seconds is cumulative within it.
 - range_tests: the rungs; values belong to the model after the step at learning_rate.
@@ -44,6 +45,7 @@ COLUMNS: Mapping[TableName, tuple[str, ...]] = {
     "trials": (
         *_TRIAL,
         *("uuid", "status", "learning_rate", "schedule", "schedule_settings", "base_lr", "max_lr", "model_guided"),
+        *("optimizer", "optimizer_settings", "batch_size", "epochs"),
         *("train_steps", "diverged_step", "metric"),
         *("validation_loss", "validation_metric", "test_loss", "test_metric"),
         "attempts",
@@ -96,6 +98,10 @@ def _cell(value: Any) -> Any:
 def _trial_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str, Any]]:
     proposal, result = trial.proposal, trial.result
     facts = (result.facts if result else None) or record.facts
+    training: Mapping[str, Any] = record.config["training"]
+    optimizer = {**training["optimizer"]}
+    if proposal.optimizer is not None:
+        optimizer = {"name": proposal.optimizer.name, **proposal.optimizer.settings}
     yield {
         **_trial(record, trial),
         **_phases(trial.phase_seconds),
@@ -109,6 +115,10 @@ def _trial_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str, A
         "base_lr": proposal.base_lr,
         "max_lr": proposal.max_lr,
         "model_guided": proposal.model_guided,
+        "optimizer": optimizer.pop("name"),
+        "optimizer_settings": optimizer,
+        "batch_size": proposal.batch_size or (facts.batch_size if facts else None),
+        "epochs": None if proposal.range_test else proposal.epochs or training["epochs"],
         "metric": facts.metric if facts else None,
         "attempts": len(trial.attempts),
         "core_seconds": _sum([attempt.core_seconds for attempt in trial.attempts]),

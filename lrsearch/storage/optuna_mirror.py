@@ -237,8 +237,13 @@ class _View:
     @property
     def attributes(self) -> dict[str, Any]:
         """What is known before the trial has run."""
-        schedule = self.trial.proposal.schedule
-        known = {"schedule": schedule.name if schedule else None, "model_guided": self.trial.proposal.model_guided}
+        proposal = self.trial.proposal
+        known = {
+            "schedule": proposal.schedule.name if proposal.schedule else None,
+            "model_guided": proposal.model_guided,
+            "optimizer": proposal.optimizer.name if proposal.optimizer else None,
+            "epochs": proposal.epochs,
+        }
         return {
             UUID: self.trial.uuid,
             "trial": self.trial.number,

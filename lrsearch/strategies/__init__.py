@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lrsearch.interfaces import Strategy
-from lrsearch.strategies._template import ScheduleTemplate
+from lrsearch.strategies._template import ScheduleTemplate, Template
 from lrsearch.strategies.default_rate import DefaultRate
 from lrsearch.strategies.grid import Grid
+from lrsearch.strategies.halving import Hyperband, SuccessiveHalving
 from lrsearch.strategies.optuna_search import OptunaSearch
 from lrsearch.strategies.random_search import RandomSearch
 from lrsearch.strategies.range_tested import RangeTested, verdict_of
@@ -15,18 +16,23 @@ from lrsearch.strategies.range_tested import RangeTested, verdict_of
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "default_rate": DefaultRate,
     "grid": Grid,
+    "hyperband": Hyperband,
     "optuna_search": OptunaSearch,
     "random_search": RandomSearch,
     "range_tested": RangeTested,
+    "successive_halving": SuccessiveHalving,
 }
 
 __all__ = [
     "STRATEGIES",
     "DefaultRate",
     "Grid",
+    "Hyperband",
     "OptunaSearch",
     "RandomSearch",
     "RangeTested",
     "ScheduleTemplate",
+    "SuccessiveHalving",
+    "Template",
     "verdict_of",
 ]

@@ -14,18 +14,21 @@ from contextlib import contextmanager
 from typing import Literal, TypeGuard
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from lrsearch.errors import UsageError
+from lrsearch.strategies.space import Dimension, Number, value_in
 from lrsearch.trial import FINISHED_STATUSES, CurvePoint, History, Trial
 
-RATE = "learning_rate"
-GENERATION_SIZE = 4  # 4 + floor(3 ln 1): Hansen's population size, https://arxiv.org/abs/1604.00772, for one dimension
+Space = Sequence[Dimension]
+Values = dict[str, Number]
 
 
-def draw_model(history: History, sampler: Literal["tpe", "gp"], startup_trials: int) -> tuple[float, bool]:
-    """Return the next rate of TPE or GP, and whether a model made it.
+def draw_model(
+    history: History, space: Space, sampler: Literal["tpe", "gp"], startup_trials: int
+) -> tuple[Values, bool]:
+    """Return the next values of TPE or GP, and whether a model made them.
 
     Failed and diverged trials are told as the worst value (see `told_value`), running ones as running.
     """
@@ -34,45 +37,54 @@ def draw_model(history: History, sampler: Literal["tpe", "gp"], startup_trials: 
     study = new_study(history, samplers[sampler](seed=seed, n_startup_trials=startup_trials))
     worst = worst_value(history, history.trials)
     for trial in history.trials:
-        study.add_trial(_frozen(history, trial, worst, keep_pruned=sampler == "tpe"))
-    rate = study.ask(_space(history)).params[RATE]
-    return _clip(history, rate), len(history.finished) >= startup_trials
+        study.add_trial(_frozen(trial, space, worst, keep_pruned=sampler == "tpe"))
+    return _asked(study, space), len(history.finished) >= startup_trials
 
 
-def draw_cmaes(history: History) -> tuple[float, bool] | None:
-    """Return the next rate of CMA-ES, and whether its generation was bred; None while a generation is incomplete.
+def draw_cmaes(history: History, space: Space) -> tuple[Values, bool] | None:
+    """Return the next values of CMA-ES, and whether its generation was bred; None while a generation is incomplete.
 
     A generation's draws depend on the results of the generations before it alone, so that they are the same however
     many run at once.
     """
+    size = generation_size(len(space))
     number = len(history.trials)
-    bred = number - number % GENERATION_SIZE
+    bred = number - number % size
     if any(trial.status not in FINISHED_STATUSES for trial in history.trials[:bred]):
         return None
     seed = stable_seed(history, 0)
-    sampler = optuna.samplers.CmaEsSampler(seed=seed, popsize=GENERATION_SIZE)
-    study = _study_with_space(history, sampler)
-    for start in range(0, bred, GENERATION_SIZE):
-        end = start + GENERATION_SIZE
-        asked = [_ask_again(history, study, trial) for trial in history.trials[start:end]]
+    sampler = optuna.samplers.CmaEsSampler(seed=seed, popsize=size)
+    study = _study_with_space(history, space, sampler)
+    for start in range(0, bred, size):
+        end = start + size
+        asked = [_ask_again(study, space, trial) for trial in history.trials[start:end]]
         worst = worst_value(history, history.trials[:end])
         for ours, theirs in zip(history.trials[start:end], asked, strict=True):
             study.tell(theirs, told_value(ours, worst))
     for trial in history.trials[bred:]:
-        _ask_again(history, study, trial)
-    return _clip(history, study.ask(_space(history)).params[RATE]), bred > 0
+        _ask_again(study, space, trial)
+    return _asked(study, space), bred > 0
 
 
-def draw_qmc(history: History) -> tuple[float, bool]:
+def generation_size(dimensions: int) -> int:
+    """Return Hansen's population size of CMA-ES, https://arxiv.org/abs/1604.00772, equation 48.
+
+    >>> generation_size(1), generation_size(3)
+    (4, 7)
+    """
+    return 4 + math.floor(3 * math.log(dimensions))
+
+
+def draw_qmc(history: History, space: Space) -> tuple[Values, bool]:
     """Return the next point of a Sobol sequence that is scrambled by the search's seed; never guided by a model."""
     seed = stable_seed(history, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # QMCSampler is "experimental" since 3.0
         sampler = optuna.samplers.QMCSampler(scramble=True, seed=seed)
-    study = _study_with_space(history, sampler)
+    study = _study_with_space(history, space, sampler)
     for trial in history.trials:
-        _ask_again(history, study, trial)
-    return _clip(history, study.ask(_space(history)).params[RATE]), False
+        _ask_again(study, space, trial)
+    return _asked(study, space), False
 
 
 def new_study(
@@ -137,7 +149,7 @@ def _finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
-def _frozen(history: History, trial: Trial, worst: float, *, keep_pruned: bool) -> FrozenTrial:
+def _frozen(trial: Trial, space: Space, worst: float, *, keep_pruned: bool) -> FrozenTrial:
     """Return our trial as Optuna's. GP ignores pruned trials: unless `keep_pruned` they are completed early."""
     state = TrialState.COMPLETE
     if trial.status not in FINISHED_STATUSES:
@@ -147,40 +159,52 @@ def _frozen(history: History, trial: Trial, worst: float, *, keep_pruned: bool) 
     return optuna.trial.create_trial(
         state=state,
         value=told_value(trial, worst) if state == TrialState.COMPLETE else None,
-        params={RATE: trial.proposal.learning_rate},
-        distributions=_space(history),
+        params={dimension.name: value_in(trial.proposal, dimension.name) for dimension in space},
+        distributions=_distributions(space),
         intermediate_values=intermediate_values(trial.curve),
     )
 
 
-def _space(history: History) -> dict[str, BaseDistribution]:
-    return {RATE: FloatDistribution(history.low, history.high, log=True)}
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    return {dimension.name: _distribution(dimension) for dimension in space}
 
 
-def _clip(history: History, rate: float) -> float:
-    return min(max(rate, history.low), history.high)
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if dimension.choices:
+        return CategoricalDistribution(dimension.choices)
+    if dimension.whole:
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
-def _study_with_space(history: History, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+def _asked(study: optuna.Study, space: Space) -> Values:
+    """Ask for the next trial and return its values."""
+    params = study.ask(_distributions(space)).params
+    return {dimension.name: dimension.clip(params[dimension.name]) for dimension in space}
+
+
+def _study_with_space(history: History, space: Space, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
     """Return a study that knows the search space from a made-up trial; else Optuna draws the first one at random.
 
     CMA-ES leaves the made-up one out of its generations, and QMC does not look at values.
     """
     study = new_study(history, sampler)
-    study.add_trial(optuna.trial.create_trial(value=0.0, params={RATE: history.low}, distributions=_space(history)))
+    lowest = {dimension.name: dimension.low for dimension in space}
+    study.add_trial(optuna.trial.create_trial(value=0.0, params=lowest, distributions=_distributions(space)))
     return study
 
 
-def _ask_again(history: History, study: optuna.Study, trial: Trial) -> optuna.trial.Trial:
+def _ask_again(study: optuna.Study, space: Space, trial: Trial) -> optuna.trial.Trial:
     """Ask for a trial that was already proposed. Raises UsageError when the answer is another one now."""
-    asked = study.ask(_space(history))
-    now, then = _clip(history, asked.params[RATE]), trial.proposal.learning_rate
-    if then is None or not math.isclose(now, then, rel_tol=1e-9):
-        raise UsageError(
-            f"Trial {trial.number} of {study.study_name} has the learning rate {then}, but asking its sampler again "
-            f"gives {now}: it was begun with other versions of optuna, cmaes, numpy or scipy. Go on with those, or "
-            "start the study anew."
-        )
+    asked = study.ask(_distributions(space))
+    for dimension in space:
+        now, then = dimension.clip(asked.params[dimension.name]), value_in(trial.proposal, dimension.name)
+        if then is None or not math.isclose(now, then, rel_tol=1e-9):
+            raise UsageError(
+                f"Trial {trial.number} of {study.study_name} has the {dimension.name.replace('_', ' ')} {then}, but "
+                f"asking its sampler again gives {now}: it was begun with other versions of optuna, cmaes, numpy or "
+                "scipy. Go on with those, or start the study anew."
+            )
     return asked
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import optuna
 
@@ -12,12 +11,12 @@ from lrsearch.strategies._optuna import intermediate_values, new_study, told_val
 from lrsearch.trial import FINISHED_STATUSES, CurvePoint, History, Trial
 
 
-def stopper(history: History, pruner: Literal["median", "hyperband"]) -> Callable[[Sequence[CurvePoint]], bool]:
+def stopper(history: History, pruner: optuna.pruners.BasePruner) -> Callable[[Sequence[CurvePoint]], bool]:
     """Return the judge of the trial after `history`. It knows the curves of the finished trials and its own points.
 
-    It never stops a run at its end: nothing would be saved. One evaluation is one unit of Hyperband's resource.
+    It never stops a run at its end: nothing would be saved. One evaluation is one unit of a pruner's resource.
     """
-    study = new_study(history, pruner=_pruner(pruner, history.epochs))
+    study = new_study(history, pruner=pruner)
     worst = worst_value(history, history.trials)
     for trial in history.trials:
         _replay(study, trial, worst)
@@ -34,10 +33,20 @@ def stopper(history: History, pruner: Literal["median", "hyperband"]) -> Callabl
     return stop
 
 
-def _pruner(name: Literal["median", "hyperband"], epochs: float) -> optuna.pruners.BasePruner:
-    if name == "median":
-        return optuna.pruners.MedianPruner()
-    return optuna.pruners.HyperbandPruner(max_resource=max(1, math.ceil(epochs)))
+def median() -> optuna.pruners.BasePruner:
+    return optuna.pruners.MedianPruner()
+
+
+def successive_halving(min_epochs: int, reduction_factor: int) -> optuna.pruners.BasePruner:
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=min_epochs, reduction_factor=reduction_factor)
+
+
+def hyperband(epochs: float, min_epochs: int = 1, reduction_factor: int = 3) -> optuna.pruners.BasePruner:
+    """Return Hyperband's pruner; 1 and 3 are Optuna's own defaults."""
+    longest = max(min_epochs, math.ceil(epochs))
+    return optuna.pruners.HyperbandPruner(
+        min_resource=min_epochs, max_resource=longest, reduction_factor=reduction_factor
+    )
 
 
 def _replay(study: optuna.Study, trial: Trial, worst: float) -> None:

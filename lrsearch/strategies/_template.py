@@ -1,16 +1,19 @@
-"""The schedule that a strategy puts its rates into."""
+"""What every strategy may say of the training runs that it proposes."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any
 
-from lrsearch.trial import Choice
+from pydantic import BaseModel, ConfigDict, Field
+
+from lrsearch.interfaces import Settings
+from lrsearch.trial import Choice, Proposal
 
 
-class ScheduleTemplate(BaseModel):
-    """A schedule's name and settings, without rates.
+class Template(BaseModel):
+    """A name with settings, without rates.
 
-    Any setting is kept: only the study file's reader knows which ones the schedule takes, and checks them.
+    Any setting is kept: only the study file's reader knows which ones the named thing takes, and checks them.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -22,4 +25,31 @@ class ScheduleTemplate(BaseModel):
         return Choice(self.name, dict(self.model_extra or {}))
 
 
+class ScheduleTemplate(Template):
+    """The schedule that a strategy puts its rates into."""
+
+
+class OptimizerTemplate(Template):
+    """The optimizer of a strategy that does not take the study's."""
+
+
 CONSTANT = ScheduleTemplate(name="constant")
+
+
+class TrainingStrategy(Settings):
+    """Base of strategies: schedule, and what may differ from the study's training."""
+
+    schedule: ScheduleTemplate = CONSTANT
+    optimizer: OptimizerTemplate | None = None
+    """None: the study's."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """None: the study's."""
+
+    def training(self, learning_rate: float | None, **more: Any) -> Proposal:
+        """Return the proposal to train once with `learning_rate`; `more` are further fields of it."""
+        own = {"schedule": self.schedule.choice(), "optimizer": self.own_optimizer, "epochs": self.epochs}
+        return Proposal("train", **{**own, "learning_rate": learning_rate, **more})
+
+    @property
+    def own_optimizer(self) -> Choice | None:
+        return None if self.optimizer is None else self.optimizer.choice()

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lrsearch.errors import UsageError
-from lrsearch.interfaces import Settings
-from lrsearch.strategies._template import CONSTANT, ScheduleTemplate
+from lrsearch.strategies._template import TrainingStrategy
 from lrsearch.trial import History, Proposal
 
 USUAL_RATES = {
@@ -30,7 +29,7 @@ USUAL_RATES = {
 }
 
 
-class DefaultRate(Settings):
+class DefaultRate(TrainingStrategy):
     """Trains once with the optimizer's usual rate, or with `learning_rate`: what a run costs when nobody tunes.
 
     The rate does not depend on the study's range: it was not searched for.
@@ -38,7 +37,6 @@ class DefaultRate(Settings):
 
     name: Literal["default_rate"] = "default_rate"
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    schedule: ScheduleTemplate = CONSTANT
 
     @property
     def planned_trials(self) -> int:
@@ -49,7 +47,7 @@ class DefaultRate(Settings):
         if history.trials or max_count < 1:
             return []
         rate = self.learning_rate or usual_rate(history.optimizer.name)
-        return [Proposal("train", schedule=self.schedule.choice(), learning_rate=rate)]
+        return [self.training(rate)]
 
 
 def usual_rate(optimizer: str) -> float:

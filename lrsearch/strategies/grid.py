@@ -10,12 +10,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lrsearch.errors import UsageError
-from lrsearch.interfaces import Settings
-from lrsearch.strategies._template import CONSTANT, ScheduleTemplate
+from lrsearch.strategies._template import TrainingStrategy
 from lrsearch.trial import History, Proposal
 
 
-class Grid(Settings):
+class Grid(TrainingStrategy):
     """Tries a list of rates, or `points` rates from end to end of the study's range, even in the logarithm.
 
     A grid has no order of its own, and any fixed one would favour or punish it: each search runs it in an order
@@ -25,7 +24,6 @@ class Grid(Settings):
     name: Literal["grid"] = "grid"
     points: Annotated[int, Field(ge=2)] | None = None
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
-    schedule: ScheduleTemplate = CONSTANT
 
     @model_validator(mode="after")
     def _check_rates(self) -> Grid:
@@ -44,8 +42,7 @@ class Grid(Settings):
         """Return the next rates of the shuffled grid. Raises UsageError for a listed rate outside the study's range."""
         tried = [trial.proposal.learning_rate for trial in history.trials]
         left = [rate for rate in self._order(history) if not any(_same(rate, other) for other in tried)]
-        template = self.schedule.choice()
-        return [Proposal("train", schedule=template, learning_rate=rate) for rate in left[:max_count]]
+        return [self.training(rate) for rate in left[:max_count]]
 
     def _order(self, history: History) -> list[float]:
         rates = self._rates(history.low, history.high)

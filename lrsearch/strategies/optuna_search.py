@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lrsearch.interfaces import Settings
-from lrsearch.strategies._template import CONSTANT, ScheduleTemplate
-from lrsearch.trial import CurvePoint, History, Proposal, Trial
+from lrsearch.strategies._sampled import SampledSearch
+from lrsearch.strategies.space import Number, dimensions
+from lrsearch.trial import CurvePoint, History
 
 STARTUP_TRIALS = 10  # Optuna's own default for TPE and GP
 
 
-class OptunaSearch(Settings):
+class OptunaSearch(SampledSearch):
     """Lets an Optuna sampler choose `trials` rates, uniform in the logarithm over the study's range at first.
 
     The sampler keeps nothing: it is rebuilt from the history for every proposal. `tpe` and `gp` draw their first
-    `startup_trials` rates at random. `cmaes` proposes in generations of four and waits for the end of one before the
-    next. `qmc` is a scrambled Sobol sequence; it learns nothing, and is best with 2, 4, 8, ... trials.
-    With a pruner, trials that look bad at an epoch's end are stopped there.
+    `startup_trials` rates at random. `cmaes` proposes in generations and waits for the end of one before the next.
+    `qmc` is a scrambled Sobol sequence; it learns nothing, and is best with 2, 4, 8, ... trials.
+    With a pruner, trials that look bad at an epoch's end are stopped there. `search` adds settings of the optimizer, of
+    the schedule, and the batch size to what is drawn.
     """
 
     name: Literal["optuna_search"] = "optuna_search"
     sampler: Literal["tpe", "gp", "cmaes", "qmc"] = "tpe"
-    trials: Annotated[int, Field(ge=1)]
     pruner: Literal["none", "median", "hyperband"] = "none"
     startup_trials: Annotated[int, Field(ge=1)] | None = None
-    schedule: ScheduleTemplate = CONSTANT
 
     @model_validator(mode="after")
     def _check_startup(self) -> OptunaSearch:
@@ -37,44 +35,34 @@ class OptunaSearch(Settings):
             raise ValueError(f"startup_trials is for the samplers tpe and gp; {self.sampler} has none: remove it")
         return self
 
-    @property
-    def planned_trials(self) -> int:
-        return self.trials
+    @model_validator(mode="after")
+    def _check_choices(self) -> OptunaSearch:
+        unordered = [name for name, searched in self.search.items() if searched.choices is not None]
+        if unordered and self.sampler in ("cmaes", "qmc"):
+            raise ValueError(
+                f"{self.sampler} cannot search choices, as {', '.join(unordered)} has them; give low and high, or take "
+                "the sampler tpe or gp"
+            )
+        return self
 
-    def propose(self, history: History, max_count: int) -> Sequence[Proposal]:
-        """Return the next proposals, each made as if those before it were already running."""
-        proposals: list[Proposal] = []
-        while len(proposals) < max_count and (proposal := self._next(history)) is not None:
-            proposals.append(proposal)
-            planned = Trial(len(history.trials), proposal, "planned")
-            history = replace(history, trials=(*history.trials, planned))
-        return proposals
-
-    def _next(self, history: History) -> Proposal | None:
-        if len(history.trials) >= self.trials:
-            return None
-        draw = self._draw(history)
-        if draw is None:
-            return None
-        rate, model_guided = draw
-        return Proposal("train", schedule=self.schedule.choice(), learning_rate=rate, model_guided=model_guided)
-
-    def _draw(self, history: History) -> tuple[float, bool] | None:
+    def _draw(self, history: History) -> tuple[Mapping[str, Number], bool] | None:
         from lrsearch.strategies import _optuna  # here: it imports Optuna
 
+        space = dimensions(history, self.search)
         if self.sampler == "cmaes":
-            return _optuna.draw_cmaes(history)
+            return _optuna.draw_cmaes(history, space)
         if self.sampler == "qmc":
-            return _optuna.draw_qmc(history)
-        return _optuna.draw_model(history, self.sampler, self.startup_trials or STARTUP_TRIALS)
+            return _optuna.draw_qmc(history, space)
+        return _optuna.draw_model(history, space, self.sampler, self.startup_trials or STARTUP_TRIALS)
 
     def stopper(self, history: History) -> Callable[[Sequence[CurvePoint]], bool]:
         if self.pruner == "none" or history.facts is None:
-            return _never
-        from lrsearch.strategies._pruning import stopper
+            return never
+        from lrsearch.strategies import _pruning
 
-        return stopper(history, self.pruner)
+        pruner = _pruning.median() if self.pruner == "median" else _pruning.hyperband(history.epochs)
+        return _pruning.stopper(history, pruner)
 
 
-def _never(points: Sequence[CurvePoint]) -> bool:
+def never(points: Sequence[CurvePoint]) -> bool:
     return False

@@ -1,41 +1,27 @@
-"""Random search over the learning rate."""
+"""Random search."""
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Literal
 
-from pydantic import Field
-
-from lrsearch.interfaces import Settings
-from lrsearch.strategies._template import CONSTANT, ScheduleTemplate
-from lrsearch.trial import History, Proposal
+from lrsearch.strategies._sampled import SampledSearch
+from lrsearch.strategies.space import Number, Searched, dimensions
+from lrsearch.trial import History
 
 
-class RandomSearch(Settings):
-    """Draws `trials` rates, uniform in the logarithm over the study's range."""
+class RandomSearch(SampledSearch):
+    """Draws `trials` rates, uniform in the logarithm over the study's range, and what else is in `search`."""
 
     name: Literal["random_search"] = "random_search"
-    trials: Annotated[int, Field(ge=1)]
-    schedule: ScheduleTemplate = CONSTANT
 
-    @property
-    def planned_trials(self) -> int:
-        return self.trials
-
-    def propose(self, history: History, max_count: int) -> Sequence[Proposal]:
-        """Return the next draws; each depends on (study, strategy, seed, trial number) and the range alone."""
-        start = len(history.trials)
-        template = self.schedule.choice()
-        return [
-            Proposal("train", schedule=template, learning_rate=_draw(history, number))
-            for number in range(start, min(start + max_count, self.trials))
-        ]
+    def _draw(self, history: History) -> tuple[dict[str, Number], None]:
+        return random_values(history, self.search), None
 
 
-def _draw(history: History, number: int) -> float:
-    generator = random.Random(f"{history.study}/{history.strategy}/{history.seed}/{number}")  # noqa: S311  # no secret
-    rate = math.exp(generator.uniform(math.log(history.low), math.log(history.high)))
-    return min(max(rate, history.low), history.high)
+def random_values(history: History, search: Mapping[str, Searched]) -> dict[str, Number]:
+    """Return the next draw: it depends on (study, strategy, seed, trial number) and the space alone."""
+    text = f"{history.study}/{history.strategy}/{history.seed}/{len(history.trials)}"
+    generator = random.Random(text)  # noqa: S311  # no secret
+    return {dimension.name: dimension.clip(dimension.draw(generator)) for dimension in dimensions(history, search)}

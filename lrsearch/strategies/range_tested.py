@@ -1,4 +1,4 @@
-"""One range test, then one training run between the bounds that it found: Smith's way."""
+"""A range test, then one training run between the bounds that it found: Smith's way."""
 
 from __future__ import annotations
 
@@ -9,32 +9,38 @@ from pydantic import Field, model_validator
 
 from lrsearch.errors import UsageError
 from lrsearch.interfaces import Settings
-from lrsearch.strategies._template import ScheduleTemplate
-from lrsearch.trial import History, Proposal, RangeTestPlan
+from lrsearch.strategies._template import ScheduleTemplate, TrainingStrategy
+from lrsearch.trial import History, Proposal, RangeTestPlan, Trial
 
 if TYPE_CHECKING:
     from lrsearch.range_test import RangeTestVerdict
 
 
 Positive = Annotated[float, Field(gt=0)]
-OF_THE_TEST = ("range_epochs", "min_steps", "ladder", "policy", "low", "high")
+OF_THE_TEST = ("range_epochs", "min_steps", "ladder", "policy", "low", "high", "repeats", "test")
 
 
 class TestedWith(Settings):
     """What bounds from elsewhere were found with; what is left out is not compared with the study."""
 
+    optimizer: str | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
     momentum: Annotated[float, Field(ge=0)] | None = None
     """Adam's beta 1 counts as momentum."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
 
 
-class RangeTested(Settings):
+class RangeTested(TrainingStrategy):
     """Runs a range test over the study's range, or over `low` to `high`, and trains once with what it shows.
 
     Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, https://arxiv.org/abs/1506.01186. Cyclical
     templates run between the verdict's bounds; constant and decaying ones take its constant-rate guess. A verdict
     without bounds ends the search without a model: the test was paid for and gave nothing, and no rate is made up.
+
+    With `repeats` the test is run so often, each time with other weights and another data order, and the log-median of
+    the bounds is taken; each is paid for. With `test: once_per_study` only the first seed's search tests, and those of
+    the other seeds take its bounds: each has the whole cost of the test on its bill, as one search alone would, and the
+    spread over seeds lacks that of the test.
 
     With `max_lr` given, and `base_lr` unless the schedule's own fraction of it will do, no test is run: cyclical
     templates run between these bounds, constant and decaying ones take `max_lr`. What finding them cost is on nobody's
@@ -49,6 +55,8 @@ class RangeTested(Settings):
     policy: Literal["default", "smith2015"] = "default"
     low: Positive | None = None
     high: Positive | None = None
+    repeats: Annotated[int, Field(ge=1)] = 1
+    test: Literal["per_seed", "once_per_study"] = "per_seed"
     base_lr: Positive | None = None
     max_lr: Positive | None = None
     tested_with: TestedWith | None = None
@@ -74,21 +82,34 @@ class RangeTested(Settings):
 
     @property
     def planned_trials(self) -> int:
-        return 2 if self.max_lr is None else 1
+        return 1 if self.max_lr is not None else self.repeats + 1
+
+    @property
+    def tests_once(self) -> bool:
+        """Whether the searches of all seeds but the first take that one's range tests over."""
+        return self.test == "once_per_study" and self.max_lr is None
 
     def propose(self, history: History, max_count: int) -> Sequence[Proposal]:
-        if max_count < 1 or len(history.trials) >= self.planned_trials:
+        if max_count < 1 or any(trial.proposal.stage == "train" for trial in history.trials):
             return []
         if self.max_lr is not None:
-            return [self._training(self.max_lr, self.base_lr, self.max_lr)]
-        if not history.trials:
-            return [Proposal("range_test", range_test=self._plan(history))]
+            return [self.training(self.max_lr, base_lr=self.base_lr, max_lr=self.max_lr)]
+        tests = _tests(history)
+        if len(tests) < self.repeats:
+            repeats = range(len(tests), min(self.repeats, len(tests) + max_count))
+            return [self._range_test(history, repeat) for repeat in repeats]
+        if history.running:
+            return []
         verdict = verdict_of(history)
         if verdict is None or verdict.max_lr is None:
             return []
-        return [self._training(verdict.constant_lr, verdict.base_lr, verdict.max_lr)]
+        return [self.training(verdict.constant_lr, base_lr=verdict.base_lr, max_lr=verdict.max_lr)]
 
-    def _plan(self, history: History) -> RangeTestPlan:
+    def _range_test(self, history: History, repeat: int) -> Proposal:
+        plan = self._plan(history, repeat)
+        return Proposal("range_test", range_test=plan, optimizer=self.own_optimizer)
+
+    def _plan(self, history: History, repeat: int) -> RangeTestPlan:
         low = history.low if self.low is None else self.low
         high = history.high if self.high is None else self.high
         if low >= high:
@@ -103,22 +124,30 @@ class RangeTested(Settings):
             epochs=self.range_epochs,
             min_steps=self.min_steps,
             policy=self.policy,
+            repeat=repeat,
         )
-
-    def _training(self, learning_rate: float | None, base_lr: float | None, max_lr: float) -> Proposal:
-        return Proposal("train", self.schedule.choice(), learning_rate, base_lr, max_lr)
 
 
 def verdict_of(history: History) -> RangeTestVerdict | None:
-    """Return what the search's range test shows; None while it has not ended, when it failed, and without one.
+    """Return what the search's range tests show together; None while none has ended, when all failed, and without one.
 
     A range test that ended in divergence has done its work: it is judged like a completed one.
     """
-    from lrsearch.range_test import judge  # here: it brings numpy
+    from lrsearch.range_test import combine_verdicts, judge  # here: it brings numpy
 
-    for trial in history.trials:
-        plan = trial.proposal.range_test
-        if plan is not None and history.facts is not None and trial.status in ("completed", "diverged"):
-            # No bootstrap: intervals change no bound, and the device is held while this runs.
-            return judge(trial.range_test, history.facts, plan, history.optimizer.name, bootstrap=0)
-    return None
+    if history.facts is None:
+        return None
+    verdicts = [
+        # No bootstrap: intervals change no bound, and the device is held while this runs.
+        judge(trial.range_test, history.facts, trial.proposal.range_test, history.optimizer.name, bootstrap=0)
+        for trial in _tests(history)
+        if trial.proposal.range_test is not None and trial.status in ("completed", "diverged")
+    ]
+    if len(verdicts) == 1:
+        return verdicts[0]
+    return combine_verdicts(verdicts) if verdicts else None
+
+
+def _tests(history: History) -> list[Trial]:
+    """Return the range tests that this search goes by: its own, or those of the study's first seed."""
+    return [trial for trial in (*history.shared_tests, *history.trials) if trial.proposal.stage == "range_test"]

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from lrsearch.errors import UsageError
 from lrsearch.interfaces import Strategy
 from lrsearch.strategies import OptunaSearch
-from lrsearch.strategies._optuna import GENERATION_SIZE, stable_seed, told_value, worst_value
+from lrsearch.strategies._optuna import generation_size, stable_seed, told_value, worst_value
 from lrsearch.trial import History, Proposal, ResultStatus, Trial, TrialStatus
 from tests.strategies.contract import (
     BEST_RATE,
@@ -170,7 +170,7 @@ def test_guided_proposals_gather_at_the_optimum(sampler: Sampler, trials: int) -
         (OptunaSearch(sampler="tpe", trials=12), 10),
         (OptunaSearch(sampler="tpe", trials=6, startup_trials=4), 4),
         (OptunaSearch(sampler="gp", trials=6, startup_trials=4), 4),
-        (OptunaSearch(sampler="cmaes", trials=6), GENERATION_SIZE),
+        (OptunaSearch(sampler="cmaes", trials=6), generation_size(1)),
         (OptunaSearch(sampler="qmc", trials=6), 6),
     ],
 )
@@ -193,15 +193,15 @@ def test_startup_ends_whatever_became_of_the_trials(status: ResultStatus) -> Non
 
 def test_cmaes_is_optunas_own_sampler_run_without_interruption() -> None:
     """The reference asks and tells one study by the generation, to the end; ours is rebuilt before every proposal."""
-    sampler = optuna.samplers.CmaEsSampler(seed=stable_seed(EMPTY, 0), popsize=GENERATION_SIZE)
+    sampler = optuna.samplers.CmaEsSampler(seed=stable_seed(EMPTY, 0), popsize=generation_size(1))
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.add_trial(optuna.trial.create_trial(value=0.0, params={"learning_rate": 1e-5}, distributions=SPACE))
     for _ in range(5):
-        for asked in [study.ask(SPACE) for _ in range(GENERATION_SIZE)]:
+        for asked in [study.ask(SPACE) for _ in range(generation_size(1))]:
             outcome = hill(Proposal("train", learning_rate=asked.params["learning_rate"]))
             study.tell(asked, outcome.validation_metric or 0.1)
     reference = [trial.params["learning_rate"] for trial in study.trials[1:]]
-    ours = rates(search(OptunaSearch(sampler="cmaes", trials=5 * GENERATION_SIZE)))
+    ours = rates(search(OptunaSearch(sampler="cmaes", trials=5 * generation_size(1))))
     assert ours == pytest.approx(reference, rel=1e-12)
 
 
@@ -214,9 +214,9 @@ def test_cmaes_gives_the_same_search_for_every_number_of_slots() -> None:
 def test_cmaes_waits_for_the_end_of_a_generation() -> None:
     strategy = OptunaSearch(sampler="cmaes", trials=14)
     started = planned(EMPTY, strategy.propose(EMPTY, 8))
-    assert len(started.trials) == GENERATION_SIZE
+    assert len(started.trials) == generation_size(1)
     assert strategy.propose(started, 8) == []
-    assert len(strategy.propose(finished(started, hill), 8)) == GENERATION_SIZE
+    assert len(strategy.propose(finished(started, hill), 8)) == generation_size(1)
 
 
 def test_cmaes_replays_even_when_a_later_trial_is_the_worst_so_far() -> None:
