@@ -24,7 +24,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from lrsearch.errors import StorageError
 from lrsearch.storage.engine import connect_args, display_url, parse_url, set_pragmas, sqlite_path, translated
-from lrsearch.trial import FINISHED_STATUSES, CurvePoint, StudyRecord, TrialRecord, WorkloadFacts
+from lrsearch.strategies.space import Searched, dimension, value_in
+from lrsearch.trial import FINISHED_STATUSES, Choice, CurvePoint, StudyRecord, TrialRecord, WorkloadFacts
 
 UUID = "uuid"
 """The user attribute that says which trial of the ledger an Optuna trial shows."""
@@ -235,6 +236,18 @@ class _View:
         return FloatDistribution(min(float(given["low"]), rate), max(float(given["high"]), rate), log=True)
 
     @property
+    def searched(self) -> dict[str, tuple[Any, BaseDistribution]]:
+        """What the way searches beside the rate: value and distribution by name."""
+        optimizer = self.trial.proposal.optimizer or Choice("", self.record.config["training"]["optimizer"])
+        given: Mapping[str, Any] = self.record.config["strategies"][self.trial.strategy].get("search") or {}
+        found = {}
+        for name, settings in given.items():
+            value = value_in(self.trial.proposal, name)
+            if value is not None:
+                found[name] = (value, dimension(optimizer, name, Searched.model_validate(settings)).distribution())
+        return found
+
+    @property
     def attributes(self) -> dict[str, Any]:
         """What is known before the trial has run."""
         proposal = self.trial.proposal
@@ -263,6 +276,7 @@ class _View:
         return {"status": self.trial.status, **cost, **verdict, **error}
 
     def frozen(self) -> FrozenTrial:
+        searched = self.searched
         attempts = self.trial.attempts
         finished = attempts[-1].finished_at if attempts and self.trial.status in FINISHED_STATUSES else None
         return FrozenTrial(
@@ -272,8 +286,11 @@ class _View:
             value=self.value,
             datetime_start=_local(attempts[0].started_at) if attempts else datetime.now(),  # noqa: DTZ005  Optuna's
             datetime_complete=_local(finished) if finished else None,
-            params=dict(self.rates),
-            distributions={name: self.distribution(rate) for name, rate in self.rates.items()},
+            params={**self.rates, **{name: value for name, (value, _) in searched.items()}},
+            distributions={
+                **{name: self.distribution(rate) for name, rate in self.rates.items()},
+                **{name: distribution for name, (_, distribution) in searched.items()},
+            },
             user_attrs=self.attributes | self.result_attributes,
             system_attrs={},
             intermediate_values=self.intermediate_values,

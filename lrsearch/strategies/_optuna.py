@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Literal, TypeGuard
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from lrsearch.errors import UsageError
@@ -166,15 +166,7 @@ def _frozen(trial: Trial, space: Space, worst: float, *, keep_pruned: bool) -> F
 
 
 def _distributions(space: Space) -> dict[str, BaseDistribution]:
-    return {dimension.name: _distribution(dimension) for dimension in space}
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    if dimension.choices:
-        return CategoricalDistribution(dimension.choices)
-    if dimension.whole:
-        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return {dimension.name: dimension.distribution() for dimension in space}
 
 
 def _asked(study: optuna.Study, space: Space) -> Values:

@@ -6,12 +6,15 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
 from lrsearch.interfaces import Settings
 from lrsearch.trial import Choice, History, Proposal
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 RATE = "learning_rate"
 BATCH_SIZE = "batch_size"
@@ -66,6 +69,16 @@ class Dimension:
         """Return `value` without what rounding put outside of the ends."""
         return value if self.choices else min(max(value, self.low), self.high)
 
+    def distribution(self) -> BaseDistribution:
+        """Return it as Optuna's."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.choices:
+            return CategoricalDistribution(self.choices)
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
+
     def draw(self, generator: random.Random) -> Number:
         if self.choices:
             return generator.choice(self.choices)
@@ -82,16 +95,17 @@ class Dimension:
 def dimensions(history: History, search: Mapping[str, Searched]) -> list[Dimension]:
     """Return what is drawn, the rate first."""
     rate = Dimension(RATE, history.low, history.high, log=True)
-    return [rate, *(_dimension(history, name, searched) for name, searched in search.items())]
+    return [rate, *(dimension(history.optimizer, name, searched) for name, searched in search.items())]
 
 
-def _dimension(history: History, name: str, searched: Searched) -> Dimension:
+def dimension(optimizer: Choice, name: str, searched: Searched) -> Dimension:
+    """Return what `searched` says of `name` as a number to draw."""
     if searched.choices is not None:
         return Dimension(name, choices=searched.choices)
     assert searched.low is not None, "Searched checks it"
     assert searched.high is not None, "Searched checks it"
     whole = isinstance(searched.low, int) and isinstance(searched.high, int)
-    if is_of_optimizer(history.optimizer.settings, name):
+    if is_of_optimizer(optimizer.settings, name):
         return Dimension(name, float(searched.low), float(searched.high), searched.log)
     return Dimension(name, searched.low, searched.high, searched.log, whole)
 

@@ -25,6 +25,7 @@ CONFIG: dict[str, Any] = {
     "name": "digits",
     "seeds": [0, 1],
     "rates": {"low": 1e-5, "high": 10.0},
+    "training": {"epochs": 5.0, "optimizer": {"name": "sgd", "momentum": 0.9}},
     "strategies": {"grid": {"name": "grid"}, "clr": {"name": "range_tested"}, "default": {"name": "default_rate"}},
 }
 FACTS = WorkloadFacts(
