@@ -75,6 +75,19 @@ class LoadedWorkload(Protocol):
         ...
 
 
+@runtime_checkable
+class FitsMetric(Protocol):
+    """A loaded workload whose metric has something to choose from validation outputs, such as a threshold."""
+
+    def fit_metric(self, outputs: Any, targets: Any) -> Callable[[Any, Any], float]:
+        """Return the metric, chosen on these outputs and targets of a validation split, to take the place of `metric`.
+
+        What the validation outputs of a model have chosen holds for its test outputs. A range test chooses anew for
+        each model, on the outputs that it judges.
+        """
+        ...
+
+
 class Workload(Protocol):
     """Model, data, loss and metric. Importing the module that defines one must not import torch."""
 

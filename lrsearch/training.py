@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from lrsearch.errors import LrsearchError, MissingExtraError, UsageError, WorkloadError
-from lrsearch.interfaces import Batch, Channel, LoadedWorkload, Split, Workload
+from lrsearch.interfaces import Batch, Channel, FitsMetric, LoadedWorkload, Split, Workload
 from lrsearch.range_test import DivergenceStop, ladder
 from lrsearch.registry import lookup
 from lrsearch.schedules.plan import PlannedSchedule, plan_schedule
@@ -44,7 +44,7 @@ from lrsearch.trial import (
     WorkloadFacts,
 )
 from lrsearch.workloads import WORKLOADS
-from lrsearch.workloads._user_code import user_line
+from lrsearch.workloads.user_code import user_line
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -243,6 +243,12 @@ def _take_matching(left: dict[str, torch.nn.Parameter], index: int, group: Param
     return [left.pop(name) for name in names]
 
 
+def _frozen_batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the batch norms whose own parameters are all frozen: their running statistics are to stay as they are."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in norms if norm.affine and not any(p.requires_grad for p in norm.parameters())]
+
+
 def _batches(loaded: LoadedWorkload, seed: int) -> Iterator[Batch]:
     """Yield training batches for ever, epoch after epoch, in the order that `seed` alone decides."""
     generator = torch.Generator().manual_seed(seed)
@@ -261,6 +267,8 @@ class _Run:
     device: torch.device
     batches: Iterator[Batch]
     _losses: list[torch.Tensor] = field(default_factory=list)
+    _metric: Callable[[Any, Any], float] | None = None
+    """What the last evaluation before the test fitted; None where the workload's metric has nothing to fit."""
 
     def __post_init__(self) -> None:
         self._switch(training=True)
@@ -286,7 +294,10 @@ class _Run:
         return losses
 
     def evaluate(self, split: Split) -> tuple[float | None, float | None]:
-        """Return loss and metric over the whole split, in evaluation mode; None where not finite."""
+        """Return loss and metric over the whole split, in evaluation mode; None where not finite.
+
+        The test split has the metric that the same model's validation outputs fitted.
+        """
         self._switch(training=False)
         outputs, targets = [], []
         with torch.inference_mode(), self._autocast():
@@ -296,7 +307,10 @@ class _Run:
         self._switch(training=True)
         all_outputs, all_targets = torch.cat(outputs).float(), torch.cat(targets)
         loss = float(self.loaded.loss(all_outputs, all_targets))
-        return _finite(loss), _finite(self.loaded.metric(all_outputs, all_targets))
+        if isinstance(self.loaded, FitsMetric) and split != "test":
+            self._metric = self.loaded.fit_metric(all_outputs, all_targets)
+        metric = self._metric or self.loaded.metric
+        return _finite(loss), _finite(metric(all_outputs, all_targets))
 
     def _switch(self, *, training: bool) -> None:
         """Put model and optimiser into training or evaluation mode: Schedule-Free evaluates at other weights."""
@@ -306,6 +320,8 @@ class _Run:
             if not training:
                 self._refresh_batch_norm()
         self.model.train(training)
+        for module in _frozen_batch_norms(self.model):
+            module.eval()
 
     def _refresh_batch_norm(self) -> None:
         """Let batch norm see training batches at the weights that are to be evaluated, as Schedule-Free's README asks.
@@ -403,7 +419,13 @@ def _set_up(spec: TrialSpec, loaded: LoadedWorkload, device: torch.device) -> tu
         )
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    return _new_run(loaded, spec.training, device, spec.seed), planned
+    repeat = proposal.range_test.repeat if proposal.range_test else 0
+    return _new_run(loaded, spec.training, device, _repeat_seed(spec.seed, repeat)), planned
+
+
+def _repeat_seed(seed: int, repeat: int) -> int:
+    """Return the seed of a repeat's weights and data order; the first is `seed` itself, as without repeats."""
+    return seed if repeat == 0 else int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0])
 
 
 def _new_run(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int) -> _Run:

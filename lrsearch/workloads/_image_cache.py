@@ -25,13 +25,18 @@ DIGEST_BYTES = 65
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """All images of a data set: uint8, (count, channels, height, width), and their class ids from 0."""
+    """All images of a data set: uint8, (count, channels, height, width), and their class ids from 0.
+
+    Multi-label: a row of zeros and ones, (count, classes), in the place of a class id; never in a cache file.
+    """
 
     train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.int64]
+    train_labels: NDArray[Any]
     test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.int64]
+    test_labels: NDArray[Any]
     class_count: int
+    validation_count: int = 0
+    """How many of the last training images are the validation split of every seed; 0: each seed holds back its own."""
 
 
 def cached(

@@ -45,7 +45,7 @@ class ImageTree:
         return cached("image_folder", files, settings, lambda: self._decode(files, image_size, MODES[color]))
 
     def _decode(self, files: Sequence[Path], image_size: int | None, mode: str) -> DecodedImages:
-        images = _decode_all(files, image_size, mode)
+        images = decode_all(files, image_size, mode)
         count = len(self.train)
         return DecodedImages(images[:count], _labels(self.train), images[count:], _labels(self.test), self.class_count)
 
@@ -99,7 +99,8 @@ def _labels(samples: Sequence[tuple[Path, int]]) -> NDArray[np.int64]:
     return np.fromiter((label for _, label in samples), np.int64, len(samples))
 
 
-def _decode_all(files: Sequence[Path], image_size: int | None, mode: str) -> NDArray[np.uint8]:
+def decode_all(files: Sequence[Path], image_size: int | None, mode: str) -> NDArray[np.uint8]:
+    """Return the images as (count, channels, height, width). Raises DataError that names an unreadable file."""
     first = _decode_one(files[0], image_size, mode)
     images = np.empty((len(files), *first.shape), np.uint8)
     decoded = with_progress(_decode_each(files, image_size, mode), len(files), "Decoding images")

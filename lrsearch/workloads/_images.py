@@ -10,23 +10,36 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrsearch.errors import DataError, WorkloadError
+from lrsearch.errors import DataError
 from lrsearch.interfaces import Batch, Split
 from lrsearch.trial import WorkloadFacts
 from lrsearch.workloads import models
 from lrsearch.workloads._augment import Draws
 from lrsearch.workloads._classification import accuracy, chance, cross_entropy
+from lrsearch.workloads._multi_label import FittedMicroF1, binary_cross_entropy, micro_f1_chance
 from lrsearch.workloads._settings import ImageWorkload
-from lrsearch.workloads._splits import evaluation_rows, range_test_subset, stratified_sample, stratified_split
+from lrsearch.workloads._splits import (
+    evaluation_rows,
+    range_test_subset,
+    steps_per_epoch,
+    strata,
+    stratified_sample,
+    stratified_split,
+)
+from lrsearch.workloads._weights import origin, started
 
 
 def load_images(settings: ImageWorkload, device: torch.device, seed: int) -> LoadedImages:
-    """Return the workload, read and copied at its first use in this process, split by `seed`."""
+    """Return the workload, read and copied at its first use in this process, split by `seed`.
+
+    One class id per image makes it classification; a row of zeros and ones, multi-label.
+    """
     raw_pixels = models.wants_raw_pixels(settings.model)
-    source = settings.model_copy(
-        update={"batch_size": 1, "model": "mlp", "augment": "none", "validation_fraction": 0.5}
-    )
-    return LoadedImages(settings, _prepare(source, device, seed, settings.validation_fraction, raw_pixels))
+    of_no_account = {"batch_size": 1, "model": "mlp", "augment": "none", "start_from": None, "new_layers": ()}
+    source = settings.model_copy(update={**of_no_account, "validation_fraction": 0.5})
+    prepared = _prepare(source, device, seed, settings.validation_fraction, raw_pixels)
+    kind = LoadedImages if prepared.images.labels.ndim == 1 else LoadedMultiLabelImages
+    return kind(settings, prepared)
 
 
 @dataclass(frozen=True)
@@ -37,19 +50,22 @@ class _Images:
     train_labels: torch.Tensor
     test: torch.Tensor
     test_labels: torch.Tensor
-    labels: np.ndarray[Any, np.dtype[np.int64]]
+    labels: np.ndarray[Any, np.dtype[Any]]
     class_count: int
     available: int
+    validation_count: int
 
 
 @lru_cache(maxsize=2)
 def _on_device(source: ImageWorkload, device: torch.device) -> _Images:
     images = source.read()
     pixels, labels, limit = images.train_images, images.train_labels, source.train_limit
-    if limit is not None and limit > len(labels):
-        raise DataError(f"workload.train_limit is {limit}, but there are only {len(labels)} training images: lower it.")
+    own = len(labels) - images.validation_count
+    if limit is not None and limit > own:
+        raise DataError(f"workload.train_limit is {limit}, but there are only {own} training images: lower it.")
     if limit is not None:
-        kept = stratified_sample(labels, limit, np.random.default_rng(0))
+        kept = stratified_sample(strata(labels[:own]), limit, np.random.default_rng(0))
+        kept = np.append(kept, np.arange(own, len(labels)))
         pixels, labels = pixels[kept], labels[kept]
     return _Images(
         train=_tensor(pixels, device),
@@ -59,6 +75,7 @@ def _on_device(source: ImageWorkload, device: torch.device) -> _Images:
         labels=labels,
         class_count=images.class_count,
         available=len(images.train_labels),
+        validation_count=images.validation_count,
     )
 
 
@@ -86,8 +103,12 @@ def _prepare(
 ) -> _Prepared:
     images = _on_device(source, device)
     generator = np.random.default_rng(seed)
-    train, validation = stratified_split(images.labels, validation_fraction, generator)
-    subset = range_test_subset(images.labels, validation, generator)
+    classes = strata(images.labels)
+    if images.validation_count:
+        train, validation = np.split(np.arange(len(classes)), [len(classes) - images.validation_count])
+    else:
+        train, validation = stratified_split(classes, validation_fraction, generator)
+    subset = range_test_subset(classes, validation, generator)
     train_indices = _tensor(train, device)
     mean, factor = _normalisation(images.train, train_indices, raw_pixels)
     return _Prepared(
@@ -95,7 +116,7 @@ def _prepare(
         train=train_indices,
         validation=_tensor(validation, device),
         range_test=_tensor(subset, device),
-        chance=chance(images.labels[train]),
+        chance=(chance if images.labels.ndim == 1 else micro_f1_chance)(images.labels[train]),
         mean=mean,
         factor=factor,
     )
@@ -128,15 +149,17 @@ def _float(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 class LoadedImages:
     """Implements `LoadedWorkload` for classification of images that all fit on the device."""
 
+    metric_name = "accuracy"
+
     def __init__(self, settings: ImageWorkload, prepared: _Prepared) -> None:
         self._settings = settings
         self._prepared = prepared
-        self.facts = _facts(settings, prepared)
+        self.facts = _facts(settings, prepared, self.metric_name)
 
     def build_model(self) -> torch.nn.Module:
         """Draw the weights on the processor: the same on every device."""
         model = models.build(self._settings.model, self.facts.input_shape, self._prepared.images.class_count)
-        return model.to(self._prepared.train.device)
+        return started(model, self._settings).to(self._prepared.train.device)
 
     def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
         """Yield one epoch; the incomplete batch at its end is left out, so that each step sees `batch_size` images."""
@@ -171,23 +194,34 @@ class LoadedImages:
         return pixels.float().sub_(self._prepared.mean).mul_(self._prepared.factor)
 
 
-def _facts(settings: ImageWorkload, prepared: _Prepared) -> WorkloadFacts:
+class LoadedMultiLabelImages(LoadedImages):
+    """Images with any number of labels each: also implements `FitsMetric`."""
+
+    metric_name = "micro_f1"
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return binary_cross_entropy(outputs, targets)
+
+    def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        """Return micro-F1 at the threshold that is best for these very outputs."""
+        return self.fit_metric(outputs, targets)(outputs, targets)
+
+    def fit_metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> FittedMicroF1:
+        return FittedMicroF1.of(outputs, targets)
+
+
+def _facts(settings: ImageWorkload, prepared: _Prepared, metric_name: str) -> WorkloadFacts:
     images, train_count = prepared.images, len(prepared.train)
-    if train_count < settings.batch_size:
-        raise WorkloadError(
-            f"The training split has {train_count} images, fewer than workload.batch_size {settings.batch_size}: "
-            "lower batch_size or validation_fraction, or raise train_limit."
-        )
     shape = tuple(images.train.shape[1:])
     return WorkloadFacts(
-        metric="accuracy",
+        metric=metric_name,
         higher_is_better=True,
         chance=prepared.chance,
         train_count=train_count,
         validation_count=len(prepared.validation),
         test_count=len(images.test),
         range_test_count=len(prepared.range_test),
-        steps_per_epoch=train_count // settings.batch_size,
+        steps_per_epoch=steps_per_epoch(train_count, settings.batch_size),
         batch_size=settings.batch_size,
         parameter_count=models.count_parameters(settings.model, shape, images.class_count),
         input_shape=shape,
@@ -204,4 +238,5 @@ def _describe(settings: ImageWorkload, images: _Images) -> str:
         else f"{len(images.train)} of {images.available}"
     )
     augmented = "" if settings.augment == "none" else f", augmented by {settings.augment.replace('_', ' and ')}"
-    return f"{settings.label}, {count} images {width}x{height}x{channels}{augmented}, model {settings.model}"
+    data = f"{settings.label}, {count} images {width}x{height}x{channels}{augmented}"
+    return f"{data}, model {settings.model}{origin(settings)}"

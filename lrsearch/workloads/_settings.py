@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lrsearch.errors import UnknownNameError
 from lrsearch.interfaces import LoadedWorkload, Settings
@@ -20,10 +21,20 @@ Augment = Literal["none", "flip", "crop", "crop_flip"]
 
 
 class WorkloadSettings(Settings, ABC):
-    """Batch size and the share of the training data that each replicate seed holds back for validation."""
+    """Batch size, the share of the training data that each replicate seed holds back for validation, first weights."""
 
     batch_size: int = Field(default=128, ge=1)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
+    start_from: Path | None = None
+    """What `torch.save(model.state_dict(), path)` wrote: every trial and range test starts from these weights."""
+    new_layers: tuple[str, ...] = ()
+    """Globs over the names in the model's state_dict, such as `fc.*`: what they match is drawn anew, not loaded."""
+
+    @model_validator(mode="after")
+    def _new_layers_of_something(self) -> Self:
+        if self.new_layers and self.start_from is None:
+            raise ValueError("new_layers names what not to load: give start_from too")
+        return self
 
     @abstractmethod
     def load(self, device: torch.device, seed: int) -> LoadedWorkload: ...

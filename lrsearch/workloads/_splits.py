@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrsearch.errors import WorkloadError
+
 Indices = NDArray[np.int64]
+
+
+def strata(targets: NDArray[Any]) -> Indices:
+    """Return the class of each example where targets are class ids, else one class for all: a plain random split."""
+    class_ids = targets.ndim == 1 and targets.dtype == np.int64
+    return targets if class_ids else np.zeros(len(targets), np.int64)
+
+
+def steps_per_epoch(train_count: int, batch_size: int) -> int:
+    """Return the number of whole batches. Raises WorkloadError when there is none."""
+    if train_count < batch_size:
+        raise WorkloadError(
+            f"The training split has {train_count} examples, fewer than workload.batch_size {batch_size}: "
+            "lower batch_size or validation_fraction, or give more data."
+        )
+    return train_count // batch_size
 
 
 def stratified_sample(labels: Indices, count: int, generator: np.random.Generator) -> Indices:

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from lrsearch.errors import WorkloadError
 from lrsearch.interfaces import Batch
 from lrsearch.workloads._splits import evaluation_rows
-from lrsearch.workloads._user_code import blamed_on
+from lrsearch.workloads.user_code import blamed_on
 
 SCAN_ROWS = 256
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,28 +13,30 @@ import numpy as np
 import torch
 
 from lrsearch.errors import WorkloadError
-from lrsearch.interfaces import Batch, Split
+from lrsearch.interfaces import Batch
 from lrsearch.trial import WorkloadFacts
 from lrsearch.workloads._classification import accuracy, chance, cross_entropy
-from lrsearch.workloads._splits import range_test_subset, stratified_split
-from lrsearch.workloads._user_code import blamed_on, resolve, seeded
+from lrsearch.workloads._examples import LoadedExamples, Splits
+from lrsearch.workloads._splits import range_test_subset, steps_per_epoch, strata, stratified_split
 from lrsearch.workloads._user_data import Examples, LoaderPart, UserData, read_parts
+from lrsearch.workloads._weights import origin, started
 from lrsearch.workloads.callable import CallableWorkload
+from lrsearch.workloads.user_code import blamed_on, resolve, seeded
 
 PROBE_ROWS = 16
 
 
-def load_user_workload(settings: CallableWorkload, device: torch.device, seed: int) -> LoadedUserWorkload:
+def load_user_workload(settings: CallableWorkload, device: torch.device, seed: int) -> LoadedExamples:
     """Return the workload, read and checked at its first use in this process, split by `seed`."""
-    return LoadedUserWorkload(settings, device, _split(settings, device, seed), _checked(settings, device))
-
-
-@dataclass(frozen=True)
-class _Splits:
-    train: Examples | LoaderPart
-    validation: Examples
-    range_test: Examples
-    test: Examples
+    splits, checked = _split(settings, device, seed), _checked(settings, device)
+    return LoadedExamples(
+        _facts(settings, splits, checked),
+        splits,
+        device,
+        build=lambda: _build(checked.build, settings),
+        loss=checked.loss,
+        metric=checked.metric,
+    )
 
 
 @lru_cache(maxsize=2)
@@ -46,23 +49,17 @@ def _data(reference: str, python_path: Path | None, device: torch.device) -> Use
 
 
 @lru_cache(maxsize=32)
-def _split(settings: CallableWorkload, device: torch.device, seed: int) -> _Splits:
+def _split(settings: CallableWorkload, device: torch.device, seed: int) -> Splits:
     data = _data(settings.data, settings.python_path, device)
     generator = np.random.default_rng(seed)
     train, validation = data.train, data.validation
     if validation is None:
         assert not isinstance(train, LoaderPart), "read_parts refuses a loader without a validation part"
-        kept, held_back = stratified_split(_strata(train.targets), settings.validation_fraction, generator)
+        kept, held_back = stratified_split(strata(train.targets.numpy()), settings.validation_fraction, generator)
         train, validation = train.subset(torch.from_numpy(kept)), train.subset(torch.from_numpy(held_back))
-    labels = _strata(validation.targets)
+    labels = strata(validation.targets.numpy())
     subset = range_test_subset(labels, np.arange(len(labels)), generator)
-    return _Splits(train, validation, validation.subset(torch.from_numpy(subset)), data.test)
-
-
-def _strata(targets: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the class of each example where targets are class ids, else one class for all."""
-    class_ids = targets.ndim == 1 and targets.dtype == torch.int64
-    return targets.numpy() if class_ids else np.zeros(len(targets), np.int64)
+    return Splits(train, validation, validation.subset(torch.from_numpy(subset)), data.test)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class _Checked:
 
     build: Callable[[], torch.nn.Module]
     loss: Callable[[Any, Any], torch.Tensor]
-    metric: Callable[[Any, Any], Any]
+    metric: Callable[[Any, Any], float]
     parameter_count: int
     class_count: int | None
 
@@ -82,24 +79,40 @@ def _checked(settings: CallableWorkload, device: torch.device) -> _Checked:
     data = _data(settings.data, settings.python_path, device)
     build = resolve("model", settings.model, settings.python_path)
     loss = resolve("loss", settings.loss, settings.python_path) if settings.loss else cross_entropy
-    metric = resolve("metric", settings.metric, settings.python_path) if settings.metric else accuracy
+    metric = _metric(settings)
     class_count = _class_count(settings, data)
     with seeded(0):
-        model = _build(build, settings.model)
-        _check_fresh(model, _build(build, settings.model), settings.model)
+        model = _build(build, settings)
+        _check_fresh(model, _build(build, settings), settings.model)
         _check_batch(settings, data, model.to(device).eval(), loss, metric, class_count)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return _Checked(build, loss, metric, parameters, class_count)
 
 
-def _build(function: Callable[[], Any], reference: str) -> torch.nn.Module:
-    with blamed_on(f"workload.model {reference!r}"):
+def _metric(settings: CallableWorkload) -> Callable[[Any, Any], float]:
+    """Return accuracy, or the user's metric: NaN, without asking their function, where outputs are not finite."""
+    if settings.metric is None:
+        return accuracy
+    function = resolve("metric", settings.metric, settings.python_path)
+    given = f" with metric_settings {settings.metric_settings}" if settings.metric_settings else ""
+
+    def metric(outputs: Any, targets: Any) -> float:
+        with blamed_on(f"workload.metric {settings.metric!r}{given} must return a number, but"):
+            if not bool(torch.isfinite(outputs).all()):
+                return math.nan
+            return float(function(outputs.cpu(), targets.cpu(), **settings.metric_settings))
+
+    return metric
+
+
+def _build(function: Callable[[], Any], settings: CallableWorkload) -> torch.nn.Module:
+    with blamed_on(f"workload.model {settings.model!r}"):
         model = function()
     if not isinstance(model, torch.nn.Module):
         raise WorkloadError(
-            f"workload.model {reference!r} must return a torch.nn.Module, got a {type(model).__name__}."
+            f"workload.model {settings.model!r} must return a torch.nn.Module, got a {type(model).__name__}."
         )
-    return model
+    return started(model, settings)
 
 
 def _check_fresh(first: torch.nn.Module, second: torch.nn.Module, reference: str) -> None:
@@ -147,7 +160,7 @@ def _check_batch(
     data: UserData,
     model: torch.nn.Module,
     loss: Callable[[Any, Any], Any],
-    metric: Callable[[Any, Any], Any],
+    metric: Callable[[Any, Any], float],
     class_count: int | None,
 ) -> None:
     """Send some examples through model, loss and metric."""
@@ -165,8 +178,7 @@ def _check_batch(
         if isinstance(value, torch.Tensor):
             got = f"shape {tuple(value.shape)}" if value.ndim else "one without a gradient"
         raise WorkloadError(f"workload.loss {loss_name!r} must return a scalar tensor to differentiate, got {got}.")
-    with blamed_on(f"workload.metric {settings.metric or 'accuracy'!r} must return a number, but"):
-        float(metric(outputs.detach().cpu(), targets.cpu()))
+    metric(outputs.detach(), targets)
 
 
 def _probe_batch(data: UserData, device: torch.device) -> Batch:
@@ -191,40 +203,7 @@ def _check_class_outputs(outputs: Any, targets: torch.Tensor, class_count: int, 
         )
 
 
-class LoadedUserWorkload:
-    """Implements `LoadedWorkload` for the user's own functions."""
-
-    def __init__(self, settings: CallableWorkload, device: torch.device, splits: _Splits, checked: _Checked) -> None:
-        self._settings = settings
-        self._device = device
-        self._splits = splits
-        self._checked = checked
-        self.facts = _facts(settings, splits, checked)
-
-    def build_model(self) -> torch.nn.Module:
-        return _build(self._checked.build, self._settings.model).to(self._device)
-
-    def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
-        return self._splits.train.shuffled(self.facts.batch_size, generator, self._device)
-
-    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
-        part: Examples = getattr(self._splits, split)
-        return part.in_order(self.facts.batch_size, self._device)
-
-    def loss(self, outputs: Any, targets: Any) -> torch.Tensor:
-        return self._checked.loss(outputs, targets)
-
-    def metric(self, outputs: Any, targets: Any) -> float:
-        """Return the metric: NaN, without asking the user's function, where outputs are not finite."""
-        if self._settings.metric is None:
-            return accuracy(outputs, targets)
-        if not bool(torch.isfinite(outputs).all()):
-            return float("nan")
-        with blamed_on(f"workload.metric {self._settings.metric!r} must return a number, but"):
-            return float(self._checked.metric(outputs.cpu(), targets.cpu()))
-
-
-def _facts(settings: CallableWorkload, splits: _Splits, checked: _Checked) -> WorkloadFacts:
+def _facts(settings: CallableWorkload, splits: Splits, checked: _Checked) -> WorkloadFacts:
     train_count = len(splits.train.targets)
     own_metric = settings.metric is not None
     return WorkloadFacts(
@@ -241,26 +220,20 @@ def _facts(settings: CallableWorkload, splits: _Splits, checked: _Checked) -> Wo
         input_shape=splits.train.input_shape,
         class_count=checked.class_count,
         description=f"{settings.data}, {train_count + len(splits.validation.targets)} examples{_shape(splits.train)}, "
-        f"model {settings.model}",
+        f"model {settings.model}{origin(settings)}",
     )
 
 
 def _steps_per_epoch(settings: CallableWorkload, train: Examples | LoaderPart) -> int:
+    whole = steps_per_epoch(len(train.targets), settings.batch_size)
     if not isinstance(train, LoaderPart):
-        steps = len(train.targets) // settings.batch_size
-    else:
-        steps = len(train.loader)
-        if train.loader.batch_size not in (None, settings.batch_size):
-            raise WorkloadError(
-                f"workload.batch_size is {settings.batch_size}, but the training DataLoader of {settings.data!r} has "
-                f"batch_size {train.loader.batch_size}: make them equal."
-            )
-    if steps == 0:
+        return whole
+    if train.loader.batch_size not in (None, settings.batch_size):
         raise WorkloadError(
-            f"The training split has {len(train.targets)} examples, fewer than workload.batch_size "
-            f"{settings.batch_size}: lower batch_size or validation_fraction."
+            f"workload.batch_size is {settings.batch_size}, but the training DataLoader of {settings.data!r} has "
+            f"batch_size {train.loader.batch_size}: make them equal."
         )
-    return steps
+    return len(train.loader)
 
 
 def _shape(train: Examples | LoaderPart) -> str:

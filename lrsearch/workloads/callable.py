@@ -28,9 +28,15 @@ is cross-entropy and the metric accuracy. For anything else name your own, as mo
 
       loss: torch.nn.functional:mse_loss   # returns a scalar tensor that can be differentiated
       metric: mypackage.scores:mean_error  # returns a number; gets the whole split, on the processor
+      metric_settings: {trim: 0.1}         # keyword arguments of the metric, if it takes any
       metric_name: mean_error
       higher_is_better: false
       chance: 1.7                          # the metric of a model that ignores its input, if you know it
+
+torchmetrics has most metrics of the field, and is installed with lrsearch:
+
+      metric: torchmetrics.functional.classification:multiclass_f1_score
+      metric_settings: {num_classes: 10, average: macro}
 
 Modules are looked for in `python_path`, in the current directory, then where Python looks. `data` runs with all
 generators (random, numpy, torch) seeded with 0, so that every process gets the same data.
@@ -40,7 +46,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -62,6 +68,7 @@ class CallableWorkload(WorkloadSettings):
     data: str
     loss: str | None = None
     metric: str | None = None
+    metric_settings: dict[str, Any] = Field(default_factory=dict)
     metric_name: str | None = None
     """What the report calls the metric; the metric function's name if not given."""
     higher_is_better: bool = True
@@ -77,13 +84,21 @@ class CallableWorkload(WorkloadSettings):
 
     @model_validator(mode="after")
     def _metric_has_a_function(self) -> CallableWorkload:
-        given = {"metric_name": self.metric_name, "higher_is_better": not self.higher_is_better, "chance": self.chance}
-        about_metric = [key for key, value in given.items() if value is not None and value is not False]
+        given = {
+            "metric_settings": self.metric_settings or None,
+            "metric_name": self.metric_name,
+            "higher_is_better": None if self.higher_is_better else False,
+            "chance": self.chance,
+        }
+        about_metric = [key for key, value in given.items() if value is not None]
         if self.metric is None and about_metric:
             raise ValueError(
                 f"{about_metric[0]} describes a metric of your own: give metric: package.module:function too"
             )
         return self
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # a dict has no hash of its own
 
     def load(self, device: torch.device, seed: int) -> LoadedWorkload:
         from lrsearch.workloads._user_workload import load_user_workload

@@ -1,4 +1,4 @@
-"""Models by name, each made for an input shape (channels, height, width) and a number of classes.
+"""Models by name, each made for an input shape (channels, height, width) and a number of outputs, one for each class.
 
 Importing this module does not import torch. Besides the names in `MODELS`, `torchvision/NAME` is any classification
 model of torchvision, with random weights. Initial weights are drawn from torch's global generator.
@@ -28,7 +28,7 @@ def build(name: str, input_shape: Shape, class_count: int) -> nn.Module:
 
         return build_torchvision(name.removeprefix(TORCHVISION), input_shape, class_count)
     smallest = SMALLEST_SIDE[name]
-    if min(input_shape[1:]) < smallest:
+    if min(input_shape[1:], default=1) < smallest:  # a table has no sides: any mlp takes it
         size = "x".join(map(str, input_shape[1:]))
         fitting = ", ".join(other for other, side in SMALLEST_SIDE.items() if side <= min(input_shape[1:]))
         raise WorkloadError(

@@ -1,0 +1,61 @@
+"""Examples in parts, with functions for model, loss and metric: what `callable`, `diabetes` and `text` load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lrsearch.interfaces import Batch, Split
+from lrsearch.trial import WorkloadFacts
+from lrsearch.workloads._user_data import Examples, LoaderPart
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The examples as one seed splits them."""
+
+    train: Examples | LoaderPart
+    validation: Examples
+    range_test: Examples
+    test: Examples
+
+
+class LoadedExamples:
+    """Implements `LoadedWorkload`."""
+
+    def __init__(
+        self,
+        facts: WorkloadFacts,
+        splits: Splits,
+        device: torch.device,
+        *,
+        build: Callable[[], torch.nn.Module],
+        loss: Callable[[Any, Any], torch.Tensor],
+        metric: Callable[[Any, Any], float],
+    ) -> None:
+        """`build` may return the model on any device."""
+        self.facts = facts
+        self._splits = splits
+        self._device = device
+        self._build = build
+        self._loss = loss
+        self._metric = metric
+
+    def build_model(self) -> torch.nn.Module:
+        return self._build().to(self._device)
+
+    def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        return self._splits.train.shuffled(self.facts.batch_size, generator, self._device)
+
+    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
+        part: Examples = getattr(self._splits, split)
+        return part.in_order(self.facts.batch_size, self._device)
+
+    def loss(self, outputs: Any, targets: Any) -> torch.Tensor:
+        return self._loss(outputs, targets)
+
+    def metric(self, outputs: Any, targets: Any) -> float:
+        return self._metric(outputs, targets)
