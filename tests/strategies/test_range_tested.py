@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from lrsearch.interfaces import Strategy
-from lrsearch.range_test import judge
+from lrsearch.range_test import combine_verdicts, judge
 from lrsearch.schedules import SCHEDULES, plan_schedule
 from lrsearch.strategies import RangeTested, ScheduleTemplate, verdict_of
 from lrsearch.trial import Choice, Proposal, RangeTestPlan, RangeTestPoint, Trial
@@ -35,10 +35,50 @@ class TestRangeTested(StrategyContract):
         return RangeTested
 
 
+class TestRepeats(StrategyContract):
+    trials_when_nothing_works = 3
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Strategy]:
+        return partial(RangeTested, repeats=3)
+
+
 class TestGivenBounds(StrategyContract):
     @pytest.fixture
     def make(self) -> Callable[[], Strategy]:
         return partial(RangeTested, base_lr=0.01, max_lr=0.1)
+
+
+def test_repeats_are_tests_of_their_own_and_the_log_median_of_their_bounds_is_trained() -> None:
+    history = search(RangeTested(repeats=3))
+    tests = [trial.proposal.range_test for trial in history.trials[:3]]
+    assert [test.repeat for test in tests if test is not None] == [0, 1, 2]
+    verdicts = [verdict_of(replace(history, trials=(trial,))) for trial in history.trials[:3]]
+    combined = combine_verdicts([verdict for verdict in verdicts if verdict is not None])
+    trained = history.trials[3].proposal
+    assert (trained.base_lr, trained.max_lr) == (combined.base_lr, combined.max_lr)
+
+
+def test_a_repeat_that_failed_leaves_the_bounds_to_the_others() -> None:
+    def second_fails(proposal: Proposal) -> Outcome:
+        test = proposal.range_test
+        return Outcome("failed") if test is not None and test.repeat == 1 else hill(proposal)
+
+    assert [trial.proposal.stage for trial in search(RangeTested(repeats=3), second_fails).trials][-1] == "train"
+
+
+def test_a_search_with_shared_tests_only_trains() -> None:
+    first = search(RangeTested(test="once_per_study"))
+    shared = tuple(trial for trial in first.trials if trial.proposal.stage == "range_test")
+    other = search(RangeTested(test="once_per_study"), history=replace(EMPTY, seed=9, shared_tests=shared))
+    assert [trial.proposal for trial in other.trials] == [first.trials[1].proposal]
+
+
+def test_an_optimizer_and_epochs_of_its_own_travel_with_the_proposals() -> None:
+    way = RangeTested.model_validate({"optimizer": {"name": "adam", "eps": 1e-7}, "epochs": 4})
+    test, training = (trial.proposal for trial in search(way).trials)
+    assert test.optimizer == training.optimizer == Choice("adam", {"eps": 1e-7})
+    assert training.epochs == 4
 
 
 def test_given_bounds_are_trained_between_without_a_test() -> None:

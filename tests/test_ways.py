@@ -1,0 +1,158 @@
+"""Ways that differ from the study's training, on real studies of scikit-learn's digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from lrsearch.analysis import searches, summarise, ways
+from lrsearch.analysis.threats import threats
+from lrsearch.config import load_study
+from lrsearch.storage.export import export_rows
+from lrsearch.storage.store import open_store
+from lrsearch.study import forecast, planned_trials, run_study
+from lrsearch.trial import StudyRecord
+from tests.test_study import Quiet, outcome
+
+FILE = """
+version: 1
+name: ways
+workload: {name: digits, model: mlp, batch_size: 64}
+training: {epochs: 3, device: cpu, optimizer: {name: sgd, momentum: 0.9}}
+seeds: [0, 1]
+rates: {low: 1e-5, high: 10.0}
+target: {metric: accuracy, value: 0.9}
+strategies:
+  once: {name: range_tested, test: once_per_study, repeats: 2, min_steps: 60}
+  adam: {name: default_rate, optimizer: {name: adam, betas: [0.8, 0.99]}}
+  long: {name: default_rate, epochs: 5}
+  more: {name: optuna_search, trials: 3, startup_trials: 2, schedule: {name: triangular, cycles: 1},
+         search: {momentum: {low: 0.5, high: 0.9}, batch_size: {choices: [32, 128]}, cycles: {low: 1, high: 2}}}
+  halving: {name: successive_halving, trials: 6, epochs: 4, reduction_factor: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('ways') / 'ways.db'}"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ways") / "ways.yaml"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def record(url: str, file: Path) -> StudyRecord:
+    with open_store(url) as store:
+        return run_study(load_study(file), store, observer=Quiet(), mirror_url=url)
+
+
+def test_one_range_test_serves_all_seeds_and_is_on_every_bill(record: StudyRecord, file: Path) -> None:
+    first, second = searches(record, "once")
+    assert [trial.stage for trial in first.trials] == ["range_test", "range_test", "train"]
+    assert [trial.stage for trial in second.trials] == ["train"]
+    assert second.shared == first.trials[:2]
+    tests = sum(trial.charged_device_seconds for trial in second.shared)
+    assert second.charged_device_seconds == pytest.approx(tests + second.trials[0].charged_device_seconds)
+    assert second.evaluations()[0][0] > tests
+    assert second.curve.costs[0] == pytest.approx(second.charged_device_seconds)
+    a, b = (search.trials[-1].proposal for search in (first, second))
+    assert (a.base_lr, a.max_lr) == (b.base_lr, b.max_lr)
+    assert planned_trials(load_study(file))["once"] == 4 == len(first.trials) + len(second.trials)
+    # The seconds that the way took are counted once.
+    bill = summarise(record).way("once").bill
+    assert bill is not None
+    took = sum(t.charged_device_seconds for t in record.trials if t.strategy == "once")
+    assert bill.charged_device_seconds == pytest.approx(took)
+    assert any("go by one range test" in line for line in threats(record, summarise(record)))
+
+
+def test_repeats_have_weights_and_data_of_their_own(record: StudyRecord) -> None:
+    one, other = (trial.result for trial in record.search("once", 0)[:2])
+    assert one is not None
+    assert other is not None
+    assert [point.learning_rate for point in one.range_test[:5]] == [p.learning_rate for p in other.range_test[:5]]
+    assert [point.train_loss for point in one.range_test] != [point.train_loss for point in other.range_test]
+
+
+def test_each_way_trains_with_its_own_optimizer_and_for_its_own_epochs(record: StudyRecord) -> None:
+    rows = {(row["strategy"], row["seed"], row["trial"]): row for row in export_rows(record, "trials")}
+    assert rows["adam", 0, 0]["optimizer"] == "adam"
+    assert rows["adam", 0, 0]["optimizer_settings"]["betas"] == [0.8, 0.99]
+    assert rows["long", 0, 0]["optimizer"] == "sgd"
+    per_epoch = rows["adam", 0, 0]["train_steps"] / 3
+    assert rows["long", 0, 0]["train_steps"] == 5 * per_epoch
+    assert (rows["adam", 0, 0]["epochs"], rows["long", 0, 0]["epochs"]) == (3, 5)
+    described = {way.key: way.description for way in ways(record)}
+    assert described["adam"] == "default_rate, adam, constant"
+    assert described["long"] == "default_rate (epochs 5.0), constant"
+    assert described["once"] == "range_tested (repeats 2, test once per study), triangular2 (cycles 2)"
+    assert described["more"].startswith(
+        "optuna_search (trials 3, sampler tpe, searching learning_rate, momentum, batch_"
+    )
+
+
+def test_batch_size_and_cycles_are_searched_too(record: StudyRecord) -> None:
+    for row in export_rows(record, "trials"):
+        if row["strategy"] == "more":
+            assert row["batch_size"] in (32, 128)
+            steps = {32: 36, 128: 9}[row["batch_size"]]
+            assert row["train_steps"] == pytest.approx(3 * steps, abs=4)  # whole cycles
+            assert row["schedule_settings"]["cycles"] in (1, 2)
+
+
+def test_the_dashboard_sees_what_is_searched(record: StudyRecord, url: str) -> None:
+    study = optuna.load_study(study_name="ways/more/0", storage=url)
+    for trial in study.trials:
+        assert set(trial.params) == {"learning_rate", "momentum", "batch_size", "cycles"}
+        assert 0.5 <= trial.params["momentum"] <= 0.9
+
+
+def test_halving_stops_trials_at_rungs_and_charges_them(record: StudyRecord) -> None:
+    for search in searches(record, "halving"):
+        lengths = [len(trial.result.curve) for trial in search.trials if trial.result is not None]
+        pruned = [trial for trial in search.trials if trial.status == "pruned"]
+        assert pruned
+        assert set(lengths) <= {1, 2, 4}
+        assert all(trial.charged_device_seconds > 0 for trial in pruned)
+        assert search.charged_device_seconds == pytest.approx(sum(t.charged_device_seconds for t in search.trials))
+
+
+def test_a_study_cut_short_anywhere_ends_the_same(record: StudyRecord, file: Path, tmp_path: Path) -> None:
+    class Stop(Quiet):
+        def trial_finished(self, trial) -> None:  # type: ignore[no-untyped-def]
+            super().trial_finished(trial)
+            if len(self.finished) == 4:
+                raise KeyboardInterrupt
+
+    with open_store(f"sqlite:///{tmp_path / 'cut.db'}") as store:
+        for _ in range(20):
+            try:
+                again = run_study(load_study(file), store, observer=Stop())
+                break
+            except KeyboardInterrupt:
+                pass
+    assert outcome(again) == outcome(record)
+
+
+def test_a_forecast_counts_shared_tests_once(file: Path) -> None:
+    assert forecast(load_study(file)).trials == {"once": 4, "adam": 2, "long": 2, "more": 6, "halving": 12}
+
+
+def test_an_optimizer_without_its_package_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lrsearch.errors import MissingExtraError
+
+    monkeypatch.setitem(__import__("sys").modules, "prodigyopt", None)
+    path = tmp_path / "study.yaml"
+    path.write_text(FILE + "  free: {name: default_rate, optimizer: {name: prodigy}}\n")
+    with open_store(f"sqlite:///{tmp_path / 'study.db'}") as store:
+        with pytest.raises(MissingExtraError, match="prodigy"):
+            run_study(load_study(path), store, observer=Quiet())
+        assert not store.studies()
