@@ -242,6 +242,8 @@ class StudyConfig(Settings):
     workload: Annotated[Settings, WORKLOAD]
     training: Training
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    confirmation_seeds: Annotated[int, Field(ge=1)] | None = None
+    """With how many fresh seeds to train again what each search chose; METHOD asks for three or more."""
     rates: Rates
     target: Target | None = None
     price: Price | None = None
@@ -538,12 +540,13 @@ def _as_written(value: Any) -> str:
 
 
 def is_extension(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Return whether `new` only adds seeds, strategies or trials, so that everything `old` ran stays part of it.
+    """Return whether `new` only adds seeds (also for confirmation), strategies or trials: all that `old` ran stays.
 
     More points are no extension: a grid of nine has other points than one of eight.
     """
-    same = all(old.get(key) == new.get(key) for key in {*old, *new} - {"seeds", "strategies"})
-    seeds = set(old["seeds"]) <= set(new["seeds"])
+    same = all(old.get(key) == new.get(key) for key in {*old, *new} - {"seeds", "strategies", "confirmation_seeds"})
+    confirmed = [study.get("confirmation_seeds") or 0 for study in (old, new)]
+    seeds = set(old["seeds"]) <= set(new["seeds"]) and confirmed[0] <= confirmed[1]
     ways = new["strategies"]
     return same and seeds and all(key in ways and _is_longer(way, ways[key]) for key, way in old["strategies"].items())
 

@@ -96,7 +96,8 @@ class Board:
     def add(self, trial: TrialRecord) -> None:
         if trial.result is not None and trial.result.facts is not None:
             self.facts = trial.result.facts
-        self.ways[trial.strategy].add(trial, self.facts is None or self.facts.higher_is_better)
+        if not trial.is_confirmation:  # on no way's bill
+            self.ways[trial.strategy].add(trial, self.facts is None or self.facts.higher_is_better)
 
     @property
     def total(self) -> Tally:
@@ -261,7 +262,7 @@ class PlainProgress:
         if quiet and time.monotonic() - self._written_at < PLAIN_LINE_SECONDS:
             return
         left = self._board.total_seconds_left
-        eta = "" if left is None else f"; {duration(left)} left"
+        eta = "" if left is None or trial.is_confirmation else f"; {duration(left)} left"
         self._write(f"[{total.done}/{total.planned}] {_title(trial)}: {self._outcome(trial)}{eta}")
 
     def message(self, text: str) -> None:
@@ -295,6 +296,8 @@ def _title(trial: TrialRecord) -> str:
         what = f"rates {low} to {number(proposal.max_lr)}"
     if trial.stage == "range_test":
         what = "range test"
+    if trial.is_confirmation:
+        what = f"confirmation with seed {trial.proposal.confirmation_seed}, {what}"
     return f"{trial.strategy}, seed {trial.seed}, trial {trial.number}, {what}"
 
 

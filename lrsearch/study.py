@@ -13,6 +13,7 @@ from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from lrsearch.analysis.confirm import confirmations_wanted
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.errors import StudyChangedError, StudyFailedError, UsageError
 from lrsearch.interfaces import Executor, Observer, SharesTests, StopsEarly, Strategy
@@ -321,6 +322,8 @@ class _Conductor:
                 searches = [self._search(record, key, seed) for key in self._config.strategies]
                 self._run_replicate(searches)
                 self._share_tests(searches)
+            if self._config.confirmation_seeds:
+                self._confirm(self._config.confirmation_seeds)
         finally:
             self._executor.close()
             self._settle()
@@ -338,6 +341,23 @@ class _Conductor:
     def _search(self, record: StudyRecord, key: str, seed: int) -> _Search:
         strategy = self._config.strategies[key]
         return _Search(key, seed, strategy, list(record.search(key, seed)), self._shared_tests.get(key, ()))
+
+    def _confirm(self, count: int) -> None:
+        """Train again what each search chose, with `count` fresh seeds that all ways share."""
+        record = self._store.record(self._study.name, self._study.version)
+        wanted = confirmations_wanted(record, count)
+        if wanted:
+            runs = f"{len(wanted)} runs" if len(wanted) > 1 else "1 run"
+            self._observer.message(f"Confirming what each search chose with {count} fresh seeds: {runs}.")
+        begun_before = {(one.strategy, one.seed, one.proposal.confirmation_seed): one for one in record.confirmations}
+        for strategy, seed, proposal in wanted:
+            cut_short = begun_before.get((strategy, seed, proposal.confirmation_seed))
+            if cut_short is not None and cut_short.proposal == proposal and cut_short.status not in FINISHED_STATUSES:
+                trial, begun = cut_short, self._retry(cut_short)
+            else:
+                begun = self._begin(_Search(strategy, seed, self._config.strategies[strategy]), proposal)
+                trial = TrialRecord(begun.uuid, strategy, seed, begun.number, "planned", proposal)
+            self._run_trial(replace(trial, status="running"), begun, None)
 
     def _share_tests(self, searches: Sequence[_Search]) -> None:
         """Keep the range tests of the first seed's searches for those ways that test once per study."""
@@ -362,10 +382,8 @@ class _Conductor:
         history = search.history(self._config, self._facts)
         if unfinished:
             trial = unfinished[0]
-            history = replace(history, trials=history.trials[: trial.number])
-            begun = self._store.retry_trial(
-                trial.uuid, owner=self._owner, versions=self._versions, settle=self._take_unsettled()
-            )
+            history = replace(history, trials=tuple(one for one in history.trials if one.number < trial.number))
+            begun = self._retry(trial)
         else:
             proposals = search.strategy.propose(history, 1)
             if not proposals:
@@ -389,6 +407,11 @@ class _Conductor:
             settle=self._take_unsettled(),
         )
 
+    def _retry(self, trial: TrialRecord) -> Begun:
+        return self._store.retry_trial(
+            trial.uuid, owner=self._owner, versions=self._versions, settle=self._take_unsettled()
+        )
+
     def _run_trial(
         self, trial: TrialRecord, begun: Begun, stopper: Callable[[Sequence[CurvePoint]], bool] | None
     ) -> TrialRecord:
@@ -400,7 +423,7 @@ class _Conductor:
             trial.uuid,
             self._study.name,
             trial.strategy,
-            trial.seed,
+            trial.seed if trial.proposal.confirmation_seed is None else trial.proposal.confirmation_seed,
             trial.number,
             trial.proposal,
             with_batch_size(self._config.workload_choice(), trial.proposal.batch_size),
@@ -446,11 +469,12 @@ class _Conductor:
         return asdict(verdict)
 
     def _publish(self, trials: Sequence[TrialRecord]) -> None:
-        if self._mirror is not None:
+        """Show trials of searches in the dashboard; what confirms them is no trial of Optuna's studies."""
+        if self._mirror is not None and not any(trial.is_confirmation for trial in trials):
             self._mirror.publish(self._study_meta(), trials)
 
     def _publish_live(self, trial: TrialRecord, points: Sequence[CurvePoint]) -> None:
-        if self._mirror is not None:
+        if self._mirror is not None and not trial.is_confirmation:
             self._mirror.publish(self._study_meta(), [trial], live_points={trial.uuid: points})
 
     def _study_meta(self) -> StudyRecord:

@@ -82,6 +82,8 @@ class Proposal:
     """Instead of the workload's."""
     epochs: float | None = None
     """Instead of the study's."""
+    confirmation_seed: int | None = None
+    """Set on a run that confirms what a search chose: it trains with this seed and is no part of the search."""
 
 
 @dataclass(frozen=True)
@@ -311,6 +313,10 @@ class TrialRecord:
         return self.proposal.stage
 
     @property
+    def is_confirmation(self) -> bool:
+        return self.proposal.confirmation_seed is not None
+
+    @property
     def phase_seconds(self) -> dict[str, float]:
         """Seconds by phase over all attempts."""
         return {phase: sum(attempt.phase_seconds.get(phase, 0.0) for attempt in self.attempts) for phase in PHASES}
@@ -342,6 +348,8 @@ class StudyRecord:
     finished: bool
     trials: tuple[TrialRecord, ...] = ()
     """Ordered by seed, strategy as in the file, number."""
+    confirmations: tuple[TrialRecord, ...] = ()
+    """What searches chose, trained again with fresh seeds: on nobody's bill, in no search."""
     events: tuple[Event, ...] = ()
 
     @property

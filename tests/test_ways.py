@@ -8,12 +8,13 @@ import optuna
 import pytest
 
 from lrsearch.analysis import searches, summarise, ways
+from lrsearch.analysis.confirm import confirmations_wanted, fresh_seeds
 from lrsearch.analysis.threats import threats
 from lrsearch.config import load_study
 from lrsearch.storage.export import export_rows
 from lrsearch.storage.store import open_store
 from lrsearch.study import forecast, planned_trials, run_study
-from lrsearch.trial import StudyRecord
+from lrsearch.trial import StudyRecord, TrialRecord
 from tests.test_study import Quiet, outcome
 
 FILE = """
@@ -22,6 +23,7 @@ name: ways
 workload: {name: digits, model: mlp, batch_size: 64}
 training: {epochs: 3, device: cpu, optimizer: {name: sgd, momentum: 0.9}}
 seeds: [0, 1]
+confirmation_seeds: 2
 rates: {low: 1e-5, high: 10.0}
 target: {metric: accuracy, value: 0.9}
 strategies:
@@ -123,6 +125,36 @@ def test_halving_stops_trials_at_rungs_and_charges_them(record: StudyRecord) -> 
         assert search.charged_device_seconds == pytest.approx(sum(t.charged_device_seconds for t in search.trials))
 
 
+def test_what_was_chosen_is_trained_again_with_fresh_seeds_on_nobodys_bill(record: StudyRecord) -> None:
+    fresh = fresh_seeds(record, 2)
+    assert not set(fresh) & set(record.seeds)
+    runs = [one for one in record.confirmations if one.strategy == "adam"]
+    assert [one.proposal.confirmation_seed for one in runs] == fresh  # both searches chose the same: trained once
+    assert not confirmations_wanted(record, 2)
+    summary = summarise(record)
+    for way in summary.ways:
+        assert way.confirmed is not None
+        tests = [one.result.test_metric for one in record.confirmations if one.strategy == way.key if one.result]
+        assert min(t for t in tests if t is not None) <= way.confirmed.value <= max(t for t in tests if t is not None)
+        assert way.confirmed.low is not None
+        assert way.bill is not None
+        billed = sum(t.charged_device_seconds for t in record.trials if t.strategy == way.key)
+        assert way.bill.charged_device_seconds == pytest.approx(billed)
+    rows = [row for row in export_rows(record, "trials") if row["stage"] == "confirm"]
+    assert [row["confirmation_seed"] for row in rows] == [
+        one.proposal.confirmation_seed for one in record.confirmations
+    ]
+    assert not any("not trained again" in line for line in threats(record, summary))
+
+
+def test_more_confirmation_is_an_extension(record: StudyRecord, file: Path, url: str) -> None:
+    more = load_study(file).model_copy(update={"confirmation_seeds": 3})
+    with open_store(url) as store:
+        extended = run_study(more, store, observer=Quiet(), extend=True)
+    assert len([one for one in extended.confirmations if one.strategy == "adam"]) == 3
+    assert outcome(extended) == outcome(record)
+
+
 def test_a_study_cut_short_anywhere_ends_the_same(record: StudyRecord, file: Path, tmp_path: Path) -> None:
     class Stop(Quiet):
         def trial_finished(self, trial) -> None:  # type: ignore[no-untyped-def]
@@ -131,13 +163,23 @@ def test_a_study_cut_short_anywhere_ends_the_same(record: StudyRecord, file: Pat
                 raise KeyboardInterrupt
 
     with open_store(f"sqlite:///{tmp_path / 'cut.db'}") as store:
-        for _ in range(20):
+        for _ in range(30):
             try:
                 again = run_study(load_study(file), store, observer=Stop())
                 break
             except KeyboardInterrupt:
                 pass
     assert outcome(again) == outcome(record)
+    assert not [one for one in again.confirmations if one.status != "completed"]
+    values = {(one.strategy, one.proposal.confirmation_seed, one.seed): _test(one) for one in record.confirmations}
+    assert {
+        (one.strategy, one.proposal.confirmation_seed, one.seed): _test(one) for one in again.confirmations
+    } == values
+
+
+def _test(trial: TrialRecord) -> float | None:
+    assert trial.result is not None
+    return trial.result.test_metric
 
 
 def test_a_forecast_counts_shared_tests_once(file: Path) -> None:

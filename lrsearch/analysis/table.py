@@ -57,11 +57,14 @@ def columns(summary: StudySummary) -> list[Column]:
     ]
     if summary.usd_per_device_hour is not None:
         found.append(Column("USD per search", f"at ${summary.usd_per_device_hour:g} per device hour; mean ± sd", _usd))
-    return [
-        *found,
+    found += [
         Column(f"Validation {metric}", "of the chosen model; mean ± sd over searches", _validation),
         Column(f"Test {metric}", "of the model that validation chose; mean, below: 95 % t interval", _test),
     ]
+    if any(row.confirmed for row in summary.ways):
+        meaning = "the chosen settings trained again with fresh seeds, on nobody's bill; mean, below: 95 % interval"
+        found.append(Column(f"Confirmed test {metric}", meaning, _confirmed))
+    return found
 
 
 def row_cells(columns: Sequence[Column], row: WaySummary) -> list[Cell]:
@@ -145,6 +148,16 @@ def _test(row: WaySummary) -> Cell:
         return _with_sd(mean, wording.metric, wording.metric)
     interval = f"{wording.metric(mean.low)} to {wording.metric(mean.high)}"
     return Cell(wording.metric(mean.value), (interval, _n(mean.count)))
+
+
+def _confirmed(row: WaySummary) -> Cell:
+    one = row.confirmed
+    if one is None:
+        return NOTHING
+    counts = f"{_n(one.searches)} × {wording.counted(one.seeds, 'seed')}"
+    if one.low is None or one.high is None:
+        return Cell(wording.metric(one.value), ("no interval", counts))
+    return Cell(wording.metric(one.value), (f"{wording.metric(one.low)} to {wording.metric(one.high)}", counts))
 
 
 def _with_sd(

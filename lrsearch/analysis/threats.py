@@ -37,15 +37,16 @@ def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
             "Seconds are of a processor. On an accelerator evaluation, start-up and training weigh differently; "
             "whether anything else ran on this machine meanwhile is not recorded."
         )
-    yield "Test values are of the model that each search chose once; it was not trained again with fresh seeds."
+    if not any(row.confirmed for row in summary.ways):
+        yield "Test values are of the model that each search chose once; it was not trained again with fresh seeds."
     yield "The cheapest and the best rival were picked after the fact; the grade allows for that, the intervals do not."
     yield "Searches of one seed share their data split and initial weights; intervals treat them as independent."
     yield from _edges(summary)
     once = [key for key, settings in record.config["strategies"].items() if tests_once(settings)]
     if once and len(record.seeds) > 1:
         yield (
-            f"All searches of {', '.join(once)} go by one range test: their spread lacks that of the test. Each has its "
-            "whole cost on the bill, though it ran once."
+            f"All searches of {', '.join(once)} go by one range test: their spread lacks that of the test. Each has "
+            "its whole cost on the bill, though it ran once."
         )
     own = [key for key, settings in record.config["strategies"].items() if settings.get("optimizer")]
     if own:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lrsearch.analysis.compare import Mean, Ratio, mean_of, speed_up
+from lrsearch.analysis.confirm import Confirmed, confirmed
 from lrsearch.analysis.cost import Bill, bill, device_models, price_of
 from lrsearch.analysis.searches import Search, searches, target_value
 from lrsearch.analysis.target import Outcome, ReachSummary, reach_summary
@@ -47,6 +48,8 @@ class WaySummary:
     """What each finished search cost to the target; without a target, what the whole search cost."""
     tests: tuple[float, ...] = ()
     """Test value of each finished search with a model."""
+    confirmed: Confirmed | None = None
+    """Test value of the chosen settings over fresh seeds; None without confirmation runs."""
     speed_up: Ratio | None = None
     """How many times as much as the CLR run this way costs to the target; None for the CLR run itself."""
 
@@ -94,6 +97,7 @@ def _row(record: StudyRecord, way: Way, found: Sequence[Search], comparable: boo
         edges=sum(one.edge is not None for one in chosen),
         outcomes=outcomes,
         tests=tests,
+        confirmed=confirmed(record, way.key),
     )
 
 

@@ -3,7 +3,8 @@
 Numbers are written in full, so that each one of the report can be computed again from these tables. Seconds are wall
 seconds x devices held, times are UTC in ISO 8601, an empty cell is a value that does not exist. The columns:
 
-- all tables: study, version, strategy, seed, trial (its number within the search), stage.
+- all tables: study, version, strategy, seed, trial (its number within the search), stage: range_test, train, or confirm
+  for what a search chose, trained again with the fresh confirmation_seed; that is on nobody's bill.
 - trials: uuid and status; the proposal's learning_rate, schedule with schedule_settings (JSON), base_lr, max_lr and
   model_guided; optimizer with optimizer_settings (JSON), batch_size and planned epochs; the last attempt's train_steps,
   diverged_step, validation_* and test_* (of the end of the run; `metric` names the metric), gang_size, device_*,
@@ -37,7 +38,7 @@ from lrsearch.trial import (
 
 TableName = Literal["trials", "curves", "attempts", "range_tests"]
 
-_TRIAL = ("study", "version", "strategy", "seed", "trial", "stage")
+_TRIAL = ("study", "version", "strategy", "seed", "trial", "stage", "confirmation_seed")
 _SECONDS = ("charged_device_seconds", *(f"{phase}_seconds" for phase in PHASES), "core_seconds", "estimated")
 _DEVICE = ("gang_size", "device_kind", "device_name", "device_count", "device_threads")
 _TIMES = ("started_at", "finished_at")
@@ -77,7 +78,8 @@ def export_rows(record: StudyRecord, table: TableName) -> Rows:
         "curves": _curve_rows,
         "range_tests": _range_test_rows,
     }
-    return Rows(COLUMNS[table], (row for trial in record.trials for row in makers[table](record, trial)))
+    trials = (*record.trials, *record.confirmations)
+    return Rows(COLUMNS[table], (row for trial in trials for row in makers[table](record, trial)))
 
 
 def write_rows(rows: Rows, format: Literal["csv", "json"], stream: TextIO) -> None:  # noqa: A002  the user's word
@@ -174,7 +176,8 @@ def _trial(record: StudyRecord, trial: TrialRecord) -> dict[str, Any]:
         "strategy": trial.strategy,
         "seed": trial.seed,
         "trial": trial.number,
-        "stage": trial.stage,
+        "stage": "confirm" if trial.is_confirmation else trial.stage,
+        "confirmation_seed": trial.proposal.confirmation_seed,
     }
 
 

@@ -123,6 +123,7 @@ def read_study(connection: Connection, row: Row[Any]) -> StudyRecord:
     """Return the whole study of a row of lrsearch_study, by six statements however many trials it has."""
     place = {key: position for position, key in enumerate(row.config["strategies"])}
     trials = read_trials(connection, search.c.study_id == row.id)
+    trials.sort(key=lambda trial: (trial.seed, place.get(trial.strategy, len(place)), trial.number))
     events = connection.execute(sa.select(event).where(event.c.study_id == row.id).order_by(event.c.id))
     return StudyRecord(
         name=row.name,
@@ -131,7 +132,8 @@ def read_study(connection: Connection, row: Row[Any]) -> StudyRecord:
         config=row.config,
         facts=facts_from_json(row.facts),
         finished=row.finished_at is not None,
-        trials=tuple(sorted(trials, key=lambda t: (t.seed, place.get(t.strategy, len(place)), t.number))),
+        trials=tuple(trial for trial in trials if not trial.is_confirmation),
+        confirmations=tuple(trial for trial in trials if trial.is_confirmation),
         events=tuple(Event(row.at, row.kind, row.data) for row in events),
     )
 
