@@ -118,12 +118,12 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         ("momentum:", "momentun:", "7:26: training.optimizer.momentun: unknown key; known: dampening, momentum, name, "
          "nesterov, weight_decay. Did you mean 'momentum'?"),
         ("batch_size:", "batchsize:", "4:38: workload.batchsize: unknown key; known: augment, batch_size, model, name, "
-         "train_limit, validation_fraction. Did you mean 'batch_size'?"),
+         "new_layers, start_from, train_limit, validation_fraction. Did you mean 'batch_size'?"),
         ("points: 4", "points: 4, trials: 4", "13:33: strategies.grid.trials: unknown key; known: epochs, "
          "learning_rates, name, optimizer, points, schedule."),
         ("cycles: 2", "cycle: 2", "15:60: strategies.clr.schedule.cycle: unknown key; known: base_fraction, cycles, "
          "name, rise_fraction, stepsize_epochs, warmup_epochs. Did you mean 'cycles'?"),
-        ("price:", "prize:", "11:1: prize: unknown key; known: name, price, rates, seeds, strategies, target, training, "
+        ("price:", "prize:", "11:1: prize: unknown key; known: confirmation_seeds, name, price, rates, seeds, strategies, target, training, "
          "version, workload. Did you mean 'price'?"),
         ("  epochs: 5", "  epochs: 5\n  groups: [{patern: '*'}]", "7:13: training.groups.0.patern: unknown key; known: "
          "pattern, rate_multiplier, weight_decay_multiplier. Did you mean 'pattern'?"),
@@ -137,7 +137,7 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         ("name: sgd", "name: sdg", "7:21: training.optimizer.name: unknown optimizer 'sdg'; known: adadelta, adagrad, adam, "
          "adamw, prodigy, rmsprop, schedulefree_adamw, schedulefree_sgd, sgd. Did you mean 'sgd'?"),
         ("{name: digits", "{name: digit", "4:18: workload.name: unknown workload 'digit'; known: callable, cifar10, "
-         "cifar100, digits, fashion_mnist, image_folder, mnist. Did you mean 'digits'?"),
+         "cifar100, diabetes, digits, fashion_mnist, image_folder, mnist, multi_label_images, text. Did you mean 'digits'?"),
         ("{name: constant}", "{name: 3}", "13:50: strategies.grid.schedule.name: must be text, got 3."),
         ("{name: grid, ", "{", "13:9: strategies.grid: needs a name; known: default_rate, grid, hyperband, "
          "optuna_search, random_search, range_tested, successive_halving."),

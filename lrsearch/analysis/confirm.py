@@ -86,8 +86,9 @@ def confirmation_seconds(runs: Sequence[TrialRecord]) -> float:
 
 def _proposals(search: Search, seeds: Sequence[int]) -> Iterator[Proposal]:
     incumbent = search.incumbent
-    for seed in seeds if incumbent else ():
-        yield replace(incumbent.trial.proposal, model_guided=None, confirmation_seed=seed)
+    if incumbent is not None:
+        for seed in seeds:
+            yield replace(incumbent.trial.proposal, model_guided=None, confirmation_seed=seed)
 
 
 def _test_value(runs: Sequence[TrialRecord], proposal: Proposal) -> float | None:

@@ -8,7 +8,7 @@ import pytest
 
 from lrsearch.interfaces import StopsEarly, Strategy
 from lrsearch.strategies import Hyperband, SuccessiveHalving
-from lrsearch.trial import CurvePoint, History, Trial
+from lrsearch.trial import CurvePoint, History, Trial, TrialStatus
 from tests.strategies.contract import EMPTY, EPOCHS, StrategyContract, curve
 
 
@@ -48,7 +48,7 @@ def run(strategy: Strategy, levels: Sequence[float]) -> list[int]:
         (proposal,) = strategy.propose(history, 1)
         points = rising(level)
         count = length(strategy, history, points)
-        status = "completed" if count == len(points) else "pruned"
+        status: TrialStatus = "completed" if count == len(points) else "pruned"
         metric = points[count - 1].validation_metric
         trial = Trial(len(history.trials), proposal, status, validation_metric=metric, curve=points[:count])
         history = replace(history, trials=(*history.trials, trial))
