@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from sklearn.metrics import mean_absolute_error
+from sklearn.metrics import f1_score, mean_absolute_error
 
 from lrsearch.errors import WorkloadError
 from lrsearch.workloads.callable import CallableWorkload
@@ -540,7 +540,31 @@ def test_a_reference_must_be_module_and_function(reference: str) -> None:
         CallableWorkload(model="m:f", data=reference)
 
 
-@pytest.mark.parametrize("setting", [{"metric_name": "f1"}, {"chance": 0.5}, {"higher_is_better": False}])
+def test_a_metric_of_torchmetrics_takes_its_settings_and_gives_its_name(make: Make) -> None:
+    workload = make(
+        metric="torchmetrics.functional.classification:multiclass_f1_score",
+        metric_settings={"num_classes": 3, "average": "macro"},
+    )
+    assert hash(workload) == hash(workload.model_copy())
+    loaded = load(workload)
+    inputs, targets = whole(loaded, "test")
+    outputs = loaded.build_model()(inputs).detach()
+    expected = f1_score(targets, outputs.argmax(1), average="macro", labels=[0, 1, 2], zero_division=0.0)
+    assert loaded.metric(outputs, targets) == pytest.approx(expected)
+    assert loaded.facts.metric == "multiclass_f1_score"
+
+
+def test_settings_that_a_metric_does_not_take_are_told_in_one_line(make: Make) -> None:
+    message = error_of(
+        make("def metric(outputs, targets, *, power):\n    return 1.0", metric="metric", metric_settings={"powr": 2})
+    )
+    assert re.search(r"workload.metric '.*:metric' with metric_settings {'powr': 2} must return .* TypeError", message)
+    assert "unexpected keyword argument 'powr'" in message
+
+
+@pytest.mark.parametrize(
+    "setting", [{"metric_name": "f1"}, {"metric_settings": {"beta": 2}}, {"chance": 0.5}, {"higher_is_better": False}]
+)
 def test_what_describes_a_metric_needs_the_metric(setting: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=f"{next(iter(setting))} describes a metric of your own"):
         CallableWorkload(model="m:f", data="m:g", **setting)
