@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from lrsearch.analysis import wording
 from lrsearch.analysis.anytime import combine, common_grid
 from lrsearch.analysis.cost import device_models
-from lrsearch.analysis.searches import Search, metric_name, searches, target_value
+from lrsearch.analysis.searches import Search, higher_is_better, metric_name, searches, target_value
 from lrsearch.analysis.ways import ways
 from lrsearch.figures._drawing import Drawing, Table
 from lrsearch.figures._style import (
@@ -191,9 +191,9 @@ def _value_range(lines: Sequence[Lines], target: float | None) -> tuple[float, f
 
 
 def caption(record: StudyRecord) -> str:
-    count = len(record.seeds)
+    count, better = len(record.seeds), "up" if higher_is_better(record) else "down"
     return (
-        "Further left is cheaper, further up is better. One thin line per search and a bold median per way "
+        f"Further left is cheaper, further {better} is better. One thin line per search and a bold median per way "
         f"({wording.counted(count, 'search', 'searches')} each; drawn from where every search of the way has a model); "
         "a symbol marks where a search ended. A line starts when its first model is trained and shows the test value "
         "of the model with the best validation value so far, so it can fall. On range-tested ways a tick marks where "

@@ -80,7 +80,9 @@ def draw(record: StudyRecord) -> go.Figure | None:
         )
     rates = [point.learning_rate for test in tests for point in test.points]
     figure.update_xaxes(**log_axis(min(rates), max(rates), pad=0.02))
-    figure.update_yaxes(range=_loss_range(tests), selector={"domain": (0.0, 0.43)})
+    losses, metrics = ([getattr(test, which)[1] for test in tests] for which in ("loss", "metric"))
+    figure.update_yaxes(range=_range(losses, rises=False), selector={"domain": (0.0, 0.43)})
+    figure.update_layout(yaxis2={"range": _range(metrics, rises=first.facts.higher_is_better)})
     _draw_bounds(figure, first.verdict, style)
     return figure
 
@@ -97,13 +99,18 @@ def _line(test: RangeTest, which: str, yaxis: str, style: WayStyle, bold: bool) 
     )
 
 
-def _loss_range(tests: Sequence[RangeTest]) -> tuple[float, float]:
-    """Return an axis that ends at twice the losses' start: where training blows up they grow without bound."""
-    starts = [test.loss[1][0] for test in tests if test.loss[1]]
-    lowest = [min(test.loss[1]) for test in tests if test.loss[1]]
-    if not starts:
+def _range(curves: Sequence[Sequence[float]], *, rises: bool) -> tuple[float, float]:
+    """Return an axis from the best value to as far beyond the start as learning gained, or to the worst value.
+
+    Where training blows up, losses and perplexities grow, and R2 falls, without bound.
+    """
+    sign = 1 if rises else -1
+    values = [[sign * value for value in curve] for curve in curves if curve]
+    if not values:
         return (0.0, 1.0)
-    return padded([min(lowest), max(starts) + (max(starts) - min(lowest))])
+    start, best = min(curve[0] for curve in values), max(map(max, values))
+    worst = max(min(map(min, values)), start - (best - start))
+    return padded([sign * worst, sign * best])
 
 
 def _draw_bounds(figure: go.Figure, verdict: RangeTestVerdict, style: WayStyle) -> None:
@@ -136,8 +143,8 @@ def caption(record: StudyRecord) -> str:
     return (
         f"The rate rises from step to step in one short run per search of {clr.key} (n = {len(tests)}). Bold, with its "
         f"bounds, is seed {tests[0].trial.seed}; the other seeds are thin. Training cycles in the shaded range between "
-        "base and max. Onset (learning begins) and knee (it flattens) are shown for orientation. The loss axis is cut "
-        "where the loss has risen above its start by as much as it had fallen."
+        "base and max. Onset (learning begins) and knee (it flattens) are shown for orientation. Both axes are cut "
+        "where the values have become worse than at the start by as much as they had become better."
     )
 
 

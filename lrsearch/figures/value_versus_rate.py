@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from lrsearch.analysis import wording
-from lrsearch.analysis.searches import metric_name, target_value
+from lrsearch.analysis.searches import higher_is_better, metric_name, target_value
 from lrsearch.analysis.ways import CYCLICAL
 from lrsearch.figures._drawing import Drawing, Table
 from lrsearch.figures._style import WayStyle, add_target, legend_entry, log_axis, new_figure, of_way, padded, way_styles
@@ -40,12 +40,14 @@ def draw(record: StudyRecord) -> go.Figure | None:
     values = [value for trials in by_way.values() for trial in trials if (value := _value(trial)) is not None]
     if not values:
         return None
-    low, high = padded(values if target is None else [*values, target])
+    low, high = padded(_on_the_axis(record, values if target is None else [*values, target]))
     bottom = low - 0.06 * (high - low)
     figure = new_figure(x="highest learning rate of the run (log scale)", y=f"validation {metric_name(record)}")
     for key, trials in by_way.items():
         figure.add_trace(legend_entry(key, styles[key], lines=False))
-        figure.add_traces([_models(key, trials, styles[key]), *_without_value(key, trials, styles[key], bottom)])
+        figure.add_traces(
+            [_models(key, trials, styles[key], low, high), *_without_value(key, trials, styles[key], bottom)]
+        )
     rates = record.config["rates"]
     figure.update_xaxes(**log_axis(rates["low"], rates["high"]))
     figure.update_yaxes(range=(bottom - 0.05 * (high - low), high))
@@ -54,13 +56,24 @@ def draw(record: StudyRecord) -> go.Figure | None:
     return figure
 
 
-def _models(key: str, trials: Sequence[TrialRecord], style: WayStyle) -> go.Scatter:
-    shown = [trial for trial in trials if _value(trial) is not None]
+def _on_the_axis(record: StudyRecord, values: Sequence[float]) -> list[float]:
+    """Return the values, those far worse than chance cut off: an R2 or a perplexity near divergence knows no bound."""
+    chance = record.facts.chance if record.facts else None
+    if chance is None:
+        return list(values)
+    if higher_is_better(record):
+        return [max(value, 2 * chance - max(values)) for value in values]
+    return [min(value, 2 * chance - min(values)) for value in values]
+
+
+def _models(key: str, trials: Sequence[TrialRecord], style: WayStyle, low: float, high: float) -> go.Scatter:
+    shown = [(trial, value) for trial in trials if (value := _value(trial)) is not None]
     return go.Scatter(
-        x=[highest_rate(trial) for trial in shown],
-        y=[_value(trial) for trial in shown],
-        customdata=[[trial.seed, trial.number, trial.status] for trial in shown],
-        hovertemplate="seed %{customdata[0]}, trial %{customdata[1]}: rate %{x:.3g}, %{y:.4f} (%{customdata[2]})",
+        x=[highest_rate(trial) for trial, _ in shown],
+        y=[min(max(value, low), high) for _, value in shown],
+        customdata=[[trial.seed, trial.number, trial.status, value] for trial, value in shown],
+        hovertemplate="seed %{customdata[0]}, trial %{customdata[1]}: rate %{x:.3g}, "
+        "%{customdata[3]:.4f} (%{customdata[2]})",
         mode="markers",
         marker={"symbol": style.symbol, "size": 8, "color": style.faint(0.8)},
         **of_way(key),
@@ -101,7 +114,8 @@ def caption(record: StudyRecord) -> str:
     diverged, failed = (sum(trial.status == status for trial in trials) for status in WITHOUT_VALUE)
     return (
         f"All {len(trials)} training trials that have ended. Crosses along the bottom diverged ({diverged}), stars "
-        f"failed ({failed}): they have no value, and were paid for. A cyclical run stands at its upper bound."
+        f"failed ({failed}): they have no value, and were paid for. A cyclical run stands at its upper bound. "
+        "Values far worse than chance stand at the edge of the axis; the table has them all."
     )
 
 

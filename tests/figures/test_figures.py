@@ -10,11 +10,11 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import pytest
 
-from lrsearch.analysis import searches
+from lrsearch.analysis import searches, wording
 from lrsearch.figures import FIGURES, _style, accuracy_versus_cost, cost_by_phase, value_versus_rate
 from lrsearch.figures import range_test as range_test_figure
 from lrsearch.range_test import judge
-from lrsearch.trial import StudyRecord
+from lrsearch.trial import StudyRecord, TrialRecord, TrialResult
 from tests.records import GPU, SEVEN_WAYS, make_record, some, unfinished
 
 MARKUP = '<b>bold</b> %{x} <a href="https://example.org">a</a>'
@@ -169,6 +169,38 @@ def test_a_range_test_without_bounds_is_drawn_without_them() -> None:
     short = tuple(replace(t, result=replace(result, range_test=result.range_test[:9])) for t, result in results)
     figure = figure_of("range_test", replace(record, trials=short))
     assert figure.layout.shapes == ()
+
+
+def as_error(record: StudyRecord) -> StudyRecord:
+    """Return the study with 1 - accuracy, lower is better, and values without bound where training blew up."""
+
+    def turned(value: float | None) -> float | None:
+        return None if value is None else 1e12 if value < 0.15 else 1 - value
+
+    def result(trial: TrialRecord) -> TrialResult:
+        old = some(trial.result)
+        points = tuple(replace(point, validation_metric=turned(point.validation_metric)) for point in old.range_test)
+        points = tuple(replace(point, validation_metric=0.9) for point in points[:20]) + points[20:]
+        return replace(old, validation_metric=turned(old.validation_metric), range_test=points)
+
+    facts = replace(some(record.facts), metric="error", higher_is_better=False, chance=0.9)
+    return replace(record, facts=facts, trials=tuple(replace(t, result=result(t)) for t in record.trials))
+
+
+def test_values_without_bound_do_not_squash_those_that_were_learned() -> None:
+    record = as_error(STUDIES["whole"])
+    for key, axis in (("value_versus_rate", "yaxis"), ("range_test", "yaxis2")):
+        figure = some(FIGURES[key](record))
+        low, high = figure.layout[axis].range
+        assert -1 < low < high < 3, key
+    drawn = [y for trace in some(FIGURES["value_versus_rate"](record)).data for y in trace.y if y is not None]
+    assert max(drawn) < 3
+    assert any(row[5] == wording.metric(1e12) for row in FIGURES["value_versus_rate"].table(record).rows)
+
+
+def test_the_better_direction_is_said() -> None:
+    assert "further up is better" in accuracy_versus_cost.caption(STUDIES["whole"])
+    assert "further down is better" in accuracy_versus_cost.caption(as_error(STUDIES["whole"]))
 
 
 def test_the_bars_add_up_to_the_charge_and_leave_out_what_stands_apart() -> None:
