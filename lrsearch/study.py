@@ -18,6 +18,7 @@ from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.errors import StudyChangedError, StudyFailedError, UsageError
 from lrsearch.interfaces import Executor, Observer, SharesTests, StopsEarly, Strategy
 from lrsearch.range_test import judge
+from lrsearch.schedules import plan_schedule
 from lrsearch.storage.store import Begun, Store, StudyRow, this_owner
 from lrsearch.trial import (
     FINISHED_STATUSES,
@@ -156,12 +157,40 @@ def _prepare(config: StudyConfig) -> Preparation:
             with_batch_size(workload, batch_size), replace(plan, optimizer=optimizer or plan.optimizer), config.seeds[0]
         )
         prepared = replace(prepared, seconds=prepared.seconds + other.seconds)
+    for key, strategy in config.strategies.items():
+        _check_schedule(config, key, strategy, prepared.facts)
     metric = prepared.facts.metric
     if config.target is not None and config.target.metric != metric:
         raise UsageError(
             f"target.metric must be {metric!r}, which the workload measures, got {config.target.metric!r}."
         )
     return prepared
+
+
+def _check_schedule(config: StudyConfig, key: str, strategy: Strategy, facts: WorkloadFacts) -> None:
+    """Raise UsageError when a way's schedule does not fit into its run, or its optimizer has no momentum for it."""
+    from lrsearch import training
+
+    schedule = getattr(strategy, "schedule", None)
+    if schedule is None:
+        return
+    plan = config.training_plan_of(key)
+    try:
+        planned = plan_schedule(
+            schedule.choice(),
+            learning_rate=config.rates.high,
+            base_lr=None,
+            max_lr=config.rates.high,
+            total_steps=training.planned_steps(plan, facts),
+            steps_per_epoch=facts.steps_per_epoch,
+        )
+    except UsageError as error:
+        raise UsageError(f"strategies.{key}: {error}") from error
+    if planned.momentum is not None and not {"momentum", "betas"} & plan.optimizer.settings.keys():
+        raise UsageError(
+            f"strategies.{key}.schedule: {plan.optimizer.name} has no momentum to schedule; remove base_momentum and "
+            "max_momentum."
+        )
 
 
 def _as_the_file_says(

@@ -98,10 +98,7 @@ class ScheduleLR(LRScheduler):
             return
         value = float(self._momentum(self.last_epoch))
         for group in self.optimizer.param_groups:
-            if "momentum" in group:
-                group["momentum"] = value
-            else:
-                group["betas"] = (value, *group["betas"][1:])
+            set_momentum(group, value)
 
 
 def rate_ratios(rates: Sequence[float | torch.Tensor]) -> list[float]:
@@ -126,6 +123,16 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate
+
+
+def set_momentum(group: dict[str, Any], value: float) -> None:
+    """Set a group's momentum, or its beta 1. Raises UsageError where it has neither."""
+    if "momentum" in group:
+        group["momentum"] = value
+    elif "betas" in group:
+        group["betas"] = (value, *group["betas"][1:])
+    else:
+        raise UsageError("The optimizer has no momentum to schedule: remove base_momentum and max_momentum.")
 
 
 def _check_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -30,6 +30,7 @@ from lrsearch.range_test import DivergenceStop, ladder
 from lrsearch.registry import lookup
 from lrsearch.schedules.plan import PlannedSchedule, plan_schedule
 from lrsearch.timing import DeviceStopwatch, synchronizer
+from lrsearch.torch_schedule import set_momentum
 from lrsearch.trial import (
     Choice,
     CurvePoint,
@@ -273,10 +274,12 @@ class _Run:
     def __post_init__(self) -> None:
         self._switch(training=True)
 
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float, momentum: float | None = None) -> None:
         """Take one optimiser step at `learning_rate`; the loss stays on the device until `take_losses`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate_multiplier"]
+            if momentum is not None:
+                set_momentum(group, momentum)
         inputs, targets = next(self.batches)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
@@ -414,13 +417,18 @@ def _set_up(spec: TrialSpec, loaded: LoadedWorkload, device: torch.device) -> tu
             learning_rate=proposal.learning_rate,
             base_lr=proposal.base_lr,
             max_lr=proposal.max_lr,
-            total_steps=max(1, round(spec.training.epochs * loaded.facts.steps_per_epoch)),
+            total_steps=planned_steps(spec.training, loaded.facts),
             steps_per_epoch=loaded.facts.steps_per_epoch,
         )
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     repeat = proposal.range_test.repeat if proposal.range_test else 0
     return _new_run(loaded, spec.training, device, _repeat_seed(spec.seed, repeat)), planned
+
+
+def planned_steps(training: TrainingPlan, facts: WorkloadFacts) -> int:
+    """Return the steps that a run may take; a schedule may end it earlier, with a whole cycle."""
+    return max(1, round(training.epochs * facts.steps_per_epoch))
 
 
 def _repeat_seed(seed: int, repeat: int) -> int:
@@ -449,7 +457,8 @@ def _train(
     watch.switch("warmup")
     for end in _segment_ends(planned, steps_per_epoch):
         while outcome.train_steps < end:
-            run.step(planned.rate(outcome.train_steps))
+            step = outcome.train_steps
+            run.step(planned.rate(step), planned.momentum(step) if planned.momentum else None)
             outcome.train_steps += 1
             if outcome.train_steps == 1:
                 watch.switch("train")

@@ -321,7 +321,7 @@ def no_net():
 """
 OWN = STUDY.replace(
     "{name: digits, batch_size: 64, train_limit: 400}", "{name: callable, model: mine:net, data: mine:table}"
-)
+).replace("epochs: 1", "epochs: 3")
 
 
 @pytest.mark.parametrize(

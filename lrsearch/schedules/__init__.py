@@ -11,13 +11,21 @@ from collections.abc import Callable
 from lrsearch.interfaces import Schedule
 from lrsearch.schedules.constant import constant
 from lrsearch.schedules.cosine import cosine, cosine_restarts
-from lrsearch.schedules.cyclical import cyclical, exp_range, exp_range_paper, triangular, triangular2
+from lrsearch.schedules.cyclical import (
+    custom_cyclical,
+    cyclical,
+    exp_range,
+    exp_range_paper,
+    triangular,
+    triangular2,
+)
 from lrsearch.schedules.decay import decay
 from lrsearch.schedules.exponential import exponential
 from lrsearch.schedules.one_cycle import one_cycle, one_cycle_momentum
 from lrsearch.schedules.plan import PlannedSchedule, plan_schedule
 from lrsearch.schedules.polynomial import linear_to_zero, polynomial
 from lrsearch.schedules.settings import schedule_settings
+from lrsearch.schedules.staged import staged
 from lrsearch.schedules.step_decay import step_decay
 from lrsearch.schedules.warmup import with_warmup
 from lrsearch.schedules.warmup_stable_decay import warmup_stable_decay
@@ -26,6 +34,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
     "cosine": cosine,
     "cosine_restarts": cosine_restarts,
+    "cyclical": custom_cyclical,
     "decay": decay,
     "exp_range": exp_range,
     "exp_range_paper": exp_range_paper,
@@ -33,6 +42,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear_to_zero": linear_to_zero,
     "one_cycle": one_cycle,
     "polynomial": polynomial,
+    "staged": staged,
     "step_decay": step_decay,
     "triangular": triangular,
     "triangular2": triangular2,
@@ -56,6 +66,7 @@ __all__ = [
     "plan_schedule",
     "polynomial",
     "schedule_settings",
+    "staged",
     "step_decay",
     "triangular",
     "triangular2",

@@ -7,16 +7,20 @@ paper's companion repository, https://github.com/bckenstler/CLR.
 
 from __future__ import annotations
 
+import os
+import pkgutil
+import sys
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from lrsearch.errors import UsageError
 from lrsearch.interfaces import Schedule
 from lrsearch.schedules._run import ProperFraction, check_steps
 
 Gamma = Annotated[float, Field(gt=0, le=1)]
+Reference = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
 
 PAPER_GAMMA = 0.99994  # Smith 2017, table 1: exp_range on CIFAR-10, 42,000 iterations
 
@@ -52,6 +56,58 @@ def cyclical(
     return schedule
 
 
+def halved(cycle: int) -> float:
+    """Return the height of a cycle of `triangular2`, counted from 1.
+
+    >>> [halved(cycle) for cycle in (1, 2, 3)]
+    [1.0, 0.5, 0.25]
+    """
+    return 0.5 ** (cycle - 1)
+
+
+def custom_cyclical(
+    *,
+    base_lr: float,
+    max_lr: float,
+    cycle_steps: int,
+    amplitude: Reference = "lrsearch.schedules.cyclical:halved",
+    scale_mode: Literal["cycle", "iteration"] = "cycle",
+    rise_fraction: ProperFraction = 0.5,
+) -> Schedule:
+    """Like `triangular`, with heights by a function of your own: `amplitude` names it as module:function.
+
+    It is given the number of the cycle, counted from 1, or of the step, counted from 0, and returns the share of the
+    full height; modules are looked for in the current directory, then where Python looks. The function runs with your
+    rights: run only study files that you trust.
+
+    >>> schedule = custom_cyclical(base_lr=1.0, max_lr=2.0, cycle_steps=4)
+    >>> [schedule(step) for step in (2, 6, 10)]
+    [2.0, 1.5, 1.25]
+    """
+    scale = _function(amplitude)
+    return cyclical(
+        base_lr=base_lr,
+        max_lr=max_lr,
+        cycle_steps=cycle_steps,
+        scale=scale,
+        scale_mode=scale_mode,
+        rise_fraction=rise_fraction,
+    )
+
+
+def _function(reference: str) -> Callable[[int], float]:
+    """Return the function that `reference` names. Raises UsageError where there is none."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = pkgutil.resolve_name(reference)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"schedule.amplitude {reference!r} is not to be had: {error}.") from error
+    if not callable(found):
+        raise UsageError(f"schedule.amplitude {reference!r} must be a function, got a {type(found).__name__}.")
+    return found  # type: ignore[no-any-return]  # a callable of the user's, of unknown signature
+
+
 def triangular(*, base_lr: float, max_lr: float, cycle_steps: int, rise_fraction: ProperFraction = 0.5) -> Schedule:
     """Rise from `base_lr` to `max_lr` and back, once every `cycle_steps` steps.
 
@@ -75,7 +131,7 @@ def triangular2(*, base_lr: float, max_lr: float, cycle_steps: int, rise_fractio
         base_lr=base_lr,
         max_lr=max_lr,
         cycle_steps=cycle_steps,
-        scale=lambda cycle: 0.5 ** (cycle - 1),
+        scale=halved,
         rise_fraction=rise_fraction,
     )
 

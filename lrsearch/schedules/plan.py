@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 from pydantic import ValidationError
 
 from lrsearch.errors import UsageError
 from lrsearch.interfaces import Schedule
 from lrsearch.schedules.cosine import cycle_start
+from lrsearch.schedules.one_cycle import one_cycle_momentum
 from lrsearch.schedules.settings import (
     DEFAULT_CYCLES,
     ScheduleSettings,
     WithBounds,
     WithCycles,
+    WithMomentum,
     WithRestarts,
     filled_arguments,
     find_factory,
     own_settings,
     schedule_settings,
 )
+from lrsearch.schedules.staged import Stage, planned_stages
 from lrsearch.schedules.warmup import with_warmup
 from lrsearch.trial import Choice
 
@@ -37,6 +42,8 @@ class PlannedSchedule:
     """The numbers of steps after which a cycle has just ended, where the model may be judged; the last is
     `train_steps`. A decaying run is one such fall; a constant rate has none."""
     peak_learning_rate: float
+    momentum: Schedule | None = None
+    """Momentum (Adam: beta 1) by step; None leaves the optimizer's alone."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +76,41 @@ def plan_schedule(
     rates = _rates(choice.name, needed, settings, learning_rate, base_lr, max_lr)
     warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
     length = _length(choice.name, needed, settings, total_steps - warmup_steps, steps_per_epoch)
-    rate = factory(**rates, **length.argument, **own_settings(factory, settings))
+    own = own_settings(factory, settings)
+    factors = [1.0]
+    if "stages" in own:
+        length = _stages(rates, length.train_steps, own["stages"])
+        factors = [stage.rate_factor for stage in own["stages"]]
+    rate = factory(**rates, **length.argument, **own)
+    momentum = _momentum(choice.name, settings, {**length.argument, **own})
     return PlannedSchedule(
         with_warmup(rate, warmup_steps) if warmup_steps else rate,
         warmup_steps + length.train_steps,
         tuple(warmup_steps + end for end in length.cycle_ends),
-        peak_learning_rate=max(rates.values()),
+        peak_learning_rate=max(rates.values()) * max(factors),
+        momentum=(lambda step: momentum(max(0, step - warmup_steps))) if momentum else None,
     )
+
+
+def _stages(rates: Mapping[str, float], total_steps: int, stages: Sequence[Stage]) -> _Length:
+    """Return the length of a run of stages, each of which stops at the end of a whole cycle."""
+    parts = planned_stages(rates["base_lr"], rates["max_lr"], total_steps, stages)
+    ends = [0, *accumulate(part.train_steps for part in parts)]
+    cycle_ends = tuple(end + start for start, part in zip(ends, parts, strict=False) for end in part.cycle_ends)
+    return _Length({"total_steps": total_steps}, ends[-1], cycle_ends)
+
+
+def _momentum(name: str, settings: ScheduleSettings, arguments: Mapping[str, Any]) -> Schedule | None:
+    """Return the momentum that mirrors the schedule: highest where the rate is lowest; None where it is not asked for.
+
+    As in torch's CyclicLR the height shrinks with the rate's; of `one_cycle` it is that of OneCycleLR.
+    """
+    if not isinstance(settings, WithMomentum) or settings.base_momentum is None or settings.max_momentum is None:
+        return None
+    if name == "one_cycle":
+        shape = {key: arguments[key] for key in ("total_steps", "pct_start", "anneal", "three_phase")}
+        return one_cycle_momentum(base_momentum=settings.base_momentum, max_momentum=settings.max_momentum, **shape)
+    return find_factory(name)(base_lr=settings.max_momentum, max_lr=settings.base_momentum, **arguments)
 
 
 def _checked_settings(choice: Choice) -> ScheduleSettings:

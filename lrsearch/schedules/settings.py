@@ -18,6 +18,8 @@ LENGTHS = ("total_steps", "cycle_steps", "first_cycle_steps")
 FILLED = (*RATES, *LENGTHS)
 """Arguments of a factory that lrsearch fills in. Which of the lengths it takes tells how its run is planned."""
 DEFAULT_CYCLES = 2
+MIRRORED = ("triangular", "triangular2", "exp_range", "cyclical", "one_cycle")
+"""The schedules that a momentum can mirror, as in torch's CyclicLR and OneCycleLR."""
 
 
 class ScheduleSettings(Settings):
@@ -57,6 +59,24 @@ class WithRestarts(ScheduleSettings):
     cycle_mult: Annotated[float, Field(ge=1)] = 1.0
 
 
+class WithMomentum(ScheduleSettings):
+    """Of a schedule that momentum can mirror: see `MIRRORED`."""
+
+    base_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """The momentum (Adam: beta 1) where the rate is at its highest; given with `max_momentum`, or none is scheduled."""
+    max_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check_momentum(self) -> WithMomentum:
+        if (self.base_momentum is None) != (self.max_momentum is None):
+            raise ValueError("base_momentum and max_momentum belong together; give both")
+        if self.base_momentum is not None and self.max_momentum is not None and self.base_momentum > self.max_momentum:
+            raise ValueError(
+                f"base_momentum must not exceed max_momentum, got {self.base_momentum:g} and {self.max_momentum:g}"
+            )
+        return self
+
+
 def filled_arguments(factory: Callable[..., Schedule]) -> set[str]:
     """Return the arguments of a factory that lrsearch fills in."""
     return set(inspect.signature(factory).parameters) & set(FILLED)
@@ -71,8 +91,8 @@ def own_settings(factory: Callable[..., Schedule], settings: ScheduleSettings) -
 def schedule_settings(name: str) -> type[ScheduleSettings]:
     """Return the model of what a study file may say of the schedule `name`. Raises UnknownNameError.
 
-    >>> sorted(schedule_settings("triangular2").model_fields)
-    ['base_fraction', 'cycles', 'name', 'rise_fraction', 'stepsize_epochs', 'warmup_epochs']
+    >>> sorted(schedule_settings("polynomial").model_fields)
+    ['final_fraction', 'name', 'power', 'warmup_epochs']
     """
     factory = find_factory(name)
     hints = get_type_hints(factory, include_extras=True)
@@ -83,7 +103,7 @@ def schedule_settings(name: str) -> type[ScheduleSettings]:
     }
     return create_model(
         f"{name.title().replace('_', '')}Template",
-        __base__=_bases(filled_arguments(factory)),
+        __base__=_bases(name, filled_arguments(factory)),
         __doc__=inspect.getdoc(factory),
         **{"name": (Literal[name], name), **fields},
     )
@@ -99,8 +119,10 @@ def find_factory(name: str) -> Callable[..., Schedule]:
     return factory
 
 
-def _bases(filled: set[str]) -> tuple[type[ScheduleSettings], ...]:
+def _bases(name: str, filled: set[str]) -> tuple[type[ScheduleSettings], ...]:
     bases: list[type[ScheduleSettings]] = []
+    if name in MIRRORED:
+        bases.append(WithMomentum)
     if "base_lr" in filled:
         bases.append(WithBounds)
     if "cycle_steps" in filled:

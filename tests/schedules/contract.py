@@ -12,7 +12,7 @@ FILLING: dict[str, float] = {
     "learning_rate": 0.5,
     "base_lr": 0.01,
     "max_lr": 0.5,
-    "total_steps": 40,
+    "total_steps": 100,
     "cycle_steps": 20,
     "first_cycle_steps": 20,
 }
