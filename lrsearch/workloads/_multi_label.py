@@ -29,7 +29,7 @@ class FittedMicroF1:
         It lies half-way between the lowest output that is answered and the highest that is not. NaN for NaN.
         """
         scores, order = outputs.flatten().sort(descending=True)
-        hits = targets.flatten()[order].cumsum(0, dtype=torch.int64).double()
+        hits = targets.flatten()[order].cumsum(0, dtype=torch.int64).float()
         answered = torch.arange(1, len(scores) + 1, device=scores.device)
         below = torch.cat([scores[1:], scores.new_tensor([-math.inf])])
         # Equal outputs are answered together: only where the next one is lower can a threshold lie.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -44,22 +44,22 @@ def sgd() -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("mode", ["triangular", "triangular2", "exp_range"])
-def test_cyclical_momentum_is_that_of_torch(mode: str) -> None:
+def test_cyclical_momentum_is_that_of_torch(mode: Literal["triangular", "triangular2", "exp_range"]) -> None:
     gamma = {"gamma": 0.99} if mode == "exp_range" else {}
     optimizer = sgd()
-    scheduler = torch.optim.lr_scheduler.CyclicLR(
-        optimizer, 0.001, 0.006, step_size_up=10, mode=mode, cycle_momentum=True, **MOMENTA, **gamma
-    )
+    settings: dict[str, Any] = {"cycle_momentum": True, **MOMENTA, **gamma}
+    scheduler = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.001, 0.006, step_size_up=10, mode=mode, **settings)
     ours = momenta(plan(mode, 60, cycles=3, **gamma), 60)
     assert ours == pytest.approx(torch_momenta(optimizer, scheduler, 60), abs=1e-12)
 
 
 @pytest.mark.parametrize("three_phase", [False, True])
 @pytest.mark.parametrize("anneal", ["cos", "linear"])
-def test_one_cycle_momentum_is_that_of_torch(anneal: str, three_phase: bool) -> None:
+def test_one_cycle_momentum_is_that_of_torch(anneal: Literal["cos", "linear"], three_phase: bool) -> None:
     optimizer = sgd()
+    settings: dict[str, Any] = {"three_phase": three_phase, **MOMENTA}
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.006, total_steps=50, anneal_strategy=anneal, three_phase=three_phase, **MOMENTA
+        optimizer, 0.006, total_steps=50, anneal_strategy=anneal, **settings
     )
     ours = momenta(plan("one_cycle", 50, anneal=anneal, three_phase=three_phase), 49)
     assert ours == pytest.approx(torch_momenta(optimizer, scheduler, 49), abs=1e-12)
