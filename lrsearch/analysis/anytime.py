@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,18 +40,18 @@ def anytime_curve(
     values: Sequence[float | None],
     tests: Sequence[float | None],
     *,
-    higher_is_better: bool = True,
+    lower_is_better: bool = False,
 ) -> StepCurve:
     """Return A(b): the test value of the incumbent after the last trial i with C_i = c_1 + ... + c_i <= b.
 
-    METHOD section 4. `costs` are those of the trials in the order run; `values` their validation values, None where a
-    trial gave no model (it still costs); `tests` their test values. The incumbent has the best validation value so far,
-    the earliest on ties, so the curve may fall. An incumbent without a test value gives no step.
+    METHOD section 4. `costs` are those of the trials in the order run; `values` their validation values, None (or NaN)
+    where a trial gave no model (it still costs); `tests` their test values. The incumbent has the best validation value
+    so far, the earliest on ties, so the curve may fall. An incumbent without a test value gives no step.
     """
     steps: list[tuple[float, float]] = []
-    best: float | None = None
+    best = math.inf if lower_is_better else -math.inf
     for total, value, test in zip(accumulate(costs), values, tests, strict=True):
-        if value is None or (best is not None and (value <= best if higher_is_better else value >= best)):
+        if value is None or not (value < best if lower_is_better else value > best):
             continue
         best = value
         if test is not None:

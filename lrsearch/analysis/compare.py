@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from lrsearch.analysis.target import Outcome, expected_cost
+from lrsearch.analysis.target import Outcome, OutcomeLike, as_outcome, expected_cost
 from lrsearch.errors import UsageError
 
 Method = Literal["welch", "bootstrap", "never_reached", "too_few"]
@@ -61,8 +61,8 @@ class Ratio:
 
 
 def speed_up(
-    slow_costs: Sequence[float | Outcome],
-    fast_costs: Sequence[float | Outcome],
+    slow_costs: Sequence[OutcomeLike],
+    fast_costs: Sequence[OutcomeLike],
     method: Literal["auto", "welch", "bootstrap"] = "auto",
     *,
     confidence: float = 0.95,
@@ -70,11 +70,15 @@ def speed_up(
 ) -> Ratio:
     """Return the ratio of the mean costs (of the expected costs with restarts when a search missed), METHOD section 4.
 
-    Costs are positive and finite; a search that missed is an Outcome, which says what it spent in vain. `auto` takes
-    Welch's t on the log ratio under 10 searches per way, var = s_x^2/(n_x m_x^2) + s_y^2/(n_y m_y^2), and the
-    percentile bootstrap (10,000 draws of whole searches within each way, own generator) from 10 on or when a search
-    missed. Draws without a success are infinite, so the interval opens to that side once more than 2.5 % of them are.
-    Without any success there is no interval at all: the draws would know nothing of what was never seen.
+    Costs are positive. A search that missed is an Outcome or a pair (spent, "budget" | "exhausted"), which say what it
+    spent in vain; None and infinity are misses that do not, so that only a bound can be given: at the low end of the
+    interval the slow way's count as free, at the high end as infinitely dear, the fast way's the other way round.
+
+    `auto` takes Welch's t on the log ratio under 10 searches per way, var = s_x^2/(n_x m_x^2) + s_y^2/(n_y m_y^2), and
+    the percentile bootstrap (10,000 draws of whole searches within each way, own generator) from 10 on or when a search
+    missed. Draws without a success are infinite, so the interval opens to that side once more than 2.5 % of them are:
+    what is left is a one-sided bound. Without any success there is no interval at all: the draws would know nothing of
+    what was never seen.
     """
     slow, fast = _outcomes(slow_costs), _outcomes(fast_costs)
     counts = (len(slow), len(fast))
@@ -135,16 +139,54 @@ def probability_of_improvement(
     return float(better + (scores_x[:, None] == scores_y[None, :]).mean() / 2)
 
 
+@dataclass(frozen=True)
+class Improvement:
+    """How probably one way does better than another."""
+
+    value: float
+    """See `probability_of_improvement`."""
+    low: float | None
+    """The 95 % interval; None where a way has fewer than two searches."""
+    high: float | None
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the first way is better by METHOD's rule (Bouthillier et al. 2021, 2103.03098): above 0.75, and the
+        interval above 0.5."""
+        return self.value > 0.75 and self.low is not None and self.low > 0.5
+
+
+def improvement(
+    x: Sequence[float | None], y: Sequence[float | None], *, lower_is_better: bool = False, seed: int = 0
+) -> Improvement:
+    """Return the probability of improvement with the percentile bootstrap's interval over searches of both ways."""
+    value = probability_of_improvement(x, y, lower_is_better=lower_is_better)
+    if min(len(x), len(y)) < 2:
+        return Improvement(value, None, None)
+    scores_x, scores_y = _scores(x, lower_is_better), _scores(y, lower_is_better)
+    wins = (scores_x[:, None] > scores_y[None, :]) + (scores_x[:, None] == scores_y[None, :]) / 2
+    generator = np.random.default_rng(seed)
+    drawn_x, drawn_y = (_counts(len(scores), generator) for scores in (scores_x, scores_y))
+    draws = np.einsum("di,ij,dj->d", drawn_x, wins, drawn_y, optimize=True) / (len(x) * len(y))
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Improvement(value, float(low), float(high))
+
+
+def _counts(size: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return how often each of `size` searches is in each bootstrap draw."""
+    return generator.multinomial(size, np.full(size, 1 / size), size=BOOTSTRAP_DRAWS)
+
+
 def _scores(values: Sequence[float | None], lower_is_better: bool) -> NDArray[np.float64]:
     sign = -1.0 if lower_is_better else 1.0
     return np.array([-math.inf if value is None else sign * value for value in values])
 
 
-def _outcomes(costs: Sequence[float | Outcome]) -> list[Outcome]:
-    outcomes = [cost if isinstance(cost, Outcome) else Outcome("reached", cost, cost) for cost in costs]
+def _outcomes(costs: Sequence[OutcomeLike]) -> list[Outcome]:
+    outcomes = [as_outcome(cost) for cost in costs]
     for outcome in outcomes:
-        if not 0 < outcome.spent < math.inf:
-            raise UsageError(f"Costs must be positive and finite, got {outcome.spent}; a miss is an Outcome.")
+        if not outcome.spent > 0:
+            raise UsageError(f"Costs must be positive, got {outcome.spent}; leave out what was never tried.")
     if not outcomes:
         raise UsageError("A speed-up needs at least one search of each way, got none.")
     return outcomes
@@ -178,18 +220,23 @@ def _bootstrap_ratio(
 ) -> tuple[float, float]:
     """Draws in which neither way succeeds say nothing: they count as 0 for the low end and as infinite for the high."""
     generator = np.random.default_rng(seed)
-    slow_ert, fast_ert = (_bootstrap_ert(way, generator) for way in (slow, fast))
+    (slow_low, slow_high), (fast_low, fast_high) = (_bootstrap_ert(way, generator) for way in (slow, fast))
     with np.errstate(invalid="ignore"):
-        ratios = slow_ert / fast_ert
+        lows, highs = slow_low / fast_high, slow_high / fast_low
     tail = (1 - confidence) / 2
-    low = np.quantile(np.nan_to_num(ratios, nan=0.0, posinf=math.inf), tail, method="lower")
-    high = np.quantile(np.nan_to_num(ratios, nan=math.inf, posinf=math.inf), 1 - tail, method="higher")
+    low = np.quantile(np.nan_to_num(lows, nan=0.0, posinf=math.inf), tail, method="lower")
+    high = np.quantile(np.nan_to_num(highs, nan=math.inf, posinf=math.inf), 1 - tail, method="higher")
     return float(low), float(high)
 
 
-def _bootstrap_ert(outcomes: Sequence[Outcome], generator: np.random.Generator) -> NDArray[np.float64]:
+def _bootstrap_ert(
+    outcomes: Sequence[Outcome], generator: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the drawn expected costs with misses of unknown cost as free, and as infinitely dear."""
     spent = np.array([outcome.spent for outcome in outcomes])
     reached = np.array([outcome.reached for outcome in outcomes])
     draws = generator.integers(len(outcomes), size=(BOOTSTRAP_DRAWS, len(outcomes)))
-    with np.errstate(divide="ignore"):
-        return np.asarray(spent[draws].sum(axis=1) / reached[draws].sum(axis=1))
+    hits = reached[draws].sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        free = np.where(hits == 0, math.inf, np.where(np.isinf(spent), 0.0, spent)[draws].sum(axis=1) / hits)
+        return free, spent[draws].sum(axis=1) / hits

@@ -1,11 +1,13 @@
-"""What trials cost: seconds by phase, what of it was wasted, money."""
+"""What trials cost: seconds by phase, what of it was wasted, money, energy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from difflib import get_close_matches
+from typing import Any, NamedTuple
 
+from lrsearch.analysis.plain import plain_number
 from lrsearch.errors import UsageError
 from lrsearch.trial import PHASES, StudyRecord, TrialRecord, charged_seconds
 
@@ -23,6 +25,19 @@ class DeviceModel(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Charge:
+    """What one trial puts on a bill, in plain values."""
+
+    phase_seconds: Mapping[str, float]
+    """Wall seconds x devices held; keys from PHASES."""
+    wasted_seconds: float = 0.0
+    """Charged seconds among them that gave no finished model."""
+    devices: tuple[DeviceModel, ...] = ()
+    core_seconds: float | None = None
+    energy_joules: float | None = None
+
+
+@dataclass(frozen=True)
 class Bill:
     """The cost of some trials on one model of device."""
 
@@ -36,6 +51,8 @@ class Bill:
     """Processor time; None where an attempt could not say (it was killed)."""
     usd: float | None
     """None without a price."""
+    energy_joules: float | None = None
+    """None where a trial could not say: no meter, or an attempt that was killed."""
 
     @property
     def charged_device_seconds(self) -> float:
@@ -47,29 +64,104 @@ class Bill:
         return self.wasted_seconds / charged if charged else None
 
 
-def bill(trials: StudyRecord | Iterable[TrialRecord], usd_per_device_hour: float | None = None) -> Bill:
-    """Add up what `trials` cost: every phase of every attempt, whatever became of the trial (METHOD section 2).
+Phases = StudyRecord | Mapping[str, float | None] | Iterable[TrialRecord | Charge | Mapping[str, Any]]
 
-    usd = charged seconds / 3600 x price. Raises UsageError for trials of several models of device: their seconds are
-    never added together; take `bills`.
+
+def bill(phases: Phases, price: float | Mapping[str, Any] | None = None) -> Bill:
+    """Add up what trials cost: every phase of every attempt, whatever became of the trial (METHOD section 2).
+
+    `phases` is a study, its trials, Charges, a mapping of phase to seconds, or rows as the trials table exports them:
+    seconds under the phase's name or `<phase>_seconds`, and, where known, `status`, `device_kind`, `device_name`,
+    `core_seconds` and `energy_joules`. `price` is in USD per device hour, or as the study file has it:
+    usd = charged seconds / 3600 x price. Wasted are the seconds of diverged, failed and pruned trials and the phase
+    `lost`. What one trial cannot say (energy, core seconds) is unknown for all: None, never 0.
+
+    Raises UsageError for trials of several models of device, whose seconds are never added together, and for a phase
+    that does not exist.
+
+    >>> bill({"range_test": 1.0, "train": 8.0, "lost": 1.0, "data": 5.0}, price=3600.0).usd
+    10.0
     """
-    trials = tuple(trials.trials if isinstance(trials, StudyRecord) else trials)
-    devices = device_models(trials)
+    charges = _charges(phases)
+    devices = list(dict.fromkeys(device for charge in charges for device in charge.devices))
     if len(devices) > 1:
         raise UsageError(
             f"Seconds of different devices are never added together, got {', '.join(map(str, devices))}; "
             "bill each device by itself."
         )
-    phases = {phase: sum(trial.phase_seconds[phase] for trial in trials) for phase in PHASES}
-    cores = [attempt.core_seconds for trial in trials for attempt in trial.attempts]
-    charged = charged_seconds(phases)
+    seconds = {phase: sum(charge.phase_seconds.get(phase, 0.0) for charge in charges) for phase in PHASES}
+    per_hour = price.get("usd_per_device_hour") if isinstance(price, Mapping) else price
     return Bill(
         device=devices[0] if devices else None,
-        phase_seconds=phases,
-        wasted_seconds=sum(wasted_seconds(trial) for trial in trials),
-        core_seconds=None if None in cores else sum(core for core in cores if core is not None),
-        usd=None if usd_per_device_hour is None else charged / 3600 * usd_per_device_hour,
+        phase_seconds=seconds,
+        wasted_seconds=sum(charge.wasted_seconds for charge in charges),
+        core_seconds=_sum_if_known(charge.core_seconds for charge in charges),
+        usd=None if per_hour is None else charged_seconds(seconds) / 3600 * float(per_hour),
+        energy_joules=_sum_if_known(charge.energy_joules for charge in charges),
     )
+
+
+def _charges(phases: Phases) -> list[Charge]:
+    if isinstance(phases, StudyRecord):
+        phases = phases.trials
+    if isinstance(phases, Mapping):
+        seconds = _phase_seconds(phases)
+        return [Charge(seconds, seconds["lost"])]
+    return [_charge(one) for one in phases]
+
+
+def _charge(one: TrialRecord | Charge | Mapping[str, Any]) -> Charge:
+    if isinstance(one, Charge):
+        return one
+    if not isinstance(one, TrialRecord):
+        return _charge_of_row(one)
+    alone = len(one.attempts) == 1  # the energy of an attempt that was killed is not known
+    return Charge(
+        one.phase_seconds,
+        wasted_seconds(one),
+        tuple(device_models([one])),
+        _sum_if_known(attempt.core_seconds for attempt in one.attempts),
+        one.result.energy_joules if one.result and alone else None,
+    )
+
+
+def _charge_of_row(row: Mapping[str, Any]) -> Charge:
+    seconds = _phase_seconds({key: row[key] for key in row if _phase_of(key) in PHASES or _is_seconds(key)})
+    kind = row.get("device_kind")
+    return Charge(
+        seconds,
+        charged_seconds(seconds) if row.get("status") in WASTED_STATUSES else seconds["lost"],
+        (DeviceModel(str(kind), str(row.get("device_name") or "unnamed")),) if kind else (),
+        plain_number(row.get("core_seconds")),
+        plain_number(row.get("energy_joules")),
+    )
+
+
+def _phase_seconds(named: Mapping[str, Any]) -> dict[str, float]:
+    seconds = dict.fromkeys(PHASES, 0.0)
+    for key, value in named.items():
+        phase = _phase_of(key)
+        if phase not in PHASES:
+            near = get_close_matches(phase, PHASES, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"Unknown phase {phase!r}; known: {', '.join(PHASES)}.{hint}")
+        seconds[phase] += plain_number(value) or 0.0
+    return seconds
+
+
+def _phase_of(key: str) -> str:
+    return key.removesuffix("_seconds")
+
+
+def _is_seconds(key: str) -> bool:
+    return key.endswith("_seconds") and key not in ("charged_device_seconds", "core_seconds")
+
+
+def _sum_if_known(values: Iterable[float | None]) -> float | None:
+    """Return the sum; None when there is nothing to add or something is unknown."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if known and len(known) == len(found) else None
 
 
 def wasted_seconds(trial: TrialRecord) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrsearch.analysis.anytime import StepCurve, anytime_curve
-from lrsearch.analysis.select import Incumbent, select
+from lrsearch.analysis.select import Incumbent, incumbent
 from lrsearch.analysis.target import Outcome, cost_to_target
 from lrsearch.trial import FINISHED_STATUSES, StudyRecord, TrialRecord
 
@@ -37,7 +37,7 @@ class Search:
 
     @property
     def incumbent(self) -> Incumbent | None:
-        return select(self.trials, higher_is_better=self.higher_is_better)
+        return incumbent(self.trials, lower_is_better=not self.higher_is_better)
 
     @property
     def test_value(self) -> float | None:
@@ -53,7 +53,7 @@ class Search:
             [trial.charged_device_seconds for trial in self.billed],
             [model.validation_metric if model else None for model in models],
             [model.test_metric if model else None for model in models],
-            higher_is_better=self.higher_is_better,
+            lower_is_better=not self.higher_is_better,
         )
 
     def evaluations(self) -> list[tuple[float, float | None]]:
@@ -78,7 +78,7 @@ class Search:
             target,
             "exhausted" if self.done else "budget",
             spent=self.charged_device_seconds,
-            higher_is_better=self.higher_is_better,
+            lower_is_better=not self.higher_is_better,
         )
 
 

@@ -24,7 +24,7 @@ def test_the_curve_is_the_test_value_of_the_best_validated_trial_that_was_paid_f
     drawn: list[tuple[float, float | None, float]], budget: float, higher: bool
 ) -> None:
     costs, values, tests = zip(*drawn, strict=True)
-    curve = anytime_curve(costs, values, tests, higher_is_better=higher)
+    curve = anytime_curve(costs, values, tests, lower_is_better=not higher)
 
     paid = [i for i, total in enumerate(accumulate(costs)) if total <= budget and values[i] is not None]
     key = (lambda i: (values[i], -i)) if higher else (lambda i: (-values[i], -i))  # ties: the earliest

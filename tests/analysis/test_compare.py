@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lrsearch.analysis import Outcome, mean_difference, mean_of, probability_of_improvement, speed_up
+from lrsearch.analysis import Outcome, improvement, mean_difference, mean_of, probability_of_improvement, speed_up
 from lrsearch.errors import UsageError
 
 
@@ -127,7 +127,7 @@ def test_the_draws_are_seeded() -> None:
     assert speed_up(slow, fast) == speed_up(slow, fast)
 
 
-@pytest.mark.parametrize("costs", [[], [0.0, 1.0], [math.inf, 1.0], [-1.0, 2.0]])
+@pytest.mark.parametrize("costs", [[], [0.0, 1.0], [math.nan, 1.0], [-1.0, 2.0]])
 def test_costs_that_are_none_are_refused(costs: list[float]) -> None:
     with pytest.raises(UsageError):
         speed_up(costs, [1.0, 2.0])
@@ -152,3 +152,39 @@ def test_never_against_never_is_a_tie_and_worse_than_anything_else() -> None:
     assert probability_of_improvement([None, None], [None], lower_is_better=True) == 0.5
     assert probability_of_improvement([5.0], [None], lower_is_better=True) == 1.0
     assert probability_of_improvement([None], [5.0]) == 0.0
+
+
+def test_misses_of_unknown_cost_give_a_bound_on_one_side_alone() -> None:
+    slow, fast = [5.0, None, 6.0, 5.5, 7.0, 6.5], [1.0, 1.2, 1.1]
+    ratio = speed_up(slow, fast)
+    free = speed_up([5.0, (1e-9, "exhausted"), 6.0, 5.5, 7.0, 6.5], fast)
+    assert (ratio.value, ratio.high) == (math.inf, math.inf)
+    assert ratio.low == pytest.approx(free.low)
+    other = speed_up(fast, slow)
+    assert (other.value, other.low) == (0.0, 0.0)
+    assert other.high is not None
+    assert free.low is not None
+    assert 1 / other.high == pytest.approx(free.low, rel=0.05)  # other draws
+
+
+@given(st.lists(st.floats(0.5, 50), min_size=2, max_size=12), st.lists(st.floats(0.5, 50), min_size=2, max_size=12))
+def test_swapping_the_ways_inverts_the_ratio_and_units_do_not_matter(x: list[float], y: list[float]) -> None:
+    ratio, inverse = speed_up(x, y), speed_up(y, x)
+    assert ratio.value == pytest.approx(1 / inverse.value)
+    scaled = speed_up([3600 * cost for cost in x], [3600 * cost for cost in y])
+    assert (scaled.value, scaled.low, scaled.high) == pytest.approx((ratio.value, ratio.low, ratio.high))
+    assert ratio.low is not None
+    assert ratio.high is not None
+    assert ratio.low <= ratio.value * (1 + 1e-9)
+    assert ratio.high >= ratio.value * (1 - 1e-9)
+
+
+def test_the_interval_of_an_improvement_enumerated() -> None:
+    """Two searches each: the bootstrap's 16 samples are equally likely, so the ends are the extremes of them."""
+    x, y = [1.0, 3.0], [2.0, 0.0]
+    samples = [probability_of_improvement(a, b) for a in product(x, repeat=2) for b in product(y, repeat=2)]
+    found = improvement(x, y)
+    assert (found.value, found.low, found.high) == (0.75, min(samples), max(samples))
+    assert not found.is_better
+    assert improvement([3.0, 4.0, 5.0], [0.0, 1.0, 2.0]).is_better
+    assert improvement([3.0], [1.0]).low is None

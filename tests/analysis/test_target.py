@@ -2,11 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import brentq
+from scipy.stats import CensoredData, ecdf
 
-from lrsearch.analysis import Outcome, cost_to_target, expected_cost, reach_summary
-from lrsearch.analysis.target import Ended, wilson_interval
+from lrsearch.analysis import Outcome, cost_to_target, expected_cost, kaplan_meier, reach_summary
+from lrsearch.analysis.target import Ended, OutcomeLike, as_outcome, wilson_interval
 from lrsearch.errors import UsageError
 
 
@@ -24,7 +28,7 @@ def test_the_first_evaluation_that_meets_the_target_counts_even_if_a_later_one_f
 
 
 def test_a_metric_that_should_be_low_is_reached_from_above() -> None:
-    assert cost_to_target([(1.0, 0.5), (2.0, 0.2)], 0.3, higher_is_better=False).cost == 2.0
+    assert cost_to_target([(1.0, 0.5), (2.0, 0.2)], 0.3, lower_is_better=True).cost == 2.0
 
 
 @pytest.mark.parametrize("ended", ["budget", "exhausted"])
@@ -70,3 +74,67 @@ def test_wilsons_interval_solves_the_score_equation(hits: int, total: int) -> No
 
     expected = brentq(score, 1e-9, share), brentq(score, share, 1 - 1e-9)
     assert wilson_interval(hits, total) == pytest.approx(expected, abs=1e-6)
+
+
+outcome_pairs = st.lists(
+    st.tuples(st.sampled_from([1.0, 2.0, 3.0, 5.0, 8.0]), st.sampled_from(["reached", "budget", "exhausted"])),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(outcome_pairs)
+def test_the_curve_of_kaplan_and_meier_is_scipys_with_the_exhausted_at_risk_for_ever(
+    drawn: list[tuple[float, Ended]],
+) -> None:
+    hits = [cost for cost, ended in drawn if ended == "reached"]
+    censored = [cost if ended == "budget" else 1e9 for cost, ended in drawn if ended != "reached"]
+    curve = kaplan_meier(drawn)
+    if not hits:
+        assert (curve.costs, curve.median) == ((), math.inf)
+        return
+    expected = ecdf(CensoredData(uncensored=hits, right=censored)).sf
+    for cost in (0.5, 1.0, 2.5, 3.0, 8.0, 9.0):
+        assert curve.at(cost) == pytest.approx(float(expected.evaluate(cost)))
+    assert curve.at(1e12) >= sum(ended == "exhausted" for _, ended in drawn) / len(drawn) - 1e-12
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=10), st.floats(0.1, 12))
+def test_without_misses_the_restricted_mean_is_the_mean_of_what_each_costs_up_to_the_horizon(
+    costs: list[float], horizon: float
+) -> None:
+    assert kaplan_meier(costs).restricted_mean(horizon) == pytest.approx(
+        np.mean([min(cost, horizon) for cost in costs])
+    )
+    summary = reach_summary(costs, horizon)
+    assert summary.restricted_mean == pytest.approx(np.mean([min(cost, horizon) for cost in costs]))
+
+
+def test_a_search_that_a_budget_stopped_counts_until_then_and_one_that_gave_up_for_ever() -> None:
+    """Hits at 2 and 4, one search stopped at 3: S(4) = 2/3 x (1 - 1/1) = 0; had it given up: 2/3 x (1 - 1/2)."""
+    assert kaplan_meier([2.0, (3.0, "budget"), 4.0]).shares == pytest.approx((2 / 3, 0.0))
+    assert kaplan_meier([2.0, (3.0, "exhausted"), 4.0]).shares == pytest.approx((2 / 3, 1 / 3))
+    assert kaplan_meier([3.0, (3.0, "budget")]).shares == (0.5,)  # at a tie the hit comes first
+
+
+def test_the_horizon_is_the_budget_or_the_most_that_was_spent() -> None:
+    assert reach_summary([hit(1.0), miss(9.0)]).horizon == 9.0
+    assert reach_summary([hit(1.0), miss(9.0)]).restricted_mean == pytest.approx((1.0 + 9.0) / 2)
+    assert reach_summary([hit(1.0), miss(9.0)], 4.0).horizon == 4.0
+
+
+def test_plain_values_stand_for_outcomes() -> None:
+    assert as_outcome(2.0) == hit(2.0)
+    assert as_outcome((7.0, "budget")) == Outcome("budget", math.inf, 7.0)
+    assert as_outcome((7.0, "reached")) == hit(7.0)
+    assert as_outcome(None) == as_outcome(math.inf) == miss(math.inf)
+    summary = reach_summary([2.0, None, (9.0, "exhausted")])
+    assert (summary.reached, summary.total, summary.median_cost) == (1, 3, math.inf)
+    assert summary.expected_cost == math.inf  # what the second one spent is not known
+    assert reach_summary([2.0, None], 10.0).expected_cost == 12.0  # with a budget it is
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, (1.0, "lost")])
+def test_what_is_no_outcome_is_refused(value: OutcomeLike) -> None:
+    with pytest.raises(UsageError, match="An outcome is"):
+        as_outcome(value)
