@@ -7,11 +7,13 @@ import pytest
 
 from lrsearch.analysis import wording
 
+WITH_EXAMPLES = (
+    *("anytime", "compare", "cost", "early_clue", "expected_best", "grid_order", "plain", "profile", "select"),
+    *("target", "wording"),
+)
 
-WITH_EXAMPLES = ("anytime", "compare", "cost", "early_clue", "expected_best", "grid_order", "plain", "profile", "select")
 
-
-@pytest.mark.parametrize("module", [*WITH_EXAMPLES, "target", "wording"])
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_the_examples_of_the_docstrings_are_true(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"lrsearch.analysis.{module}"))
     assert result.attempted > 0
