@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal
 
 Stage = Literal["range_test", "train"]
@@ -316,12 +317,12 @@ class TrialRecord:
     def is_confirmation(self) -> bool:
         return self.proposal.confirmation_seed is not None
 
-    @property
-    def phase_seconds(self) -> dict[str, float]:
+    @cached_property
+    def phase_seconds(self) -> Mapping[str, float]:
         """Seconds by phase over all attempts."""
         return {phase: sum(attempt.phase_seconds.get(phase, 0.0) for attempt in self.attempts) for phase in PHASES}
 
-    @property
+    @cached_property
     def charged_device_seconds(self) -> float:
         return charged_seconds(self.phase_seconds)
 

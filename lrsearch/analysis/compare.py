@@ -219,24 +219,28 @@ def _bootstrap_ratio(
     slow: Sequence[Outcome], fast: Sequence[Outcome], confidence: float, seed: int
 ) -> tuple[float, float]:
     """Draws in which neither way succeeds say nothing: they count as 0 for the low end and as infinite for the high."""
-    generator = np.random.default_rng(seed)
-    (slow_low, slow_high), (fast_low, fast_high) = (_bootstrap_ert(way, generator) for way in (slow, fast))
-    with np.errstate(invalid="ignore"):
-        lows, highs = slow_low / fast_high, slow_high / fast_low
+    drawn = np.random.default_rng(seed)
+    lows = _ratios(_bootstrap_ert(slow, drawn, unknown=0.0), _bootstrap_ert(fast, drawn))
+    drawn = np.random.default_rng(seed)  # the same draws
+    highs = _ratios(_bootstrap_ert(slow, drawn), _bootstrap_ert(fast, drawn, unknown=0.0))
     tail = (1 - confidence) / 2
     low = np.quantile(np.nan_to_num(lows, nan=0.0, posinf=math.inf), tail, method="lower")
     high = np.quantile(np.nan_to_num(highs, nan=math.inf, posinf=math.inf), 1 - tail, method="higher")
     return float(low), float(high)
 
 
+def _ratios(slow: NDArray[np.float64], fast: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):
+        return np.asarray(slow / fast)
+
+
 def _bootstrap_ert(
-    outcomes: Sequence[Outcome], generator: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the drawn expected costs with misses of unknown cost as free, and as infinitely dear."""
-    spent = np.array([outcome.spent for outcome in outcomes])
+    outcomes: Sequence[Outcome], generator: np.random.Generator, *, unknown: float = math.inf
+) -> NDArray[np.float64]:
+    """Return the expected costs of the draws; misses that do not say what they spent have spent `unknown`."""
+    spent = np.array([outcome.spent if math.isfinite(outcome.spent) else unknown for outcome in outcomes])
     reached = np.array([outcome.reached for outcome in outcomes])
     draws = generator.integers(len(outcomes), size=(BOOTSTRAP_DRAWS, len(outcomes)))
-    hits = reached[draws].sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        free = np.where(hits == 0, math.inf, np.where(np.isinf(spent), 0.0, spent)[draws].sum(axis=1) / hits)
-        return free, spent[draws].sum(axis=1) / hits
+        costs = spent[draws].sum(axis=1) / reached[draws].sum(axis=1)
+    return np.asarray(np.nan_to_num(costs, nan=math.inf, posinf=math.inf))  # 0 / 0: nothing known was spent, and nothing reached

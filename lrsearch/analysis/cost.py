@@ -166,10 +166,7 @@ def _sum_if_known(values: Iterable[float | None]) -> float | None:
 
 def wasted_seconds(trial: TrialRecord) -> float:
     """Return the charged seconds of `trial` that gave no finished model."""
-    if trial.status in WASTED_STATUSES:
-        return trial.charged_device_seconds
-    unfinished = (attempt for attempt in trial.attempts if attempt.status in ("lost", "interrupted"))
-    return sum(charged_seconds(attempt.phase_seconds) for attempt in unfinished)
+    return trial.charged_device_seconds if trial.status in WASTED_STATUSES else trial.phase_seconds["lost"]
 
 
 def device_models(trials: Iterable[TrialRecord]) -> list[DeviceModel]:

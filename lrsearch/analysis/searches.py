@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from lrsearch.analysis.anytime import StepCurve, anytime_curve
-from lrsearch.analysis.select import Incumbent, incumbent
+from lrsearch.analysis.select import MODEL_STATUSES, Incumbent, incumbent
 from lrsearch.analysis.target import Outcome, cost_to_target
-from lrsearch.trial import FINISHED_STATUSES, StudyRecord, TrialRecord
+from lrsearch.trial import FINISHED_STATUSES, CurvePoint, StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Search:
     shared: tuple[TrialRecord, ...] = ()
     """Range tests of the study's first seed that this search went by: on its bill, though they ran once."""
 
-    @property
+    @cached_property
     def charged_device_seconds(self) -> float:
         """All phases of all attempts of all trials, whatever became of them."""
         return sum(trial.charged_device_seconds for trial in self.billed)
@@ -35,20 +38,20 @@ class Search:
         """The trials that the search pays for, in the order in which it needed them."""
         return self.shared + self.trials
 
-    @property
+    @cached_property
     def incumbent(self) -> Incumbent | None:
         return incumbent(self.trials, lower_is_better=not self.higher_is_better)
 
     @property
     def test_value(self) -> float | None:
         """The test value of the model that validation chose; None without a model."""
-        incumbent = self.incumbent
-        return None if incumbent is None or incumbent.trial.result is None else incumbent.trial.result.test_metric
+        chosen = self.incumbent
+        return None if chosen is None or chosen.trial.result is None else chosen.trial.result.test_metric
 
-    @property
+    @cached_property
     def curve(self) -> StepCurve:
         """The anytime curve: a step at the end of each trial."""
-        models = [trial.result if trial.status in ("completed", "pruned") else None for trial in self.billed]
+        models = [trial.result if trial.status in MODEL_STATUSES else None for trial in self.billed]
         return anytime_curve(
             [trial.charged_device_seconds for trial in self.billed],
             [model.validation_metric if model else None for model in models],
@@ -60,21 +63,30 @@ class Search:
         """Return (charged seconds of the search so far, validation value) of every evaluation that is on the bill.
 
         Every way is charged for an evaluation at the end of each epoch, so each of them may be the one that reaches a
-        target. The points are those of a trial's last attempt: its earlier attempts have been paid for before them.
+        target.
         """
-        found: list[tuple[float, float | None]] = []
-        spent = 0.0
-        for trial in self.billed:
-            before = spent + sum(attempt.charged_device_seconds for attempt in trial.attempts[:-1])
-            for point in trial.result.curve if trial.result else ():
-                found.append((before + point.charged_device_seconds, point.validation_metric))
-            spent += trial.charged_device_seconds
+        before = accumulate((trial.charged_device_seconds for trial in self.billed), initial=0.0)
+        return [
+            (spent + seconds, point.validation_metric)
+            for spent, trial in zip(before, self.billed, strict=False)
+            for seconds, point in evaluations_of(trial)
+        ]
+
+    @cached_property
+    def improvements(self) -> list[tuple[float, float]]:
+        """The evaluations that are better than all before: the first that meets a target is always one of them."""
+        found: list[tuple[float, float]] = []
+        best = -math.inf if self.higher_is_better else math.inf
+        for cost, value in self.evaluations():
+            if value is not None and (value > best if self.higher_is_better else value < best):
+                best = value
+                found.append((cost, value))
         return found
 
     def outcome(self, target: float) -> Outcome:
         """Return what it cost to reach `target` on validation, or how the search ended without reaching it."""
         return cost_to_target(
-            self.evaluations(),
+            self.improvements,
             target,
             "exhausted" if self.done else "budget",
             spent=self.charged_device_seconds,
@@ -82,8 +94,27 @@ class Search:
         )
 
 
+def evaluations_of(trial: TrialRecord) -> list[tuple[float, CurvePoint]]:
+    """Return the trial's evaluations with its charged seconds so far, earlier attempts at it included.
+
+    The points are those of its last attempt: its earlier ones have been paid for before them.
+    """
+    before = sum(attempt.charged_device_seconds for attempt in trial.attempts[:-1])
+    return [(before + point.charged_device_seconds, point) for point in (trial.result.curve if trial.result else ())]
+
+
 def searches(record: StudyRecord, strategy: str) -> list[Search]:
-    """Return the searches of a way, one per seed in the order of the file; those not begun have no trials."""
+    """Return the searches of a way, one per seed in the order of the file; those not begun have no trials.
+
+    They are made once per record, which is frozen, and keep what they have computed.
+    """
+    made: dict[str, list[Search]] = vars(record).setdefault("_searches", {})
+    if strategy not in made:
+        made[strategy] = _searches(record, strategy)
+    return made[strategy]
+
+
+def _searches(record: StudyRecord, strategy: str) -> list[Search]:
     by_seed: dict[int, list[TrialRecord]] = {seed: [] for seed in record.seeds}
     for trial in record.trials:
         if trial.strategy == strategy:
