@@ -243,4 +243,5 @@ def _bootstrap_ert(
     draws = generator.integers(len(outcomes), size=(BOOTSTRAP_DRAWS, len(outcomes)))
     with np.errstate(divide="ignore", invalid="ignore"):
         costs = spent[draws].sum(axis=1) / reached[draws].sum(axis=1)
-    return np.asarray(np.nan_to_num(costs, nan=math.inf, posinf=math.inf))  # 0 / 0: nothing known was spent, and nothing reached
+    costs[np.isnan(costs)] = math.inf  # 0 / 0: nothing known was spent, and nothing was reached
+    return np.asarray(costs)
