@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/digits.yaml
 
-.PHONY: study test fast-test slow-test check install clean
+.PHONY: study test fast-test slow-test postgres-test check install clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,17 @@ fast-test: install
 slow-test: install
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || true
 	$(BIN)/pytest -m slow
+
+# PostgreSQL 15 is Debian's; 18 and the Compose binary come from tests/tools.txt.
+postgres-test: install build/tools
+	test -x /usr/lib/postgresql/15/bin/postgres \
+	    || { apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-15; }
+	$(BIN)/pytest -m postgres
+
+build/tools: tests/tools.txt
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target $@ -r $<
+	touch $@
 
 test: check fast-test
 

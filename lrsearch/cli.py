@@ -376,6 +376,54 @@ def dashboard(
     serve_dashboard(database, port, lambda url: typer.echo(f"Dashboard: {url} (Ctrl-C stops it)"))
 
 
+db = typer.Typer(help="Look after the database: check, copy or upgrade it.", no_args_is_help=True)
+app.add_typer(db, name="db")
+
+
+@db.command("check")
+def check_database(
+    database: Database = DEFAULT_DATABASE,
+    mend: Annotated[bool, typer.Option("--mend", help="First write what the dashboard's tables lack.")] = False,
+) -> None:
+    """Look for damage, and for what the ledger must never hold."""
+    from lrsearch.storage import maintenance
+    from lrsearch.storage.engine import display_url
+
+    if mend:
+        maintenance.mend_view(database)
+    found = maintenance.check_database(database)
+    for note in found.notes:
+        typer.echo(f"Note: {note}.")
+    counts = f"{display_url(database)}: {found.studies} studies, {found.trials} trials"
+    if found.faults:
+        raise StorageError("\n".join([f"{counts}, {len(found.faults)} faults; restore a copy:", *found.faults]))
+    typer.echo(f"{counts}, no fault.")
+
+
+@db.command("backup")
+def back_up_database(
+    database: Database = DEFAULT_DATABASE,
+    output: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The file to write; default: the database's name with the time.")
+    ] = None,
+) -> None:
+    """Write a consistent copy; studies may run meanwhile. PostgreSQL's is made by pg_dump, for pg_restore."""
+    from lrsearch.storage.maintenance import back_up
+
+    typer.echo(f"Copied to {back_up(database, output)}.")
+
+
+@db.command("upgrade")
+def upgrade_database(
+    database: Database = DEFAULT_DATABASE,
+    backup: Annotated[bool, typer.Option(help="Copy the database first, if there is something to lose.")] = True,
+) -> None:
+    """Bring the tables up to this version of lrsearch, or make them where there are none."""
+    from lrsearch.storage import maintenance
+
+    maintenance.upgrade_database(database, typer.echo, backup=backup)
+
+
 @contextmanager
 def _existing(database: str) -> Iterator[Store]:
     """Open a database for reading; it is never created."""

@@ -68,6 +68,7 @@ def run_study(
     trials keep failing, DataError and WorkloadError before the first trial. On Ctrl-C or SIGTERM the running attempt is
     closed with its cost, and KeyboardInterrupt or Terminated goes on to the caller.
     """
+    store.absence.tell = observer.message
     study = _find_study(config.name, store)
     if study is not None and not fresh:
         _check_unchanged(config, study, extend=extend)
@@ -89,7 +90,7 @@ def run_study(
             study = _as_the_file_says(config, store, observer, study, extend=extend)
             for lost in store.reconcile(study.id):
                 observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
-            _Conductor(config, store, study, owner, observer, _open_mirror(mirror_url), signals, prepared).run()
+            _Conductor(config, store, study, owner, observer, _open_mirror(mirror_url, store), signals, prepared).run()
             record = store.record(study.name, study.version)
             _check_any_model(record)
             store.finish_study(study.id)
@@ -205,12 +206,12 @@ def _as_the_file_says(
     return store.extend_study(study.id, config.resolved(), config.fingerprint())
 
 
-def _open_mirror(url: str | None) -> OptunaMirror | None:
+def _open_mirror(url: str | None, store: Store) -> OptunaMirror | None:
     if url is None:
         return None
     from lrsearch.storage.optuna_mirror import OptunaMirror
 
-    return OptunaMirror(url)
+    return OptunaMirror(url, store.absence)
 
 
 class _Signals:

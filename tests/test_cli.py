@@ -472,3 +472,26 @@ def test_the_dashboard_needs_a_database(tmp_path: Path) -> None:
     answer = lrsearch(tmp_path, "dashboard", "--port", "0")
     assert answer.returncode == 4
     assert answer.stderr.startswith("There is no database lrsearch.db")
+
+
+# The database
+
+
+def test_a_database_is_checked_copied_and_upgraded(copied: Path) -> None:
+    checked = lrsearch(copied, "db", "check")
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert checked.stdout == f"sqlite:///lrsearch.db: 1 studies, {TRIALS} trials, no fault.\n"
+    assert lrsearch(copied, "db", "backup", "--output", "copy.db").stdout == "Copied to copy.db.\n"
+    assert lrsearch(copied, "show", "tiny", "--database", "sqlite:///copy.db").returncode == 0
+    assert "nothing to do" in lrsearch(copied, "db", "upgrade").stdout
+    with sqlite3.connect(copied / "lrsearch.db") as connection:
+        connection.execute("UPDATE lrsearch_trial SET status = 'planned' WHERE id = 1")
+    broken = lrsearch(copied, "db", "check")
+    assert broken.returncode == 4
+    assert "tiny version 1, grid, seed 0, trial 0 is planned with 1 finished attempts" in broken.stderr
+    with sqlite3.connect(copied / "lrsearch.db") as connection:
+        connection.execute("UPDATE lrsearch_alembic_version SET version_num = '0099'")
+    for command in (["db", "check"], ["db", "upgrade"], ["show", "tiny"], ["ls"]):
+        newer = lrsearch(copied, *command)
+        assert newer.returncode == 4
+        assert "written by a newer lrsearch: its schema is '0099'" in newer.stderr

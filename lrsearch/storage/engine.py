@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -25,11 +27,19 @@ T = TypeVar("T")
 BUSY_SECONDS = 60.0
 """How long SQLite waits for another process to finish its transaction."""
 PATIENCE_SECONDS = 90.0
-"""How long a unit of work is repeated: a PostgreSQL that restarts may be away for 30 s."""
+"""How long a unit of work is repeated while SQLite stays locked."""
+AWAY_SECONDS = 600.0
+"""How long it is repeated while PostgreSQL is away: a result that took hours can wait for a server's repair."""
+_TOLD_AFTER_SECONDS = 2.0
+PASSWORD_FILE = "LRSEARCH_DATABASE_PASSWORD_FILE"  # noqa: S105  # the name of a variable
+"""The environment variable that names a file with PostgreSQL's password: so it is in no URL and no process list."""
 
 
 def parse_url(url: str) -> URL:
-    """Return the URL with the driver that we use. Raises UsageError for anything but an SQLite file or PostgreSQL."""
+    """Return the URL with the driver that we use, and the password from PASSWORD_FILE where it has none.
+
+    Raises UsageError for anything but an SQLite file or PostgreSQL.
+    """
     try:
         parsed = sa.make_url(url)
     except ArgumentError:  # its message may hold a password
@@ -37,7 +47,7 @@ def parse_url(url: str) -> URL:
             "A storage is written sqlite:///lrsearch.db or postgresql://user@host/database; this one cannot be read."
         ) from None
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
-        return parsed.set(drivername="postgresql+psycopg")
+        return parsed.set(drivername="postgresql+psycopg", password=parsed.password or _password_from_file())
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise UsageError(
             f"A storage is sqlite:///lrsearch.db or postgresql://user@host/database, got {display_url(url)}."
@@ -45,6 +55,19 @@ def parse_url(url: str) -> URL:
     if parsed.database in (None, "", ":memory:"):
         raise UsageError("SQLite in memory would be lost at exit: name a file, as in sqlite:///lrsearch.db.")
     return parsed
+
+
+def _password_from_file() -> str | None:
+    name = os.environ.get(PASSWORD_FILE)
+    if not name:
+        return None
+    try:
+        return Path(name).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{PASSWORD_FILE} names {name}, which cannot be read: {getattr(error, 'strerror', 'it is not UTF-8')}. "
+            "It must hold the database's password and be readable by the user that runs lrsearch."
+        ) from error
 
 
 def display_url(url: str | URL) -> str:
@@ -76,7 +99,14 @@ def connect_args(url: URL) -> dict[str, Any]:
     """Return what the driver needs: patience with SQLite's lock; soon noticing that PostgreSQL is away."""
     if url.get_backend_name() == "sqlite":
         return {"timeout": BUSY_SECONDS}
-    return {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+    return {
+        "connect_timeout": 10,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,  # ms; without it a cut cable in the middle of a statement holds us for 15 minutes
+        "application_name": "lrsearch",
+    }
 
 
 def set_pragmas(dbapi_connection: Any, _record: object = None) -> None:
@@ -97,7 +127,16 @@ def make_engine(url: URL) -> Engine:
         event.listen(engine, "connect", _begin_ourselves)
         event.listen(engine, "connect", set_pragmas)
         event.listen(engine, "begin", _begin)
+    else:
+        event.listen(engine, "connect", _limit_idle_transactions)
     return engine
+
+
+def _limit_idle_transactions(dbapi_connection: Any, _record: object) -> None:
+    """Let the server drop the row locks of a client whose machine vanished, so that its successor can go on."""
+    with dbapi_connection.cursor() as cursor:
+        cursor.execute("SET idle_in_transaction_session_timeout = '60s'")
+    dbapi_connection.commit()
 
 
 def writer(engine: Engine) -> Engine:
@@ -125,23 +164,80 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def transact(engine: Engine, work: Callable[[Connection], T], patience_seconds: float = PATIENCE_SECONDS) -> T:
-    """Return `work(connection)`, committed.
+class Absence:
+    """Notices that a server does not answer, and says so: once after a while, and once when it is back.
 
-    It is repeated, with growing pauses, while the database is locked or away. A commit whose answer was lost may have
-    happened, so `work` must do nothing the second time. Database errors come out as StorageError.
+    All who wait for the same database share one, from any thread.
     """
+
+    def __init__(self) -> None:
+        self.tell: Callable[[str], None] = lambda line: None
+        self._lock = threading.Lock()
+        self._since: float | None = None
+        self._told = False
+
+    def noticed(self, error: DBAPIError, patience_seconds: float) -> None:
+        with self._lock:
+            if self._since is None:
+                self._since, self._told = time.monotonic(), False
+            elif not self._told and time.monotonic() - self._since > _TOLD_AFTER_SECONDS:
+                self._told = True
+                self.tell(
+                    f"The database does not answer ({_reason(error)}); training goes on, and what is to be written "
+                    f"waits up to {patience_seconds / 60:.0f} min."
+                )
+
+    def over(self) -> None:
+        with self._lock:
+            if self._since is not None:
+                seconds, self._since = time.monotonic() - self._since, None
+                self.tell(f"Database away for {seconds:.1f} s; it is back and nothing was lost.")
+
+
+def transact(
+    engine: Engine,
+    work: Callable[[Connection], T],
+    patience_seconds: float | None = None,
+    absence: Absence | None = None,
+) -> T:
+    """Return `work(connection)`, committed; repeated as `patiently` does.
+
+    A commit whose answer was lost may have happened, so `work` must do nothing the second time.
+    """
+
+    def unit() -> T:
+        with engine.begin() as connection:
+            return work(connection)
+
+    return patiently(unit, engine.url, patience_seconds, absence)
+
+
+def patiently(
+    work: Callable[[], T], url: URL, patience_seconds: float | None = None, absence: Absence | None = None
+) -> T:
+    """Return `work()`, repeated with growing pauses while the database at `url` is locked or away.
+
+    Patience is by default PATIENCE_SECONDS with SQLite, AWAY_SECONDS with PostgreSQL. Database errors come out as
+    StorageError.
+    """
+    if patience_seconds is None:
+        patience_seconds = AWAY_SECONDS if sqlite_path(url) is None else PATIENCE_SECONDS
     deadline = time.monotonic() + patience_seconds
     pause = 0.02
     while True:
         try:
-            with engine.begin() as connection:
-                return work(connection)
+            done = work()
         except DBAPIError as error:
             if not _is_passing(error) or time.monotonic() + pause > deadline:
-                raise translated(error, engine.url) from error
+                raise translated(error, url) from error
+            if absence is not None and _is_away(error):
+                absence.noticed(error, patience_seconds)
+        else:
+            if absence is not None:
+                absence.over()
+            return done
         time.sleep(pause)
-        pause = min(2 * pause, 5.0)
+        pause = min(2 * pause, 2.0)
 
 
 def database_now(connection: Connection) -> datetime:
@@ -154,9 +250,10 @@ def database_now(connection: Connection) -> datetime:
 def translated(error: DBAPIError, url: URL) -> StorageError:
     """Return the StorageError that says what the user can do about a database error."""
     path = sqlite_path(url)
-    reason = " ".join(str(error.orig).split()).removesuffix(".")
+    reason = _reason(error)
     if path is None and isinstance(error, OperationalError):
-        return StorageError(f"The database {display_url(url)} cannot be used: {reason}. Is its server running?")
+        way_out = _LOGIN_ADVICE if _is_refused(error) else "Is its server running?"
+        return StorageError(f"The database {display_url(url)} cannot be used: {reason}. {way_out}")
     if path is None:
         return StorageError(f"The database {display_url(url)} refused: {reason}.")
     if "disk is full" in reason or "disk I/O error" in reason:
@@ -181,17 +278,43 @@ def translated(error: DBAPIError, url: URL) -> StorageError:
     return StorageError(f"The database {path} refused: {reason}.")
 
 
+_REFUSALS = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
+"""What a server says that answers and will say the same the next time; libpq gives no code for a failed login."""
+_LOGIN_ADVICE = (
+    f"Check user, database and password; a password belongs into the file that {PASSWORD_FILE} names, "
+    "or into ~/.pgpass (mode 0600)."
+)
+
+
+def _reason(error: DBAPIError) -> str:
+    return " ".join(str(error.orig).split()).removesuffix(".")
+
+
+def _is_refused(error: DBAPIError) -> bool:
+    return _state(error) is None and any(words in str(error.orig) for words in _REFUSALS)
+
+
+def _state(error: DBAPIError) -> str | None:
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    return state
+
+
 def _is_passing(error: DBAPIError) -> bool:
     """Whether the same work may succeed a moment later."""
+    if isinstance(error.orig, sqlite3.Error):
+        return isinstance(error, OperationalError) and "locked" in str(error.orig)
+    return _is_away(error) or (_state(error) or "").startswith("40")  # 40: serialisation, deadlock
+
+
+def _is_away(error: DBAPIError) -> bool:
+    """Whether PostgreSQL did not answer, or said that it stops or starts."""
     if error.connection_invalidated:
         return True
-    if not isinstance(error, OperationalError):
+    if not isinstance(error, OperationalError) or isinstance(error.orig, sqlite3.Error) or _is_refused(error):
         return False
-    if isinstance(error.orig, sqlite3.Error):
-        return "locked" in str(error.orig)
-    state = getattr(error.orig, "sqlstate", None)
-    # None: no connection. 08: connection. 40: serialisation, deadlock. 57P: the server stops or starts.
-    return state is None or state[:2] in ("08", "40") or state[:3] == "57P"
+    state = _state(error)
+    # None: no connection. 08: connection. 53300: too many connections. 57P: the server stops or starts.
+    return state is None or state.startswith(("08", "53300", "57P"))
 
 
 def _dumps(value: Any) -> str:

@@ -16,30 +16,48 @@ from lrsearch.storage.schema import HEAD, VERSION_TABLE
 if TYPE_CHECKING:
     from alembic.config import Config
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 0x6C727365617263
 """Key of PostgreSQL's advisory lock, "lrsearc" in ASCII: two processes must not migrate at once."""
 _FIRST_CONTACT_SECONDS = 5.0
 
 
 def ensure_schema(engine: Engine, *, create: bool) -> None:
-    """Create or upgrade our tables; others in the same database do not matter.
+    """Create our tables where there are none; others in the same database do not matter.
 
-    Raises NewerSchemaError when a newer lrsearch has been here, and StorageError when there are no tables and `create`
-    is False. Alembic is imported only when there is something to do.
+    Raises NewerSchemaError when a newer lrsearch has been here, and StorageError when an older one has, whose tables
+    only `lrsearch db upgrade` changes, or when there are no tables and `create` is False.
     """
-    revision = transact(engine, stored_revision, _FIRST_CONTACT_SECONDS)
-    if revision == HEAD:
-        return
+    revision = known_schema(engine, must_be_current=True)
     if revision is None and not create:
         raise StorageError(
             f"{display_url(engine.url)} holds no lrsearch study; run one with `lrsearch run-study FILE`."
         )
-    if revision is not None and revision not in known_revisions():
+    if revision is None:
+        transact(writer(engine), upgrade)
+
+
+def known_schema(engine: Engine, *, must_be_current: bool = False) -> str | None:
+    """Return the revision of the tables, None where there are none. Alembic is imported only for one that is not HEAD.
+
+    Raises NewerSchemaError for a revision that this version does not know, StorageError for an older one if it
+    `must_be_current`.
+    """
+    revision = transact(engine, stored_revision, _FIRST_CONTACT_SECONDS)
+    if revision in (None, HEAD):
+        return revision
+    name = display_url(engine.url)
+    if revision not in known_revisions():
         raise NewerSchemaError(
-            f"{display_url(engine.url)} was written by a newer lrsearch: its schema is {revision!r}, this one knows "
-            f"up to {HEAD!r}. Upgrade (pip install --upgrade lrsearch) or give another database with --database."
+            f"{name} was written by a newer lrsearch: its schema is {revision!r}, this one knows up to {HEAD!r}. "
+            "Upgrade (pip install --upgrade lrsearch) or give another database with --database."
         )
-    transact(writer(engine), upgrade)
+    if must_be_current:
+        raise StorageError(
+            f"{name} was written by an older lrsearch: its schema is {revision!r}, this one's is {HEAD!r}. "
+            "Type `lrsearch db upgrade`, which makes a copy first."
+        )
+    return revision
 
 
 def stored_revision(connection: Connection) -> str | None:
@@ -73,6 +91,5 @@ def _config() -> Config:
     from alembic.config import Config
 
     config = Config()
-    folder = Path(__file__).parent / "migrations"
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     return config

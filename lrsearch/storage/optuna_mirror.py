@@ -23,7 +23,16 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from lrsearch.errors import StorageError
-from lrsearch.storage.engine import connect_args, display_url, parse_url, set_pragmas, sqlite_path, translated
+from lrsearch.storage.engine import (
+    Absence,
+    connect_args,
+    display_url,
+    parse_url,
+    patiently,
+    set_pragmas,
+    sqlite_path,
+    translated,
+)
 from lrsearch.strategies.space import Searched, dimension, value_in
 from lrsearch.trial import FINISHED_STATUSES, Choice, CurvePoint, StudyRecord, TrialRecord, WorkloadFacts
 
@@ -51,9 +60,11 @@ class _Study:
 class OptunaMirror:
     """Writes trials to Optuna's tables at `url`. Call it outside our own transactions, from one thread at a time."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, absence: Absence | None = None) -> None:
+        """Open or create Optuna's tables. A database that is away later on is waited for, and told to `absence`."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._url = parse_url(url)
+        self._absence = absence
         self._is_sqlite = sqlite_path(self._url) is not None
         self._storage = _persistently(self._open)
         self._studies: dict[str, _Study] = {}
@@ -92,19 +103,32 @@ class OptunaMirror:
         `live_points` (by UUID) are the curves so far of running trials. Raises
         StorageError.
         """
-        if record.facts is None:
+        facts = record.facts
+        if facts is None:
             return
+
+        def work() -> None:
+            try:
+                for trial in trials:
+                    self._show(_View(record, trial, (live_points or {}).get(trial.uuid, ())), facts)
+            except (optuna.exceptions.OptunaError, SQLAlchemyError) as error:
+                self._studies.clear()  # what the tables hold now is not known
+                cause = _database_error(error)
+                if cause is None or cause is error:
+                    raise
+                raise cause from None
+
         with self._translated():
-            for trial in trials:
-                study = self._study(study_name(record, trial.strategy, trial.seed), record.facts)
-                shown = study.trials.get(trial.uuid)
-                if shown is not None and shown.state.is_finished():
-                    continue
-                view = _View(record, trial, (live_points or {}).get(trial.uuid, ()))
-                if shown is not None:
-                    self._update(shown, view)
-                elif view.state != TrialState.WAITING:
-                    study.trials[trial.uuid] = self._create(study.id, view)
+            patiently(work, self._url, absence=self._absence)
+
+    def _show(self, view: _View, facts: WorkloadFacts) -> None:
+        trial = view.trial
+        study = self._study(study_name(view.record, trial.strategy, trial.seed), facts)
+        shown = study.trials.get(trial.uuid)
+        if shown is None and view.state != TrialState.WAITING:
+            study.trials[trial.uuid] = self._create(study.id, view)
+        elif shown is not None and not shown.state.is_finished():
+            self._update(shown, view)
 
     def rebuild(self, record: StudyRecord) -> None:
         """Delete the Optuna studies of `record` and write them again."""
@@ -159,10 +183,16 @@ class OptunaMirror:
         try:
             yield
         except (optuna.exceptions.OptunaError, SQLAlchemyError) as error:
-            cause = error if isinstance(error, DBAPIError) else error.__cause__ or error.__context__
-            if isinstance(cause, DBAPIError):
+            cause = _database_error(error)
+            if cause is not None:
                 raise translated(cause, self._url) from error
             raise StorageError(f"The dashboard's tables in {display_url(self._url)} cannot be used: {error}") from error
+
+
+def _database_error(error: Exception) -> DBAPIError | None:
+    """Return the driver's error that Optuna's is about."""
+    cause = error if isinstance(error, DBAPIError) else error.__cause__ or error.__context__
+    return cause if isinstance(cause, DBAPIError) else None
 
 
 def study_name(record: StudyRecord, strategy: str, seed: int) -> str:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, Row
 
 from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError
 from lrsearch.storage.engine import (
+    Absence,
     check_sqlite_file,
     database_now,
     display_url,
@@ -116,6 +117,8 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self._reader = reader(engine)
         self._writer = writer(engine)
+        self.absence = Absence()
+        """Set its `tell` to hear of a database that is away."""
 
     def __enter__(self) -> Store:
         return self
@@ -127,10 +130,10 @@ class Store:
         self._reader.dispose()
 
     def _read(self, work: Callable[[Connection], T]) -> T:
-        return transact(self._reader, work)
+        return transact(self._reader, work, absence=self.absence)
 
     def _write(self, work: Callable[[Connection], T]) -> T:
-        return transact(self._writer, work)
+        return transact(self._writer, work, absence=self.absence)
 
     # Studies
 
@@ -397,6 +400,8 @@ class Store:
                 .join(search)
                 .where(search.c.study_id == study_id, attempt.c.status == "running")
                 .order_by(attempt.c.id)
+                # Else a result that its old owner commits between our reading and writing would be closed as lost.
+                .with_for_update(of=attempt)
             )
             lost = [close_lost(connection, row, now) for row in connection.execute(running).all()]
             if lost:

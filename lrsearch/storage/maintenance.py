@@ -1,0 +1,247 @@
+"""What `lrsearch db` does: bring a database up to date, copy it, and look for what must not be in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, Select
+from sqlalchemy.engine import URL
+
+from lrsearch.errors import StorageError, StudyBusyError, UsageError
+from lrsearch.storage.engine import (
+    check_sqlite_file,
+    database_now,
+    display_url,
+    make_engine,
+    parse_url,
+    reader,
+    sqlite_path,
+    transact,
+    writer,
+)
+from lrsearch.storage.migrate import known_schema, upgrade
+from lrsearch.storage.owner import is_dead
+from lrsearch.storage.schema import HEAD, attempt, search, study, trial
+from lrsearch.storage.statements import spoken
+from lrsearch.trial import FINISHED_STATUSES
+
+OPTUNA_ENDED = ("COMPLETE", "PRUNED", "FAIL")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a check found. Faults must never be; notes are what a kill leaves behind and the next run settles."""
+
+    studies: int
+    trials: int
+    faults: list[str]
+    notes: list[str]
+
+
+def upgrade_database(url: str, tell: Callable[[str], None], *, backup: bool = True) -> None:
+    """Make or upgrade our tables at `url`, after a copy when there is something to lose.
+
+    Raises NewerSchemaError when a newer lrsearch has been here, StudyBusyError while a study runs, StorageError.
+    """
+    with _engine(url, must_exist=False) as engine:
+        revision = known_schema(engine)
+        name = display_url(engine.url)
+        if revision == HEAD:
+            tell(f"{name} has schema {HEAD!r} already; nothing to do.")
+            return
+        if revision is not None:
+            transact(engine, _check_nobody_runs)
+            if backup:
+                tell(f"Copied to {back_up(url)}.")
+        transact(writer(engine), upgrade)
+        tell(f"{name} now has schema {HEAD!r}" + (f", it had {revision!r}." if revision else "; it was empty."))
+
+
+def back_up(url: str, target: Path | None = None) -> Path:
+    """Write one consistent copy of the database, studies may run meanwhile, and return its path.
+
+    SQLite's is a database as well; PostgreSQL's is an archive for pg_restore. `target` is by default a new name in the
+    database's folder, or for PostgreSQL in the current one. Raises UsageError when it exists, StorageError.
+    """
+    parsed = parse_url(url)
+    path = sqlite_path(parsed)
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    if target is None:
+        target = Path(f"{parsed.database}-{stamp}.dump") if path is None else path.with_name(f"{path.stem}-{stamp}.db")
+    if target.exists():
+        raise UsageError(f"{target} exists already and is not overwritten; name another file.")
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    try:
+        if path is None:
+            _dump(parsed, unfinished)
+        else:
+            check_sqlite_file(path, must_exist=True)
+            _copy(path, unfinished)
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        unfinished.replace(target)
+    except OSError as error:
+        raise StorageError(f"The copy {target} cannot be written: {error.strerror}. Name another file.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return target
+
+
+def _copy(path: Path, target: Path) -> None:
+    try:
+        with (
+            closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(target)) as copy,
+        ):
+            source.backup(copy)
+            verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
+    except sqlite3.Error as error:
+        raise StorageError(f"{path} cannot be copied to {target}: {error}.") from error
+    if verdict != "ok":
+        raise StorageError(f"{path} is damaged ({verdict}), and so would be its copy; restore an older one.")
+
+
+def _dump(url: URL, target: Path) -> None:
+    program = shutil.which("pg_dump")
+    if program is None:
+        raise StorageError(
+            "A copy of a PostgreSQL database needs pg_dump, at least as new as the server: install postgresql-client, "
+            "or run pg_dump --format=custom where the server is. `lrsearch db upgrade --no-backup` upgrades without."
+        )
+    plain = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
+    environment = {**os.environ, **({"PGPASSWORD": str(url.password)} if url.password else {})}
+    command = [program, "--format=custom", "--no-owner", "--no-password", f"--file={target}", f"--dbname={plain}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)  # noqa: S603  # a fixed program; the URL is one argument
+    if done.returncode != 0:
+        raise StorageError(f"pg_dump could not copy {display_url(url)}: {' '.join(done.stderr.split())}")
+
+
+def _check_nobody_runs(connection: Connection) -> None:
+    now = database_now(connection)
+    held = sa.select(study.c.name, study.c.owner).where(study.c.owner.is_not(None), study.c.lease_expires_at > now)
+    for name, owner in connection.execute(held):
+        if not is_dead(owner):
+            raise StudyBusyError(f"Study {name!r} is being run by {spoken(owner)}; stop it, then upgrade.")
+
+
+def check_database(url: str) -> Findings:
+    """Look through the whole database, changing nothing. Raises StorageError when it cannot be read."""
+    with _engine(url, must_exist=True) as engine:
+        known_schema(engine, must_be_current=True)
+
+        def work(connection: Connection) -> Findings:
+            counts = [connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in (study, trial)]
+            faults = [*_damage(connection), *_ledger_faults(connection)]
+            return Findings(counts[0], counts[1], faults, [*_left_running(connection), *_not_shown(connection)])
+
+        return transact(reader(engine), work)
+
+
+def mend_view(url: str) -> None:
+    """Write into Optuna's tables what they lack of the ledger."""
+    from lrsearch.storage.optuna_mirror import OptunaMirror
+    from lrsearch.storage.store import open_store
+
+    mirror = OptunaMirror(url)
+    try:
+        with open_store(url, must_exist=True) as store:
+            for summary in store.studies():
+                record = store.record(summary.name, summary.version)
+                mirror.publish(record, record.trials)
+    finally:
+        mirror.close()
+
+
+@contextmanager
+def _engine(url: str, *, must_exist: bool) -> Iterator[Engine]:
+    parsed = parse_url(url)
+    path = sqlite_path(parsed)
+    if path is not None:
+        check_sqlite_file(path, must_exist=must_exist)
+    engine = make_engine(parsed)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _damage(connection: Connection) -> Iterator[str]:
+    """Yield what SQLite finds wrong in its file; PostgreSQL's files are its server's to check."""
+    if connection.dialect.name != "sqlite":
+        return
+    for (line,) in connection.exec_driver_sql("PRAGMA integrity_check"):
+        if line != "ok":
+            yield f"the file is damaged: {line}"
+    for table, row, parent, _ in connection.exec_driver_sql("PRAGMA foreign_key_check"):
+        yield f"row {row} of {table} belongs to no row of {parent}"
+
+
+def _ledger_faults(connection: Connection) -> Iterator[str]:
+    finished = sa.select(attempt.c.trial_id, sa.func.count().label("n")).where(attempt.c.status == "finished")
+    per_trial = finished.group_by(attempt.c.trial_id).subquery()
+    n = sa.func.coalesce(per_trial.c.n, 0)
+    ended = trial.c.status.in_(FINISHED_STATUSES)
+    with_finished = _trials(n).outerjoin(per_trial, per_trial.c.trial_id == trial.c.id)
+    for row in connection.execute(with_finished.where(sa.or_(n > 1, ended & (n != 1), ~ended & (n != 0)))):
+        yield f"{_spoken(row)} is {row.status} with {row[-1]} finished attempts"
+
+    running = sa.select(attempt.c.trial_id, sa.func.count().label("n")).where(attempt.c.status == "running")
+    per_trial = running.group_by(attempt.c.trial_id).subquery()
+    n = sa.func.coalesce(per_trial.c.n, 0)
+    with_running = _trials(n).outerjoin(per_trial, per_trial.c.trial_id == trial.c.id)
+    is_running = sa.case((trial.c.status == "running", 1), else_=0)
+    for row in connection.execute(with_running.where(n != is_running)):
+        yield f"{_spoken(row)} is {row.status} with {row[-1]} running attempts"
+
+    last, count = sa.func.max(trial.c.number), sa.func.count()
+    names = (study.c.name, study.c.version, search.c.strategy, search.c.seed)
+    gaps = sa.select(*names, last, count).select_from(trial).join(search).join(study)
+    gaps = gaps.group_by(*names).having(last + 1 != count)
+    for row in connection.execute(gaps):
+        search_name = f"{row.name} version {row.version}, {row.strategy}, seed {row.seed}"
+        yield f"{search_name} has {row[-1]} trials, numbered to {row[-2]}"
+
+
+def _left_running(connection: Connection) -> Iterator[str]:
+    """Yield the attempts whose process is gone."""
+    now = database_now(connection)
+    running = _trials(study.c.owner, study.c.lease_expires_at).join(attempt).where(attempt.c.status == "running")
+    for row in connection.execute(running):
+        if row.owner is None or row.lease_expires_at <= now or is_dead(row.owner):
+            yield f"{_spoken(row)} was left running by a process that died; the study's next run charges and repeats it"
+
+
+def _not_shown(connection: Connection) -> Iterator[str]:
+    """Yield how many ended trials Optuna's tables do not show as ended, read without Optuna."""
+    shown: set[str] = set()
+    if {"trials", "trial_user_attributes"} <= set(sa.inspect(connection).get_table_names()):
+        trials = sa.table("trials", sa.column("trial_id"), sa.column("state"))
+        attributes = sa.table("trial_user_attributes", *map(sa.column, ("trial_id", "key", "value_json")))
+        joined = sa.select(attributes.c.value_json).join(trials, trials.c.trial_id == attributes.c.trial_id)
+        state = sa.cast(trials.c.state, sa.String)
+        uuids = connection.scalars(joined.where(attributes.c.key == "uuid", state.in_(OPTUNA_ENDED)))
+        shown = {text.strip('"') for text in uuids}
+    confirmed = trial.c.proposal["confirmation_seed"].as_string()
+    ended = sa.select(trial.c.uuid, confirmed).where(trial.c.status.in_(FINISHED_STATUSES))
+    missing = [uuid for uuid, seed in connection.execute(ended) if seed is None and uuid not in shown]
+    if missing:
+        yield f"the dashboard's tables lack {len(missing)} ended trials; `lrsearch db check --mend` writes them"
+
+
+def _trials(*columns: Any) -> Select[Any]:
+    names = (study.c.name, study.c.version, search.c.strategy, search.c.seed, trial.c.number, trial.c.status)
+    return sa.select(*names, *columns).select_from(trial).join(search).join(study)
+
+
+def _spoken(row: Any) -> str:
+    return f"{row.name} version {row.version}, {row.strategy}, seed {row.seed}, trial {row.number}"

@@ -1,0 +1,218 @@
+"""Whole studies on a real PostgreSQL, by the real program: the same results as on SQLite, whatever the server does.
+
+`LRSEARCH_OUTAGES` (default 3) is how often the server goes away in the middle of each study; `make faults` sets 30.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+
+from lrsearch.storage.export import TableName, export_rows
+from lrsearch.storage.store import open_store
+from tests.postgresql import PASSWORD, USER, Server
+
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(3600)]
+
+OUTAGES = int(os.environ.get("LRSEARCH_OUTAGES", "3"))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+STUDY = """\
+version: 1
+name: everything
+workload: {name: digits, batch_size: 64, train_limit: 400}
+training: {epochs: 1, optimizer: {name: sgd, momentum: 0.9}, device: cpu}
+seeds: [0]
+rates: {low: 1e-4, high: 100}
+target: {metric: accuracy, value: 0.5}
+strategies:
+  grid: {name: grid, points: 3}
+  tpe: {name: optuna_search, trials: 4, search: {momentum: {low: 0.5, high: 0.99}}}
+  halving: {name: successive_halving, trials: 4}
+  clr: {name: range_tested, schedule: {name: triangular2, cycles: 1}}
+  default: {name: default_rate}
+"""
+LONG = f"""\
+version: 1
+name: long
+workload: {{name: digits, batch_size: 32}}
+training: {{epochs: 25, optimizer: {{name: sgd, momentum: 0.9}}, device: cpu}}
+seeds: [0]
+rates: {{low: 1e-4, high: 1}}
+strategies:
+  grid: {{name: grid, points: {5 * OUTAGES}}}
+"""
+"""Enough trials of one to two seconds for one in the middle of which each outage falls."""
+DRAWN = re.compile(r"uuid|_seconds$|started_at|finished_at|owner|energy|peak_device")
+"""Columns that differ from run to run."""
+
+
+@pytest.fixture(scope="module", params=[15, 18])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    server = Server(request.param)
+    yield server
+    server.close()
+
+
+def lrsearch(folder: Path, *arguments: str, **environment: str) -> str:
+    """Return what a command printed; it must have succeeded."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lrsearch", *arguments],
+        cwd=folder,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def exported(url: str, study: str) -> Mapping[str, list[dict[str, Any]]]:
+    """Return the four tables of `lrsearch export`, without what differs from run to run."""
+    with open_store(url, must_exist=True) as store:
+        record = store.record(study)
+    tables: tuple[TableName, ...] = ("trials", "attempts", "curves", "range_tests")
+    return {
+        table: [
+            {key: value for key, value in row.items() if not DRAWN.search(key)} for row in export_rows(record, table)
+        ]
+        for table in tables
+    }
+
+
+@pytest.fixture(scope="module")
+def on_sqlite(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The database of both studies, run without a fault on SQLite."""
+    folder = tmp_path_factory.mktemp("sqlite")
+    for text in (STUDY, LONG):
+        (folder / "study.yaml").write_text(text)
+        lrsearch(folder, "run-study", "study.yaml")
+    return f"sqlite:///{folder / 'lrsearch.db'}"
+
+
+def test_a_study_is_the_same_on_sqlite_and_on_postgresql(server: Server, on_sqlite: str, tmp_path: Path) -> None:
+    """Run, continue, export, report, show and list, with the password from libpq's password file."""
+    url = server.new_database()
+    database = url.rpartition("/")[2]
+    secret = tmp_path / "pgpass"
+    secret.write_text(f"127.0.0.1:{server.port}:{database}:{USER}:{PASSWORD}\n")
+    secret.chmod(0o600)
+    here = {
+        "PGPASSFILE": str(secret),
+        "LRSEARCH_DATABASE": f"postgresql://{USER}@127.0.0.1:{server.port}/{database}",
+    }
+    (tmp_path / "study.yaml").write_text(STUDY)
+    lrsearch(tmp_path, "run-study", "study.yaml", **here)
+    assert "is finished" in _stderr(tmp_path, "run-study", "study.yaml", **here)
+    found = exported(url, "everything")
+    assert found == exported(on_sqlite, "everything")
+    assert len(found["trials"]) > 10
+    assert found["range_tests"] != []
+    table = csv.DictReader(lrsearch(tmp_path, "export", "everything", "--table", "trials", **here).splitlines())
+    assert [float(row["train_steps"]) for row in table] == [row["train_steps"] for row in found["trials"]]
+    assert "everything" in lrsearch(tmp_path, "ls", **here)
+    assert "tpe" in lrsearch(tmp_path, "show", "everything", **here)
+    lrsearch(tmp_path, "report", "everything", **here)
+    assert PASSWORD not in (tmp_path / "reports" / "everything.html").read_text()
+
+
+def _stderr(folder: Path, *arguments: str, **environment: str) -> str:
+    command = [sys.executable, "-m", "lrsearch", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=300
+    ).stderr
+
+
+def test_a_study_outlives_its_database(server: Server, on_sqlite: str, tmp_path: Path) -> None:
+    """The server stops, crashes and is killed in the middle of trials, and is away for 1 to 10 s, once for 30 s."""
+    url = server.new_database()
+    (tmp_path / "study.yaml").write_text(LONG)
+    draw = random.Random(server.major)
+    ways = itertools.islice(itertools.cycle(("fast", "immediate", "kill")), OUTAGES)
+    process = _start(tmp_path, url)
+    landed = 0
+    for number, how in enumerate(ways):
+        landed += _wait_until_a_trial_runs(url, process)
+        time.sleep(draw.uniform(0, 0.8))
+        server.kill() if how == "kill" else server.stop(how)
+        time.sleep(draw.uniform(1, 10) if number != 3 else 30)
+        server.start()
+    _, said = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+    assert landed == OUTAGES
+    assert said.count("Database away for ") == OUTAGES, said
+    assert "Traceback" not in said
+    assert PASSWORD not in said
+    assert exported(url, "long") == exported(on_sqlite, "long")
+
+
+def test_a_killed_study_goes_on_on_postgresql(server: Server, on_sqlite: str, tmp_path: Path) -> None:
+    url = server.new_database()
+    (tmp_path / "study.yaml").write_text(LONG)
+    landed = 0
+    for pause in (0.3, 0.6):
+        process = _start(tmp_path, url)
+        assert _wait_until_a_trial_runs(url, process)
+        time.sleep(pause)
+        process.kill()
+        process.communicate()
+        with psycopg.connect(url) as connection:
+            landed += _count(connection, "SELECT count(*) FROM lrsearch_attempt WHERE status = 'running'")
+    process = _start(tmp_path, url)
+    _, said = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+    found, expected = exported(url, "long"), exported(on_sqlite, "long")
+    statuses = [row["status"] for row in found["attempts"]]
+    assert statuses.count("lost") == landed > 0
+    assert statuses.count("finished") == len(expected["attempts"])
+    ended = ("attempts", "attempt", "estimated")
+    for table in ("trials", "curves"):
+        assert _without(found[table], ended) == _without(expected[table], ended)
+
+
+def _count(connection: psycopg.Connection[Any], statement: LiteralString) -> int:
+    row = connection.execute(statement).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _without(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in columns} for row in rows]
+
+
+def _start(folder: Path, url: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lrsearch", "run-study", "study.yaml"],
+        cwd=folder,
+        env={**ENVIRONMENT, "LRSEARCH_DATABASE": url},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _wait_until_a_trial_runs(url: str, process: subprocess.Popen[Any]) -> bool:
+    """Return True once a trial has just begun, False when the study has ended."""
+    running: LiteralString = (
+        "SELECT count(*) FROM lrsearch_attempt WHERE status = 'running' AND now() - started_at < interval '0.5 s'"
+    )
+    while process.poll() is None:
+        try:
+            with psycopg.connect(url) as connection:
+                if _count(connection, running) == 1:
+                    return True
+        except psycopg.Error:  # the study has not made its tables yet
+            pass
+        time.sleep(0.05)
+    return False
