@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrsearch.analysis import wording
 from lrsearch.config import StudyConfig
-from lrsearch.errors import StorageError, StudyFailedError, UsageError, did_you_mean
+from lrsearch.errors import StudyFailedError, UsageError, did_you_mean
+from lrsearch.figures import Table
+from lrsearch.page import plot, render_page
+from lrsearch.page import write_page as write_whole
 from lrsearch.range_test import RangeTestVerdict, combine_verdicts, judge
-from lrsearch.report import replace_file
 from lrsearch.strategies import RangeTested
 from lrsearch.text_chart import text_chart
 from lrsearch.trial import CurvePoint, History, RangeTestPoint, TrialSpec, WorkloadFacts, charged_seconds
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-PLOTLY = {"displaylogo": False, "responsive": True, "plotlyServerURL": ""}  # no link, no upload
 
 
 @dataclass(frozen=True)
@@ -131,21 +130,25 @@ class _Silent:
 
 def write_page(run: RangeTestRun, path: Path) -> None:
     """Write an HTML page of the curves that needs no network. Raises StorageError when it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, "\n".join(_page_parts(run)))
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}. Choose another --output.") from error
+    names = ("Learning rate", "Training loss", "Validation loss", "Validation metric")
+    plots = [
+        plot(
+            f"seed-{test.seed}",
+            f"Seed {test.seed}: {headline(test.verdict)}",
+            f"The rate rises from step to step in one short run of {test.seconds:.3g} s; a value is of the model after "
+            "the step at its rate. Shaded is the range between base and max. The axis of the loss is cut.",
+            test.figure().update_layout(title=None, margin={"t": 24}),
+            Table(names, [_row(point) for point in test.points]),
+        )
+        for test in run.tests
+    ]
+    page = render_page("range_test.html", run=run, headline=headline(run.verdict), facts=list(_facts(run)), plots=plots)
+    write_whole(page, path)
 
 
-def _page_parts(run: RangeTestRun) -> Iterator[str]:
-    title = escape(f"Range test of {run.study}")
-    yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
-    yield '<body style="font-family: system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem">'
-    yield f"<h1>{title}</h1><p>{escape(headline(run.verdict))}. {escape(run.verdict.advice)}</p>"
-    for number, test in enumerate(run.tests):
-        yield test.figure().to_html(config=PLOTLY, full_html=False, include_plotlyjs=number == 0)
-    yield "</body></html>"
+def _row(point: RangeTestPoint) -> tuple[str, ...]:
+    values = (point.train_loss, point.validation_loss, point.validation_metric)
+    return (wording.rate(point.learning_rate), *("–" if one is None else wording.metric(one) for one in values))
 
 
 def description(run: RangeTestRun, width: int) -> list[str]:

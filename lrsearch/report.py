@@ -2,108 +2,45 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from ruamel.yaml import YAML
 
-from lrsearch import __version__
 from lrsearch.analysis import StudySummary, summarise, wording
-from lrsearch.analysis.table import Cell, Column, columns, row_cells
+from lrsearch.analysis.table import Cell, Column, first_columns, further_columns, row_cells
 from lrsearch.analysis.threats import package_versions, threats
 from lrsearch.analysis.way_summary import WaySummary
-from lrsearch.errors import StorageError
-from lrsearch.figures import FIGURES, Drawing, Table
-from lrsearch.figures._style import WayStyle, way_styles
+from lrsearch.figures import FIGURES
+from lrsearch.figures._style import way_styles
+from lrsearch.page import GLYPHS, Download, download, moment, plain_values, plot_of, render_page, write_page
+from lrsearch.storage.export import TableName, export_rows, write_rows
 from lrsearch.trial import APART_PHASES, PHASES, StudyRecord, TrialRecord, charged_seconds
 
-GLYPHS = {
-    "diamond": "◆",
-    "circle": "●",
-    "square": "■",
-    "triangle-up": "▲",
-    "triangle-down": "▼",
-    "pentagon": "⬟",
-    "star": "★",
-    "hexagram": "✶",
-    "bowtie": "⧓",
-}
+HERO = "accuracy_versus_cost"
+THREATS_AT_ONCE = 3
+MOST_PROBLEMS = 200
+MOST_POINTS_WITHIN = 20_000
+"""Points of learning curves that a page carries; a bigger study's are left to `lrsearch export`."""
 
 
 def write_report(record: StudyRecord, path: Path) -> Path:
-    """Write the study's page to `path`, making its folder, and return `path`.
-
-    The page appears whole or not at all: a report that was there before survives a kill and a full disk. Raises
-    StorageError when it cannot be written.
-    """
-    page = render(record)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, page)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(
-            f"Cannot write the report {path}: {reason}. Nothing of the study is lost: free space, or name a file in a "
-            "folder that you may write to, and make the report again."
-        ) from error
-    return path
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write beside `path`, force it to disk, then rename: what stands at `path` is always a whole page."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Write the study's page to `path`, making its folder, and return `path`. Raises StorageError."""
+    return write_page(render(record), path)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A way in the first table."""
+    """A way in a table."""
 
     way: WaySummary
     glyph: str
-    color: str
     is_clr: bool
     cells: Sequence[Cell]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure on the page: drawn by script from JSON, readable as a table without."""
-
-    id: str
-    title: str
-    caption: str
-    json: Markup
-    height: int
-    table: Table
 
 
 @dataclass(frozen=True)
@@ -122,85 +59,56 @@ class Problem:
 
 def render(record: StudyRecord) -> str:
     """Return the page. Everything that anyone typed is escaped; the scripts are ours and allowed by their hashes."""
-    from plotly.offline import get_plotlyjs
-
-    environment = Environment(
-        loader=PackageLoader("lrsearch"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    scripts = [get_plotlyjs(), _asset("report.js")]
-    summary = summarise(record)
-    shown = columns(summary)
-    plots = [plot for key, drawing in FIGURES.items() if (plot := _plot(key, drawing, record))]
-    return environment.get_template("report.html").render(
-        scripts=[Markup(script) for script in scripts],  # noqa: S704  # plotly's bundle and our own file
-        style=Markup(_asset("report.css")),  # noqa: S704  # our own file
-        policy=content_security_policy(scripts),
+    summary, styles = summarise(record), way_styles(record)
+    first, further = first_columns(summary), further_columns(summary)
+    plots = [plot for key, drawing in FIGURES.items() if (plot := plot_of(key, drawing, record))]
+    problems = [trial for trial in record.trials if trial.status in ("diverged", "failed")]
+    return render_page(
+        "report.html",
+        way_styles=[styles[way.key] for way in summary.ways],
         record=record,
         summary=summary,
-        columns=shown,
-        rows=_rows(record, summary, shown),
-        hero=next((plot for plot in plots if plot.id == "accuracy_versus_cost"), None),
-        plots=[plot for plot in plots if plot.id != "accuracy_versus_cost"],
+        columns=first,
+        rows=_rows(record, summary, first),
+        further_columns=further,
+        further_rows=_rows(record, summary, further),
+        hero=next((plot for plot in plots if plot.id == HERO), None),
+        plots=[plot for plot in plots if plot.id != HERO],
         facts=_facts(record, summary),
+        power=getattr(summary.verdict, "power", None),
         threats=threats(record, summary),
-        problems=_problems(record),
+        threats_at_once=THREATS_AT_ONCE,
+        problems=[_problem(trial) for trial in problems[:MOST_PROBLEMS]],
+        problem_count=len(problems),
         events=_events(record),
         account=_account(record),
+        downloads=_downloads(record, summary),
         study_file=_yaml(record.config),
-        version=__version__,
-        written_at=_moment(datetime.now(UTC)),
     )
-
-
-def content_security_policy(scripts: Sequence[str]) -> str:
-    """Return a policy under which these scripts run, plots draw (inline styles, data images), and nothing loads."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _asset(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
 
 
 def _rows(record: StudyRecord, summary: StudySummary, shown: Sequence[Column]) -> list[Row]:
-    styles: Mapping[str, WayStyle] = way_styles(record)
+    styles = way_styles(record)
     return [
-        Row(
-            way,
-            GLYPHS[styles[way.key].symbol],
-            styles[way.key].color,
-            way.key == summary.clr,
-            row_cells(shown, way),
-        )
-        for way in summary.ways
+        Row(way, GLYPHS[styles[way.key].symbol], way.key == summary.clr, row_cells(shown, way)) for way in summary.ways
     ]
 
 
-def _plot(key: str, drawing: Drawing, record: StudyRecord) -> Plot | None:
-    figure = drawing(record)
-    if figure is None:
-        return None
-    return Plot(
-        id=key,
-        title=drawing.title,
-        caption=drawing.caption(record),
-        json=_script_json(figure.to_json()),
-        height=int(figure.layout.height or 420),
-        table=drawing.table(record),
-    )
+def _downloads(record: StudyRecord, summary: StudySummary) -> list[Download]:
+    """Return the tables that every number of the page follows from, and those numbers."""
+    points = sum(len(trial.result.curve) for trial in record.trials if trial.result)
+    tables: dict[TableName, str] = {"trials": "every trial with its rate, its values and each phase's seconds"}
+    if points <= MOST_POINTS_WITHIN:
+        tables["curves"] = "every evaluation of every training run, with what had been charged by then"
+    files = [download(f"{record.name}-{name}.csv", what, _csv(record, name)) for name, what in tables.items()]
+    numbers = json.dumps(plain_values(asdict(summary)), ensure_ascii=False, allow_nan=False, indent=1)
+    return [*files, download(f"{record.name}-numbers.json", "the verdict and the numbers of both tables", numbers)]
 
 
-def _script_json(text: str) -> Markup:
-    """Return JSON that cannot end the script element that holds it."""
-    escaped = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return Markup(escaped)  # noqa: S704  # made safe by the line above
+def _csv(record: StudyRecord, table: TableName) -> str:
+    text = io.StringIO()
+    write_rows(export_rows(record, table), "csv", text)
+    return text.getvalue()
 
 
 def _facts(record: StudyRecord, summary: StudySummary) -> list[tuple[str, str]]:
@@ -216,7 +124,7 @@ def _facts(record: StudyRecord, summary: StudySummary) -> list[tuple[str, str]]:
         ("Workload", record.facts.description if record.facts else str(record.config["workload"]["name"])),
         ("Device", ", ".join(map(str, summary.devices)) or "not known yet"),
         ("Threads", ", ".join(map(str, threads)) or "–"),
-        ("Ran", f"{_moment(times[0])} to {_moment(ends[-1])}" if times and ends else "–"),
+        ("Ran", f"{moment(times[0])} to {moment(ends[-1])}" if times and ends else "–"),
         ("Versions", ", ".join(f"{name} {' and '.join(found)}" for name, found in package_versions(record).items())),
     ]
     price = record.config.get("price")
@@ -225,22 +133,17 @@ def _facts(record: StudyRecord, summary: StudySummary) -> list[tuple[str, str]]:
     return [(name, text or "–") for name, text in facts]
 
 
-def _problems(record: StudyRecord) -> list[Problem]:
-    """Return every trial that diverged or failed, with its one line."""
-    return [
-        Problem(
-            trial.strategy,
-            trial.seed,
-            trial.number,
-            trial.stage.replace("_", " "),
-            trial.status,
-            _rate_of(trial.proposal.learning_rate),
-            wording.significant(trial.charged_device_seconds),
-            _what_happened(trial),
-        )
-        for trial in record.trials
-        if trial.status in ("diverged", "failed")
-    ]
+def _problem(trial: TrialRecord) -> Problem:
+    return Problem(
+        trial.strategy,
+        trial.seed,
+        trial.number,
+        trial.stage.replace("_", " "),
+        trial.status,
+        _rate_of(trial.proposal.learning_rate),
+        wording.significant(trial.charged_device_seconds),
+        _what_happened(trial),
+    )
 
 
 def _what_happened(trial: TrialRecord) -> str:
@@ -259,7 +162,7 @@ def _rate_of(value: float | None) -> str:
 
 def _events(record: StudyRecord) -> list[tuple[str, str, str]]:
     return [
-        (_moment(event.at), event.kind.replace("_", " "), "; ".join(f"{k}: {_short(v)}" for k, v in event.data.items()))
+        (moment(event.at), event.kind.replace("_", " "), "; ".join(f"{k}: {_short(v)}" for k, v in event.data.items()))
         for event in record.events
     ]
 
@@ -297,7 +200,3 @@ def _yaml(config: Mapping[str, Any]) -> str:
     stream = io.StringIO()
     yaml.dump(json.loads(json.dumps(config, default=str)), stream)
     return stream.getvalue()
-
-
-def _moment(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

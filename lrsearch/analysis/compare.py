@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from lrsearch.analysis.target import Outcome, OutcomeLike, as_outcome, expected_cost
+from lrsearch.analysis.target import Interval, Outcome, OutcomeLike, as_outcome, expected_cost
 from lrsearch.errors import UsageError
 
 Method = Literal["welch", "bootstrap", "never_reached", "too_few"]
@@ -98,6 +98,28 @@ def speed_up(
     else:
         low, high = _bootstrap_ratio(slow, fast, confidence, seed)
     return Ratio(value, low, high, method, *counts)
+
+
+def expected_cost_interval(
+    costs: Sequence[OutcomeLike], *, confidence: float = 0.95, seed: int = 0
+) -> Interval | None:
+    """Return the interval of one way's expected cost with restarts, made as that of `speed_up`.
+
+    Under 10 searches that all hit: exp(log m ± t_{n-1} s / (m sqrt n)). Else the percentiles of 10,000 draws of whole
+    searches, open above once more than 2.5 % of them have no success. None for one search or without any success.
+    """
+    outcomes = _outcomes(costs)
+    hits = sum(outcome.reached for outcome in outcomes)
+    if len(outcomes) < 2 or not hits:
+        return None
+    if hits == len(outcomes) < FEWEST_FOR_BOOTSTRAP:
+        spent = [outcome.cost for outcome in outcomes]
+        mean, freedom = fmean(spent), len(spent) - 1
+        half = _t_quantile(confidence, freedom) * stdev(spent) / (mean * math.sqrt(len(spent)))
+        return Interval(mean * math.exp(-half), mean * math.exp(half))
+    draws, tail = _bootstrap_ert(outcomes, np.random.default_rng(seed)), (1 - confidence) / 2
+    low, high = np.quantile(draws, tail, method="lower"), np.quantile(draws, 1 - tail, method="higher")
+    return Interval(float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lrsearch.analysis import wording
-from lrsearch.analysis.compare import Mean, Ratio
+from lrsearch.analysis.compare import Mean, Ratio, expected_cost_interval
 from lrsearch.analysis.summary import StudySummary
 from lrsearch.analysis.way_summary import WaySummary
 
@@ -36,35 +36,73 @@ class Column:
 
 
 def columns(summary: StudySummary) -> list[Column]:
-    """Return the columns that this study has numbers for: no target, no price, no column."""
-    seconds, metric = summary.seconds, summary.metric
-    found = [Column("Searches", "searches done of those planned; below: trials and how they ended", _searches)]
+    """Return every column that this study has numbers for: no target, no confirmation, no column."""
+    return [*first_columns(summary), *further_columns(summary)]
+
+
+def first_columns(summary: StudySummary) -> list[Column]:
+    """Return the columns that the verdict hangs on: reach, cost, money, accuracy."""
+    seconds = summary.seconds
+    found: list[Column] = []
     if summary.target is not None:
-        goal = f"{metric} {summary.target:g} on validation"
+        goal = f"{summary.metric} {summary.target:g} on validation"
+        to_target = "expected cost with restarts: all seconds spent until the target or in vain / searches that hit"
         found += [
             Column("Reached target", f"searches that reached {goal}; below: Wilson's 95 % interval", _reached),
-            Column(
-                f"{seconds.capitalize()} to target",
-                "expected cost with restarts: all seconds spent until hit or end / hits; below: median and spread",
-                _to_target,
-            ),
+            Column(f"{seconds.capitalize()} to target", f"{to_target}; below: 95 % interval", _to_target),
         ]
+    else:
+        found.append(_whole_searches(summary))
     goal = "to target" if summary.target is not None else "of a whole search"
+    found.append(
+        Column("Times CLR's cost", f"cost {goal} over that of the CLR run; below: 95 % interval, n of both", _speed_up)
+    )
+    price = summary.usd_per_device_hour
+    money = (
+        "no price in the study file" if price is None else f"charged seconds at ${price:g} per device hour; mean ± sd"
+    )
     found += [
-        Column("Times CLR's cost", f"cost {goal} over that of the CLR run; below: 95 % interval", _speed_up),
-        Column(f"{seconds.capitalize()} per search", "charged, every trial in it; mean ± sd over searches", _charged),
+        Column("Money per search", money, _usd),
+        Column("Energy per search", "by the device's own counter; unknown where it has none; mean ± sd", _energy),
+    ]
+    return [*found, _confirmed_values(summary) if _is_confirmed(summary) else _test_values(summary)]
+
+
+def further_columns(summary: StudySummary) -> list[Column]:
+    """Return the columns for those who want to know more."""
+    found = [Column("Searches", "searches done of those planned; below: trials and how they ended", _searches)]
+    if summary.target is not None:
+        spread = "and a search that missed never gets there"
+        found += [
+            Column(
+                "Median to target", f"{summary.seconds}; below: from the cheapest to the dearest, {spread}", _spread
+            ),
+            _whole_searches(summary),
+        ]
+    found += [
         Column("Overhead", "charged / the chosen training run alone; mean ± sd", _overhead),
+        Column(f"Validation {summary.metric}", "of the chosen model; mean ± sd over searches", _validation),
     ]
-    if summary.usd_per_device_hour is not None:
-        found.append(Column("USD per search", f"at ${summary.usd_per_device_hour:g} per device hour; mean ± sd", _usd))
-    found += [
-        Column(f"Validation {metric}", "of the chosen model; mean ± sd over searches", _validation),
-        Column(f"Test {metric}", "of the model that validation chose; mean, below: 95 % t interval", _test),
-    ]
-    if any(row.confirmed for row in summary.ways):
-        meaning = "the chosen settings trained again with fresh seeds, on nobody's bill; mean, below: 95 % interval"
-        found.append(Column(f"Confirmed test {metric}", meaning, _confirmed))
-    return found
+    return [*found, _test_values(summary)] if _is_confirmed(summary) else found
+
+
+def _is_confirmed(summary: StudySummary) -> bool:
+    return any(row.confirmed for row in summary.ways)
+
+
+def _whole_searches(summary: StudySummary) -> Column:
+    title = f"{summary.seconds.capitalize()} per search"
+    return Column(title, "charged, every trial in it; mean ± sd over searches", _charged)
+
+
+def _test_values(summary: StudySummary) -> Column:
+    meaning = "of the model that validation chose, trained once; mean over searches, below: 95 % t interval"
+    return Column(f"Test {summary.metric}", meaning, _test)
+
+
+def _confirmed_values(summary: StudySummary) -> Column:
+    meaning = "the chosen settings trained again with fresh seeds, on nobody's bill; mean, below: 95 % interval"
+    return Column(f"Confirmed test {summary.metric}", meaning, _confirmed)
 
 
 def row_cells(columns: Sequence[Column], row: WaySummary) -> list[Cell]:
@@ -92,12 +130,21 @@ def _reached(row: WaySummary) -> Cell:
 def _to_target(row: WaySummary) -> Cell:
     if row.reach is None:
         return NOTHING
-    costs = [outcome.cost for outcome in row.outcomes]
-    count = _n(len(costs))
+    count = _n(len(row.outcomes))
     if not row.reach.reached:
         return Cell(wording.NEVER, (count,))
-    spread = f"{_seconds(min(costs))} to {_seconds(max(costs))}, {count}"
-    return Cell(_seconds(row.reach.expected_cost), (f"median {_seconds(row.reach.median_cost)}", spread))
+    interval = expected_cost_interval(row.outcomes)
+    shown = "no interval" if interval is None else f"{_seconds(interval.low)} to {_seconds(interval.high)}"
+    return Cell(_seconds(row.reach.expected_cost), (f"{shown}, {count}",))
+
+
+def _spread(row: WaySummary) -> Cell:
+    if row.reach is None:
+        return NOTHING
+    costs = [outcome.cost for outcome in row.outcomes]
+    return Cell(
+        _seconds(row.reach.median_cost), (f"{_seconds(min(costs))} to {_seconds(max(costs))}, {_n(len(costs))}",)
+    )
 
 
 def _seconds(value: float) -> str:
@@ -109,8 +156,8 @@ def _speed_up(row: WaySummary) -> Cell:
     if ratio is None:
         return NOTHING
     if ratio.method == "never_reached":
-        return Cell("–", ("one never", "reached it"))
-    return Cell(wording.times(ratio.value), (_interval(ratio), _n(ratio.slow_count, ratio.fast_count)))
+        return Cell("–", ("one never reached it",))
+    return Cell(wording.times(ratio.value), (f"{_interval(ratio)}, {_n(ratio.slow_count, ratio.fast_count)}",))
 
 
 def _interval(ratio: Ratio) -> str:
@@ -135,7 +182,11 @@ def _overhead(row: WaySummary) -> Cell:
 
 
 def _usd(row: WaySummary) -> Cell:
-    return _with_sd(row.usd, wording.usd, lambda sd: f"${_two_digits(sd)}")
+    return _with_sd(row.usd, wording.usd, lambda sd: f"${_two_digits(sd)}") if row.usd else Cell("–", ("no price",))
+
+
+def _energy(row: WaySummary) -> Cell:
+    return _with_sd(row.energy, wording.energy, wording.energy) if row.energy else Cell("–", ("unknown",))
 
 
 def _validation(row: WaySummary) -> Cell:
@@ -147,7 +198,7 @@ def _test(row: WaySummary) -> Cell:
     if mean is None or mean.low is None or mean.high is None:
         return _with_sd(mean, wording.metric, wording.metric)
     interval = f"{wording.metric(mean.low)} to {wording.metric(mean.high)}"
-    return Cell(wording.metric(mean.value), (interval, _n(mean.count)))
+    return Cell(wording.metric(mean.value), (f"{interval}, {_n(mean.count)}",))
 
 
 def _confirmed(row: WaySummary) -> Cell:
@@ -166,7 +217,7 @@ def _with_sd(
     if mean is None:
         return NOTHING
     spread = "no spread" if mean.sd is None else f"±{NARROW_SPACE}{spread_text(mean.sd)}"
-    return Cell(text(mean.value), (spread, _n(mean.count)))
+    return Cell(text(mean.value), (f"{spread}, {_n(mean.count)}",))
 
 
 def _n(*counts: int) -> str:

@@ -34,6 +34,8 @@ class WaySummary:
     charged_costs: tuple[float, ...]
     """The same of each search."""
     usd: Mean | None
+    energy: Mean | None
+    """Joules of a whole search by the device's own counter; None where any attempt's are unknown: never 0."""
     overhead: Mean | None
     """Charged seconds of the search over those of the chosen training run alone."""
     validation: Mean | None
@@ -90,6 +92,7 @@ def _row(record: StudyRecord, way: Way, found: Sequence[Search], comparable: boo
         charged=mean_of(charged),
         charged_costs=charged,
         usd=None if price is None else mean_of([seconds / 3600 * price for seconds in charged]),
+        energy=_mean_energy(paid),
         overhead=mean_of([ratio for search in paid if (ratio := _overhead(search)) is not None]),
         validation=mean_of([one.validation_value for one in chosen]),
         test=mean_of(tests),
@@ -118,3 +121,15 @@ def _overhead(search: Search) -> float | None:
     result = incumbent.trial.result if incumbent else None
     alone = charged_seconds(result.phase_seconds) if result else 0.0
     return search.charged_device_seconds / alone if alone else None
+
+
+def _mean_energy(paid: Sequence[Search]) -> Mean | None:
+    """A lost attempt's energy is known to nobody, so that its search's is not either."""
+    found: list[float] = []
+    for search in paid:
+        joules = [trial.result.energy_joules if trial.result else None for trial in search.billed]
+        known = [one for one in joules if one is not None]
+        if len(known) < len(joules) or any(len(trial.attempts) > 1 for trial in search.billed):
+            return None
+        found.append(sum(known))
+    return mean_of(found)

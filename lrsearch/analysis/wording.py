@@ -52,6 +52,17 @@ def usd(value: float) -> str:
     return f"${value:,.2f}" if value >= 1 else f"${significant(value)}"
 
 
+def energy(joules: float) -> str:
+    """Return an amount of energy in joules, kilojoules or, from a tenth of one on, kilowatt-hours.
+
+    >>> energy(12.34), energy(56789), energy(7.2e6)
+    ('12.3 J', '56.8 kJ', '2.00 kWh')
+    """
+    if joules >= 0.1 * 3.6e6:
+        return f"{significant(joules / 3.6e6)} kWh"
+    return f"{significant(joules / 1000)} kJ" if joules >= 1000 else f"{significant(joules)} J"
+
+
 def times(value: float) -> str:
     """Return a ratio in the form "3.2×".
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 
 from lrsearch.analysis.ways import clr_way
 from lrsearch.trial import StudyRecord
+
+T = TypeVar("T")
 
 # Okabe and Ito's palette, darkened or lightened until each colour stands out from white and from black (3:1).
 CLR_COLOR = "#d55e00"
@@ -152,6 +154,17 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = (high - low or abs(high) or 1.0) * share
     return low - room, high + room
+
+
+def thinned(points: Sequence[T], most: int) -> list[T]:
+    """Return at most `most` of the points, evenly spread, the last among them.
+
+    >>> thinned(range(10), 4), thinned("abc", 4)
+    ([0, 3, 6, 9], ['a', 'b', 'c'])
+    """
+    if len(points) <= most:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
 
 
 def legend_entry(key: str, style: WayStyle, *, lines: bool = True) -> go.Scatter:

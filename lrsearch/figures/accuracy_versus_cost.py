@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from lrsearch.analysis import wording
-from lrsearch.analysis.anytime import combine, common_grid
+from lrsearch.analysis.anytime import common_grid
 from lrsearch.analysis.cost import device_models
 from lrsearch.analysis.searches import Search, higher_is_better, metric_name, searches, target_value
 from lrsearch.analysis.ways import ways
@@ -31,6 +33,17 @@ Styles = Mapping[str, WayStyle]
 
 
 @dataclass(frozen=True)
+class Band:
+    """Over the searches of a way, from where all of them have a model; a point wherever anything changes."""
+
+    costs: list[float]
+    median: list[float]
+    low: list[float]
+    """The lower quartile."""
+    high: list[float]
+
+
+@dataclass(frozen=True)
 class Lines:
     """What is drawn of one way."""
 
@@ -43,14 +56,17 @@ class Lines:
     def final_values(self) -> list[float]:
         return [search.curve.values[-1] for search in self.searches]
 
-    def median(self) -> tuple[list[float], list[float]]:
-        """Return costs and values of the median; empty when a search never gave a model, as then it has no end."""
+    def band(self) -> Band:
+        """Return median and quartiles; empty when a search never gave a model, as then they have no end."""
         if self.without_model:
-            return [], []
+            return Band([], [], [], [])
         curves = [search.curve for search in self.searches]
-        combined = combine(curves, common_grid(curves), "median")
-        drawn = [(x, y) for x, y in zip(combined.costs, combined.values, strict=True) if y is not None]
-        return [x for x, _ in drawn], [y for _, y in drawn]
+        grid = [cost for cost in common_grid(curves) if all(curve.costs[0] <= cost for curve in curves)]
+        values = np.array([[curve.at(cost) for curve in curves] for cost in grid], dtype=float)
+        low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=1)
+        table = np.column_stack([low, middle, high])
+        steps = [0, *(i for i in range(1, len(grid)) if i == len(grid) - 1 or (table[i] != table[i - 1]).any())]
+        return Band([grid[i] for i in steps], *(column[steps].tolist() for column in (middle, low, high)))
 
 
 def numbers(record: StudyRecord) -> list[Lines]:
@@ -66,7 +82,7 @@ def numbers(record: StudyRecord) -> list[Lines]:
 
 
 def draw(record: StudyRecord) -> go.Figure | None:
-    """Draw a thin step line per search and a bold median per way, over charged seconds on a logarithmic axis."""
+    """Draw a step line of the median in a band of quartiles per way, over charged seconds on a logarithmic axis."""
     lines, styles, target = numbers(record), way_styles(record), target_value(record)
     if not lines:
         return None
@@ -78,12 +94,13 @@ def draw(record: StudyRecord) -> go.Figure | None:
     )
     for line in lines:
         style = styles[line.key]
-        figure.add_traces([legend_entry(line.key, style), *_search_lines(line, style), _median(line, style)])
-        figure.add_traces([*_range_tests(line, style), _ends(line, style)])
+        figure.add_traces([legend_entry(line.key, style), *_band(line, style), *_range_tests(line, style)])
+        figure.add_trace(_ends(line, style))
     shown = [search for line in lines for search in line.searches]
     low = min(_range_test_seconds(search) or search.curve.costs[0] for search in shown)
     high = max(search.curve.end for search in shown)
     edge = high * (high / low) ** 0.08
+    figure.add_traces([_after_the_end(line, styles[line.key], high) for line in lines])
     missed = [line for line in lines if target is not None and _missed(line, target)]
     figure.add_traces([_misses(line, styles[line.key], target, edge) for line in missed if target is not None])
     figure.update_xaxes(**log_axis(low, edge if missed else high, pad=0.05, last_tick=high))
@@ -95,28 +112,35 @@ def draw(record: StudyRecord) -> go.Figure | None:
     return figure
 
 
-def _search_lines(line: Lines, style: WayStyle) -> list[go.Scatter]:
+def _band(line: Lines, style: WayStyle) -> list[go.Scatter]:
+    """The quartiles as a shaded band, and the median on it."""
+    band = line.band()
+    if not band.costs:
+        return []
+    edge: dict[str, Any] = {"mode": "lines", "line": {"width": 0, "shape": "hv"}, "hoverinfo": "skip"}
     return [
+        go.Scatter(x=band.costs, y=band.low, **edge, **of_way(line.key)),
+        go.Scatter(x=band.costs, y=band.high, fill="tonexty", fillcolor=style.faint(0.1), **edge, **of_way(line.key)),
         go.Scatter(
-            x=[*search.curve.costs, search.curve.end],
-            y=[*search.curve.values, search.curve.values[-1]],
+            x=band.costs,
+            y=band.median,
             mode="lines",
-            line={**way_line(style, faint=True), "shape": "hv"},
-            hoverinfo="skip",
+            line={**way_line(style), "shape": "hv"},
+            hovertemplate="median of the searches: %{y:.4f} at %{x:.3g} s",
             **of_way(line.key),
-        )
-        for search in line.searches
+        ),
     ]
 
 
-def _median(line: Lines, style: WayStyle) -> go.Scatter:
-    x, y = line.median()
+def _after_the_end(line: Lines, style: WayStyle, high: float) -> go.Scatter:
+    """What the way's median stays at once all of its searches are over."""
+    band = line.band()
     return go.Scatter(
-        x=x,
-        y=y,
+        x=[band.costs[-1], high] if band.costs else [],
+        y=[band.median[-1]] * 2 if band.costs else [],
         mode="lines",
-        line={**way_line(style), "shape": "hv"},
-        hovertemplate="median of the searches: %{y:.4f} at %{x:.3g} s",
+        line={"color": style.faint(0.6), "width": 1, "dash": "dash"},
+        hoverinfo="skip",
         **of_way(line.key),
     )
 
@@ -193,12 +217,13 @@ def _value_range(lines: Sequence[Lines], target: float | None) -> tuple[float, f
 def caption(record: StudyRecord) -> str:
     count, better = len(record.seeds), "up" if higher_is_better(record) else "down"
     return (
-        f"Further left is cheaper, further {better} is better. One thin line per search and a bold median per way "
-        f"({wording.counted(count, 'search', 'searches')} each; drawn from where every search of the way has a model); "
-        "a symbol marks where a search ended. A line starts when its first model is trained and shows the test value "
-        "of the model with the best validation value so far, so it can fall. On range-tested ways a tick marks where "
-        "the range test was done and training began. Hollow symbols on the right edge are searches that never reached "
-        "the target on validation. The vertical axis is cut to what the searches ended with and the target."
+        f"Further left is cheaper, further {better} is better. Bold is the median of a way's searches "
+        f"({wording.counted(count, 'search', 'searches')} each), the band around it their middle half, from where "
+        "every search has a model; thin and dashed, what stays once they are over. A symbol marks the end of a "
+        "search. Shown is the test value of the model with the best validation value so far, so a line can fall. On "
+        "range-tested ways a tick marks where the range test was done, dotted to the end of the training. Hollow "
+        "symbols on the right edge are searches that never reached the target on validation. The vertical axis is cut "
+        "to what the searches ended with and the target."
     )
 
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.compare import Mean, mean_of
-from lrsearch.analysis.cost import device_models
+from lrsearch.analysis.cost import WASTED_STATUSES, device_models
 from lrsearch.analysis.searches import Search, searches
 from lrsearch.figures._drawing import Drawing, Table
-from lrsearch.figures._style import label, new_figure
-from lrsearch.trial import CHARGED_PHASES, PHASES, StudyRecord
+from lrsearch.figures._style import INK, label, new_figure
+from lrsearch.trial import CHARGED_PHASES, PHASES, StudyRecord, TrialRecord
 
-PHASE_STYLES = {
-    "train": ("#4f7cac", ""),
-    "evaluate": ("#9dbbd8", ""),
-    "range_test": ("#d55e00", "/"),
-    "setup": ("#8d8d8d", ""),
-    "warmup": ("#b9b09f", ""),
-    "idle": ("#c9c9c9", "."),
-    "lost": ("#8c3b4a", "x"),
+PHASE_COLORS = {
+    "train": "#4f7cac",
+    "evaluate": "#9dbbd8",
+    "range_test": "#d55e00",
+    "setup": "#8d8d8d",
+    "warmup": "#b9b09f",
+    "idle": "#c9c9c9",
+    "lost": "#8c3b4a",
 }
-"""Colour and pattern; the order is that of the bars."""
+"""In the order of the bars."""
+WASTE = "in vain: diverged, failed, pruned or lost"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,13 @@ class WayCost:
     key: str
     phase_seconds: dict[str, float]
     """Mean per search, phases shown apart included."""
+    wasted_seconds: dict[str, float]
+    """The part of them that gave no finished model, mean per search."""
     charged: Mean
+
+    @property
+    def wasted_share(self) -> float:
+        return sum(self.wasted_seconds.values()) / self.charged.value
 
 
 def numbers(record: StudyRecord) -> list[WayCost]:
@@ -49,11 +58,20 @@ def numbers(record: StudyRecord) -> list[WayCost]:
 def _way_cost(key: str, done: list[Search]) -> WayCost:
     charged = mean_of([search.charged_device_seconds for search in done])
     assert charged is not None, "there are searches"
-    phases = {
-        phase: sum(trial.phase_seconds[phase] for search in done for trial in search.trials) / len(done)
-        for phase in PHASES
-    }
-    return WayCost(key, phases, charged)
+    trials = [trial for search in done for trial in search.billed]
+    phases = _mean_phases([trial.phase_seconds for trial in trials], len(done))
+    wasted = _mean_phases([seconds for trial in trials for seconds in _in_vain(trial)], len(done))
+    return WayCost(key, phases, {phase: wasted[phase] for phase in CHARGED_PHASES}, charged)
+
+
+def _mean_phases(seconds: Sequence[Mapping[str, float]], count: int) -> dict[str, float]:
+    return {phase: sum(one.get(phase, 0.0) for one in seconds) / count for phase in PHASES}
+
+
+def _in_vain(trial: TrialRecord) -> list[Mapping[str, float]]:
+    if trial.status in WASTED_STATUSES:
+        return [trial.phase_seconds]
+    return [one.phase_seconds for one in trial.attempts if one.status in ("lost", "interrupted")]
 
 
 def draw(record: StudyRecord) -> go.Figure | None:
@@ -64,22 +82,17 @@ def draw(record: StudyRecord) -> go.Figure | None:
     seconds = wording.seconds_noun(device_models(record.trials)[0].kind)
     figure = new_figure(x=f"charged {seconds} per search, mean", y="", height=130 + 38 * len(costs))
     names = [label(cost.key) for cost in costs]
-    for phase, (color, pattern) in PHASE_STYLES.items():
-        x = [cost.phase_seconds[phase] for cost in costs]
-        if any(x):
-            figure.add_trace(
-                go.Bar(
-                    x=x,
-                    y=names,
-                    orientation="h",
-                    name=phase.replace("_", " "),
-                    marker={
-                        "color": color,
-                        "pattern": {"shape": pattern, "bgcolor": color, "fgcolor": "rgba(255,255,255,0.75)", "size": 6},
-                    },
-                    hovertemplate="%{x:.3g} s",
-                )
-            )
+    for phase, color in PHASE_COLORS.items():
+        useful = [cost.phase_seconds[phase] - cost.wasted_seconds[phase] for cost in costs]
+        if any(cost.phase_seconds[phase] for cost in costs):
+            figure.add_trace(_bars(useful, names, phase, {"color": color}, showlegend=True))
+    for phase, color in PHASE_COLORS.items():
+        if any(wasted := [cost.wasted_seconds[phase] for cost in costs]):
+            hatched = {"shape": "/", "bgcolor": color, "fgcolor": "#ffffff", "size": 7, "solidity": 0.35}
+            figure.add_trace(_bars(wasted, names, phase, {"color": color, "pattern": hatched}, addition=" in vain"))
+    if any(any(cost.wasted_seconds.values()) for cost in costs):
+        hatch = {"shape": "/", "bgcolor": INK, "fgcolor": "#ffffff", "size": 7, "solidity": 0.35}
+        figure.add_trace(go.Bar(x=[None], y=[None], name=WASTE, marker={"color": INK, "pattern": hatch}))
     for name, cost in zip(names, costs, strict=True):
         figure.add_annotation(
             x=cost.charged.value,
@@ -96,6 +109,17 @@ def draw(record: StudyRecord) -> go.Figure | None:
     return figure
 
 
+def _bars(
+    x: Sequence[float], names: Sequence[str], phase: str, marker: dict[str, Any], *, addition: str = "", **layout: Any
+) -> go.Bar:
+    layout = {"showlegend": False, **layout}
+    name = phase.replace("_", " ")
+    hover = f"{name}{addition}: %{{x:.3g}} s<extra></extra>"
+    return go.Bar(
+        x=x, y=names, orientation="h", name=name, marker=marker, legendgroup=phase, hovertemplate=hover, **layout
+    )
+
+
 def _total(charged: Mean) -> str:
     spread = "" if charged.sd is None else f" ± {wording.significant(charged.sd, 2)}"
     return f"{wording.significant(charged.value)}{spread} (n {charged.count})"
@@ -104,25 +128,28 @@ def _total(charged: Mean) -> str:
 def caption(record: StudyRecord) -> str:
     return (
         "Mean charged seconds of a whole search, every trial in it whatever became of it; ± is the standard deviation "
-        "over searches. Idle: the device was held while the sampler thought and results were written. Lost: an attempt "
-        "that was killed and had to be repeated. Reading data and the test evaluation are apart: on no way's bill."
+        "over searches. Hatched is what gave no finished model: trials that diverged, failed or were pruned, and "
+        "attempts that were killed. Idle: the device was held while the sampler thought and results were written. "
+        "Lost: an attempt that was killed and had to be repeated. Reading data and the test evaluation are apart: on "
+        "nobody's bill."
     )
 
 
 def table(record: StudyRecord) -> Table:
-    shown = (*PHASE_STYLES, *(phase for phase in PHASES if phase not in CHARGED_PHASES))
+    shown = (*PHASE_COLORS, *(phase for phase in PHASES if phase not in CHARGED_PHASES))
     rows = [
         (
             cost.key,
             str(cost.charged.count),
             wording.significant(cost.charged.value),
             "–" if cost.charged.sd is None else wording.significant(cost.charged.sd, 2),
+            f"{100 * cost.wasted_share:.0f} %",
             *(wording.significant(cost.phase_seconds[phase]) for phase in shown),
         )
         for cost in numbers(record)
     ]
     names = [f"{phase.replace('_', ' ')}{'' if phase in CHARGED_PHASES else ' (apart)'}" for phase in shown]
-    return Table(("Way", "n", "Charged, s", "sd", *names), rows)
+    return Table(("Way", "n", "Charged, s", "sd", "In vain", *names), rows)
 
 
 COST_BY_PHASE = Drawing("Cost by phase", caption, draw, table)

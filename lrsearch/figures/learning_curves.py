@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from statistics import median
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.searches import metric_name, target_value
 from lrsearch.figures._drawing import Drawing, Table
-from lrsearch.figures._style import add_target, legend_entry, new_figure, of_way, padded, way_line, way_styles
+from lrsearch.figures._style import (
+    WayStyle,
+    add_target,
+    legend_entry,
+    new_figure,
+    of_way,
+    padded,
+    thinned,
+    way_line,
+    way_styles,
+)
 from lrsearch.figures.schedules import chosen_runs
 from lrsearch.trial import StudyRecord, TrialRecord
 
 Curve = list[tuple[float, float]]
+MOST_POINTS = 60
+"""Of a line: more cannot be told apart."""
 
 
 def numbers(record: StudyRecord) -> dict[str, list[Curve]]:
@@ -26,40 +40,50 @@ def _curve(trial: TrialRecord) -> Curve:
     return [(point.epoch, point.validation_metric) for point in points if point.validation_metric is not None]
 
 
-def median_curve(curves: list[Curve]) -> Curve:
-    """Return the median over runs at the epochs that all of them have."""
+@dataclass(frozen=True)
+class Band:
+    """Over the runs of a way, at the epochs that all of them have, thinned to MOST_POINTS."""
+
+    epochs: list[float]
+    median: list[float]
+    low: list[float]
+    """The lower quartile."""
+    high: list[float]
+
+
+def band_of(curves: list[Curve]) -> Band:
+    """Return median and quartiles of runs."""
     tables = [dict(curve) for curve in curves]
-    common = sorted(set.intersection(*(set(table) for table in tables)))
-    return [(epoch, median(table[epoch] for table in tables)) for epoch in common]
+    epochs = thinned(sorted(set.intersection(*(set(table) for table in tables))), MOST_POINTS)
+    values = np.array([[table[epoch] for table in tables] for epoch in epochs]).reshape(len(epochs), len(tables))
+    low, middle, high = (np.quantile(values, share, axis=1).tolist() if epochs else [] for share in (0.25, 0.5, 0.75))
+    return Band(epochs, middle, low, high)
 
 
 def draw(record: StudyRecord) -> go.Figure | None:
-    """Draw a thin line per search and a bold median per way."""
+    """Draw the median in a band of quartiles per way."""
     by_way, styles, target = numbers(record), way_styles(record), target_value(record)
     if not by_way:
         return None
     figure = new_figure(x="epoch", y=f"validation {metric_name(record)}")
     for key, curves in by_way.items():
-        figure.add_trace(legend_entry(key, styles[key]))
-        for curve in curves:
-            x, y = [epoch for epoch, _ in curve], [value for _, value in curve]
-            line = way_line(styles[key], faint=True)
-            figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", **of_way(key)))
-        middle = median_curve(curves)
-        figure.add_trace(
-            go.Scatter(
-                x=[epoch for epoch, _ in middle],
-                y=[value for _, value in middle],
-                line=way_line(styles[key]),
-                hovertemplate="median at epoch %{x}: %{y:.4f}",
-                mode="lines",
-                **of_way(key),
-            )
-        )
+        figure.add_traces([legend_entry(key, styles[key]), *_band(key, band_of(curves), styles[key])])
     if target is not None:
         add_target(figure, target)
     figure.update_yaxes(range=_value_range(by_way, target))
     return figure
+
+
+def _band(key: str, band: Band, style: WayStyle) -> list[go.Scatter]:
+    edge: dict[str, Any] = {"x": band.epochs, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", **of_way(key)}
+    hover = "median at epoch %{x}: %{y:.4f}"
+    return [
+        go.Scatter(y=band.low, **edge),
+        go.Scatter(y=band.high, fill="tonexty", fillcolor=style.faint(0.15), **edge),
+        go.Scatter(
+            x=band.epochs, y=band.median, line=way_line(style), hovertemplate=hover, mode="lines", **of_way(key)
+        ),
+    ]
 
 
 def _value_range(by_way: dict[str, list[Curve]], target: float | None) -> tuple[float, float]:
@@ -69,20 +93,22 @@ def _value_range(by_way: dict[str, list[Curve]], target: float | None) -> tuple[
 
 
 def caption(record: StudyRecord) -> str:
+    searches = wording.counted(len(record.seeds), "search", "searches")
     return (
-        "Validation value of the run that each search chose; thin lines are searches, bold is their median "
-        f"({wording.counted(len(record.seeds), 'search', 'searches')} each). Runs that rise late are not worse: a "
-        "decaying or cyclical schedule is judged at its end. The vertical axis is cut to the later half of the runs."
+        f"Validation value of the run that each search chose: bold is the median of a way, the band its middle half "
+        f"({searches} each). Runs that rise late are not worse: a decaying or cyclical schedule is judged at its end. "
+        "The vertical axis is cut to the later half of the runs."
     )
 
 
 def table(record: StudyRecord) -> Table:
     rows = [
-        (key, f"{epoch:g}", wording.metric(value), str(len(curves)))
+        (key, f"{epoch:g}", *(wording.metric(value) for value in values), str(len(curves)))
         for key, curves in numbers(record).items()
-        for epoch, value in median_curve(curves)
+        for band in [band_of(curves)]
+        for epoch, *values in zip(band.epochs, band.median, band.low, band.high, strict=True)
     ]
-    return Table(("Way", "Epoch", "Median validation value", "n"), rows)
+    return Table(("Way", "Epoch", "Median validation value", "Lower quartile", "Upper quartile", "n"), rows)
 
 
 LEARNING_CURVES = Drawing("Learning curves of the chosen runs", caption, draw, table)

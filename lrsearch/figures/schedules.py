@@ -7,8 +7,13 @@ import plotly.graph_objects as go
 from lrsearch.analysis import wording
 from lrsearch.analysis.searches import searches
 from lrsearch.figures._drawing import Drawing, Table
-from lrsearch.figures._style import legend_entry, new_figure, of_way, way_line, way_styles
+from lrsearch.figures._style import legend_entry, new_figure, of_way, thinned, way_line, way_styles
 from lrsearch.trial import StudyRecord, TrialRecord
+
+MOST_THIN_LINES = 4
+"""Searches of a way that are drawn beside its first one."""
+MOST_POINTS = 200
+"""Of a line."""
 
 
 def chosen_runs(record: StudyRecord) -> dict[str, list[TrialRecord]]:
@@ -38,11 +43,11 @@ def draw(record: StudyRecord) -> go.Figure | None:
     figure = new_figure(x="optimiser step", y="learning rate")
     for key, trials in runs.items():
         figure.add_trace(legend_entry(key, styles[key]))
-        for trial in trials[1:]:
-            x, y = curve_of(trial, "learning_rate")
+        for trial in trials[1 : MOST_THIN_LINES + 1]:
+            x, y = (thinned(values, MOST_POINTS) for values in curve_of(trial, "learning_rate"))
             line = way_line(styles[key], faint=True)
             figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", **of_way(key)))
-        x, y = curve_of(trials[0], "learning_rate")
+        x, y = (thinned(values, MOST_POINTS) for values in curve_of(trials[0], "learning_rate"))
         hover = f"seed {trials[0].seed}, step %{{x}}: rate %{{y:.3g}}"
         figure.add_trace(
             go.Scatter(x=x, y=y, line=way_line(styles[key]), hovertemplate=hover, mode="lines", **of_way(key))
@@ -54,7 +59,7 @@ def draw(record: StudyRecord) -> go.Figure | None:
 def caption(record: StudyRecord) -> str:
     return (
         "The rate of the last step before each evaluation, in the run that each search chose; bold is the first seed "
-        "with a model, thin the others. Between evaluations the line is drawn straight."
+        "with a model, thin the next four. Between evaluations the line is drawn straight."
     )
 
 

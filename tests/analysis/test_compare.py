@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lrsearch.analysis import Outcome, improvement, mean_difference, mean_of, probability_of_improvement, speed_up
+from lrsearch.analysis.compare import expected_cost_interval
 from lrsearch.errors import UsageError
 
 
@@ -188,3 +189,15 @@ def test_the_interval_of_an_improvement_enumerated() -> None:
     assert not found.is_better
     assert improvement([3.0, 4.0, 5.0], [0.0, 1.0, 2.0]).is_better
     assert improvement([3.0], [1.0]).low is None
+
+
+def test_the_interval_of_one_ways_cost_is_that_of_its_ratio_to_a_cost_of_one() -> None:
+    """A way that always costs 1 adds no variance, so that the ratio's own interval is that of the cost."""
+    costs = [3.0, 4.5, 3.8, 5.1]
+    ratio, interval = speed_up(costs, [1.0, 1.0]), expected_cost_interval(costs)
+    assert interval == pytest.approx((ratio.low, ratio.high))
+    missed = [*map(hit, costs), miss(6.0)]
+    ratio, interval = speed_up(missed, [hit(1.0)] * 5), expected_cost_interval(missed)
+    assert interval == pytest.approx((ratio.low, ratio.high), rel=0.02)  # other draws of the same
+    assert expected_cost_interval([miss(1.0), miss(1.0)]) is None
+    assert expected_cost_interval([2.0]) is None

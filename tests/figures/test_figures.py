@@ -10,7 +10,7 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import pytest
 
-from lrsearch.analysis import searches, wording
+from lrsearch.analysis import bill, searches, wording
 from lrsearch.figures import FIGURES, _style, accuracy_versus_cost, cost_by_phase, value_versus_rate
 from lrsearch.figures import range_test as range_test_figure
 from lrsearch.range_test import judge
@@ -110,11 +110,10 @@ def test_no_markup_of_a_user_reaches_plotly(key: str) -> None:
     assert "%{x} " not in text
 
 
-def test_the_hero_draws_a_line_per_search_and_a_hollow_symbol_per_miss() -> None:
+def test_the_hero_draws_a_band_per_way_and_a_hollow_symbol_per_miss() -> None:
     record = STUDIES["whole"]
     data = figure_of("accuracy_versus_cost").data
-    thin = [trace for trace in data if trace.mode == "lines" and trace.line.width == 1.0]
-    assert len(thin) == 35
+    assert sum(trace.fill == "tonexty" for trace in data) == 7
     hollow = [trace for trace in data if trace.mode == "markers" and str(trace.marker.symbol).endswith("-open")]
     misses = sum(not search.outcome(0.95).reached for key in record.strategies for search in searches(record, key))
     assert sum(len(trace.x) for trace in hollow) == misses == 6
@@ -129,13 +128,21 @@ def test_the_heros_lines_end_at_the_search_charge_and_its_incumbents_test_value(
         assert search.curve.end == pytest.approx(sum(t.charged_device_seconds for t in search.trials))
 
 
+def test_the_heros_band_is_that_of_the_searches_own_curves() -> None:
+    for line in accuracy_versus_cost.numbers(STUDIES["whole"]):
+        band = line.band()
+        for cost, *drawn in zip(band.costs, band.low, band.median, band.high, strict=True):
+            values = sorted(some(search.curve.at(cost)) for search in line.searches)
+            assert drawn == pytest.approx([values[1], values[2], values[3]]), "quartiles of five"
+
+
 def test_a_way_with_a_search_that_gave_no_model_has_no_median() -> None:
     record = make_record(failures=False)
     trials = tuple(t for t in record.trials if not (t.strategy == "clr" and t.seed == 0 and t.stage == "train"))
     lines = {line.key: line for line in accuracy_versus_cost.numbers(replace(record, trials=trials))}
-    assert lines["clr"].median() == ([], [])
+    assert lines["clr"].band().costs == []
     assert lines["clr"].without_model == 1
-    assert lines["grid"].median()[0]
+    assert lines["grid"].band().costs
 
 
 def test_every_ended_training_trial_has_its_mark() -> None:
@@ -205,10 +212,21 @@ def test_the_better_direction_is_said() -> None:
 
 def test_the_bars_add_up_to_the_charge_and_leave_out_what_stands_apart() -> None:
     bars = [trace for trace in figure_of("cost_by_phase").data if trace.type == "bar"]
+    bars = [trace for trace in bars if trace.x[0] is not None]
     for index, cost in enumerate(cost_by_phase.numbers(STUDIES["whole"])):
         assert math.fsum(trace.x[index] for trace in bars) == pytest.approx(cost.charged.value)
         assert cost.phase_seconds["test_evaluation"] > 0
     assert {trace.name for trace in bars} == {"train", "evaluate", "range test", "setup", "warmup", "idle", "lost"}
+
+
+def test_what_is_hatched_is_what_gave_no_finished_model() -> None:
+    bars = [trace for trace in figure_of("cost_by_phase").data if trace.marker.pattern.shape and trace.x[0] is not None]
+    record = STUDIES["whole"]
+    for index, cost in enumerate(cost_by_phase.numbers(record)):
+        found = searches(record, cost.key)
+        expected = sum(bill(search.trials).wasted_seconds for search in found) / len(found)
+        assert math.fsum(trace.x[index] for trace in bars) == pytest.approx(expected)
+    assert math.fsum(trace.x[0] for trace in bars) > 0
 
 
 def test_long_names_are_cut_before_they_push_the_drawing_aside() -> None:

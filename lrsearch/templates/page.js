@@ -3,9 +3,11 @@
 (function () {
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const plots = [];
+  const root = document.documentElement;
+  const PAPER_WIDTH = 680; // pixels: A4 between its margins
 
   function ink() {
-    const style = getComputedStyle(document.documentElement);
+    const style = getComputedStyle(root);
     return { text: style.getPropertyValue("--quiet").trim(), grid: style.getPropertyValue("--grid").trim(), ground: style.getPropertyValue("--card").trim() };
   }
 
@@ -26,7 +28,7 @@
     if (width >= 560) return layout;
     layout.font.size = 11;
     layout.margin = { l: 8, r: 8, t: 8, b: 40 };
-    layout.legend.font = { size: 11 };
+    layout.legend = Object.assign({}, layout.legend, { font: { size: 11 } });
     for (const name of Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key))) {
       const axis = layout[name];
       if (axis.title) axis.title.font = { size: 11 };
@@ -48,6 +50,7 @@
 
   function draw(plot) {
     const layout = fitted(themed(plot.spec.layout), plot.element.clientWidth);
+    if (root.classList.contains("paper")) layout.width = PAPER_WIDTH;
     window.Plotly.react(plot.element, plot.spec.data, layout, config);
   }
 
@@ -61,5 +64,18 @@
   const redraw = () => plots.forEach(draw);
   dark.addEventListener("change", redraw);
   window.matchMedia("(max-width: 640px)").addEventListener("change", redraw);
-  window.addEventListener("beforeprint", redraw);
+
+  // On paper: black on white, all tables open, figures as wide as the sheet.
+  let opened = [];
+  window.addEventListener("beforeprint", () => {
+    root.classList.add("paper");
+    opened = [...document.querySelectorAll("details:not([open])")];
+    opened.forEach((details) => (details.open = true));
+    redraw();
+  });
+  window.addEventListener("afterprint", () => {
+    root.classList.remove("paper");
+    opened.forEach((details) => (details.open = false));
+    redraw();
+  });
 })();
