@@ -164,7 +164,7 @@ def test_raggedness_is_found_before_the_fall(count: int) -> None:
 def test_raggedness_begins_where_the_noise_changes(count: int, share: float) -> None:
     """A plateau that loses 0.06 and scatters six times as much from -0.8 on, as wide as 0.12 around its level.
 
-    Measured on 300 curves: 0.81, 0.94 and 1.00 within the tolerance; where the windows first see it: 0.62, 0.63, 0.69.
+    Measured on 300 curves: 0.79, 0.94 and 1.00 within the tolerance; where the windows first see it: 0.62, 0.63, 0.69.
     """
     near = []
     for seed in range(60):
@@ -464,14 +464,14 @@ def test_any_values_give_a_verdict(values: list[float | None], kind: Any) -> Non
 
 
 def test_a_thousand_points_are_judged_in_time() -> None:
-    """Limits of the method: 50 ms, and 2 s with intervals. Measured on one core: 5 ms and 0.4 s."""
+    """Limits of the method: 50 ms, and 2 s with intervals, of processor time. Measured on one core: 5 ms and 0.4 s."""
     y = loss_curve(1000, 0.1)
-    start = time.perf_counter()
+    start = time.process_time()
     loss(y)
-    middle = time.perf_counter()
+    middle = time.process_time()
     loss(y, bootstrap=100)
     assert middle - start < 0.05
-    assert time.perf_counter() - middle < 2.0
+    assert time.process_time() - middle < 2.0
 
 
 # --- a study's range test ---
