@@ -100,9 +100,7 @@ def speed_up(
     return Ratio(value, low, high, method, *counts)
 
 
-def expected_cost_interval(
-    costs: Sequence[OutcomeLike], *, confidence: float = 0.95, seed: int = 0
-) -> Interval | None:
+def expected_cost_interval(costs: Sequence[OutcomeLike], *, confidence: float = 0.95, seed: int = 0) -> Interval | None:
     """Return the interval of one way's expected cost with restarts, made as that of `speed_up`.
 
     Under 10 searches that all hit: exp(log m ± t_{n-1} s / (m sqrt n)). Else the percentiles of 10,000 draws of whole
