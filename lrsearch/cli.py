@@ -321,7 +321,7 @@ def list_studies(database: Database = DEFAULT_DATABASE) -> None:
 def show(study: StudyName, database: Database = DEFAULT_DATABASE, study_version: StudyVersion = None) -> None:
     """Show what each way of a study cost and what it bought."""
     with _existing(database) as store:
-        record = store.record(study, study_version)
+        record = store.record(study, study_version, points="hits")
     _print(_ways_table(record))
 
 

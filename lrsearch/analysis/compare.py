@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from lrsearch.analysis.target import Interval, Outcome, OutcomeLike, as_outcome, expected_cost
 from lrsearch.errors import UsageError
@@ -232,7 +232,7 @@ def _welch_half_width(a: float, b: float, count_a: int, count_b: int, confidence
 
 
 def _t_quantile(confidence: float, freedom: float) -> float:
-    return float(student_t.ppf((1 + confidence) / 2, freedom))
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _bootstrap_ratio(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from statistics import fmean, variance
 
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from lrsearch.analysis.searches import Search, searches
 from lrsearch.analysis.ways import ways
@@ -105,4 +105,4 @@ def _half_width(rows: Sequence[float], columns: Sequence[float]) -> float | None
     if total == 0:
         return 0.0
     freedom = total**2 / sum(part**2 / degrees for part, degrees in parts)
-    return float(student_t.ppf(0.975, freedom)) * math.sqrt(total)
+    return float(stdtrit(freedom, 0.975)) * math.sqrt(total)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Of the epochs of a run."""
@@ -30,6 +29,8 @@ def early_clue(
 
 def _ranks(values: Sequence[float | None], lower_is_better: bool) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     sign = -1.0 if lower_is_better else 1.0
+    from scipy.stats import rankdata  # here: scipy.stats takes half a second to import
+
     return np.asarray(rankdata([-math.inf if value is None or math.isnan(value) else sign * value for value in values]))
 
 

@@ -7,10 +7,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import NormalDist, median
 from typing import Literal, NamedTuple, get_args
-
-from scipy.stats import binomtest
 
 from lrsearch.errors import UsageError
 
@@ -190,8 +188,10 @@ def wilson_interval(hits: int, total: int, confidence: float = 0.95) -> Interval
     >>> low, high = wilson_interval(5, 5); round(low, 4), round(high, 4)
     (0.5655, 1.0)
     """
-    interval = binomtest(hits, total).proportion_ci(confidence, method="wilson")
-    return Interval(float(interval.low), float(interval.high))
+    share, z = hits / total, NormalDist().inv_cdf((1 + confidence) / 2)
+    middle, scale = share + z**2 / (2 * total), 1 + z**2 / total
+    half = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    return Interval(max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale))
 
 
 def _stopped_at(outcome: Outcome, budget: float) -> Outcome:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Connection, Row, Select
+from sqlalchemy import ColumnElement, Connection, Row, Select, Subquery
 
 from lrsearch.storage.schema import attempt, curve_point, event, phase, range_test_point, search, trial
 from lrsearch.trial import (
@@ -119,10 +121,20 @@ def facts_from_json(stored: Mapping[str, Any] | None) -> WorkloadFacts | None:
     return None if stored is None else _FACTS.validate_python(stored)
 
 
-def read_study(connection: Connection, row: Row[Any]) -> StudyRecord:
-    """Return the whole study of a row of lrsearch_study, by six statements however many trials it has."""
+Points = Literal["all", "hits"]
+"""Which points of curves and range tests are read: `hits` are the first point of each curve that meets the target."""
+
+
+def read_study(connection: Connection, row: Row[Any], points: Points = "all") -> StudyRecord:
+    """Return the study of a row of lrsearch_study, by six statements however many trials it has.
+
+    With the `hits` alone, every cost to the study's target is that of the whole record; what needs curves is not there.
+    """
     place = {key: position for position, key in enumerate(row.config["strategies"])}
-    trials = read_trials(connection, search.c.study_id == row.id)
+    facts = facts_from_json(row.facts)
+    only = None if points == "all" else _first_hits(row.config.get("target"), facts)
+    with _collector_at_rest():
+        trials = read_trials(connection, search.c.study_id == row.id, only)
     trials.sort(key=lambda trial: (trial.seed, place.get(trial.strategy, len(place)), trial.number))
     events = connection.execute(sa.select(event).where(event.c.study_id == row.id).order_by(event.c.id))
     return StudyRecord(
@@ -130,7 +142,7 @@ def read_study(connection: Connection, row: Row[Any]) -> StudyRecord:
         version=row.version,
         created_at=row.created_at,
         config=row.config,
-        facts=facts_from_json(row.facts),
+        facts=facts,
         finished=row.finished_at is not None,
         trials=tuple(trial for trial in trials if not trial.is_confirmation),
         confirmations=tuple(trial for trial in trials if trial.is_confirmation),
@@ -138,8 +150,30 @@ def read_study(connection: Connection, row: Row[Any]) -> StudyRecord:
     )
 
 
-def read_trials(connection: Connection, where: ColumnElement[bool]) -> list[TrialRecord]:
-    """Return the trials that `where` (on search, trial) selects."""
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Keep the garbage collector from walking a million new records, none of them garbage: a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _first_hits(target: Mapping[str, Any] | None, facts: WorkloadFacts | None) -> Subquery:
+    """Return (attempt_id, step) of the first point of each attempt that meets `target`; without one, of none."""
+    value = curve_point.c.validation_metric
+    hit: ColumnElement[bool] = sa.false()
+    if target is not None:
+        hit = value >= target["value"] if facts is None or facts.higher_is_better else value <= target["value"]
+    first = sa.select(curve_point.c.attempt_id, sa.func.min(curve_point.c.step).label("step")).where(hit)
+    return first.group_by(curve_point.c.attempt_id).subquery()
+
+
+def read_trials(connection: Connection, where: ColumnElement[bool], only: Subquery | None = None) -> list[TrialRecord]:
+    """Return the trials that `where` (on search, trial) selects; with `only`, of points just those that it names."""
 
     def rows(columns: sa.Table, join: Callable[[Select[Any]], Select[Any]]) -> Sequence[Row[Any]]:
         return connection.execute(
@@ -154,8 +188,15 @@ def read_trials(connection: Connection, where: ColumnElement[bool]) -> list[Tria
 
     attempts = _grouped(rows(attempt, lambda statement: statement.join(trial).join(search)), lambda r: r.trial_id)
     phases = _grouped(rows(phase, of_attempt), lambda r: r.attempt_id)
-    curves = _grouped(rows(curve_point, of_finished), lambda r: r.attempt_id)
-    range_tests = _grouped(rows(range_test_point, of_finished), lambda r: r.attempt_id)
+
+    def of_hits(statement: Select[Any]) -> Select[Any]:
+        assert only is not None
+        place = sa.and_(curve_point.c.attempt_id == only.c.attempt_id, curve_point.c.step == only.c.step)
+        return of_finished(statement.join(only, place))
+
+    curves = _grouped(rows(curve_point, of_finished if only is None else of_hits), lambda r: r.attempt_id)
+    tests = rows(range_test_point, of_finished) if only is None else ()
+    range_tests = _grouped(tests, lambda r: r.attempt_id)
     trials = sa.select(trial, search.c.strategy, search.c.seed).select_from(trial).join(search).where(where)
     return [
         _trial_record(row, attempts[row.id], phases, curves, range_tests) for row in connection.execute(trials).all()

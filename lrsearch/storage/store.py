@@ -31,6 +31,7 @@ from lrsearch.storage.engine import (
 from lrsearch.storage.migrate import ensure_schema
 from lrsearch.storage.owner import is_dead, this_owner
 from lrsearch.storage.reading import (
+    Points,
     attempt_columns,
     curve_rows,
     facts_to_json,
@@ -413,17 +414,18 @@ class Store:
 
     # Reading
 
-    def record(self, name: str, version: int | None = None) -> StudyRecord:
+    def record(self, name: str, version: int | None = None, points: Points = "all") -> StudyRecord:
         """Return one version of a study, by default the latest, with all its trials.
 
-        A constant number of statements in one snapshot. Raises UnknownNameError, which lists the known studies.
+        A constant number of statements in one snapshot; `points` as in `read_study`. Raises UnknownNameError, which
+        lists the known studies.
         """
 
         def work(connection: Connection) -> StudyRecord:
             row = latest_study(connection, name, version)
             if row is None:
                 raise self._unknown_study(connection, name, version)
-            return read_study(connection, row)
+            return read_study(connection, row, points)
 
         return self._read(work)
 

@@ -14,12 +14,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from lrsearch.analysis import StudySummary, summarise
+from lrsearch.analysis.table import Cell, columns, row_cells
 from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError
 from lrsearch.storage import engine as engine_module
 from lrsearch.storage.engine import make_engine, parse_url, writer
 from lrsearch.storage.schema import attempt, curve_point, event, phase, study, trial
 from lrsearch.storage.store import Begun, Store, open_store, this_owner
 from lrsearch.trial import StudyRecord, TrialRecord
+from tests.records import make_record, some
+from tests.storage.bulk import write_record
 from tests.storage.samples import (
     CONFIG,
     CONSTANT,
@@ -529,3 +533,22 @@ def test_times_are_aware_and_naive_ones_are_refused(store: Store, engine: sa.Eng
     assert timedelta(0) <= attempt_record.finished_at - attempt_record.started_at < timedelta(seconds=60)
     with pytest.raises(sa.exc.StatementError, match="must be aware"):
         _execute(engine, sa.update(study).values(finished_at=datetime(2026, 1, 1)))  # noqa: DTZ001  that is the point
+
+
+def test_hits_alone_cost_the_same_as_the_whole_record(tmp_path: Path) -> None:
+    """Of a maximised and of a minimised metric; a study without a target needs no points at all."""
+    record = make_record(seeds=[0, 1], failures=False)
+    facts = replace(some(record.facts), higher_is_better=False)
+    low = replace(record, facts=facts, config={**record.config, "target": {"metric": "accuracy", "value": 0.5}})
+    for number, written in enumerate((record, low, make_record(seeds=[0], target=None, failures=False))):
+        url = f"sqlite:///{tmp_path / f'{number}.db'}"
+        write_record(url, written)
+        with open_store(url) as store:
+            whole, hits = store.record("digits"), store.record("digits", points="hits")
+        assert ways_table(summarise(hits)) == ways_table(summarise(whole))
+        points = [len(trial.result.curve) for trial in hits.trials if trial.result]
+        assert max(points) == (0 if written.config["target"] is None else 1)
+
+
+def ways_table(summary: StudySummary) -> list[list[Cell]]:
+    return [row_cells(columns(summary), way) for way in summary.ways]
