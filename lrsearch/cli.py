@@ -368,12 +368,59 @@ def write_report(
 @app.command()
 def dashboard(
     database: Database = DEFAULT_DATABASE,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8080,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
+    exposed: Annotated[
+        bool, typer.Option("--exposed", help="Allow a --host that others can reach: there is no login.")
+    ] = False,
 ) -> None:
-    """Serve optuna-dashboard on this machine alone, live while trials run."""
+    """Serve optuna-dashboard on this machine alone, live while trials run, and at /reports the studies' pages."""
     from lrsearch.web import serve_dashboard
 
-    serve_dashboard(database, port, lambda url: typer.echo(f"Dashboard: {url} (Ctrl-C stops it)"))
+    def announce(url: str) -> None:
+        typer.echo(f"Dashboard: {url} (Ctrl-C stops it)")
+
+    serve_dashboard(database, port, announce, host=host, exposed=exposed)
+
+
+@app.command()
+def health(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Ask for this study: finished, or a process gives signs.")
+    ] = None,
+    database: Database = DEFAULT_DATABASE,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Ask for the dashboard at this port of 127.0.0.1.")
+    ] = None,
+) -> None:
+    """Say whether a service is well, for the health checks of containers: 0 means yes, 4 means no."""
+    if port is not None:
+        _ask_dashboard(port)
+    else:
+        from lrsearch.storage import maintenance
+
+        if file is None:
+            maintenance.check_schema(database)
+        else:
+            from lrsearch.config import load_study
+
+            name = load_study(file).name
+            if not maintenance.is_alive(database, name):
+                raise StorageError(f"Study {name!r} is neither finished nor run by a process that gives signs of life.")
+    typer.echo("well")
+
+
+def _ask_dashboard(port: int) -> None:
+    from http.client import HTTPConnection, HTTPException
+
+    try:
+        connection = HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/health")
+        status = connection.getresponse().status
+    except (OSError, HTTPException) as error:
+        raise StorageError(f"No dashboard answers at port {port}: {error}.") from error
+    if status != 200:
+        raise StorageError(f"The dashboard at port {port} answers {status}.")
 
 
 db = typer.Typer(help="Look after the database: check, copy or upgrade it.", no_args_is_help=True)

@@ -1,39 +1,70 @@
-"""What lrsearch serves to a browser: optuna-dashboard, on this machine alone.
+"""What lrsearch serves to a browser: optuna-dashboard, and the studies' reports.
 
-The dashboard has no login and writes without asking, so it listens on 127.0.0.1 only, and requests that a foreign web
-page sends there (by a name that resolves to us, or from another origin) are refused.
+The dashboard has no login and writes without asking, so it listens on 127.0.0.1 unless told otherwise, and requests
+that a foreign web page sends there (by a name that resolves to us, or from another origin) are always refused.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Callable, Iterable
+from html import escape
+from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from lrsearch.errors import UsageError
+from lrsearch.errors import LrsearchError, UsageError
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from lrsearch.storage.store import Store
+
 HOST = "127.0.0.1"
 LOCAL_NAMES = ("127.0.0.1", "localhost")
+PATIENCE_SECONDS = 5.0
+"""How long a request waits for a database that is away."""
+SANDBOX = "sandbox allow-scripts; frame-ancestors 'none'"
+"""A report's own scripts may draw, but not act on this origin, where the dashboard would obey them."""
 
 
-def serve_dashboard(database: str, port: int, announce: Callable[[str], None]) -> None:
+def serve_dashboard(
+    database: str, port: int, announce: Callable[[str], None], *, host: str = HOST, exposed: bool = False
+) -> None:
     """Serve until Ctrl-C, after telling `announce` the URL; `port` 0 takes a free one.
 
-    Raises UsageError when the port is taken, StorageError when there is no such database.
+    Raises UsageError when the port is taken, or when `host` is not loopback and it is not said to be `exposed`;
+    StorageError when there is no such database.
     """
-    application = only_local(_dashboard(database))
+    if not exposed and not _is_loopback(host):
+        raise UsageError(
+            f"The dashboard has no login, and --host {host} would let others in: anyone who reaches it could change "
+            "studies. Leave it on 127.0.0.1 and use an SSH tunnel, or add --exposed where a container's port mapping "
+            "or a proxy with a login stands in front."
+        )
+    from lrsearch.storage.store import open_store
+
+    with open_store(database, must_exist=True, patience_seconds=PATIENCE_SECONDS) as store:
+        application = only_local(_with_reports(store, _dashboard(database)))
+        try:
+            server = make_server(host, port, application, server_class=_Server, handler_class=_QuietHandler)
+        except OSError as error:
+            raise UsageError(
+                f"Port {port} of {host} cannot be used: {error.strerror}. Choose another --port, or 0."
+            ) from error
+        with server:
+            announce(f"http://{HOST}:{server.server_port}/")
+            server.serve_forever()
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        server = make_server(HOST, port, application, server_class=_Server, handler_class=_QuietHandler)
-    except OSError as error:
-        raise UsageError(f"Port {port} cannot be used: {error.strerror}. Choose another --port, or 0.") from error
-    with server:
-        announce(f"http://{HOST}:{server.server_port}/")
-        server.serve_forever()
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _dashboard(database: str) -> WSGIApplication:
@@ -41,9 +72,7 @@ def _dashboard(database: str) -> WSGIApplication:
     import optuna_dashboard
 
     from lrsearch.storage.engine import connect_args, parse_url
-    from lrsearch.storage.store import open_store
 
-    open_store(database, must_exist=True).close()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = parse_url(database)
     storage = optuna.storages.RDBStorage(
@@ -52,6 +81,56 @@ def _dashboard(database: str) -> WSGIApplication:
     # Optuna's caching storage: polls take 0.08 s instead of 4.6 s at 5,000 trials (DESIGN, facts checked).
     application: WSGIApplication = optuna_dashboard.wsgi(optuna.storages.get_storage(storage))
     return application
+
+
+def _with_reports(store: Store, dashboard: WSGIApplication) -> WSGIApplication:
+    """Return the dashboard with /reports, /reports/ID and /health before it."""
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        wanted = re.fullmatch(r"/reports/([0-9]{1,9})", path)
+        try:
+            if wanted is not None:
+                return _answer(start_response, *_report(store, int(wanted[1])))
+            if path in ("/reports", "/reports/"):
+                return _answer(start_response, HTTPStatus.OK, _list_of_reports(store))
+            if path == "/health":
+                return _answer(start_response, HTTPStatus.OK, "ok")
+        except LrsearchError as error:
+            return _answer(start_response, HTTPStatus.SERVICE_UNAVAILABLE, escape(str(error)))
+        return dashboard(environ, start_response)
+
+    return application
+
+
+def _report(store: Store, study_id: int) -> tuple[HTTPStatus, str]:
+    from lrsearch.report import render
+
+    for summary in store.studies():
+        if summary.id == study_id:
+            return HTTPStatus.OK, render(store.record(summary.name, summary.version))
+    return HTTPStatus.NOT_FOUND, "There is no such study."
+
+
+def _list_of_reports(store: Store) -> str:
+    lines = "".join(
+        f'<li><a href="/reports/{study.id}">{escape(study.name)} version {study.version}</a>, '
+        f"{'finished' if study.finished else 'unfinished'}</li>"
+        for study in store.studies()
+    )
+    return f"<!doctype html><html lang='en'><title>Reports</title><h1>Reports</h1><ul>{lines}</ul></html>"
+
+
+def _answer(start_response: StartResponse, status: HTTPStatus, page: str) -> Iterable[bytes]:
+    headers = {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": SANDBOX,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-store",
+    }
+    start_response(f"{status.value} {status.phrase}", list(headers.items()))
+    return [page.encode()]
 
 
 def only_local(application: WSGIApplication) -> WSGIApplication:

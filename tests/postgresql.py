@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,8 +46,10 @@ class Server:
     fsync is off: what was acknowledged survives every way to kill the server, only not a loss of power.
     """
 
-    def __init__(self, major: int) -> None:
+    def __init__(self, major: int, password: str = PASSWORD, initdb: Sequence[str] = (), settings: str = "") -> None:
         self.major = major
+        self._password = password
+        self._settings = settings
         self._folder = Path(tempfile.mkdtemp(prefix=f"lrsearch-pg{major}-"))
         self._user = _unprivileged_user()
         self.programs = self._reachable(programs(major))
@@ -54,10 +57,10 @@ class Server:
         self._numbers = itertools.count()
         self.port = _free_port()
         secret = self._folder / "password"
-        secret.write_text(PASSWORD)
+        secret.write_text(password)
         self._own(self._folder, secret)
         access = ("--auth=scram-sha-256", f"--username={USER}", f"--pwfile={secret}")
-        self._run("initdb", f"--pgdata={self._data}", *access, "--encoding=UTF8", "--no-locale", "--no-sync")
+        self._run("initdb", f"--pgdata={self._data}", *access, *initdb, "--no-locale", "--no-sync", "-EUTF8")
         self.start()
 
     def _reachable(self, programs: Path) -> Path:
@@ -93,7 +96,7 @@ class Server:
 
     def start(self) -> None:
         """Start the server and wait until it takes connections."""
-        settings = f"-c port={self.port} -c listen_addresses=127.0.0.1 -k {self._folder} -c fsync=off"
+        settings = f"-c port={self.port} -c listen_addresses=127.0.0.1 -k {self._folder} -c fsync=off {self._settings}"
         log = self._folder / "log"
         self._run("pg_ctl", f"--pgdata={self._data}", f"--log={log}", "--wait", "start", "-o", settings)
 
@@ -118,15 +121,15 @@ class Server:
         shutil.rmtree(self._folder)
 
     def execute(self, statement: str) -> None:
-        dsn = f"host=127.0.0.1 port={self.port} user={USER} password={PASSWORD} dbname=postgres"
+        dsn = f"host=127.0.0.1 port={self.port} user={USER} password={self._password} dbname=postgres"
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute(statement.encode())
 
-    def new_database(self) -> str:
+    def new_database(self, name: str | None = None) -> str:
         """Return the URL, password included, of a new empty database."""
-        name = f"db{next(self._numbers)}"
+        name = name or f"db{next(self._numbers)}"
         self.execute(f"CREATE DATABASE {name}")
-        return f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{name}"
+        return f"postgresql://{USER}:{self._password}@127.0.0.1:{self.port}/{name}"
 
 
 def _free_port() -> int:

@@ -459,6 +459,15 @@ def test_the_dashboard_shows_the_study_to_this_machine_alone(copied: Path) -> No
         assert ask(f"{url}api/studies", Host="evil.example")[0] == 403
         doomed = f"{url}api/studies/{shown[0]['study_id']}"
         assert ask(doomed, "DELETE", Origin="http://evil.example")[0] == 403
+        status, body = ask(f"{url}reports")
+        assert (status, b'<a href="/reports/1">tiny version 1</a>, finished' in body) == (200, True)
+        with urllib.request.urlopen(f"{url}reports/1", timeout=30) as report:  # noqa: S310  # http
+            assert report.headers["Content-Security-Policy"].startswith("sandbox allow-scripts;")
+            assert "<title>" in report.read().decode()
+        assert ask(f"{url}reports/2")[0] == 404
+        assert ask(f"{url}reports/1", Host="evil.example")[0] == 403
+        port = url.rstrip("/").rpartition(":")[2]
+        assert lrsearch(copied, "health", "--port", port).stdout == "well\n"
         taken = lrsearch(copied, "dashboard", "--port", url.rstrip("/").rpartition(":")[2])
         assert (taken.returncode, taken.stderr.count("\n")) == (2, 1)
         process.send_signal(signal.SIGINT)
@@ -466,6 +475,23 @@ def test_the_dashboard_shows_the_study_to_this_machine_alone(copied: Path) -> No
     with sqlite3.connect(copied / "lrsearch.db") as database:
         assert database.execute("select count(*) from studies").fetchone() == (4,)
     database.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])  # noqa: S104  # refused
+def test_the_dashboard_leaves_loopback_only_when_told_so_twice(copied: Path, host: str) -> None:
+    answer = lrsearch(copied, "dashboard", "--port", "0", "--host", host)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr.startswith(f"The dashboard has no login, and --host {host} would let others in")
+
+
+def test_health_says_whether_a_study_lives(copied: Path) -> None:
+    assert lrsearch(copied, "health").returncode == 0
+    assert lrsearch(copied, "health", "study.yaml").returncode == 0
+    other = lrsearch(copied, "health", write(copied, LONG, "long.yaml"))
+    assert (other.returncode, other.stderr.count("\n")) == (4, 1)
+    assert "Study 'long' is neither finished nor run by a process" in other.stderr
+    assert lrsearch(copied, "health", "--port", "1").returncode == 4
+    assert lrsearch(copied, "health", "--database", "sqlite:///none.db").returncode == 4
 
 
 def test_the_dashboard_needs_a_database(tmp_path: Path) -> None:

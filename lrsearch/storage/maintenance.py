@@ -32,9 +32,10 @@ from lrsearch.storage.engine import (
 from lrsearch.storage.migrate import known_schema, upgrade
 from lrsearch.storage.owner import is_dead
 from lrsearch.storage.schema import HEAD, attempt, search, study, trial
-from lrsearch.storage.statements import spoken
+from lrsearch.storage.statements import latest_study, spoken
 from lrsearch.trial import FINISHED_STATUSES
 
+_HEALTH_SECONDS = 5.0
 OPTUNA_ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 
@@ -145,6 +146,28 @@ def check_database(url: str) -> Findings:
             return Findings(counts[0], counts[1], faults, [*_left_running(connection), *_not_shown(connection)])
 
         return transact(reader(engine), work)
+
+
+def check_schema(url: str) -> None:
+    """Raise StorageError unless the database answers and has this version's tables."""
+    with _engine(url, must_exist=True) as engine:
+        if known_schema(engine, must_be_current=True) is None:
+            raise StorageError(f"{display_url(engine.url)} holds no tables of lrsearch; type `lrsearch db upgrade`.")
+
+
+def is_alive(url: str, study_name: str) -> bool:
+    """Return whether the newest version of a study is finished, or its process gave a sign of life in time."""
+    with _engine(url, must_exist=True) as engine:
+        known_schema(engine, must_be_current=True)
+
+        def work(connection: Connection) -> bool:
+            row = latest_study(connection, study_name, None)
+            if row is None:
+                return False
+            held = row.owner is not None and row.lease_expires_at > database_now(connection)
+            return row.finished_at is not None or held
+
+        return transact(reader(engine), work, _HEALTH_SECONDS)
 
 
 def mend_view(url: str) -> None:

@@ -84,6 +84,7 @@ T = TypeVar("T")
 class StudySummary:
     """A line of `lrsearch ls`."""
 
+    id: int
     name: str
     version: int
     created_at: datetime
@@ -93,11 +94,12 @@ class StudySummary:
     charged_device_seconds: float
 
 
-def open_store(url: str, *, must_exist: bool = False) -> Store:
-    """Open the ledger at `url`, creating or upgrading its tables; readers say `must_exist` and never create one.
+def open_store(url: str, *, must_exist: bool = False, patience_seconds: float | None = None) -> Store:
+    """Open the ledger at `url`, creating its tables where there are none; readers say `must_exist` and never do.
 
-    Raises UsageError for a URL that is neither SQLite's nor PostgreSQL's, StorageError for a file or server that cannot
-    be used, and NewerSchemaError when a newer lrsearch has written it.
+    `patience_seconds` is how long a database that is away is waited for (see `patiently`). Raises UsageError for a URL
+    that is neither SQLite's nor PostgreSQL's, StorageError for a file or server that cannot be used or was written by
+    an older lrsearch, and NewerSchemaError when a newer one has written it.
     """
     parsed = parse_url(url)
     path = sqlite_path(parsed)
@@ -109,13 +111,14 @@ def open_store(url: str, *, must_exist: bool = False) -> Store:
     except BaseException:
         engine.dispose()
         raise
-    return Store(engine)
+    return Store(engine, patience_seconds)
 
 
 class Store:
     """The studies of one database. Safe to use from several threads; `close` it, or use it as a context manager."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, patience_seconds: float | None = None) -> None:
+        self._patience_seconds = patience_seconds
         self._reader = reader(engine)
         self._writer = writer(engine)
         self.absence = Absence()
@@ -131,10 +134,10 @@ class Store:
         self._reader.dispose()
 
     def _read(self, work: Callable[[Connection], T]) -> T:
-        return transact(self._reader, work, absence=self.absence)
+        return transact(self._reader, work, self._patience_seconds, self.absence)
 
     def _write(self, work: Callable[[Connection], T]) -> T:
-        return transact(self._writer, work, absence=self.absence)
+        return transact(self._writer, work, self._patience_seconds, self.absence)
 
     # Studies
 
@@ -152,6 +155,7 @@ class Store:
             seconds = charged_seconds_by_study(connection)
             return [
                 StudySummary(
+                    row.id,
                     row.name,
                     row.version,
                     row.created_at,

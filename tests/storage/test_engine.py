@@ -195,12 +195,15 @@ def test_a_server_that_is_away_is_told_in_one_line_without_the_password(monkeypa
     assert "\n" not in str(caught.value)
 
 
-def test_the_password_may_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_password_may_lie_in_a_file_that_its_user_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = tmp_path / "password"
     secret.write_text("p@ss:w/ör d\n")
     monkeypatch.setenv("LRSEARCH_DATABASE_PASSWORD_FILE", str(secret))
     assert parse_url("postgresql://me@db/x").password == "p@ss:w/ör d"  # noqa: S105
     assert parse_url("postgresql://me:given@db/x").password == "given"  # noqa: S105
+    secret.chmod(0o000)
+    with _without_privileges(), pytest.raises(UsageError, match=r"cannot be read: Permission denied\. .* readable by"):
+        parse_url("postgresql://me@db/x")
     secret.unlink()
     with pytest.raises(UsageError, match=r"_PASSWORD_FILE names .*password, which cannot be read: No such file"):
         parse_url("postgresql://me@db/x")
