@@ -349,7 +349,7 @@ class _Curve:
         usual = max(self._usual_noise(local_noise, onset, knee), self.floor)
         ragged = local_noise >= max(3 * usual, 0.05 * top)
         ragged &= _turning_share(self.gain) >= 1 / 3
-        # Real accuracies jump while they still rise: a curve at its best so far, or far from its best, is not at its end.
+        # Real accuracies jump while they rise: at its best so far, or far from its best, a curve is not at its end.
         best = np.maximum.accumulate(smooth)
         ragged &= (smooth < best) & (best >= 0.9 * top)
         seen = None if self.pretrained else _first_run(ragged, knee)
