@@ -250,6 +250,11 @@ class StudyConfig(Settings):
     strategies: Annotated[dict[Name, Annotated[Strategy, STRATEGY]], Field(min_length=1)]
     _folder: Path = PrivateAttr(default_factory=Path)
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the file that was loaded; the current one for a study made otherwise."""
+        return self._folder
+
     @field_validator("version", mode="before")
     @classmethod
     def _check_version(cls, version: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from lrsearch.analysis import StudySummary, summarise, wording
+from lrsearch.analysis.cost import device_models
 from lrsearch.analysis.table import Cell, Column, first_columns, further_columns, row_cells
 from lrsearch.analysis.threats import package_versions, threats
 from lrsearch.analysis.way_summary import WaySummary
@@ -19,7 +20,7 @@ from lrsearch.figures import FIGURES
 from lrsearch.figures._style import way_styles
 from lrsearch.page import GLYPHS, Download, download, moment, plain_values, plot_of, render_page, write_page
 from lrsearch.storage.export import TableName, export_rows, write_rows
-from lrsearch.trial import APART_PHASES, PHASES, StudyRecord, TrialRecord, charged_seconds
+from lrsearch.trial import APART_PHASES, PHASES, Event, StudyRecord, TrialRecord, charged_seconds
 
 HERO = "accuracy_versus_cost"
 THREATS_AT_ONCE = 3
@@ -124,13 +125,39 @@ def _facts(record: StudyRecord, summary: StudySummary) -> list[tuple[str, str]]:
         ("Workload", record.facts.description if record.facts else str(record.config["workload"]["name"])),
         ("Device", ", ".join(map(str, summary.devices)) or "not known yet"),
         ("Threads", ", ".join(map(str, threads)) or "–"),
+        ("Shared with others?", _sharing(record)),
         ("Ran", f"{moment(times[0])} to {moment(ends[-1])}" if times and ends else "–"),
         ("Versions", ", ".join(f"{name} {' and '.join(found)}" for name, found in package_versions(record).items())),
     ]
+    commits = dict.fromkeys(str(one.data["commit"]) for one in _surroundings(record) if one.data.get("commit"))
+    facts.append(("Commit of the study's folder", ", ".join(commits) or "not recorded"))
     price = record.config.get("price")
     if price:
         facts.append(("Price", f"${price['usd_per_device_hour']:g} per device hour, as of {price['as_of']}"))
     return [(name, text or "–") for name, text in facts]
+
+
+EXCLUSIVE_BELOW = 0.1
+"""Processors that other programs kept busy on average: what an idle system's own services take."""
+
+
+def _surroundings(record: StudyRecord) -> list[Event]:
+    return [event for event in record.events if event.kind == "surroundings"]
+
+
+def _sharing(record: StudyRecord) -> str:
+    """Return whether other programs worked on the machine: the mean over runs, by their length."""
+    found = [event.data for event in _surroundings(record) if event.data.get("busy_with_others") is not None]
+    seconds = sum(one["seconds"] for one in found)
+    if not seconds:
+        return "not recorded"
+    busy = sum(one["busy_with_others"] * one["seconds"] for one in found) / seconds
+    kind = "exclusive" if busy < EXCLUSIVE_BELOW else "shared"
+    processors = wording.counted(int(found[-1]["processors"] or 1), "processor")
+    only = (
+        "" if all(one.kind == "cpu" for one in device_models(record.trials)) else "; of the accelerator: not recorded"
+    )
+    return f"{kind}: other programs kept {wording.significant(busy, 2)} of {processors} busy{only}"
 
 
 def _problem(trial: TrialRecord) -> Problem:

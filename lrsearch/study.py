@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from lrsearch.interfaces import Executor, Observer, SharesTests, StopsEarly, Str
 from lrsearch.range_test import judge
 from lrsearch.schedules import plan_schedule
 from lrsearch.storage.store import Begun, Store, StudyRow, this_owner
+from lrsearch.surroundings import noted
 from lrsearch.trial import (
     FINISHED_STATUSES,
     AttemptRecord,
@@ -90,7 +92,10 @@ def run_study(
             study = _as_the_file_says(config, store, observer, study, extend=extend)
             for lost in store.reconcile(study.id):
                 observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
-            _Conductor(config, store, study, owner, observer, _open_mirror(mirror_url, store), signals, prepared).run()
+            with noted(partial(store.add_event, study.id, "surroundings"), config.folder):
+                _Conductor(
+                    config, store, study, owner, observer, _open_mirror(mirror_url, store), signals, prepared
+                ).run()
             record = store.record(study.name, study.version)
             _check_any_model(record)
             store.finish_study(study.id)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import errno
+import gzip
+import io
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +24,7 @@ from lrsearch.analysis.table import columns, row_cells
 from lrsearch.errors import StorageError
 from lrsearch.page import content_security_policy
 from lrsearch.report import render, write_report
-from lrsearch.trial import StudyRecord
+from lrsearch.trial import Event, StudyRecord
 from tests.records import GPU, SEVEN_WAYS, make_record, some, unfinished
 
 if TYPE_CHECKING:
@@ -126,6 +131,40 @@ def test_a_killed_process_leaves_no_account_of_the_time_that_it_held_the_device(
     attempts = tuple(replace(attempt, owner="another:1:1:1") for attempt in last.attempts)
     killed = replace(record, trials=(*others, replace(last, attempts=attempts)))
     assert "accounted for" not in Reader(render(killed)).text
+
+
+def test_the_strip_says_what_is_known_of_the_surroundings_and_what_is_not(record: StudyRecord, seen: Reader) -> None:
+    assert seen.text.count("not recorded") >= 2
+    runs = [(30.0, 0.02, "abc"), (10.0, 1.98, "abc"), (5.0, None, None)]
+    events = tuple(
+        Event(record.created_at, "surroundings", {"processors": 4, "seconds": s, "busy_with_others": b, "commit": c})
+        for s, b, c in runs
+    )
+    text = Reader(render(replace(record, events=events))).text
+    assert "shared: other programs kept 0.51 of 4 processors busy" in text
+    assert "abc" in text
+    assert "not recorded" not in text
+
+
+def test_the_downloads_are_the_exported_tables_and_the_numbers(record: StudyRecord, seen: Reader) -> None:
+    files = {some(a["download"]): some(a["href"]).split(",")[1] for tag, a in seen.tags if "download" in a}
+    assert set(files) == {"digits-trials.csv", "digits-curves.csv.gz", "digits-numbers.json"}
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(files["digits-trials.csv"]).decode())))
+    charged = sum(float(row["charged_device_seconds"]) for row in rows if row["strategy"] == "grid")
+    numbers = json.loads(base64.b64decode(files["digits-numbers.json"]))
+    grid = next(way for way in numbers["ways"] if way["way"]["key"] == "grid")
+    assert charged / 5 == pytest.approx(grid["charged"]["value"])
+    assert numbers["verdict"]["headline"] == summarise(record).verdict.headline
+    curves = gzip.decompress(base64.b64decode(files["digits-curves.csv.gz"])).decode()
+    assert len(curves.splitlines()) == 1 + sum(len(some(trial.result).curve) for trial in record.trials)
+
+
+def test_energy_is_unknown_or_measured_and_never_nothing(record: StudyRecord) -> None:
+    assert all(way.energy is None for way in summarise(record).ways)
+    trials = [replace(t, result=replace(some(t.result), energy_joules=10.0)) for t in record.trials]
+    ways = {way.key: way for way in summarise(replace(record, trials=tuple(trials))).ways}
+    assert some(ways["clr"].energy).value == 20.0
+    assert ways["grid"].energy is None, "one of its attempts was killed: nobody knows its energy"
 
 
 def test_the_study_file_is_on_the_page(seen: Reader) -> None:

@@ -34,8 +34,12 @@ def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
     yield "One workload and one target: another model, data set or target can turn the order around."
     if summary.is_processor_time:
         yield (
-            "Seconds are of a processor. On an accelerator evaluation, start-up and training weigh differently; "
-            "whether anything else ran on this machine meanwhile is not recorded."
+            "Seconds are of a processor. On an accelerator evaluation, start-up and training weigh differently"
+            + (
+                "."
+                if any(event.kind == "surroundings" for event in record.events)
+                else "; whether anything else ran on this machine meanwhile is not recorded."
+            )
         )
     if not any(row.confirmed for row in summary.ways):
         yield "Test values are of the model that each search chose once; it was not trained again with fresh seeds."
