@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/digits.yaml
 
-.PHONY: study test fast-test slow-test postgres-test check install clean
+.PHONY: study test fast-test slow-test postgres-test outages check install clean
 
 install: $(VENV)/.installed
 
@@ -37,6 +37,10 @@ postgres-test: install build/tools
 	test -x /usr/lib/postgresql/15/bin/postgres \
 	    || { apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-15; }
 	$(BIN)/pytest -m postgres
+
+# Half an hour: 30 outages in the middle of a study on each version, one of them of 30 s.
+outages: install build/tools
+	LRSEARCH_OUTAGES=30 $(BIN)/pytest -m postgres tests/test_on_postgresql.py -k outlives
 
 build/tools: tests/tools.txt
 	rm -rf $@

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from lrsearch import __version__
-from lrsearch.errors import LrsearchError, StorageError
+from lrsearch.errors import LrsearchError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,7 +88,8 @@ def _print_error(message: str, exit_code: int) -> None:
 
 
 def _without_passwords(text: str) -> str:
-    return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+    text = re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+    return re.sub(r"(password=)[^\s&'\"]+", r"\1***", text)
 
 
 def _one_line(error: Exception) -> str:
@@ -116,10 +117,26 @@ StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's nam
 StudyVersion = Annotated[
     int | None, typer.Option("--study-version", help="Which version of the study; the newest when not given.")
 ]
+
+
+def _keep_passwords_off_the_command_line(context: typer.Context, url: str) -> str:
+    from_command_line = str(context.get_parameter_source("database")).endswith("COMMANDLINE")
+    if from_command_line and _without_passwords(url) != url:
+        raise UsageError(
+            "A password on the command line can be read by everyone on this machine: give the URL without it, and the "
+            "password in the file that LRSEARCH_DATABASE_PASSWORD_FILE names or in ~/.pgpass."
+        )
+    return url
+
+
 Database = Annotated[
     str,
     typer.Option(
-        "--database", metavar="URL", envvar="LRSEARCH_DATABASE", help="sqlite:///FILE or postgresql://USER@HOST/NAME."
+        "--database",
+        metavar="URL",
+        envvar="LRSEARCH_DATABASE",
+        help="sqlite:///FILE or postgresql://USER@HOST/NAME.",
+        callback=_keep_passwords_off_the_command_line,
     ),
 ]
 DEFAULT_DATABASE = "sqlite:///lrsearch.db"

@@ -378,10 +378,21 @@ def test_a_fault_of_our_own_keeps_its_traceback_in_a_file(tmp_path: Path) -> Non
     ],
 )
 def test_no_message_shows_a_password(tmp_path: Path, url: str) -> None:
-    answer = lrsearch(tmp_path, "ls", "--database", url)
+    answer = lrsearch(tmp_path, "ls", LRSEARCH_DATABASE=url)
     assert answer.returncode in (2, 4)
     assert len(answer.stderr.splitlines()) == 1
     assert "s3cret" not in answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://ann:s3cret@127.0.0.1:1/x", "postgresql://ann@127.0.0.1/x?password=s3cret"]
+)
+def test_a_password_on_the_command_line_is_refused(tmp_path: Path, url: str) -> None:
+    for command in (["ls"], ["run-study", write(tmp_path, STUDY)], ["db", "check"]):
+        answer = lrsearch(tmp_path, *command, "--database", url)
+        assert answer.returncode == 2
+        assert answer.stderr.startswith("A password on the command line can be read by everyone on this machine")
+        assert "s3cret" not in answer.stdout + answer.stderr
 
 
 def test_reading_a_database_that_is_not_there_creates_none(tmp_path: Path) -> None:

@@ -147,6 +147,14 @@ def test_the_image_runs_as_the_services_user(model: dict[str, Any]) -> None:
     assert model["services"]["worker"]["image"] == f"lrsearch:{version[1]}"
 
 
+def test_the_recipe_names_variables_that_are_there() -> None:
+    recipe = (ROOT / "docs" / "operations.md").read_text()
+    known = set(re.findall(r"LRSEARCH_[A-Z_]+", (ROOT / "docker-compose.yml").read_text()))
+    named = set(re.findall(r"LRSEARCH_[A-Z_]+", recipe))
+    assert named <= known
+    assert known - named == {"LRSEARCH_CACHE"}
+
+
 # The services' commands, without containers
 
 

@@ -1,6 +1,6 @@
 """Whole studies on a real PostgreSQL, by the real program: the same results as on SQLite, whatever the server does.
 
-`LRSEARCH_OUTAGES` (default 3) is how often the server goes away in the middle of each study; `make faults` sets 30.
+`LRSEARCH_OUTAGES` (default 3) is how often the server goes away in the middle of each study; `make outages` sets 30.
 """
 
 from __future__ import annotations

@@ -119,10 +119,12 @@ def _dump(url: URL, target: Path) -> None:
             "A copy of a PostgreSQL database needs pg_dump, at least as new as the server: install postgresql-client, "
             "or run pg_dump --format=custom where the server is. `lrsearch db upgrade --no-backup` upgrades without."
         )
-    plain = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
-    environment = {**os.environ, **({"PGPASSWORD": str(url.password)} if url.password else {})}
-    command = [program, "--format=custom", "--no-owner", "--no-password", f"--file={target}", f"--dbname={plain}"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)  # noqa: S603  # a fixed program; the URL is one argument
+    secret = url.password or url.query.get("password")
+    plain = URL.create("postgresql", url.username, None, url.host, url.port, url.database, url.query)
+    address = plain.difference_update_query(["password"]).render_as_string(hide_password=False)
+    command = [program, "--format=custom", "--no-owner", "--no-password", f"--file={target}", f"--dbname={address}"]
+    environment = {**os.environ, **({"PGPASSWORD": str(secret)} if secret else {})}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603  # arguments, no shell
     if done.returncode != 0:
         raise StorageError(f"pg_dump could not copy {display_url(url)}: {' '.join(done.stderr.split())}")
 
