@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -364,6 +365,55 @@ def export(
             write_rows(rows, format, stream)
     except OSError as error:
         raise StorageError(f"{output} cannot be written: {error.strerror}. Choose another --output.") from error
+
+
+@app.command()
+def analyze(
+    file: Annotated[Path, typer.Argument(metavar="TRIALS.csv", help="What `export STUDY --table trials` wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Compute the numbers of a report's tables again, from an exported table of trials alone."""
+    from lrsearch.analysis.document import study_document
+    from lrsearch.analysis.exported import read_trials
+
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            record = read_trials(stream)
+    except OSError as error:
+        raise StorageError(
+            f"{file} cannot be read: {error.strerror}. Give a file that `lrsearch export` wrote."
+        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(
+            f"{file} is not a CSV file in UTF-8: {error}. Give one that `lrsearch export` wrote."
+        ) from error
+    if as_json:
+        _print_json({**study_document(record), "exit_code": 0})
+    else:
+        _print_analysis(record)
+
+
+def _print_analysis(record: StudyRecord) -> None:
+    """Print the verdict and the tables that follow from the trials, in the words of the report."""
+    from rich.table import Table
+
+    from lrsearch.analysis import summarise
+    from lrsearch.analysis.table import columns, row_cells
+    from lrsearch.figures import FROM_TRIALS
+    from lrsearch.figures import Table as Rows
+
+    summary = summarise(record)
+    typer.echo("\n  ".join([f"{summary.verdict.headline} Grade: {summary.verdict.grade}.", *summary.verdict.sentences]))
+    shown = columns(summary)
+    rows = [(way.key, *("\n".join((cell.text, *cell.notes)) for cell in row_cells(shown, way))) for way in summary.ways]
+    first = Rows(["Way", *(column.title for column in shown)], rows)
+    for title, table in [("Each way in numbers", first), *((one.title, one.table(record)) for one in FROM_TRIALS)]:
+        if table.rows:
+            drawn = Table(*table.columns, title=title, title_justify="left", box=None)
+            for row in table.rows:
+                drawn.add_row(*row)
+            typer.echo()
+            _print(drawn)
 
 
 @app.command("report")

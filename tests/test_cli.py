@@ -202,6 +202,42 @@ def test_the_result_table_is_never_wider_than_the_terminal(finished: tuple[Path,
         assert max(len(line) for line in shown) <= columns
 
 
+def test_analyze_computes_the_numbers_of_the_run_from_its_csv_alone(
+    finished: tuple[Path, Answer], tmp_path: Path
+) -> None:
+    folder, ran = finished
+    table = tmp_path / "trials.csv"
+    assert lrsearch(folder, "export", "tiny", "--table", "trials", "--output", str(table)).returncode == 0
+    said = lrsearch(tmp_path, "analyze", str(table), "--json")
+    assert (said.returncode, said.stderr) == (0, "")
+    document, outcome = json.loads(said.stdout), json.loads(ran.stdout)
+    assert document["verdict"]["headline"] == outcome["verdict"]["headline"]
+    for way in outcome["ways"]:
+        found = document["ways"][way["way"]]
+        assert found["bill"]["charged_device_seconds"] == pytest.approx(way["charged_device_seconds"])
+        assert (found["test"], found["reach"]["reached"]) == (way["test"], way["target"]["reached"])
+    text = lrsearch(tmp_path, "analyze", str(table)).stdout
+    assert document["verdict"]["headline"] in text
+    assert "Leaderboard" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        (None, 4, "cannot be read"),
+        (b"\xff\xfe\x00", 2, "not a CSV file in UTF-8"),
+        (b"a,b\n1,2\n", 2, "lacks the column strategy"),
+    ],
+)
+def test_analyze_says_what_is_wrong_with_a_file(tmp_path: Path, content: bytes | None, code: int, message: str) -> None:
+    if content is not None:
+        (tmp_path / "trials.csv").write_bytes(content)
+    said = lrsearch(tmp_path, "analyze", "trials.csv")
+    assert (said.returncode, said.stdout) == (code, "")
+    assert message in said.stderr
+    assert "Traceback" not in said.stderr
+
+
 @pytest.mark.parametrize("table", ["trials", "curves", "attempts", "range_tests"])
 def test_export_writes_the_same_rows_as_csv_and_json(finished: tuple[Path, Answer], tmp_path: Path, table: str) -> None:
     folder = finished[0]

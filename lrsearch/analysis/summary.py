@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.cost import DeviceModel, device_models, price_of
+from lrsearch.analysis.once import once_per_record
 from lrsearch.analysis.searches import higher_is_better, metric_name, target_value
 from lrsearch.analysis.verdict import Terms, Verdict, judge_ways
 from lrsearch.analysis.way_summary import WaySummary, summarise_ways
@@ -46,6 +47,7 @@ class StudySummary:
         return next(way for way in self.ways if way.key == key)
 
 
+@once_per_record
 def summarise(record: StudyRecord) -> StudySummary:
     """Compute every number of the report's table; METHOD sections 2 to 4 define them."""
     devices = tuple(device_models(record.trials))

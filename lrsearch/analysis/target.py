@@ -74,9 +74,9 @@ def cost_to_target(
     return Outcome(ended, math.inf, last if spent is None else spent)
 
 
-def meets(value: float | None, target: float, *, lower_is_better: bool = False) -> bool:
-    """Return whether a validation value is at or beyond the target; None and NaN are not."""
-    return value is not None and (value <= target if lower_is_better else value >= target)
+def meets(value: float | None, target: float | None, *, lower_is_better: bool = False) -> bool:
+    """Return whether a validation value is at or beyond the target; None and NaN are not, nor is any without target."""
+    return value is not None and target is not None and (value <= target if lower_is_better else value >= target)
 
 
 class Interval(NamedTuple):

@@ -13,13 +13,14 @@ most accurate. A claim is graded by intervals of whole searches (compare.py):
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, variance
 from typing import Literal
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.compare import Difference, Ratio, mean_difference, speed_up
+from lrsearch.analysis.power import MOST_SEARCHES, Power, detectable_difference, power_of_costs
 from lrsearch.analysis.target import expected_cost
 from lrsearch.analysis.way_summary import WaySummary
 
@@ -102,7 +103,12 @@ def judge_ways(
     return Verdict(
         _overall([cost, accuracy]),
         _headline(clr, cost, accuracy, terms),
-        (cost.sentence, *_whole_search(clr, rivals, terms), accuracy.sentence),
+        (
+            cost.sentence,
+            *_whole_search(clr, rivals, terms),
+            accuracy.sentence,
+            *_power(clr, rows, cost, accuracy, terms),
+        ),
         tuple(_note(row, clr, terms) for row in others),
     )
 
@@ -177,6 +183,34 @@ def _whole_search(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -
         f"(n = {len(clr.charged_costs)}) and {wording.significant(fmean(rival.charged_costs))} with "
         f"the cheapest search over rates, {rival.key} (n = {len(rival.charged_costs)}); {_ratio_text(ratio)}."
     ]
+
+
+def _power(clr: WaySummary, rows: Sequence[WaySummary], cost: Claim, accuracy: Claim, terms: Terms) -> Iterator[str]:
+    """Yield, for each claim that is not distinguished, what it would take: power.py has the formulas."""
+    by_key = {row.key: row for row in rows}
+    rival = by_key[cost.rival]
+    if cost.grade == "not distinguished" and not _missed(clr, rival):
+        slow, fast = ([outcome.cost for outcome in row.outcomes] for row in (rival, clr))
+        text = _power_text(power_of_costs(slow, fast), min(len(slow), len(fast)))
+        yield f"Cost not distinguished: at the spread seen, {text}."
+    if accuracy.grade == "not distinguished":
+        tests = (clr.tests, by_key[accuracy.rival].tests)
+        count = min(map(len, tests))
+        least = detectable_difference(variance(tests[0]), variance(tests[1]), count)
+        yield (
+            f"Test {terms.metric} not distinguished: at the spread seen, {count} seeds per way detect a difference of "
+            f"{wording.metric(least)} (80 % power), and smaller ones seldom."
+        )
+
+
+def _power_text(power: Power, count: int) -> str:
+    """Return "about 6 more seeds per way would detect 1.3×", or what the seeds there are detect already."""
+    if not power.more:
+        return (
+            f"{count} seeds per way detect {wording.times(power.detectable)} (80 % power): a larger ratio is unlikely"
+        )
+    number = f"{power.more} or more" if power.searches_needed >= MOST_SEARCHES else f"about {power.more}"
+    return f"{number} more seeds per way would detect {wording.times(power.ratio)} (80 % power)"
 
 
 def _overall(claims: Sequence[Claim]) -> Grade:

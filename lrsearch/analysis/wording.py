@@ -72,6 +72,15 @@ def times(value: float) -> str:
     return f"{significant(value, 2)}×"
 
 
+def seconds_or_never(value: float) -> str:
+    """Return a cost with its unit, or "never".
+
+    >>> seconds_or_never(12.345), seconds_or_never(math.inf)
+    ('12.3 s', 'never')
+    """
+    return f"{significant(value)} s" if math.isfinite(value) else NEVER
+
+
 def seconds_noun(device_kind: str | None) -> str:
     """Return what a charged second is called: processor seconds are never passed off as device time."""
     return "processor seconds" if device_kind == "cpu" else "device seconds"

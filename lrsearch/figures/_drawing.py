@@ -29,7 +29,12 @@ class Drawing:
     caption: Callable[[StudyRecord], str]
     """What is drawn, of how many searches, and how to read it."""
     draw: FigureMaker
+    """May return None while the table has rows: then the table is all there is to see."""
     table: Callable[[StudyRecord], Table]
 
     def __call__(self, record: StudyRecord) -> go.Figure | None:
         return self.draw(record)
+
+
+def no_figure(record: StudyRecord) -> None:
+    """Draw nothing: the numbers are read better than seen."""

@@ -116,9 +116,7 @@ def _range(curves: Sequence[Sequence[float]], *, rises: bool) -> tuple[float, fl
 def _draw_bounds(figure: go.Figure, verdict: RangeTestVerdict, style: WayStyle) -> None:
     """Shade from base to max rate, and name the lines above both plots, in three rows that keep the names apart."""
     height = {"yref": "paper", "y0": 0, "y1": TOP, "layer": "below"}
-    if verdict.base_lr and verdict.max_lr:
-        bounds = {"x0": verdict.base_lr, "x1": verdict.max_lr}
-        figure.add_shape(type="rect", **bounds, **height, fillcolor=style.faint(0.12), line={"width": 0})
+    shade_bounds(figure, verdict, style, top=TOP)
     found = [(rate, name) for name, field in LINES if (rate := getattr(verdict, field))]
     for row, (rate, name) in enumerate(sorted(found)):
         chosen = name in ("base", "max")
@@ -133,6 +131,13 @@ def _draw_bounds(figure: go.Figure, verdict: RangeTestVerdict, style: WayStyle) 
             yanchor="bottom",
             font={"size": 12},
         )
+
+
+def shade_bounds(figure: go.Figure, verdict: RangeTestVerdict, style: WayStyle, *, top: float = 1.0) -> None:
+    """Shade the rates from base to max, up to `top` of the drawing."""
+    if verdict.base_lr and verdict.max_lr:
+        place = {"x0": verdict.base_lr, "x1": verdict.max_lr, "yref": "paper", "y0": 0, "y1": top, "layer": "below"}
+        figure.add_shape(type="rect", **place, fillcolor=style.faint(0.12), line={"width": 0})
 
 
 def caption(record: StudyRecord) -> str:

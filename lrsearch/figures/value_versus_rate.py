@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.searches import higher_is_better, metric_name, target_value
-from lrsearch.analysis.ways import CYCLICAL
+from lrsearch.analysis.ways import CYCLICAL, clr_way
 from lrsearch.figures._drawing import Drawing, Table
-from lrsearch.figures._style import WayStyle, add_target, legend_entry, log_axis, new_figure, of_way, padded, way_styles
+from lrsearch.figures._style import (
+    INK,
+    WayStyle,
+    add_target,
+    legend_entry,
+    log_axis,
+    new_figure,
+    of_way,
+    padded,
+    way_styles,
+)
+from lrsearch.figures.range_test import RangeTest, range_tests, shade_bounds
+from lrsearch.range_test import suggestions_from_training_losses
 from lrsearch.trial import FINISHED_STATUSES, StudyRecord, TrialRecord
 
+MOST_POINTS = 2000
+"""More are thinned: a page of 10,000 trials must stay small, and its marks lie on each other anyway."""
+FEWEST_FOR_SUGGESTIONS = 20
 WITHOUT_VALUE = {"diverged": "x-thin-open", "failed": "asterisk-open"}
 
 
@@ -36,7 +52,7 @@ def highest_rate(trial: TrialRecord) -> float | None:
 
 def draw(record: StudyRecord) -> go.Figure | None:
     """Draw a symbol per trial, crosses for diverged and stars for failed ones along the bottom."""
-    by_way, styles, target = numbers(record), way_styles(record), target_value(record)
+    by_way, styles, target = thinned(numbers(record)), way_styles(record), target_value(record)
     values = [value for trials in by_way.values() for trial in trials if (value := _value(trial)) is not None]
     if not values:
         return None
@@ -53,7 +69,48 @@ def draw(record: StudyRecord) -> go.Figure | None:
     figure.update_yaxes(range=(bottom - 0.05 * (high - low), high))
     if target is not None:
         add_target(figure, target)
+    tests = range_tests(record, clr.key) if (clr := clr_way(record)) else []
+    if tests:
+        _draw_range_test(figure, tests[0], styles[tests[0].trial.strategy], low, high)
     return figure
+
+
+def thinned(by_way: Mapping[str, Sequence[TrialRecord]]) -> dict[str, list[TrialRecord]]:
+    """Return at most about `MOST_POINTS` trials, of each way every so many."""
+    step = math.ceil(sum(map(len, by_way.values())) / MOST_POINTS) or 1
+    return {key: list(trials[::step]) for key, trials in by_way.items()}
+
+
+def _draw_range_test(figure: go.Figure, test: RangeTest, style: WayStyle, low: float, high: float) -> None:
+    """Draw what the range test saw of the same rates, its bounds shaded, and fastai's suggestions along the top."""
+    rates, values = test.metric
+    figure.add_trace(
+        go.Scatter(
+            x=rates,
+            y=[min(max(value, low), high) for value in values],
+            mode="lines",
+            line={"color": style.faint(0.7), "width": 1.4},
+            name="range test",
+            showlegend=True,
+            hovertemplate="range test at rate %{x:.3g}: %{y:.4f}",
+        )
+    )
+    shade_bounds(figure, test.verdict, style)
+    losses = [point.train_loss for point in test.points if point.train_loss is not None]
+    found = suggestions_from_training_losses(test.loss[0], losses) if len(losses) >= FEWEST_FOR_SUGGESTIONS else None
+    marks = [(name, rate) for name, rate in (found._asdict() if found else {}).items() if rate is not None]
+    figure.add_trace(
+        go.Scatter(
+            x=[rate for _, rate in marks],
+            y=[high] * len(marks),
+            mode="markers",
+            marker={"symbol": "arrow-down", "size": 9, "color": INK},
+            customdata=[name for name, _ in marks],
+            name="fastai's suggestions",
+            showlegend=True,
+            hovertemplate="fastai's %{customdata}: rate %{x:.3g}",
+        )
+    )
 
 
 def _on_the_axis(record: StudyRecord, values: Sequence[float]) -> list[float]:
@@ -111,11 +168,25 @@ def _value(trial: TrialRecord) -> float | None:
 
 def caption(record: StudyRecord) -> str:
     trials = [trial for group in numbers(record).values() for trial in group]
+    shown = sum(map(len, thinned(numbers(record)).values()))
+    which = f"All {len(trials)}" if shown == len(trials) else f"{shown} of {len(trials)}, evenly taken,"
     diverged, failed = (sum(trial.status == status for trial in trials) for status in WITHOUT_VALUE)
+    test = _caption_of_test(record)
     return (
-        f"All {len(trials)} training trials that have ended. Crosses along the bottom diverged ({diverged}), stars "
+        f"{which} training trials that have ended. Crosses along the bottom diverged ({diverged}), stars "
         f"failed ({failed}): they have no value, and were paid for. A cyclical run stands at its upper bound. "
-        "Values far worse than chance stand at the edge of the axis; the table has them all."
+        f"Values far worse than chance stand at the edge of the axis.{test}"
+    )
+
+
+def _caption_of_test(record: StudyRecord) -> str:
+    clr = clr_way(record)
+    if clr is None or not range_tests(record, clr.key):
+        return ""
+    return (
+        f" The thin line is the validation value along the first range test of {clr.key}, one short run over all "
+        "rates; shaded are the bounds that were read off it. Arrows along the top are the four suggestions that fastai "
+        "would give for that test's losses: shown, not used."
     )
 
 
@@ -130,7 +201,7 @@ def table(record: StudyRecord) -> Table:
             "–" if _value(trial) is None else wording.metric(_value(trial) or 0.0),
             wording.significant(trial.charged_device_seconds),
         )
-        for key, trials in numbers(record).items()
+        for key, trials in thinned(numbers(record)).items()
         for trial in trials
     ]
     return Table(("Way", "Seed", "Trial", "Highest rate", "Status", "Validation value", "Charged, s"), rows)

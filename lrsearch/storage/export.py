@@ -11,6 +11,12 @@ seconds x devices held, times are UTC in ISO 8601, an empty cell is a value that
   peak_device_memory_bytes, energy_joules and error. Over all attempts: attempts (how many), charged_device_seconds, one
   <phase>_seconds per phase, core_seconds, estimated (whether any seconds were read off a heartbeat), started_at of the
   first and finished_at of the last.
+  The rest is what `lrsearch analyze` needs to compute the report's tables from this one: way_settings (JSON, of the
+  study file), planned_seeds (JSON), finished (whether the study is), target, higher_is_better, chance, price (USD per
+  device hour), last_attempt_seconds (charged, of the attempt that finished), seconds_to_target (charged seconds of the
+  trial until an evaluation first met the target), and evaluations: JSON [epoch, charged seconds of the trial so far,
+  validation value] of those that were better than all before in the trial, and of the first at or after 10, 20, 30, 40
+  and 50 % of its epochs; the table curves has them all.
 - attempts: the same of each attempt, with its own number, status (finished, interrupted, lost, running) and owner.
 - curves: the points of the attempt that finished; charged_device_seconds is cumulative within it.
 - range_tests: the rungs; values belong to the model after the step at learning_rate.
@@ -20,11 +26,16 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Literal, TextIO
 
+from lrsearch.analysis.cost import price_of
+from lrsearch.analysis.details import early_points
+from lrsearch.analysis.searches import evaluations_of, higher_is_better, target_value
+from lrsearch.analysis.target import meets
 from lrsearch.trial import (
     CHARGED_PHASES,
     PHASES,
@@ -55,6 +66,8 @@ COLUMNS: Mapping[TableName, tuple[str, ...]] = {
         *("peak_device_memory_bytes", "energy_joules"),
         *_TIMES,
         "error",
+        *("way_settings", "planned_seeds", "finished", "target", "higher_is_better", "chance", "price"),
+        *("last_attempt_seconds", "seconds_to_target", "evaluations"),
     ),
     "attempts": (*_TRIAL, "attempt", "status", "owner", *_SECONDS, *_DEVICE, *_TIMES, "versions", "error"),
     "curves": (*_TRIAL, "attempt", *CurvePoint.__dataclass_fields__),
@@ -94,7 +107,7 @@ def write_rows(rows: Rows, format: Literal["csv", "json"], stream: TextIO) -> No
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, bool | dict) else value
+    return json.dumps(value) if isinstance(value, bool | dict | list) else value
 
 
 def _trial_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str, Any]]:
@@ -127,7 +140,36 @@ def _trial_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str, A
         "estimated": any(attempt.estimated for attempt in trial.attempts),
         "started_at": _time(trial.attempts[0].started_at) if trial.attempts else None,
         "finished_at": _time(trial.attempts[-1].finished_at) if trial.attempts else None,
+        "way_settings": record.config["strategies"].get(trial.strategy),
+        "planned_seeds": list(record.seeds),
+        "finished": record.finished,
+        "target": target_value(record),
+        "higher_is_better": higher_is_better(record),
+        "chance": record.facts.chance if record.facts else None,
+        "price": price_of(record),
+        **_progress(record, trial),
     }
+
+
+def _progress(record: StudyRecord, trial: TrialRecord) -> dict[str, Any]:
+    target, lower = target_value(record), not higher_is_better(record)
+    measured = evaluations_of(trial)
+    hits = (cost for cost, point in measured if meets(point.validation_metric, target, lower_is_better=lower))
+    telling = {id(point) for point in (*early_points(record, trial), *_improvements(measured, lower)) if point}
+    return {
+        "last_attempt_seconds": trial.attempts[-1].charged_device_seconds if trial.result else None,
+        "seconds_to_target": next(hits, None),
+        "evaluations": [[p.epoch, cost, p.validation_metric] for cost, p in measured if id(p) in telling],
+    }
+
+
+def _improvements(measured: list[tuple[float, CurvePoint]], lower_is_better: bool) -> Iterator[CurvePoint]:
+    best = math.inf if lower_is_better else -math.inf
+    for _, point in measured:
+        value = point.validation_metric
+        if value is not None and (value < best if lower_is_better else value > best):
+            best = value
+            yield point
 
 
 _OF_RESULT = (

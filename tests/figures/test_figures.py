@@ -10,10 +10,11 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import pytest
 
-from lrsearch.analysis import bill, searches, wording
+from lrsearch.analysis import bill, searches, summarise, wording
+from lrsearch.analysis.details import grid_orders, target_ladder
 from lrsearch.figures import FIGURES, _style, accuracy_versus_cost, cost_by_phase, value_versus_rate
 from lrsearch.figures import range_test as range_test_figure
-from lrsearch.range_test import judge
+from lrsearch.range_test import judge, suggestions_from_training_losses
 from lrsearch.trial import StudyRecord, TrialRecord, TrialResult
 from tests.records import GPU, SEVEN_WAYS, make_record, some, unfinished
 
@@ -46,7 +47,8 @@ class TestEveryFigure:
         assert drawing.title
         table = drawing.table(record)
         assert all(len(row) == len(table.columns) for row in table.rows)
-        assert figure is None or (drawing.caption(record) and table.rows)
+        assert figure is None or table.rows
+        assert not table.rows or drawing.caption(record)
 
     def test_it_has_a_transparent_ground_and_titled_axes(self, key: str, record: StudyRecord) -> None:
         figure = FIGURES[key](record)
@@ -99,7 +101,16 @@ def test_every_colour_stands_out_from_both_grounds(ground: tuple[int, int, int])
         assert (lighter + 0.05) / (darker + 0.05) >= 3, color
 
 
-@pytest.mark.parametrize("key", FIGURES)
+TABLES_ALONE = ("cross_table", "equal_budget", "improvement", "leaderboard", "hindsight_premium")
+
+
+@pytest.mark.parametrize("key", TABLES_ALONE)
+def test_numbers_that_are_read_better_than_seen_are_a_table_alone(key: str) -> None:
+    assert FIGURES[key](STUDIES["whole"]) is None
+    assert FIGURES[key].table(STUDIES["whole"]).rows
+
+
+@pytest.mark.parametrize("key", [key for key in FIGURES if key not in TABLES_ALONE])
 def test_no_markup_of_a_user_reaches_plotly(key: str) -> None:
     ways = {f"{MARKUP}{index}": settings for index, settings in enumerate(SEVEN_WAYS.values())}
     record = make_record(ways, seeds=[0, 1])
@@ -147,10 +158,60 @@ def test_a_way_with_a_search_that_gave_no_model_has_no_median() -> None:
 
 def test_every_ended_training_trial_has_its_mark() -> None:
     record = STUDIES["whole"]
-    marks = [trace for trace in figure_of("value_versus_rate").data if trace.x is not None and trace.x[0] is not None]
+    marks = [
+        trace
+        for trace in figure_of("value_versus_rate").data
+        if trace.x is not None and trace.x[0] is not None and trace.legendgroup
+    ]
     assert sum(len(trace.x) for trace in marks) == sum(trial.stage == "train" for trial in record.trials)
     crosses = [trace for trace in marks if trace.marker.symbol == "x-thin-open"]
     assert sum(len(trace.x) for trace in crosses) == sum(trial.status == "diverged" for trial in record.trials)
+
+
+def test_the_range_test_stands_on_the_same_axis_with_its_bounds_and_fastais_suggestions() -> None:
+    figure = figure_of("value_versus_rate")
+    first = range_test_figure.numbers(STUDIES["whole"])[0]
+    line, arrows = (next(t for t in figure.data if t.name == name) for name in ("range test", "fastai's suggestions"))
+    assert list(line.x) == first.metric[0]
+    assert (first.verdict.base_lr, first.verdict.max_lr) in {(shape.x0, shape.x1) for shape in figure.layout.shapes}
+    expected = suggestions_from_training_losses(*first.loss)._asdict()
+    assert dict(zip(arrows.customdata, arrows.x, strict=True)) == {k: v for k, v in expected.items() if v is not None}
+
+
+def test_a_study_of_many_trials_is_thinned_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(value_versus_rate, "MOST_POINTS", 40)
+    record = STUDIES["whole"]
+    shown = sum(len(trials) for trials in value_versus_rate.thinned(value_versus_rate.numbers(record)).values())
+    assert 35 <= shown <= 47
+    assert f"{shown} of 215, evenly taken" in value_versus_rate.caption(record)
+    assert len(value_versus_rate.table(record).rows) == shown
+
+
+def test_a_rung_that_some_search_missed_is_hollow_and_one_that_all_missed_ends_the_line() -> None:
+    data = {trace.legendgroup: trace for trace in figure_of("target_ladder").data if trace.showlegend is False}
+    ladder = target_ladder(STUDIES["whole"])
+    for key, rungs in ladder.items():
+        for y, symbol, rung in zip(data[key].y, data[key].marker.symbol, rungs, strict=True):
+            assert (y is None) == (rung.reach.reached == 0)
+            assert y is None or symbol.endswith("-open") == (rung.reach.reached < rung.reach.total)
+    assert "never (0/5)" in {cell for row in FIGURES["target_ladder"].table(STUDIES["whole"]).rows for cell in row}
+
+
+def test_a_grids_bar_runs_from_the_best_to_the_worst_order() -> None:
+    data = figure_of("grid_orders").data
+    bars = next(trace for trace in data if trace.mode == "lines" and trace.legendgroup == "grid")
+    orders = [order for _, order in grid_orders(STUDIES["whole"])["grid"] if order.good]
+    assert list(bars.x) == [x for order in orders for x in (order.best, order.worst, None)]
+    expected = next(
+        trace for trace in data if str(trace.marker.symbol) == "line-ns-open" and trace.legendgroup == "grid"
+    )
+    assert list(expected.x) == [order.expected for order in orders]
+
+
+def test_the_expected_best_has_the_clr_runs_value_as_a_line_across() -> None:
+    data = figure_of("expected_best").data
+    across = next(trace for trace in data if trace.legendgroup == "clr" and trace.mode == "lines")
+    assert set(across.y) == {some(summarise(STUDIES["whole"]).way("clr").validation).value}
 
 
 def test_a_cyclical_run_stands_at_its_upper_bound_and_a_decaying_one_at_its_start() -> None:

@@ -1,0 +1,260 @@
+"""A study back from its exported table of trials: what `lrsearch analyze` computes a report's numbers from.
+
+The columns are those of storage/export.py. Only strategy, seed, validation_metric and charged_device_seconds are
+needed; what a table lacks counts as unknown, so that one written by hand or by another program can be analysed too. Its
+ways are then known by how their names begin (see `ORIGINS`), or by having run a range test.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TextIO, cast
+
+from lrsearch.analysis.plain import plain_number
+from lrsearch.errors import UsageError
+from lrsearch.trial import (
+    CHARGED_PHASES,
+    FINISHED_STATUSES,
+    PHASES,
+    AttemptRecord,
+    AttemptStatus,
+    Choice,
+    CurvePoint,
+    DeviceInfo,
+    Proposal,
+    StudyRecord,
+    TrialRecord,
+    TrialResult,
+    TrialStatus,
+    WorkloadFacts,
+)
+
+NEEDED = ("strategy", "seed", "validation_metric", "charged_device_seconds")
+ORIGINS = {
+    "grid": "grid",
+    "random": "random_search",
+    "tpe": "optuna_search",
+    "optuna": "optuna_search",
+    "clr": "range_tested",
+    "range_test": "range_tested",
+    "default": "default_rate",
+}
+"""What a way does whose settings the table lacks, by the beginning of its name; else it is some search over rates."""
+UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+Row = Mapping[str, Any]
+
+
+def read_trials(stream: TextIO) -> StudyRecord:
+    """Return the study whose trials `stream` holds as CSV. Raises UsageError, see `record_of_rows`."""
+    csv.field_size_limit(2**31 - 1)  # the evaluations of a long run are one cell
+    return record_of_rows(list(csv.DictReader(stream)))
+
+
+def record_of_rows(rows: Sequence[Row]) -> StudyRecord:
+    """Return the study that the rows of a table of trials describe, as far as the report's tables need it.
+
+    Raises UsageError for a table without rows, of several studies, that lacks a column, or whose cells do not fit.
+    """
+    if not rows:
+        raise UsageError("The table has no trials; export one with `lrsearch export STUDY --table trials`.")
+    lacking = [column for column in NEEDED if column not in rows[0]]
+    if lacking:
+        raise UsageError(f"The table lacks the column {lacking[0]}; needed are {', '.join(NEEDED)}.")
+    studies = sorted({(str(row.get("study") or "trials"), str(row.get("version") or 1)) for row in rows})
+    if len(studies) > 1:
+        names = ", ".join(f"{name} version {version}" for name, version in studies)
+        raise UsageError(f"The table holds several studies ({names}); analyse each by itself.")
+    records: list[TrialRecord] = []
+    for line, row in enumerate(rows, start=2):
+        try:
+            records.append(_trial(row, len(records)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"Line {line} of the table cannot be read: {error}.") from error
+    return StudyRecord(
+        name=studies[0][0],
+        version=int(studies[0][1]),
+        created_at=UNKNOWN_TIME,
+        config=_config(rows),
+        facts=_facts(rows),
+        finished=rows[0].get("finished") in (None, "", "true", True),
+        trials=tuple(record for record in records if not record.is_confirmation),
+        confirmations=tuple(record for record in records if record.is_confirmation),
+    )
+
+
+def _config(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the study file's settings as far as numbers depend on them."""
+    first = rows[0]
+    target, price = plain_number(first.get("target")), plain_number(first.get("price"))
+    seeds = _json(first.get("planned_seeds")) or list(dict.fromkeys(int(row["seed"]) for row in rows))
+    fresh = {row["confirmation_seed"] for row in rows if row.get("confirmation_seed") not in (None, "")}
+    return {
+        "seeds": seeds,
+        "target": None if target is None else {"metric": first.get("metric") or "metric", "value": target},
+        "price": None if price is None else {"usd_per_device_hour": price},
+        "training": {"epochs": max((plain_number(row.get("epochs")) or 1.0 for row in rows), default=1.0)},
+        "confirmation_seeds": len(fresh),
+        "strategies": {str(key): _settings(str(key), rows) for key in dict.fromkeys(row["strategy"] for row in rows)},
+    }
+
+
+def _settings(strategy: str, rows: Iterable[Row]) -> dict[str, Any]:
+    own = [row for row in rows if row["strategy"] == strategy]
+    if told := _json(own[0].get("way_settings")):
+        return cast(dict[str, Any], told)
+    tested = any(row.get("stage") == "range_test" for row in own)
+    schedule = next((row["schedule"] for row in own if row.get("schedule")), "constant")
+    known = (origin for beginning, origin in ORIGINS.items() if strategy.startswith(beginning))
+    return {"name": "range_tested" if tested else next(known, "search"), "schedule": {"name": schedule}}
+
+
+def _facts(rows: Sequence[Row]) -> WorkloadFacts:
+    metric = next((str(row["metric"]) for row in rows if row.get("metric")), "metric")
+    return WorkloadFacts(
+        metric=metric,
+        higher_is_better=rows[0].get("higher_is_better") in (None, "", "true", True),
+        chance=plain_number(rows[0].get("chance")),
+        train_count=0,
+        validation_count=0,
+        test_count=0,
+        range_test_count=0,
+        steps_per_epoch=0,
+        batch_size=0,
+        parameter_count=0,
+        input_shape=(),
+        class_count=None,
+        description="",
+    )
+
+
+def _trial(row: Row, place: int) -> TrialRecord:
+    proposal = _proposal(row)
+    status = cast(TrialStatus, row.get("status") or ("failed" if row["validation_metric"] == "" else "completed"))
+    phases, device = _phase_seconds(row), _device(row)
+    attempts = _attempts(row, status, phases, device)
+    result = None
+    if status in FINISHED_STATUSES:
+        last = plain_number(row.get("last_attempt_seconds"))
+        result = TrialResult(
+            uuid=str(row.get("uuid") or place),
+            status=status,
+            device=device or DeviceInfo("unknown", "unknown"),
+            train_steps=int(plain_number(row.get("train_steps")) or 0),
+            phase_seconds=attempts[-1].phase_seconds if last is None else {"train": last},
+            core_seconds=plain_number(row.get("core_seconds")) or 0.0,
+            validation_metric=plain_number(row["validation_metric"]),
+            test_metric=plain_number(row.get("test_metric")),
+            curve=_curve(row, attempts),
+            energy_joules=plain_number(row.get("energy_joules")),
+        )
+    return TrialRecord(
+        uuid=str(row.get("uuid") or place),
+        strategy=str(row["strategy"]),
+        seed=int(row["seed"]),
+        number=int(plain_number(row.get("trial")) or 0) if row.get("trial") not in (None, "") else place,
+        status=status,
+        proposal=proposal,
+        attempts=attempts,
+        result=result,
+    )
+
+
+def _proposal(row: Row) -> Proposal:
+    stage, fresh = row.get("stage") or "train", row.get("confirmation_seed")
+    guided = _json(row.get("model_guided"))
+    return Proposal(
+        stage="range_test" if stage == "range_test" else "train",
+        schedule=_choice(row, "schedule"),
+        learning_rate=plain_number(row.get("learning_rate")),
+        base_lr=plain_number(row.get("base_lr")),
+        max_lr=plain_number(row.get("max_lr")),
+        model_guided=guided if isinstance(guided, bool) else None,
+        optimizer=_choice(row, "optimizer"),
+        batch_size=_whole(row.get("batch_size")),
+        epochs=plain_number(row.get("epochs")),
+        confirmation_seed=_whole(fresh),
+    )
+
+
+def _choice(row: Row, column: str) -> Choice | None:
+    name = row.get(column)
+    return Choice(str(name), _json(row.get(f"{column}_settings")) or {}) if name else None
+
+
+def _whole(value: Any) -> int | None:
+    number = plain_number(value)
+    return None if number is None else int(number)
+
+
+def _phase_seconds(row: Row) -> dict[str, float]:
+    """Return seconds by phase; all of them training where the table has only their sum."""
+    seconds = {phase: plain_number(row.get(f"{phase}_seconds")) or 0.0 for phase in PHASES}
+    if not any(seconds[phase] for phase in CHARGED_PHASES):
+        seconds["train"] = plain_number(row["charged_device_seconds"]) or 0.0
+    if not all(0 <= one < math.inf for one in seconds.values()):
+        raise ValueError(f"seconds must be finite and from 0 up, got {seconds}")
+    return seconds
+
+
+def _device(row: Row) -> DeviceInfo | None:
+    kind = row.get("device_kind")
+    return DeviceInfo(str(kind), str(row.get("device_name") or "unnamed")) if kind else None
+
+
+def _attempts(
+    row: Row, status: str, phases: Mapping[str, float], device: DeviceInfo | None
+) -> tuple[AttemptRecord, ...]:
+    """Return the attempts: the table has their number and their sums, the seconds of the lost ones as a phase."""
+    count = _whole(row.get("attempts"))
+    count = (0 if status == "planned" else 1) if count is None else count
+    estimated = row.get("estimated") in ("true", True)
+    cores = plain_number(row.get("core_seconds"))
+    lost = [
+        _attempt(number, "lost", {"lost": phases["lost"] if number == 1 else 0.0}, None, None if estimated else 0.0)
+        for number in range(1, count)
+    ]
+    rest = {phase: seconds for phase, seconds in phases.items() if phase != "lost" or not lost}
+    ended: AttemptStatus = "running" if status == "running" else "finished"
+    return (*lost, _attempt(count, ended, rest, device, cores)) if count else ()
+
+
+def _attempt(
+    number: int, status: AttemptStatus, seconds: Mapping[str, float], device: DeviceInfo | None, cores: float | None
+) -> AttemptRecord:
+    return AttemptRecord(
+        number=number,
+        status=status,
+        owner="",
+        started_at=UNKNOWN_TIME,
+        finished_at=None,
+        phase_seconds=seconds,
+        core_seconds=cores,
+        estimated=False,
+        device=device,
+    )
+
+
+def _curve(row: Row, attempts: Sequence[AttemptRecord]) -> tuple[CurvePoint, ...]:
+    """Return the evaluations that the table tells of; without them, that of the end of the run."""
+    told = _json(row.get("evaluations"))
+    before = sum(attempt.charged_device_seconds for attempt in attempts[:-1])
+    if told is None:
+        end = sum(attempt.charged_device_seconds for attempt in attempts)
+        told = (
+            []
+            if row.get("stage") == "range_test"
+            else [[plain_number(row.get("epochs")) or 1.0, end, row["validation_metric"]]]
+        )
+    return tuple(
+        CurvePoint(0, float(epoch), 0.0, None, None, plain_number(value), float(cost) - before)
+        for epoch, cost, value in told
+    )
+
+
+def _json(cell: Any) -> Any:
+    """Return a JSON cell's value; None for an empty one."""
+    return json.loads(cell) if isinstance(cell, str) and cell else cell or None
