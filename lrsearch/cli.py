@@ -403,7 +403,9 @@ def _print_analysis(record: StudyRecord) -> None:
     from lrsearch.figures import Table as Rows
 
     summary = summarise(record)
-    typer.echo("\n  ".join([f"{summary.verdict.headline} Grade: {summary.verdict.grade}.", *summary.verdict.sentences]))
+    verdict = summary.verdict
+    lines = [f"{verdict.headline} Grade: {verdict.grade}.", *verdict.sentences, *filter(None, [verdict.power])]
+    typer.echo("\n  ".join(lines))
     shown = columns(summary)
     rows = [(way.key, *("\n".join((cell.text, *cell.notes)) for cell in row_cells(shown, way))) for way in summary.ways]
     first = Rows(["Way", *(column.title for column in shown)], rows)

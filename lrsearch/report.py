@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from ruamel.yaml import YAML
 
 from lrsearch.analysis import StudySummary, summarise, wording
 from lrsearch.analysis.cost import device_models
+from lrsearch.analysis.document import study_document
 from lrsearch.analysis.table import Cell, Column, first_columns, further_columns, row_cells
 from lrsearch.analysis.threats import package_versions, threats
 from lrsearch.analysis.way_summary import WaySummary
 from lrsearch.figures import FIGURES
 from lrsearch.figures._style import way_styles
-from lrsearch.page import GLYPHS, Download, download, moment, plain_values, plot_of, render_page, write_page
+from lrsearch.page import GLYPHS, Download, download, moment, plot_of, render_page, write_page
 from lrsearch.storage.export import TableName, export_rows, write_rows
 from lrsearch.trial import APART_PHASES, PHASES, Event, StudyRecord, TrialRecord, charged_seconds
 
@@ -83,7 +84,7 @@ def render(record: StudyRecord) -> str:
         problem_count=len(problems),
         events=_events(record),
         account=_account(record),
-        downloads=_downloads(record, summary),
+        downloads=_downloads(record),
         study_file=_yaml(record.config),
     )
 
@@ -95,20 +96,22 @@ def _rows(record: StudyRecord, summary: StudySummary, shown: Sequence[Column]) -
     ]
 
 
-def _downloads(record: StudyRecord, summary: StudySummary) -> list[Download]:
+def _downloads(record: StudyRecord) -> list[Download]:
     """Return the tables that every number of the page follows from, and those numbers."""
     points = sum(len(trial.result.curve) for trial in record.trials if trial.result)
     tables: dict[TableName, str] = {"trials": "every trial with its rate, its values and each phase's seconds"}
     if points <= MOST_POINTS_WITHIN:
         tables["curves"] = "every evaluation of every training run, with what had been charged by then"
-    files = [download(f"{record.name}-{name}.csv", what, _csv(record, name)) for name, what in tables.items()]
-    numbers = json.dumps(plain_values(asdict(summary)), ensure_ascii=False, allow_nan=False, indent=1)
-    return [*files, download(f"{record.name}-numbers.json", "the verdict and the numbers of both tables", numbers)]
+    else:
+        tables["trials"] += "; without its column evaluations, which is too long for this page"
+    files = [download(f"{record.name}-{name}.csv", what, _csv(record, name, points)) for name, what in tables.items()]
+    numbers = json.dumps(study_document(record), ensure_ascii=False, allow_nan=False, indent=1)
+    return [*files, download(f"{record.name}-numbers.json", "the verdict and the numbers of all tables", numbers)]
 
 
-def _csv(record: StudyRecord, table: TableName) -> str:
+def _csv(record: StudyRecord, table: TableName, points: int) -> str:
     text = io.StringIO()
-    write_rows(export_rows(record, table), "csv", text)
+    write_rows(export_rows(record, table, without=("evaluations",) if points > MOST_POINTS_WITHIN else ()), "csv", text)
     return text.getvalue()
 
 

@@ -11,6 +11,8 @@ from lrsearch.analysis.plain import plain_number
 from lrsearch.errors import UsageError
 from lrsearch.trial import PHASES, StudyRecord, TrialRecord, charged_seconds
 
+OTHER_SECONDS = ("charged_device_seconds", "core_seconds", "last_attempt_seconds")
+"""Columns of the exported table that are no phases."""
 WASTED_STATUSES = ("diverged", "failed", "pruned")
 
 
@@ -154,7 +156,7 @@ def _phase_of(key: str) -> str:
 
 
 def _is_seconds(key: str) -> bool:
-    return key.endswith("_seconds") and key not in ("charged_device_seconds", "core_seconds")
+    return key.endswith("_seconds") and key not in OTHER_SECONDS
 
 
 def _sum_if_known(values: Iterable[float | None]) -> float | None:

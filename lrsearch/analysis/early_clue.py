@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Of the epochs of a run."""
@@ -27,16 +28,16 @@ def early_clue(
     return [_correlation(_ranks(moment, lower_is_better), ends) for moment in zip(*early, strict=True)]
 
 
-def _ranks(values: Sequence[float | None], lower_is_better: bool) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _ranks(values: Sequence[float | None], lower_is_better: bool) -> NDArray[np.float64]:
+    """Return ranks from the worst, ties with the mean of the ranks that they take up."""
     sign = -1.0 if lower_is_better else 1.0
-    from scipy.stats import rankdata  # here: scipy.stats takes half a second to import
+    scores = [-math.inf if value is None or math.isnan(value) else sign * value for value in values]
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    return np.asarray(ranks[place])
 
-    return np.asarray(rankdata([-math.inf if value is None or math.isnan(value) else sign * value for value in values]))
 
-
-def _correlation(
-    x: np.ndarray[tuple[int], np.dtype[np.float64]], y: np.ndarray[tuple[int], np.dtype[np.float64]]
-) -> float | None:
+def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     return float(round(np.corrcoef(x, y)[0, 1], 12))  # rounding: 1 - 1e-16 is 1

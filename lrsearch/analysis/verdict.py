@@ -49,6 +49,8 @@ class Verdict:
     """The numbers behind the headline, each with its interval and n."""
     notes: tuple[str, ...] = ()
     """How the other ways without a search over rates fared."""
+    power: str | None = None
+    """Where a claim is not distinguished: how many more seeds would tell, or what those there are would have told."""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import plotly.graph_objects as go
 
 from lrsearch.analysis import wording
+from lrsearch.analysis.once import once_per_record
 from lrsearch.analysis.searches import metric_name
 from lrsearch.analysis.ways import clr_way
 from lrsearch.figures._drawing import Drawing, Table
@@ -30,7 +32,7 @@ class RangeTest:
     facts: WorkloadFacts
     optimizer: str
 
-    @property
+    @cached_property
     def verdict(self) -> RangeTestVerdict:
         """What it says: judged again, as its strategy judged it."""
         return judge(self.points, self.facts, self.plan, self.optimizer)
@@ -50,12 +52,16 @@ class RangeTest:
 
 def range_tests(record: StudyRecord, strategy: str | None = None) -> list[RangeTest]:
     """Return the study's range tests that left points."""
+    return [test for test in _range_tests(record) if strategy is None or test.trial.strategy == strategy]
+
+
+@once_per_record
+def _range_tests(record: StudyRecord) -> list[RangeTest]:
     optimizer = str(record.config["training"]["optimizer"]["name"])
     return [
         RangeTest(trial, plan, result.range_test, record.facts, optimizer)
         for trial in record.trials
         if (plan := trial.proposal.range_test) and (result := trial.result) and result.range_test and record.facts
-        if strategy is None or trial.strategy == strategy
     ]
 
 

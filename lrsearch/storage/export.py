@@ -27,9 +27,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, TextIO
 
 from lrsearch.analysis.cost import price_of
@@ -83,16 +84,17 @@ class Rows(list[dict[str, Any]]):
         self.columns = columns
 
 
-def export_rows(record: StudyRecord, table: TableName) -> Rows:
-    """Return the table's rows in the order of the trials; the columns are `COLUMNS[table]`."""
+def export_rows(record: StudyRecord, table: TableName, *, without: Collection[str] = ()) -> Rows:
+    """Return the table's rows in the order of the trials; the columns are `COLUMNS[table]` but for those `without`."""
     makers: Mapping[TableName, Callable[[StudyRecord, TrialRecord], Iterator[dict[str, Any]]]] = {
-        "trials": _trial_rows,
+        "trials": partial(_trial_rows, with_evaluations="evaluations" not in without),
         "attempts": _attempt_rows,
         "curves": _curve_rows,
         "range_tests": _range_test_rows,
     }
     trials = (*record.trials, *record.confirmations)
-    return Rows(COLUMNS[table], (row for trial in trials for row in makers[table](record, trial)))
+    columns = tuple(column for column in COLUMNS[table] if column not in without)
+    return Rows(columns, (row for trial in trials for row in makers[table](record, trial)))
 
 
 def write_rows(rows: Rows, format: Literal["csv", "json"], stream: TextIO) -> None:  # noqa: A002  the user's word
@@ -110,7 +112,7 @@ def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, bool | dict | list) else value
 
 
-def _trial_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str, Any]]:
+def _trial_rows(record: StudyRecord, trial: TrialRecord, *, with_evaluations: bool) -> Iterator[dict[str, Any]]:
     proposal, result = trial.proposal, trial.result
     facts = (result.facts if result else None) or record.facts
     training: Mapping[str, Any] = record.config["training"]
@@ -147,20 +149,23 @@ def _trial_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str, A
         "higher_is_better": higher_is_better(record),
         "chance": record.facts.chance if record.facts else None,
         "price": price_of(record),
-        **_progress(record, trial),
+        "last_attempt_seconds": trial.attempts[-1].charged_device_seconds if result else None,
+        "seconds_to_target": _seconds_to_target(record, trial),
+        "evaluations": _telling_evaluations(record, trial) if with_evaluations else None,
     }
 
 
-def _progress(record: StudyRecord, trial: TrialRecord) -> dict[str, Any]:
+def _seconds_to_target(record: StudyRecord, trial: TrialRecord) -> float | None:
     target, lower = target_value(record), not higher_is_better(record)
+    hits = (cost for cost, p in evaluations_of(trial) if meets(p.validation_metric, target, lower_is_better=lower))
+    return next(hits, None)
+
+
+def _telling_evaluations(record: StudyRecord, trial: TrialRecord) -> list[list[float | None]]:
     measured = evaluations_of(trial)
-    hits = (cost for cost, point in measured if meets(point.validation_metric, target, lower_is_better=lower))
-    telling = {id(point) for point in (*early_points(record, trial), *_improvements(measured, lower)) if point}
-    return {
-        "last_attempt_seconds": trial.attempts[-1].charged_device_seconds if trial.result else None,
-        "seconds_to_target": next(hits, None),
-        "evaluations": [[p.epoch, cost, p.validation_metric] for cost, p in measured if id(p) in telling],
-    }
+    improvements = _improvements(measured, not higher_is_better(record))
+    telling = {id(point) for point in (*early_points(record, trial), *improvements) if point}
+    return [[point.epoch, cost, point.validation_metric] for cost, point in measured if id(point) in telling]
 
 
 def _improvements(measured: list[tuple[float, CurvePoint]], lower_is_better: bool) -> Iterator[CurvePoint]:
