@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lrsearch.analysis import summarise
+from lrsearch.analysis.document import study_document
+from lrsearch.analysis.exported import read_trials
 from lrsearch.analysis.table import columns, row_cells
 from lrsearch.errors import StorageError
 from lrsearch.page import content_security_policy
@@ -148,15 +150,22 @@ def test_the_strip_says_what_is_known_of_the_surroundings_and_what_is_not(record
 
 def test_the_downloads_are_the_exported_tables_and_the_numbers(record: StudyRecord, seen: Reader) -> None:
     files = {some(a["download"]): some(a["href"]).split(",")[1] for tag, a in seen.tags if "download" in a}
-    assert set(files) == {"digits-trials.csv", "digits-curves.csv.gz", "digits-numbers.json"}
-    rows = list(csv.DictReader(io.StringIO(base64.b64decode(files["digits-trials.csv"]).decode())))
+    packed = {name: base64.b64decode(content) for name, content in files.items()}
+    text = {
+        name.removesuffix(".gz"): (gzip.decompress(content) if name.endswith(".gz") else content).decode()
+        for name, content in packed.items()
+    }
+    assert set(text) == {"digits-trials.csv", "digits-curves.csv", "digits-numbers.json"}
+    rows = list(csv.DictReader(io.StringIO(text["digits-trials.csv"])))
     charged = sum(float(row["charged_device_seconds"]) for row in rows if row["strategy"] == "grid")
-    numbers = json.loads(base64.b64decode(files["digits-numbers.json"]))
-    grid = next(way for way in numbers["ways"] if way["way"]["key"] == "grid")
-    assert charged / 5 == pytest.approx(grid["charged"]["value"])
+    numbers = json.loads(text["digits-numbers.json"])
+    assert charged / 5 == pytest.approx(numbers["ways"]["grid"]["charged"]["value"])
     assert numbers["verdict"]["headline"] == summarise(record).verdict.headline
-    curves = gzip.decompress(base64.b64decode(files["digits-curves.csv.gz"])).decode()
-    assert len(curves.splitlines()) == 1 + sum(len(some(trial.result).curve) for trial in record.trials)
+    points = sum(len(some(trial.result).curve) for trial in record.trials)
+    assert len(text["digits-curves.csv"].splitlines()) == 1 + points
+    again = study_document(read_trials(io.StringIO(text["digits-trials.csv"])))
+    assert again["ways"]["grid"]["speed_up"] == pytest.approx(numbers["ways"]["grid"]["speed_up"])
+    assert [entry["way"] for entry in again["leaderboard"]] == [entry["way"] for entry in numbers["leaderboard"]]
 
 
 def test_energy_is_unknown_or_measured_and_never_nothing(record: StudyRecord) -> None:
