@@ -351,6 +351,12 @@ def test_the_services_work_together_in_the_order_of_the_file(stage: Stage) -> No
     for path in ("/reports/..%2f..%2fetc%2fpasswd", "/reports/1%00", "/reports//etc/passwd"):
         assert "root:" not in _ask(url + path)[2]
     assert _ask(f"{url}/reports/1", Host="evil.example")[0] == 403
+    assert stage.server is not None
+    stage.server.stop("fast")
+    assert _ask(f"{url}/reports")[0] == 503
+    stage.server.start()
+    for path in ("/reports", "/api/studies"):
+        assert _ask(url + path)[0] == 200, "a restart of the database is no more than a pause"
     web = stage.started.pop("web")
     web.terminate()
     assert PASSWORD not in web.communicate(timeout=20)[0]

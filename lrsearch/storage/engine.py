@@ -93,6 +93,38 @@ def check_sqlite_file(path: Path, *, must_exist: bool) -> None:
         raise StorageError(f"The folder {path.parent} of the database {path.name} does not exist; create it first.")
     if path.is_dir():
         raise StorageError(f"The database {path} is a folder; name a file in it, such as {path / 'lrsearch.db'}.")
+    _refuse_network_file_systems(path)
+
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "beegfs", "fuse.sshfs", "fuse.glusterfs"}
+)
+
+
+def file_system_of(path: Path, mounts: str) -> str:
+    """Return the type of file system that `path` (resolved) lies on; `mounts` is Linux's /proc/self/mountinfo."""
+    found, kind = Path("/"), ""
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        # A space is written \040, in octal as all bytes that would end the field.
+        mount = Path(before.split()[4].encode().decode("unicode_escape").encode("latin-1").decode())
+        if path.is_relative_to(mount) and mount.is_relative_to(found):
+            found, kind = mount, after.split()[0]
+    return kind
+
+
+def _refuse_network_file_systems(path: Path) -> None:
+    """Raise StorageError where two machines can both believe to hold SQLite's lock; its WAL needs shared memory too."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text()
+    except OSError:  # not Linux
+        return
+    kind = file_system_of(path.parent.resolve(), mounts)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise StorageError(
+            f"The database {path} would lie on a network file system ({kind}), where SQLite can lose what it wrote: "
+            "give a --database on a local disk, or PostgreSQL."
+        )
 
 
 def connect_args(url: URL) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from lrsearch.errors import StorageError, UsageError
 from lrsearch.storage import engine as engine_module
-from lrsearch.storage.engine import display_url, make_engine, parse_url, reader, transact, writer
+from lrsearch.storage.engine import display_url, file_system_of, make_engine, parse_url, reader, transact, writer
 from lrsearch.storage.store import open_store
 
 
@@ -138,6 +138,30 @@ def test_a_reader_never_creates_a_database(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"There is no database .*x\.db"):
         open_store(f"sqlite:///{tmp_path / 'x.db'}", must_exist=True)
     assert list(tmp_path.iterdir()) == []
+
+
+MOUNTS = """\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:40 / /home rw,relatime shared:2 - nfs4 server:/home rw
+31 30 0:41 / /home/ann/größe\\040x rw,relatime - xfs /dev/sdb1 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/var/lib", "ext4"), ("/home/ann", "nfs4"), ("/home/ann/größe x/y", "xfs"), ("/homely", "ext4")],
+)
+def test_the_nearest_mount_says_which_file_system(path: str, kind: str) -> None:
+    assert file_system_of(Path(path), MOUNTS) == kind
+
+
+def test_sqlite_on_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = file_system_of(tmp_path.resolve(), Path("/proc/self/mountinfo").read_text())
+    assert here not in ("", "nfs4")
+    monkeypatch.setattr(engine_module, "NETWORK_FILE_SYSTEMS", frozenset({here}))
+    with pytest.raises(StorageError, match=rf"network file system \({here}\).* on a local disk, or PostgreSQL"):
+        open_store(f"sqlite:///{tmp_path / 'x.db'}")
+    assert not (tmp_path / "x.db").exists()
 
 
 @contextmanager

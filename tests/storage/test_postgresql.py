@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from alembic.runtime.migration import MigrationContext
 from lrsearch.errors import NewerSchemaError, StorageError, StudyBusyError
 from lrsearch.storage.engine import make_engine, parse_url, reader, transact, writer
 from lrsearch.storage.export import export_rows
+from lrsearch.storage.maintenance import back_up, check_database, mend_view
 from lrsearch.storage.migrate import stored_revision
 from lrsearch.storage.optuna_mirror import OptunaMirror
 from lrsearch.storage.schema import HEAD, VERSION_TABLE, metadata
@@ -205,6 +208,57 @@ def test_a_result_committed_while_the_successor_reconciles_stays(url: str) -> No
         status = sa.select(trials.c.status).where(trials.c.uuid == begun.uuid)
         assert transact(engine, lambda connection: connection.scalar(status)) == "completed"
         engine.dispose()
+
+
+# lrsearch db
+
+
+def test_a_check_finds_what_is_wrong_and_what_a_kill_left(server: Server, url: str) -> None:
+    with open_store(url) as store:
+        _fill(store, url)
+        killed = held_study(store, "killed", "elsewhere:1:1:1")
+        store.begin_trial(killed.id, "grid", 0, CYCLE, owner="elsewhere:1:1:1", versions=VERSIONS)
+        finish(store, begin(store, held_study(store, "unseen")))
+    found = check_database(url)
+    assert (found.studies, found.trials, found.faults) == (3, 6, [])
+    assert found.notes == ["the dashboard's tables lack 1 ended trials; `lrsearch db check --mend` writes them"]
+    mend_view(url)
+    engine = make_engine(parse_url(url))
+    attempts, trials, studies = (metadata.tables[f"lrsearch_{name}"] for name in ("attempt", "trial", "study"))
+
+    def break_it(connection: sa.Connection) -> None:
+        connection.execute(sa.update(studies).values(lease_expires_at=sa.func.now()))
+        connection.execute(sa.update(attempts).where(attempts.c.id == 1).values(status="lost"))
+        connection.execute(sa.update(trials).where(trials.c.id == 2).values(number=9))
+
+    transact(writer(engine), break_it)
+    engine.dispose()
+    broken = check_database(url)
+    assert [note.split(" was left")[0] for note in broken.notes] == ["killed version 1, grid, seed 0, trial 0"]
+    assert broken.faults == [
+        "digits version 1, clr, seed 0, trial 0 is completed with 0 finished attempts",
+        "digits version 1, clr, seed 0 has 2 trials, numbered to 9",
+    ]
+
+
+def test_a_copy_can_be_restored(server: Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{server.programs}:{os.environ['PATH']}")
+    with open_store(url) as store:
+        expected = _fill(store, url)
+    copy = back_up(url, tmp_path / "copy.dump")
+    other = server.new_database()
+    address = other.replace(f":{PASSWORD}", "")
+    restore = ["pg_restore", "--no-owner", "--exit-on-error", f"--dbname={address}", str(copy)]
+    subprocess.run(restore, env={**os.environ, "PGPASSWORD": PASSWORD}, check=True)
+    with open_store(other, must_exist=True) as store:
+        assert store.record("digits") == expected
+    assert check_database(other).faults == []
+    server.stop("fast")
+    with pytest.raises(StorageError, match=r"pg_dump could not copy .*refused") as caught:
+        back_up(url, tmp_path / "none.dump")
+    server.start()
+    assert PASSWORD not in str(caught.value)
+    assert not (tmp_path / "none.dump").exists()
 
 
 # Outages
