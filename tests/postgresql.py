@@ -153,18 +153,22 @@ def _is_postgres(pid: str) -> bool:
 
 
 class CommitCutter:
-    """A proxy before a server that, while `armed`, closes a connection right after it has forwarded a COMMIT.
+    """A proxy before a server that, when told to, closes a connection right after it has forwarded a COMMIT.
 
     The server carries the commit out; the client never hears of it.
     """
 
     def __init__(self, port: int) -> None:
-        self.armed = False
         self.cuts = 0
+        self._until_cut = 0
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self, nth: int = 1) -> None:
+        """Cut off the answer to the `nth` COMMIT from now on."""
+        self._until_cut = nth
 
     def close(self) -> None:
         self._listener.close()
@@ -182,7 +186,8 @@ class CommitCutter:
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
         try:
             while data := client.recv(65536):
-                cut = self.armed and b"COMMIT" in data
+                self._until_cut -= b"COMMIT" in data
+                cut = self._until_cut == 0 and b"COMMIT" in data
                 if cut:
                     self.cuts += 1
                     client.shutdown(socket.SHUT_RDWR)  # first, so that the answer cannot come through

@@ -73,7 +73,7 @@ def lrsearch(folder: Path, *arguments: str, **environment: str) -> str:
         env={**ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3000,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -149,7 +149,7 @@ def test_a_study_outlives_its_database(server: Server, on_sqlite: str, tmp_path:
         server.kill() if how == "kill" else server.stop(how)
         time.sleep(draw.uniform(1, 10) if number != 3 else 30)
         server.start()
-    _, said = process.communicate(timeout=900)
+    _, said = process.communicate(timeout=3000)
     assert process.returncode == 0, said
     assert landed == OUTAGES
     assert said.count("Database away for ") == OUTAGES, said

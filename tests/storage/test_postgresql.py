@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import pytest
@@ -41,6 +41,7 @@ from tests.storage.samples import (
 )
 
 pytestmark = pytest.mark.postgres
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module", params=[15, 18])
@@ -309,53 +310,45 @@ def test_all_who_write_wait_for_a_server_that_is_away_and_one_line_says_so(serve
     storage.engine.dispose()
 
 
-def test_a_commit_whose_answer_was_lost_is_not_repeated(server: Server, url: str) -> None:
-    """Every unit of work of a study's life, each with its COMMIT cut off once."""
+@pytest.fixture
+def cutter(server: Server) -> Iterator[CommitCutter]:
     proxy = CommitCutter(server.port)
-    with open_store(url.replace(f":{server.port}/", f":{proxy.port}/")) as store:
-        cuts = 0
-
-        def cut() -> None:
-            """Cut the next commit, having checked that the last one was."""
-            nonlocal cuts
-            assert proxy.cuts >= cuts
-            proxy.armed = True
-            cuts = proxy.cuts + 1
-            threading.Timer(0.3, disarm).start()
-
-        def disarm() -> None:
-            proxy.armed = False
-
-        cut()
-        study = store.create_study("digits", CONFIG, "a")
-        cut()
-        store.set_facts(study.id, FACTS)
-        cut()
-        store.acquire(study.id, OWNER, 60.0)
-        cut()
-        begun = begin(store, study)
-        cut()
-        store.heartbeat(begun.attempt_id, begun.token, points(2), {"train": 0.25}, 0.5)
-        cut()
-        store.interrupt_attempt(begun.attempt_id, begun.token, {"train": 0.5}, None)
-        cut()
-        again = store.retry_trial(begun.uuid, owner=OWNER, versions=VERSIONS)
-        cut()
-        store.finish_attempt(again.attempt_id, again.token, result(again.uuid), None)
-        cut()
-        store.settle(again.attempt_id, 0.125)
-        left = begin(store, study)
-        cut()
-        store.reconcile(study.id)
-        cut()
-        store.add_event(study.id, "run", {"held_seconds": 1.0})
-        cut()
-        store.finish_study(study.id)
-        cut()
-        store.release(study.id, OWNER)
-        assert proxy.cuts >= 13
-        record = store.record("digits")
+    yield proxy
     proxy.close()
+
+
+@pytest.fixture
+def cut_url(server: Server, url: str, cutter: CommitCutter) -> str:
+    """The database, reached through the cutter."""
+    return url.replace(f":{server.port}/", f":{cutter.port}/")
+
+
+def test_a_commit_whose_answer_was_lost_is_not_repeated(cut_url: str, cutter: CommitCutter) -> None:
+    """Every unit of work of a study's life, each with the answer to its COMMIT cut off."""
+    with open_store(cut_url) as store:
+
+        def cut(unit: Callable[..., T], *arguments: Any, nth: int = 1, **named: Any) -> T:
+            before = cutter.cuts
+            cutter.cut(nth)
+            done = unit(*arguments, **named)
+            assert cutter.cuts == before + 1
+            return done
+
+        study = cut(store.create_study, "digits", CONFIG, "a")
+        cut(store.set_facts, study.id, FACTS)
+        cut(store.acquire, study.id, OWNER, 60.0)
+        begun = cut(begin, store, study)
+        cut(store.heartbeat, begun.attempt_id, begun.token, points(2), {"train": 0.25}, 0.5)
+        cut(store.interrupt_attempt, begun.attempt_id, begun.token, {"train": 0.5}, None)
+        again = cut(store.retry_trial, begun.uuid, owner=OWNER, versions=VERSIONS)
+        cut(store.finish_attempt, again.attempt_id, again.token, result(again.uuid), None)
+        cut(store.settle, again.attempt_id, 0.125, nth=2)  # the first one ends its reading
+        left = cut(begin, store, study)
+        cut(store.reconcile, study.id)
+        cut(store.add_event, study.id, "run", {"held_seconds": 1.0})
+        cut(store.finish_study, study.id)
+        cut(store.release, study.id, OWNER)
+        record = store.record("digits")
     assert [(trial.number, trial.status) for trial in record.trials] == [(0, "completed"), (1, "planned")]
     assert record.trials[1].uuid == left.uuid
     assert [a.status for a in record.trials[0].attempts] == ["interrupted", "finished"]
@@ -365,6 +358,29 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(server: Server, url: str
     assert record.trials[0].result.curve == points()
     assert [event.kind for event in record.events] == ["attempts_lost", "run"]
     assert record.finished
+
+
+def test_the_view_is_whole_whichever_answer_was_lost(url: str, cut_url: str, cutter: CommitCutter) -> None:
+    with open_store(cut_url) as store:
+        study = held_study(store)
+        mirror = OptunaMirror(cut_url, store.absence)
+        for nth in range(1, 12):
+            begun = begin(store, study)
+            record = store.record("digits")
+            cutter.cut(nth)
+            mirror.publish(record, record.trials, {begun.uuid: points(2)})
+            finish(store, begun)
+            record = store.record("digits")
+            mirror.publish(record, record.trials)
+        assert cutter.cuts >= 9
+    mirror.close()
+    storage = optuna.storages.RDBStorage(parse_url(url).render_as_string(hide_password=False))
+    shown = optuna.load_study(study_name="digits/grid/0", storage=storage).trials
+    assert [trial.state.name for trial in shown] == ["COMPLETE"] * 11
+    assert [trial.user_attrs["uuid"] for trial in shown] == [trial.uuid for trial in record.trials]
+    assert all(sorted(trial.intermediate_values) == [32, 64, 96] for trial in shown)
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def test_a_wrong_password_is_told_at_once_and_not_shown(server: Server, url: str) -> None:
