@@ -316,9 +316,10 @@ def _duel(record: StudyRecord, row: WaySummary, other: WaySummary) -> Duel:
 
 
 def _mirrored(one: Improvement | None) -> Improvement | None:
-    if one is None or one.low is None or one.high is None:
-        return None if one is None else Improvement(1 - one.value, None, None)
-    return Improvement(1 - one.value, 1 - one.high, 1 - one.low)
+    if one is None:
+        return None
+    low, high = (None if end is None else 1 - end for end in (one.high, one.low))
+    return Improvement(1 - one.value, low, high, one.fewest)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ def caption(record: StudyRecord) -> str:
     return (
         "Probability that one search of the row's way does better than one of the column's, ties one half, with the "
         f"bootstrap's 95 % interval over searches: in test value, and in cost ({goal}). ✓ marks better by the "
-        "rule of Bouthillier et al. (2021): above 0.75, and the interval above 0.5. With few searches such intervals "
-        "are too narrow: read them beside the verdict."
+        "rule of Bouthillier et al. (2021): above 0.75, and the interval above 0.5; never with fewer than four "
+        "searches. With few of them such intervals are too narrow: read them beside the verdict."
     )
 
 

@@ -1,4 +1,4 @@
-"""The learning rate over the course of the chosen training runs, as it was recorded."""
+"""The learning rate over the course of the chosen training runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import plotly.graph_objects as go
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.searches import searches
+from lrsearch.errors import UsageError
 from lrsearch.figures._drawing import Drawing, Table
 from lrsearch.figures._style import legend_entry, new_figure, of_way, thinned, way_line, way_styles
+from lrsearch.schedules import plan_schedule
 from lrsearch.trial import StudyRecord, TrialRecord
 
 MOST_THIN_LINES = 4
@@ -35,6 +37,34 @@ def curve_of(trial: TrialRecord, field: str) -> tuple[list[float], list[float | 
     return [float(point.step) for point in points], [getattr(point, field) for point in points]
 
 
+def _rates(record: StudyRecord, trial: TrialRecord) -> tuple[list[float], list[float | None]]:
+    """Return steps, at most MOST_POINTS, and the rate at each, up to where the run ended.
+
+    They are computed anew from the proposal; where that cannot be done (a function of the user's is not to be had
+    here), they are those of the curve points.
+    """
+    proposal = trial.proposal
+    assert trial.result is not None, "chosen for its curve"
+    assert proposal.schedule is not None, "a training run"
+    last = trial.result.curve[-1]
+    steps_per_epoch = round(last.step / last.epoch)
+    epochs = proposal.epochs or record.config["training"]["epochs"]
+    try:
+        planned = plan_schedule(
+            proposal.schedule,
+            learning_rate=proposal.learning_rate,
+            base_lr=proposal.base_lr,
+            max_lr=proposal.max_lr,
+            total_steps=max(1, round(epochs * steps_per_epoch)),
+            steps_per_epoch=steps_per_epoch,
+        )
+    except UsageError:
+        steps, rates = curve_of(trial, "learning_rate")
+        return thinned(steps, MOST_POINTS), thinned(rates, MOST_POINTS)
+    shown = thinned(range(last.step), MOST_POINTS)
+    return [float(step) for step in shown], [planned.rate(step) for step in shown]
+
+
 def draw(record: StudyRecord) -> go.Figure | None:
     """Draw the first seed's schedule of each way, the other seeds' thin."""
     runs, styles = chosen_runs(record), way_styles(record)
@@ -44,10 +74,10 @@ def draw(record: StudyRecord) -> go.Figure | None:
     for key, trials in runs.items():
         figure.add_trace(legend_entry(key, styles[key]))
         for trial in trials[1 : MOST_THIN_LINES + 1]:
-            x, y = (thinned(values, MOST_POINTS) for values in curve_of(trial, "learning_rate"))
+            x, y = _rates(record, trial)
             line = way_line(styles[key], faint=True)
             figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", **of_way(key)))
-        x, y = (thinned(values, MOST_POINTS) for values in curve_of(trials[0], "learning_rate"))
+        x, y = _rates(record, trials[0])
         hover = f"seed {trials[0].seed}, step %{{x}}: rate %{{y:.3g}}"
         figure.add_trace(
             go.Scatter(x=x, y=y, line=way_line(styles[key]), hovertemplate=hover, mode="lines", **of_way(key))
@@ -58,8 +88,8 @@ def draw(record: StudyRecord) -> go.Figure | None:
 
 def caption(record: StudyRecord) -> str:
     return (
-        "The rate of the last step before each evaluation, in the run that each search chose; bold is the first seed "
-        "with a model, thin the next four. Between evaluations the line is drawn straight."
+        "The rate at every step of the run that each search chose; bold is the first seed with a model, thin the next "
+        f"{MOST_THIN_LINES}. Long runs are drawn at {MOST_POINTS} steps."
     )
 
 
