@@ -36,7 +36,7 @@ def draw(record: StudyRecord) -> go.Figure | None:
         figure.add_traces([_ranges(key, rows, styles[key]), *_marks(key, rows, styles[key])])
     _add_clr(figure, record)
     figure.update_xaxes(rangemode="tozero")
-    figure.update_yaxes(autorange="reversed", ticks="", showgrid=False)
+    figure.update_yaxes(type="category", autorange="reversed", ticks="", showgrid=False)
     return figure
 
 
