@@ -4,15 +4,17 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["RangeTest", "__version__", "lr_range_test", "torch_scheduler", "untouched"]
+__all__ = ["RangeTest", "Study", "__version__", "lr_range_test", "open_study", "torch_scheduler", "untouched"]
 
 _LAZY = {
     "RangeTest": "finder",
+    "Study": "notebook",
     "lr_range_test": "finder",
+    "open_study": "notebook",
     "torch_scheduler": "torch_schedule",
     "untouched": "restore",
 }
-"""For training loops of one's own. They bring torch, which most commands do without."""
+"""For training loops of one's own, which bring torch, and for notebooks; most commands do without both."""
 
 
 def __getattr__(name: str) -> Any:

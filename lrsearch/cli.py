@@ -140,6 +140,10 @@ Database = Annotated[
         callback=_keep_passwords_off_the_command_line,
     ),
 ]
+ImagePath = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="Draw the first figure into a file, or all into a folder (extra images)."),
+]
 DEFAULT_DATABASE = "sqlite:///lrsearch.db"
 TableName = Literal["trials", "curves", "attempts", "range_tests"]
 Format = Literal["csv", "json"]
@@ -269,17 +273,22 @@ def range_test(
     output: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The HTML page; default: reports/NAME-range-test.html.")
     ] = None,
+    png: ImagePath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, at the end.")] = False,
 ) -> None:
     """Run only a study's range test, and show its curve and bounds; nothing is stored."""
     from lrsearch.config import load_study
     from lrsearch.range_test_run import as_document, description, run_range_test, write_page
 
-    config = load_study(file)
+    config, images = load_study(file), _images(png)
     page = output or Path("reports") / f"{config.name}-range-test.html"
     _check_writable(page, "--output")
     run = run_range_test(config, way=way, repeats=repeats, tell=lambda line: typer.echo(line, err=True))
     write_page(run, page)
+    for kind, path in images.items():
+        from lrsearch.images import write_images
+
+        _tell_images(write_images({f"seed-{test.seed}": test.figure() for test in run.tests}, path, kind), err=True)
     if as_json:
         _print_json({**as_document(run), "page": str(page), "exit_code": 0})
         return
@@ -420,18 +429,72 @@ def _print_analysis(record: StudyRecord) -> None:
 
 @app.command("report")
 def write_report(
-    study: StudyName,
+    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="One study, or several for one page.")],
     database: Database = DEFAULT_DATABASE,
     study_version: StudyVersion = None,
     output: Annotated[Path | None, typer.Option(metavar="PATH", help="Default: reports/STUDY.html.")] = None,
+    png: ImagePath = None,
+    svg: ImagePath = None,
 ) -> None:
-    """Write a study's report again from what is stored."""
+    """Write a study's report again from what is stored, or one page over several studies."""
+    images = _images(png, svg)
+    if len(studies) > 1 and (images or study_version is not None):
+        raise UsageError("--png, --svg and --study-version are for one study; leave them out, or name one study.")
     with _existing(database) as store:
-        record = store.record(study, study_version)
-    page = output or Path("reports") / f"{record.name}.html"
+        records = [store.record(study, study_version) for study in studies]
+    page = output or Path("reports") / f"{'studies' if len(records) > 1 else records[0].name}.html"
     _check_writable(page)
-    _write_report(record, page)
+    if len(records) > 1:
+        from lrsearch.workloads_report import write_workloads_report
+
+        write_workloads_report(records, page)
+    else:
+        _write_report(records[0], page)
     typer.echo(f"Report: {page}")
+    if images:
+        from lrsearch.images import study_figures, write_images
+
+        for kind, path in images.items():
+            _tell_images(write_images(study_figures(records[0]), path, kind))
+
+
+def _images(png: Path | None, svg: Path | None = None) -> dict[str, Path]:
+    """Return the images that are wanted, by kind, after a check that they can be drawn."""
+    wanted = {kind: path for kind, path in (("png", png), ("svg", svg)) if path is not None}
+    if wanted:
+        from lrsearch.images import check_images
+
+        for kind, path in wanted.items():
+            check_images(path, kind)
+    return wanted
+
+
+def _tell_images(paths: list[Path], *, err: bool = False) -> None:
+    for path in paths:
+        typer.echo(f"Image: {path}", err=err)
+
+
+@app.command()
+def compare(
+    study: StudyName,
+    one: Annotated[str, typer.Argument(metavar="WAY", help="A way, as the study file names it.")],
+    other: Annotated[str, typer.Argument(metavar="WAY", help="The way that it is compared with.")],
+    database: Database = DEFAULT_DATABASE,
+    study_version: StudyVersion = None,
+) -> None:
+    """Compare two ways of a study: cost, test value, probability of improvement, the same budget."""
+    from rich.table import Table
+
+    from lrsearch.analysis.pair import compare_ways
+
+    with _existing(database) as store:
+        record = store.record(study, study_version, points="hits")
+    table = Table(title=f"Study {record.name}: {one} and {other}", box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, text in compare_ways(record, one, other):
+        table.add_row(name, text)
+    _print(table)
 
 
 @app.command()

@@ -77,7 +77,6 @@ def render(record: StudyRecord) -> str:
         hero=next((plot for plot in plots if plot.id == HERO), None),
         plots=[plot for plot in plots if plot.id != HERO],
         facts=_facts(record, summary),
-        power=getattr(summary.verdict, "power", None),
         threats=threats(record, summary),
         threats_at_once=THREATS_AT_ONCE,
         problems=[_problem(trial) for trial in problems[:MOST_PROBLEMS]],

@@ -568,3 +568,20 @@ def test_a_database_is_checked_copied_and_upgraded(copied: Path) -> None:
         newer = lrsearch(copied, *command)
         assert newer.returncode == 4
         assert "written by a newer lrsearch: its schema is '0099'" in newer.stderr
+
+
+def test_two_ways_are_compared_in_the_terminal(copied: Path) -> None:
+    answer = lrsearch(copied, "compare", "tiny", "clr", "grid")
+    assert answer.returncode == 0, answer.stderr
+    for words in ("cost to target", "grid costs", "test accuracy", "P(improvement)"):
+        assert words in answer.stdout
+    wrong = lrsearch(copied, "compare", "tiny", "clr", "gird")
+    assert (wrong.returncode, "Did you mean 'grid'?" in wrong.stderr) == (2, True)
+
+
+def test_several_studies_make_one_page(copied: Path) -> None:
+    answer = lrsearch(copied, "report", "tiny", "tiny")
+    assert answer.returncode == 0, answer.stderr
+    assert "2 studies: what each way" in (copied / "reports/studies.html").read_text()
+    refused = lrsearch(copied, "report", "tiny", "tiny", "--png", "a.png")
+    assert (refused.returncode, "for one study" in refused.stderr) == (2, True)

@@ -41,9 +41,13 @@ class WayStyle:
 def way_styles(record: StudyRecord) -> Mapping[str, WayStyle]:
     """Return the style of each way: the CLR run has its own, the others take turns in the order of the file."""
     clr = clr_way(record)
-    others = [key for key in record.strategies if clr is None or key != clr.key]
-    styles = {key: _turn(index) for index, key in enumerate(others)}
-    return styles if clr is None else {**styles, clr.key: WayStyle(CLR_COLOR, CLR_SYMBOL, "solid")}
+    return styles_of(record.strategies, clr.key if clr else None)
+
+
+def styles_of(keys: Sequence[str], clr: str | None) -> dict[str, WayStyle]:
+    """Return a style for each of `keys`, of which `clr` has its own."""
+    styles = {key: _turn(index) for index, key in enumerate(key for key in keys if key != clr)}
+    return styles if clr is None else {**styles, clr: WayStyle(CLR_COLOR, CLR_SYMBOL, "solid")}
 
 
 def _turn(index: int) -> WayStyle:
