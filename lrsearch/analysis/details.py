@@ -191,9 +191,9 @@ class Budgets:
 
 @once_per_record
 def budgets(record: StudyRecord) -> dict[str, Budgets]:
-    """Return A(b) at multiples of the CLR run's mean cost, and the areas; empty without a CLR run."""
+    """Return A(b) at multiples of the cost of the CLR run, its dearest search's, and the areas; empty without one."""
     by_way, clr = finished_searches(record), clr_way(record)
-    cost = fmean(one.charged_device_seconds for one in by_way[clr.key]) if clr and clr.key in by_way else None
+    cost = max(one.charged_device_seconds for one in by_way[clr.key]) if clr and clr.key in by_way else None
     best = best_test_value(record)
     if cost is None or best is None:
         return {}

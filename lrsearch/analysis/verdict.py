@@ -105,13 +105,9 @@ def judge_ways(
     return Verdict(
         _overall([cost, accuracy]),
         _headline(clr, cost, accuracy, terms),
-        (
-            cost.sentence,
-            *_whole_search(clr, rivals, terms),
-            accuracy.sentence,
-            *_power(clr, rows, cost, accuracy, terms),
-        ),
+        (cost.sentence, *_whole_search(clr, rivals, terms), accuracy.sentence),
         tuple(_note(row, clr, terms) for row in others),
+        " ".join(_power(clr, rows, cost, accuracy, terms)) or None,
     )
 
 

@@ -12,11 +12,11 @@ from lrsearch.trial import StudyRecord
 def caption(record: StudyRecord) -> str:
     best = best_test_value(record)
     return (
-        "Mean test value of the model that a search would hand over once it has spent this multiple of the CLR run's "
-        "mean cost; in brackets how many searches have a model by then (no mean until all have), ■ where all have "
-        "finished. Mean regret: how far the value lies from the best test value that any search of this study handed "
-        f"over ({'–' if best is None else wording.metric(best)}), averaged from once to eight times that cost, over "
-        "seconds and over their logarithm; before its first model a search is worth chance."
+        "Mean test value of the model that a search would hand over once it has spent this multiple of what the CLR "
+        "run costs (its dearest search); in brackets how many searches have a model by then (no mean until all have), "
+        "■ where all have finished. Mean regret: how far the value lies from the best test value that any search of "
+        f"this study handed over ({'–' if best is None else wording.metric(best)}), averaged from once to eight times "
+        "that cost, over seconds and over their logarithm; before its first model a search is worth chance."
     )
 
 

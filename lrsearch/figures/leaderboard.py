@@ -20,14 +20,14 @@ def caption(record: StudyRecord) -> str:
 
 
 def table(record: StudyRecord) -> Table:
-    heads = ("Rank", "Way", "Expected time", "Fastest search", "Expected cost, USD", "Cheapest search, USD", "Reached")
+    heads = ("Way", "Rank", "Expected time", "Fastest search", "Expected cost, USD", "Cheapest search, USD", "Reached")
     return Table(heads, [_row(rank, entry) for rank, entry in enumerate(leaderboard(record), start=1)])
 
 
 def _row(rank: int, entry: Entry) -> tuple[str, ...]:
     usd = ["–" if value is None else wording.usd(value) for value in (entry.expected_usd, entry.fastest_usd)]
     times = [wording.seconds_or_never(value) for value in (entry.expected, entry.fastest)]
-    return (str(rank), entry.way, *times, *usd, f"{entry.reached}/{entry.total}")
+    return (entry.way, str(rank), *times, *usd, f"{entry.reached}/{entry.total}")
 
 
 LEADERBOARD = Drawing("Leaderboard: time and cost to target", caption, no_figure, table)

@@ -96,21 +96,25 @@ def _draw_range_test(figure: go.Figure, test: RangeTest, style: WayStyle, low: f
         )
     )
     shade_bounds(figure, test.verdict, style)
-    losses = [point.train_loss for point in test.points if point.train_loss is not None]
-    found = suggestions_from_training_losses(test.loss[0], losses) if len(losses) >= FEWEST_FOR_SUGGESTIONS else None
-    marks = [(name, rate) for name, rate in (found._asdict() if found else {}).items() if rate is not None]
+    losses = test.loss[1]
+    found = suggestions_from_training_losses(*test.loss)._asdict() if len(losses) >= FEWEST_FOR_SUGGESTIONS else {}
+    marks = [(name, rate) for name, rate in found.items() if rate is not None]
+    heights = [high + (0.03 + 0.055 * row) * (high - low) for row in range(len(marks))]  # a row each: names never meet
     figure.add_trace(
         go.Scatter(
             x=[rate for _, rate in marks],
-            y=[high] * len(marks),
-            mode="markers",
-            marker={"symbol": "arrow-down", "size": 9, "color": INK},
-            customdata=[name for name, _ in marks],
+            y=heights,
+            mode="markers+text",
+            marker={"symbol": "triangle-down", "size": 8, "color": INK},
+            text=[name for name, _ in marks],
+            textposition="middle right",
+            textfont={"size": 11},
             name="fastai's suggestions",
             showlegend=True,
-            hovertemplate="fastai's %{customdata}: rate %{x:.3g}",
+            hovertemplate="fastai's %{text}: rate %{x:.3g}",
         )
     )
+    figure.update_yaxes(range=(figure.layout.yaxis.range[0], max([high, *heights]) + 0.03 * (high - low)))
 
 
 def _on_the_axis(record: StudyRecord, values: Sequence[float]) -> list[float]:
@@ -185,7 +189,7 @@ def _caption_of_test(record: StudyRecord) -> str:
         return ""
     return (
         f" The thin line is the validation value along the first range test of {clr.key}, one short run over all "
-        "rates; shaded are the bounds that were read off it. Arrows along the top are the four suggestions that fastai "
+        "rates; shaded are the bounds that were read off it. Triangles at the top are the four suggestions that fastai "
         "would give for that test's losses: shown, not used."
     )
 

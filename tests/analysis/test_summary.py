@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lrsearch.analysis import StudySummary, WaySummary, clr_way, summarise
+from lrsearch.analysis import StudySummary, WaySummary, clr_way, power_of_costs, summarise
 from lrsearch.analysis.table import columns, row_cells
 from lrsearch.analysis.threats import threats
 from lrsearch.storage.export import export_rows, write_rows
@@ -155,6 +155,27 @@ def test_identical_ways_come_out_not_distinguished() -> None:
     verdict = summarise(study(ways_of(), ways_of())).verdict
     assert verdict.grade == "not distinguished"
     assert "1.0×" in verdict.sentences[0]
+
+
+def test_what_is_not_distinguished_says_how_many_more_seeds_would_tell() -> None:
+    """Costs with 4 % spread: five seeds detect 1.3x already; with 30 % it takes about 17 more."""
+    tight = summarise(study(ways_of(), ways_of())).verdict
+    assert "5 seeds per way detect 1." in some(tight.power)
+    spread = [(cost, 0.97, test) for cost, test in zip((6.0, 13.0, 10.0, 7.5, 13.5), TESTS, strict=True)]
+    wide = some(summarise(study(spread, spread)).verdict.power)
+    needed = power_of_costs([one[0] for one in spread], [one[0] for one in spread])
+    assert f"about {needed.more} more seeds per way would detect 1.3× (80 % power)" in wide
+    assert "5 seeds per way detect a difference of" in wide
+
+
+def test_what_is_shown_needs_no_more_seeds() -> None:
+    assert summarise(study(ways_of(), ways_of(3.0, better=0.01))).verdict.power is None
+
+
+def test_searches_that_missed_have_no_spread_to_count_seeds_by() -> None:
+    some_miss = [(cost, 0.97 if i else 0.9, test) for i, (cost, _, test) in enumerate(ways_of())]
+    verdict = summarise(study(some_miss, some_miss)).verdict
+    assert "more seeds" not in (verdict.power or "")
 
 
 def test_seven_identical_ways_come_out_not_distinguished() -> None:

@@ -175,7 +175,7 @@ def test_the_range_test_stands_on_the_same_axis_with_its_bounds_and_fastais_sugg
     assert list(line.x) == first.metric[0]
     assert (first.verdict.base_lr, first.verdict.max_lr) in {(shape.x0, shape.x1) for shape in figure.layout.shapes}
     expected = suggestions_from_training_losses(*first.loss)._asdict()
-    assert dict(zip(arrows.customdata, arrows.x, strict=True)) == {k: v for k, v in expected.items() if v is not None}
+    assert dict(zip(arrows.text, arrows.x, strict=True)) == {k: v for k, v in expected.items() if v is not None}
 
 
 def test_a_study_of_many_trials_is_thinned_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
