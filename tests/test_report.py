@@ -6,10 +6,14 @@ import base64
 import csv
 import errno
 import gzip
+import hashlib
 import io
 import json
 import os
 import re
+import shutil
+import subprocess
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -24,6 +28,7 @@ from lrsearch.analysis.document import study_document
 from lrsearch.analysis.exported import read_trials
 from lrsearch.analysis.table import columns, row_cells
 from lrsearch.errors import StorageError
+from lrsearch.figures import FIGURES
 from lrsearch.page import content_security_policy
 from lrsearch.report import render, write_report
 from lrsearch.trial import Event, StudyRecord
@@ -321,7 +326,8 @@ def test_a_browser_draws_all_figures_in_silence(
     browser: Browser, record: StudyRecord, tmp_path: Path, width: int, dark: bool
 ) -> None:
     page, trouble = opened(browser, write_report(record, tmp_path / "page.html"), width=width, dark=dark)
-    assert page.locator(".plot .main-svg:first-child").count() == 6
+    drawn = sum(drawing(record) is not None for drawing in FIGURES.values())
+    assert page.locator(".plot .main-svg:first-child").count() == drawn >= 6
     assert trouble == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.title().startswith("digits: ")
@@ -364,3 +370,80 @@ def test_the_policy_forbids_the_network(browser: Browser, record: StudyRecord, t
     page.evaluate("new Image().src = 'https://example.org/a.png'; fetch('https://example.org').catch(() => 0)")
     page.wait_for_timeout(300)
     assert any("Content Security Policy" in line for line in trouble)
+
+
+AXE = ("axe-core", "4.14.1", "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c")
+"""The checker of accessibility rules: its npm package, version and the SHA-256 of its script."""
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script of axe-core, taken from npm for this test: it is no part of lrsearch."""
+    name, version, digest = AXE
+    folder = tmp_path_factory.mktemp("axe")
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm")
+    packed = subprocess.run(["npm", "pack", f"{name}@{version}"], cwd=folder, capture_output=True, timeout=120)
+    if packed.returncode:
+        pytest.skip("needs a network in which npm finds its packages")
+    with tarfile.open(folder / f"{name}-{version}.tgz") as archive:
+        script = some(archive.extractfile("package/axe.min.js")).read()
+    assert hashlib.sha256(script).hexdigest() == digest
+    return script.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
+def test_axe_finds_nothing_to_complain_of(
+    browser: Browser, axe: str, record: StudyRecord, tmp_path: Path, width: int, dark: bool
+) -> None:
+    page, _ = opened(browser, write_report(record, tmp_path / "page.html"), width=width, dark=dark)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    page.evaluate(axe)  # not subject to the page's policy, which forbids it to the page itself
+    found = page.evaluate("axe.run().then(found => found.violations)")
+    assert [(one["impact"], one["id"], [node["target"] for node in one["nodes"]][:3]) for one in found] == []
+
+
+@pytest.mark.slow
+def test_every_control_is_reached_by_keyboard_in_the_order_of_the_page(
+    browser: Browser, record: StudyRecord, tmp_path: Path
+) -> None:
+    page, _ = opened(browser, write_report(record, tmp_path / "page.html"))
+    place = "(() => { const one = document.activeElement; return one.textContent.trim().slice(0, 20); })()"
+    page.keyboard.press("Tab")
+    assert page.evaluate(place) == "Skip to the verdict"
+    heights = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        heights.append(page.evaluate("document.activeElement.getBoundingClientRect().top + window.scrollY"))
+    assert max(heights) > 1500
+    summary = page.locator("#ways summary")
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#ways details").get_attribute("open") is not None
+
+
+@pytest.mark.slow
+def test_on_paper_all_tables_are_open_and_figures_fit(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
+    page, trouble = opened(browser, write_report(record, tmp_path / "page.html"), dark=True)
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    widths = page.evaluate("[...document.querySelectorAll('.main-svg')].map(one => one.getBoundingClientRect().width)")
+    assert max(widths) <= 680
+    assert page.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill") == "rgb(68, 68, 68)"
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() < page.locator("details").count()
+    assert page.pdf()[:5] == b"%PDF-"
+    assert trouble == []
+
+
+@pytest.mark.slow
+def test_downloads_work_under_the_policy(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
+    page, trouble = opened(browser, write_report(record, tmp_path / "page.html"))
+    with page.expect_download() as begun:
+        page.locator("#downloads a").first.click()
+    assert begun.value.suggested_filename.startswith("digits-trials.csv")
+    with page.expect_download() as begun:
+        page.locator("[data-title*=PNG]").first.click()
+    assert begun.value.suggested_filename.endswith(".png")
+    assert trouble == []
