@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/digits.yaml
 
-.PHONY: study test fast-test slow-test postgres-test outages check install clean
+.PHONY: study test fast-test slow-test postgres-test integration-test outages check install clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +45,14 @@ outages: install build/tools
 build/tools: tests/tools.txt
 	rm -rf $@
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target $@ -r $<
+	touch $@
+
+# Lightning, Keras and fastai are installed for this alone: half a minute.
+integration-test: $(VENV)/.integrations
+	KERAS_BACKEND=torch $(BIN)/pytest -m integrations tests/integrations
+
+$(VENV)/.integrations: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fastai,keras,lightning]'
 	touch $@
 
 test: check fast-test

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import torch
 from torch import nn
@@ -84,6 +84,76 @@ class RangeTest:
         yield "advice", found.advice
 
 
+class TestOptions(TypedDict, total=False):
+    """What can be said of any range test, with the meaning that it has in `lr_range_test`."""
+
+    low: float | None
+    high: float | None
+    steps: int | None
+    ladder: Ladder
+    policy: Policy
+    chance: float | None
+    evaluation_count: int | None
+
+
+@dataclass(frozen=True)
+class TestPlan:
+    """What a range test is to do, whoever takes its steps, and what its curve says afterwards."""
+
+    optimizer_name: str
+    low: float
+    high: float
+    steps: int
+    ladder: Ladder
+    policy: Policy
+    chance: float | None
+    evaluation_count: int | None
+
+    @property
+    def rates(self) -> list[float]:
+        return make_ladder(self.low, self.high, self.steps, self.ladder)
+
+    def conclude(self, curve: Sequence[RangeTestPoint], setting: str) -> RangeTest:
+        """Judge the curve; `setting` names what the bounds hold for."""
+        plan = RangeTestPlan(low=self.low, high=self.high, ladder=self.ladder, policy=self.policy)
+        verdict = judge(curve, _facts(self.chance, self.evaluation_count), plan, self.optimizer_name)
+        return RangeTest(verdict, tuple(curve), self.low, self.high, self.steps, setting)
+
+
+def plan_test(
+    optimizer_name: str,
+    epoch_steps: float | None,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    steps: int | None = None,
+    ladder: Ladder = "exponential",
+    policy: Policy = "default",
+    chance: float | None = None,
+    evaluation_count: int | None = None,
+) -> TestPlan:
+    """Return the plan of a test with the defaults of this optimizer; `epoch_steps` is None where nobody knows it.
+
+    Raises UsageError when there can be no such test.
+    """
+    for name, value, known in (("ladder", ladder, get_args(Ladder)), ("policy", policy, get_args(Policy))):
+        if value not in known:
+            raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+    usual = SGD_RANGE if optimizer_name.lower() in SGD_LIKE else ADAPTIVE_RANGE
+    plan = TestPlan(
+        optimizer_name,
+        usual[0] if low is None else low,
+        usual[1] if high is None else high,
+        max(100, math.ceil(2 * (epoch_steps or 0))) if steps is None else steps,
+        ladder,
+        policy,
+        chance,
+        evaluation_count,
+    )
+    _ = plan.rates  # refuses a range or a count that makes no ladder
+    return plan
+
+
 def lr_range_test(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -101,6 +171,7 @@ def lr_range_test(
     evaluation_count: int | None = None,
     accumulate: int = 1,
     clip_norm: float | None = None,
+    clip_value: float | None = None,
     autocast: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
     generators: Iterable[object] = (),
@@ -128,24 +199,32 @@ def lr_range_test(
     fixed small validation set; asked 75 times or so, in evaluation mode, without gradients. Without it the training
     loss is judged. `chance` is the metric of a model that ignores its input, `evaluation_count` the size of that set.
 
-    `accumulate` batches make one step. `clip_norm` clips the gradient of the model's parameters. `autocast` is the
-    dtype of the forward pass: torch.bfloat16, or torch.float16 with `scaler`. `generators`: further sources of chance
-    in your data; those of a DataLoader, its samplers and data set are found. `keep_copies_on="cpu"` spares the device.
+    `accumulate` batches make one step. `clip_norm` and `clip_value` clip the gradients of the model's parameters, all
+    together or each entry. `autocast` is the dtype of the forward pass: torch.bfloat16, or torch.float16 with `scaler`.
+    `generators`: further sources of chance in your data; those of a DataLoader, its samplers and data set are found.
+    `keep_copies_on="cpu"` spares the device.
 
     Raises UsageError when model, optimizer, batches or loss cannot be used; errors of your own code come through.
     """
-    low, high = _range_of(optimizer, low, high)
-    planned = _planned_steps(batches, steps, accumulate)
-    rates = make_ladder(low, high, planned, ladder)
-    _check(model, optimizer, ladder, policy, accumulate, clip_norm)
+    plan = plan_test(
+        type(optimizer).__name__,
+        _epoch_steps(batches, accumulate),
+        low=low,
+        high=high,
+        steps=steps,
+        ladder=ladder,
+        policy=policy,
+        chance=chance,
+        evaluation_count=evaluation_count,
+    )
+    _check(model, optimizer, clip_norm=clip_norm, clip_value=clip_value)
     sources = [batches, *generators]
     # A loss with parameters or buffers of its own is changed by training like the model.
     snapshot = Snapshot(model, optimizer, loss_fn, forward, scaler, generators=sources, keep_copies_on=keep_copies_on)
-    trainer = _Trainer(model, optimizer, loss_fn, forward, evaluate, batches, accumulate, clip_norm, autocast, scaler)
-    curve = snapshot.undo_after(partial(_run, trainer, rates, sources, seed))
-    plan = RangeTestPlan(low=low, high=high, ladder=ladder, policy=policy)
-    verdict = judge(curve, _facts(chance, evaluation_count), plan, type(optimizer).__name__)
-    return RangeTest(verdict, tuple(curve), low, high, planned, trainer.setting)
+    clip = _Clip(clip_norm, clip_value)
+    trainer = _Trainer(model, optimizer, loss_fn, forward, evaluate, batches, accumulate, clip, autocast, scaler)
+    curve = snapshot.undo_after(partial(_run, trainer, plan.rates, sources, seed))
+    return plan.conclude(curve, trainer.setting)
 
 
 def _run(trainer: _Trainer, rates: list[float], sources: list[object], seed: int) -> list[RangeTestPoint]:
@@ -154,6 +233,20 @@ def _run(trainer: _Trainer, rates: list[float], sources: list[object], seed: int
         if not trainer.model.training:
             trainer.model.train()
         return climb(rates, trainer.step, trainer.take_losses, trainer.evaluate)
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """How gradients are clipped before a step; None: not at all."""
+
+    norm: float | None
+    value: float | None
+
+    def __call__(self, model: nn.Module) -> None:
+        if self.value is not None:
+            nn.utils.clip_grad_value_(model.parameters(), self.value)
+        if self.norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), self.norm)
 
 
 @dataclass
@@ -167,7 +260,7 @@ class _Trainer:
     evaluation: Evaluate | None
     batches: Iterable[Any]
     accumulate: int
-    clip_norm: float | None
+    clip: _Clip
     autocast: torch.dtype | None
     scaler: torch.amp.GradScaler | None
     batch_size: int | None = None
@@ -196,9 +289,9 @@ class _Trainer:
         self.model.zero_grad(set_to_none=True)
         self.optimizer.zero_grad(set_to_none=True)
         losses = [self._backward(self.scaler) for _ in range(self.accumulate)]
-        if self.clip_norm is not None:
+        if self.clip != _Clip(None, None):
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            self.clip(self.model)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._losses.append(torch.stack(losses).mean())
@@ -265,8 +358,7 @@ class _Trainer:
 
 def _endless(batches: Iterable[Any]) -> Iterator[Any]:
     """Yield batches, epoch after epoch. Raises UsageError when there are none, or no more."""
-    if isinstance(batches, DataLoader):
-        batches = _own_loader(batches)
+    batches = own_loader(batches)
     count = 0
     while True:
         before = count
@@ -282,9 +374,11 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
             )
 
 
-def _own_loader(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Return a loader with workers of its own: persistent ones would live on with their chance spent."""
-    own = copy(loader)
+def own_loader(batches: Iterable[Any]) -> Iterable[Any]:
+    """Return a DataLoader with workers of its own: persistent ones would live on with their chance spent."""
+    if not isinstance(batches, DataLoader):
+        return batches
+    own = copy(batches)
     own._iterator = None
     return own
 
@@ -338,14 +432,7 @@ def _loss_and_metric(result: Any) -> tuple[float | None, float | None]:
     return loss if math.isfinite(loss) else None, metric if math.isfinite(metric) else None
 
 
-def _check(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ladder: str,
-    policy: str,
-    accumulate: int,
-    clip_norm: float | None,
-) -> None:
+def _check(model: nn.Module, optimizer: torch.optim.Optimizer, **clip: float | None) -> None:
     """Raise UsageError for what would only fail later, or go wrong unseen."""
     trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     if not trainable:
@@ -354,31 +441,21 @@ def _check(
         raise UsageError("The optimizer holds no trainable parameter of this model; make it from model.parameters().")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UsageError("A range test cannot step LBFGS: its steps need a closure and search the rate themselves.")
-    for name, value, known in (("ladder", ladder, get_args(Ladder)), ("policy", policy, get_args(Policy))):
-        if value not in known:
-            raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
-    if clip_norm is not None and not clip_norm > 0:
-        raise UsageError(f"clip_norm must be greater than 0, got {clip_norm}; None does not clip.")
+    for name, limit in clip.items():
+        if limit is not None and not limit > 0:
+            raise UsageError(f"{name} must be greater than 0, got {limit}; None does not clip.")
 
 
-def _planned_steps(batches: Iterable[Any], steps: int | None, accumulate: int) -> int:
-    """Return `steps`, or the steps of two epochs where batches have a length, at least 100."""
+def _epoch_steps(batches: Iterable[Any], accumulate: int) -> float | None:
+    """Return the steps of an epoch, where batches have a length. Raises UsageError where there can be none."""
     if accumulate < 1:
         raise UsageError(f"accumulate must be at least 1, got {accumulate}.")
     if not isinstance(batches, Iterable):
         raise UsageError(f"batches must be something to iterate, such as a DataLoader, got {type(batches).__name__}.")
-    if steps is not None:
-        return steps
     try:
-        length = len(batches)  # type: ignore[arg-type]  # not every iterable has one: hence the try
+        return len(batches) / accumulate  # type: ignore[arg-type]  # not every iterable has one: hence the try
     except TypeError:
-        length = 0
-    return max(100, math.ceil(2 * length / accumulate))
-
-
-def _range_of(optimizer: torch.optim.Optimizer, low: float | None, high: float | None) -> tuple[float, float]:
-    usual = SGD_RANGE if type(optimizer).__name__.lower() in SGD_LIKE else ADAPTIVE_RANGE
-    return usual[0] if low is None else low, usual[1] if high is None else high
+        return None
 
 
 def _facts(chance: float | None, evaluation_count: int | None) -> WorkloadFacts:

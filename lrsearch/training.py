@@ -511,32 +511,61 @@ def _run_range_test(spec: TrialSpec, run: _Run, watch: DeviceStopwatch, outcome:
     outcome.status = "completed"
 
 
+class Climb:
+    """A range test under way: tell it of each step at the rising `rates`, and it says whether to take another.
+
+    `take_losses` gives the losses of the steps since its last call, `evaluate` validation loss and metric; both are
+    asked for about RANGE_TEST_EVALUATIONS times. Whether to stop is looked at only then: nothing waits for the device
+    at other steps.
+    """
+
+    def __init__(
+        self,
+        rates: Sequence[float],
+        take_losses: Callable[[], list[float]],
+        evaluate: Callable[[], tuple[float | None, float | None]],
+    ) -> None:
+        self.rates = rates
+        self._take_losses, self._evaluate = take_losses, evaluate
+        self._every = max(1, round(len(rates) / RANGE_TEST_EVALUATIONS))
+        self._stop = DivergenceStop(len(rates))
+        self._evaluations: dict[int, tuple[float | None, float | None]] = {}
+        self._losses: list[float] = []
+        self._steps = 0
+
+    @property
+    def rate(self) -> float:
+        """The rate of the next step."""
+        return self.rates[self._steps]
+
+    def goes_on(self) -> bool:
+        """Take note that the step at `rate` was taken, and return whether another is to be."""
+        self._steps += 1
+        finished = self._steps == len(self.rates)
+        if self._steps % self._every and not finished:
+            return True
+        self._evaluations[self._steps - 1] = self._evaluate()
+        new = self._take_losses()
+        self._losses += new
+        return not any(self._stop.update(loss) for loss in new) and not finished
+
+    def points(self) -> list[RangeTestPoint]:
+        """Return a point for each step that was looked at."""
+        return list(_range_test_points(self.rates, self._losses, self._evaluations))
+
+
 def climb(
     rates: Sequence[float],
     step: Callable[[float], None],
     take_losses: Callable[[], list[float]],
     evaluate: Callable[[], tuple[float | None, float | None]],
 ) -> list[RangeTestPoint]:
-    """Take a step at each of the rising `rates` and return a point for each, fewer where the loss ran away.
-
-    `take_losses` gives the losses of the steps since its last call, `evaluate` validation loss and metric; both are
-    asked for about RANGE_TEST_EVALUATIONS times. Whether to stop is looked at only then: nothing waits for the device
-    at other steps.
-    """
-    every = max(1, round(len(rates) / RANGE_TEST_EVALUATIONS))
-    stop = DivergenceStop(len(rates))
-    evaluations: dict[int, tuple[float | None, float | None]] = {}
-    losses: list[float] = []
-    for rung, rate in enumerate(rates):
-        step(rate)
-        if (rung + 1) % every and rung + 1 < len(rates):
-            continue
-        evaluations[rung] = evaluate()
-        new = take_losses()
-        losses += new
-        if any(stop.update(loss) for loss in new):
-            break
-    return list(_range_test_points(rates, losses, evaluations))
+    """Take a step at each of the rising `rates` and return a point for each, fewer where the loss ran away."""
+    test = Climb(rates, take_losses, evaluate)
+    step(test.rate)
+    while test.goes_on():
+        step(test.rate)
+    return test.points()
 
 
 def range_test_rates(plan: RangeTestPlan, steps_per_epoch: int) -> list[float]:

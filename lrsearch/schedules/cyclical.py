@@ -29,7 +29,7 @@ def cyclical(
     *,
     base_lr: float,
     max_lr: float,
-    cycle_steps: int,
+    cycle_steps: float,
     scale: Callable[[int], float],
     scale_mode: Literal["cycle", "iteration"] = "cycle",
     rise_fraction: float = 0.5,
@@ -51,7 +51,7 @@ def cyclical(
         finished, rest = divmod(step, cycle_steps)
         position = rest / cycle_steps
         height = position / rise_fraction if position <= rise_fraction else (1 - position) / (1 - rise_fraction)
-        return base_lr + (max_lr - base_lr) * height * scale(finished + 1 if scale_mode == "cycle" else step)
+        return base_lr + (max_lr - base_lr) * height * scale(int(finished) + 1 if scale_mode == "cycle" else step)
 
     return schedule
 
