@@ -82,7 +82,7 @@ def thinned(by_way: Mapping[str, Sequence[TrialRecord]]) -> dict[str, list[Trial
 
 
 def _draw_range_test(figure: go.Figure, test: RangeTest, style: WayStyle, low: float, high: float) -> None:
-    """Draw what the range test saw of the same rates, its bounds shaded, and fastai's suggestions along the top."""
+    """Draw what the range test saw of the same rates, its bounds shaded, and fastai's suggestions above."""
     rates, values = test.metric
     figure.add_trace(
         go.Scatter(
@@ -99,11 +99,11 @@ def _draw_range_test(figure: go.Figure, test: RangeTest, style: WayStyle, low: f
     losses = test.loss[1]
     found = suggestions_from_training_losses(*test.loss)._asdict() if len(losses) >= FEWEST_FOR_SUGGESTIONS else {}
     marks = [(name, rate) for name, rate in found.items() if rate is not None]
-    heights = [high + (0.03 + 0.055 * row) * (high - low) for row in range(len(marks))]  # a row each: names never meet
     figure.add_trace(
         go.Scatter(
             x=[rate for _, rate in marks],
-            y=heights,
+            y=list(range(len(marks))),  # a row each: names never meet
+            yaxis="y2",
             mode="markers+text",
             marker={"symbol": "triangle-down", "size": 8, "color": INK},
             text=[name for name, _ in marks],
@@ -114,7 +114,9 @@ def _draw_range_test(figure: go.Figure, test: RangeTest, style: WayStyle, low: f
             hovertemplate="fastai's %{text}: rate %{x:.3g}",
         )
     )
-    figure.update_yaxes(range=(figure.layout.yaxis.range[0], max([high, *heights]) + 0.03 * (high - low)))
+    if marks:
+        above = {"domain": [0.86, 1.0], "range": [-0.7, 3.7], "anchor": "x", "visible": False}
+        figure.update_layout(yaxis={"domain": [0.0, 0.85]}, yaxis2=above)
 
 
 def _on_the_axis(record: StudyRecord, values: Sequence[float]) -> list[float]:
@@ -189,7 +191,7 @@ def _caption_of_test(record: StudyRecord) -> str:
         return ""
     return (
         f" The thin line is the validation value along the first range test of {clr.key}, one short run over all "
-        "rates; shaded are the bounds that were read off it. Triangles at the top are the four suggestions that fastai "
+        "rates; shaded are the bounds that were read off it. Triangles above are the four suggestions that fastai "
         "would give for that test's losses: shown, not used."
     )
 
