@@ -405,6 +405,7 @@ def analyze(
 def _print_analysis(record: StudyRecord) -> None:
     """Print the verdict and the tables that follow from the trials, in the words of the report."""
     from rich.table import Table
+    from rich.text import Text
 
     from lrsearch.analysis import summarise
     from lrsearch.analysis.table import columns, row_cells
@@ -420,9 +421,11 @@ def _print_analysis(record: StudyRecord) -> None:
     first = Rows(["Way", *(column.title for column in shown)], rows)
     for title, table in [("Each way in numbers", first), *((one.title, one.table(record)) for one in FROM_TRIALS)]:
         if table.rows:
-            drawn = Table(*table.columns, title=title, title_justify="left", box=None)
+            drawn = Table(title=title, title_justify="left", box=None)
+            for head in table.columns:
+                drawn.add_column(Text(head))  # as it is: rich would take [grid] in a string for markup
             for row in table.rows:
-                drawn.add_row(*row)
+                drawn.add_row(*map(Text, row))
             typer.echo()
             _print(drawn)
 

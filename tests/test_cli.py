@@ -219,6 +219,7 @@ def test_analyze_computes_the_numbers_of_the_run_from_its_csv_alone(
     text = lrsearch(tmp_path, "analyze", str(table)).stdout
     assert document["verdict"]["headline"] in text
     assert "Leaderboard" in text
+    assert "[grid]" in text  # a way in brackets, which is no markup
 
 
 @pytest.mark.parametrize(
