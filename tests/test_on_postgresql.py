@@ -54,7 +54,7 @@ strategies:
   grid: {{name: grid, points: {5 * OUTAGES}}}
 """
 """Enough trials of one to two seconds for one in the middle of which each outage falls."""
-DRAWN = re.compile(r"uuid|_seconds$|started_at|finished_at|owner|energy|peak_device")
+DRAWN = re.compile(r"uuid|_seconds$|seconds_to_target|evaluations|started_at|finished_at|owner|energy|peak_device")
 """Columns that differ from run to run."""
 
 
@@ -65,8 +65,8 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     server.close()
 
 
-def lrsearch(folder: Path, *arguments: str, **environment: str) -> str:
-    """Return what a command printed; it must have succeeded."""
+def lrsearch(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command, which must succeed."""
     done = subprocess.run(
         [sys.executable, "-m", "lrsearch", *arguments],
         cwd=folder,
@@ -76,7 +76,7 @@ def lrsearch(folder: Path, *arguments: str, **environment: str) -> str:
         timeout=3000,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done
 
 
 def exported(url: str, study: str) -> Mapping[str, list[dict[str, Any]]]:
@@ -115,24 +115,17 @@ def test_a_study_is_the_same_on_sqlite_and_on_postgresql(server: Server, on_sqli
     }
     (tmp_path / "study.yaml").write_text(STUDY)
     lrsearch(tmp_path, "run-study", "study.yaml", **here)
-    assert "is finished" in _stderr(tmp_path, "run-study", "study.yaml", **here)
+    assert "is finished" in lrsearch(tmp_path, "run-study", "study.yaml", **here).stderr
     found = exported(url, "everything")
     assert found == exported(on_sqlite, "everything")
     assert len(found["trials"]) > 10
     assert found["range_tests"] != []
-    table = csv.DictReader(lrsearch(tmp_path, "export", "everything", "--table", "trials", **here).splitlines())
+    table = csv.DictReader(lrsearch(tmp_path, "export", "everything", "--table", "trials", **here).stdout.splitlines())
     assert [float(row["train_steps"]) for row in table] == [row["train_steps"] for row in found["trials"]]
-    assert "everything" in lrsearch(tmp_path, "ls", **here)
-    assert "tpe" in lrsearch(tmp_path, "show", "everything", **here)
+    assert "everything" in lrsearch(tmp_path, "ls", **here).stdout
+    assert "tpe" in lrsearch(tmp_path, "show", "everything", **here).stdout
     lrsearch(tmp_path, "report", "everything", **here)
     assert PASSWORD not in (tmp_path / "reports" / "everything.html").read_text()
-
-
-def _stderr(folder: Path, *arguments: str, **environment: str) -> str:
-    command = [sys.executable, "-m", "lrsearch", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=300
-    ).stderr
 
 
 def test_a_study_outlives_its_database(server: Server, on_sqlite: str, tmp_path: Path) -> None:
