@@ -32,7 +32,7 @@ from lrsearch.figures import FIGURES
 from lrsearch.page import content_security_policy
 from lrsearch.report import render, write_report
 from lrsearch.trial import Event, StudyRecord
-from tests.records import GPU, SEVEN_WAYS, make_record, some, unfinished
+from tests.records import CPU, GPU, SEVEN_WAYS, make_record, some, unfinished
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, Page, Request
@@ -93,6 +93,11 @@ def hostile() -> StudyRecord:
     trials = tuple(
         replace(t, result=replace(some(t.result), error=evil)) if t.status in ("diverged", "failed") else t
         for t in record.trials
+    )
+    device = replace(CPU, name=evil)
+    trials = tuple(
+        replace(t, attempts=tuple(replace(one, device=device, versions={evil: evil}) for one in t.attempts))
+        for t in trials
     )
     events = tuple(replace(event, kind=evil, data={evil: evil}) for event in record.events)
     facts = replace(some(record.facts), description=evil, metric=evil)

@@ -51,7 +51,10 @@ def styles_of(keys: Sequence[str], clr: str | None) -> dict[str, WayStyle]:
 
 
 def _turn(index: int) -> WayStyle:
-    return WayStyle(COLORS[index % len(COLORS)], SYMBOLS[index % len(SYMBOLS)], DASHES[index % len(DASHES)])
+    """Past the palette's end colours come again, with other symbols and dashes."""
+    turn = index // len(COLORS)
+    symbol, dash = SYMBOLS[(index + turn) % len(SYMBOLS)], DASHES[(index + 3 * turn) % len(DASHES)]
+    return WayStyle(COLORS[index % len(COLORS)], symbol, dash)
 
 
 def plain(text: str) -> str:

@@ -85,6 +85,8 @@ def test_ways_differ_in_symbol_and_dash_as_well() -> None:
     styles = _style.way_styles(STUDIES["whole"]).values()
     assert len({style.symbol for style in styles}) == len(SEVEN_WAYS)
     assert len({(style.dash, style.color) for style in styles}) == len(SEVEN_WAYS)
+    many = _style.styles_of([str(number) for number in range(40)], "0").values()
+    assert len({(style.color, style.symbol) for style in many}) == len({(one.color, one.dash) for one in many}) == 40
 
 
 @pytest.mark.parametrize("ground", [(255, 255, 255), (0x14, 0x16, 0x1A)], ids=["light", "dark"])
