@@ -39,6 +39,7 @@ EXIT_CODES = {
     5: "the study stopped because its trials keep failing",
     6: "another process runs this study",
     7: "the study file differs from the stored study",
+    8: "the study stopped at its budget; with a larger one the same command continues",
     130: "stopped by Ctrl-C; the same command continues",
     143: "stopped by SIGTERM; the same command continues",
 }
@@ -201,6 +202,8 @@ def run_study(
     else:
         _print(_ways_table(record))
         typer.echo(f"Report: {page}")
+    if not record.finished:
+        raise typer.Exit(8)
 
 
 def _run(config: StudyConfig, database: str, *, extend: bool, fresh: bool) -> StudyRecord:
@@ -692,7 +695,7 @@ def _outcome(record: StudyRecord, database: str, page: Path) -> dict[str, Any]:
         "verdict": {"grade": summary.verdict.grade, "headline": summary.verdict.headline},
         "database": display_url(database),
         "report": str(page),
-        "exit_code": 0,
+        "exit_code": 0 if summary.finished else 8,
     }
 
 

@@ -33,7 +33,8 @@ from pydantic import (
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
 
 from lrsearch.errors import LrsearchError, UsageError, did_you_mean
-from lrsearch.interfaces import Settings, Strategy
+from lrsearch.executors import EXECUTORS, Inline
+from lrsearch.interfaces import ExecutorSettings, Settings, Strategy
 from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.registry import lookup, names
 from lrsearch.schedules import SCHEDULES, schedule_settings
@@ -45,6 +46,8 @@ from lrsearch.yaml_file import KeyPath, Problem, YamlFile, dotted, read_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 
+PASSING = ("budget", "checkpoint")
+"""Keys of a study file that may change while its study runs."""
 NAME_PATTERN = r"^[A-Za-z0-9._-]+$"
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"
 PATTERN_RULES = {
@@ -134,6 +137,7 @@ def _refused(path: KeyPath, value: Any, text: str) -> ValidationError:
 WORKLOAD = Named("workload", partial(lookup, "workload", WORKLOADS), partial(names, "workload", WORKLOADS))
 STRATEGY = Named("strategy", partial(lookup, "strategy", STRATEGIES), partial(names, "strategy", STRATEGIES))
 OPTIMIZER = Named("optimizer", partial(lookup, "optimizer", OPTIMIZERS), partial(sorted, OPTIMIZERS))
+EXECUTOR = Named("executor", partial(lookup, "executor", EXECUTORS), partial(names, "executor", EXECUTORS))
 SCHEDULE = Named("schedule", schedule_settings, partial(names, "schedule", SCHEDULES))
 
 
@@ -195,6 +199,23 @@ class Price(Settings):
     as_of: date
 
 
+class Checkpoint(Settings):
+    """How often a training run keeps its state; a shorter run never does. A run that is cut short goes on from there.
+
+    Writing and reading states are idle seconds on the way's bill.
+    """
+
+    every_seconds: Positive = 60.0
+    folder: Path | None = None
+    """Relative to the study file's folder; by default beside an SQLite database, named after it."""
+
+
+class Budget(Settings):
+    """Stops the study before the trial that would make it longer than this; with a larger one it goes on."""
+
+    device_hours: Positive
+
+
 class Group(Settings):
     """Parameters whose rate and weight decay are multiples of the others', under every schedule and in range tests.
 
@@ -248,6 +269,9 @@ class StudyConfig(Settings):
     target: Target | None = None
     price: Price | None = None
     strategies: Annotated[dict[Name, Annotated[Strategy, STRATEGY]], Field(min_length=1)]
+    executor: Annotated[ExecutorSettings, EXECUTOR] = Field(default_factory=Inline)
+    checkpoint: Checkpoint = Checkpoint()
+    budget: Budget | None = None
     _folder: Path = PrivateAttr(default_factory=Path)
 
     @property
@@ -348,8 +372,12 @@ class StudyConfig(Settings):
         return self.model_dump(mode="json")
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the resolved study. Comments, key order and the file's folder do not count."""
-        canonical = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """Return the sha256 of the resolved study.
+
+        Comments, key order and the file's folder do not count, nor does what changes no trial: budget and checkpoints.
+        """
+        lasting = {key: value for key, value in self.resolved().items() if key not in PASSING}
+        canonical = json.dumps(lasting, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def training_plan(self) -> TrainingPlan:
@@ -387,6 +415,12 @@ class StudyConfig(Settings):
         paths = {key: str(self._folder / path.expanduser()) for key, path in self.workload if isinstance(path, Path)}
         choice = _choice(self.workload)
         return Choice(choice.name, {**choice.settings, **paths})
+
+    def checkpoint_folder(self, database: Path | None) -> Path:
+        """Return where states are kept: what the file says, or a folder beside the database, or the working folder."""
+        if self.checkpoint.folder is not None:
+            return (self._folder / self.checkpoint.folder.expanduser()).absolute()
+        return (database.with_suffix(".checkpoints") if database else Path("lrsearch.checkpoints")).absolute()
 
     def on_device(self, device: str) -> StudyConfig:
         """Return this study as if its file said `device`. Raises UsageError when that is no device."""
@@ -499,6 +533,8 @@ def _model_at(path: KeyPath, values: Any) -> type[BaseModel] | None:
     match path:
         case ("workload",):
             return WORKLOAD.model(block["name"])
+        case ("executor",):
+            return EXECUTOR.model(block["name"])
         case ("training", "optimizer"):
             return OPTIMIZER.model(block["name"])
         case ("strategies", _):
@@ -549,7 +585,8 @@ def is_extension(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
     More points are no extension: a grid of nine has other points than one of eight.
     """
-    same = all(old.get(key) == new.get(key) for key in {*old, *new} - {"seeds", "strategies", "confirmation_seeds"})
+    may_differ = {"seeds", "strategies", "confirmation_seeds", *PASSING}
+    same = all(old.get(key) == new.get(key) for key in {*old, *new} - may_differ)
     confirmed = [study.get("confirmation_seeds") or 0 for study in (old, new)]
     seeds = set(old["seeds"]) <= set(new["seeds"]) and confirmed[0] <= confirmed[1]
     ways = new["strategies"]

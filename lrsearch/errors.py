@@ -12,6 +12,7 @@
     +-- StudyFailedError          5   the study stopped because its trials keep failing
     +-- StudyBusyError            6   another live process runs this study
     +-- StudyChangedError         7   the study file differs from the stored study
+    +-- WorkerDiedError           1   the process of a trial has died; the study loop repeats the trial
 
 Every message says the rule, the value and the way out. A trial that diverges is a result, not an error.
 """
@@ -93,6 +94,10 @@ class StudyChangedError(LrsearchError):
     """The study file differs from the stored study of the same name."""
 
     exit_code = 7
+
+
+class WorkerDiedError(LrsearchError):
+    """The process that ran a trial has died or was stopped as hung; the message says how, as in "its process ..."."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
     schedules/   SCHEDULES    factory(**rates_and_settings) -> Schedule
     workloads/   WORKLOADS    class -> Workload
     strategies/  STRATEGIES   class -> Strategy
-    executors/   EXECUTORS    class -> Executor
+    executors/   EXECUTORS    class -> ExecutorSettings, whose `start` gives an Executor
     figures/     FIGURES      function -> plotly figure (FigureMaker)
 
 Workload and strategy classes are frozen pydantic models (`Settings`): their fields are what a study file may say.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -31,6 +31,8 @@ from lrsearch.trial import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import torch
+
+T = TypeVar("T")
 
 Schedule = Callable[[int], float]
 """Learning rate of optimiser step 0, 1, 2, ...; pure: no state, nothing to checkpoint."""
@@ -88,6 +90,16 @@ class FitsMetric(Protocol):
         ...
 
 
+@runtime_checkable
+class HasOwnChance(Protocol):
+    """A loaded workload whose data may draw from generators of their own."""
+
+    @property
+    def random_sources(self) -> Sequence[object]:
+        """Data sets, transforms and samplers in which such generators are to be looked for."""
+        ...
+
+
 class Workload(Protocol):
     """Model, data, loss and metric. Importing the module that defines one must not import torch."""
 
@@ -135,6 +147,16 @@ class StopsEarly(Protocol):
 
 
 @runtime_checkable
+class LooksAhead(Protocol):
+    """A strategy whose proposals may not depend on how its trials that still run will end."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether `propose` gives the same while earlier trials run as when they have ended, or nothing until then."""
+        ...
+
+
+@runtime_checkable
 class SharesTests(Protocol):
     """A strategy that may go by the range tests of the study's first seed."""
 
@@ -152,23 +174,62 @@ class Channel(Protocol):
         ...
 
 
+@runtime_checkable
+class Watched(Protocol):
+    """A channel whose other end gives up on a trial that makes no progress."""
+
+    def progressed(self) -> None:
+        """Hear that a training step or a batch of an evaluation is done. Must take no time."""
+        ...
+
+
 RunTrials = Callable[[Sequence[TrialSpec], Channel], Sequence[TrialResult]]
-"""training.run_trials: runs trials as one gang and returns their results in order; failures are results too."""
+"""training.run_trials: runs trials as one gang and returns their results in order; failures are results too.
+
+Raises StorageError alone: when a checkpoint cannot be written or read.
+"""
 
 
 class Executor(Protocol):
-    """Where trials run."""
+    """Where trials run, while it is started."""
 
     @property
     def slot_count(self) -> int:
         """How many gangs can run at once."""
         ...
 
-    def submit(
-        self, run_trials: RunTrials, specs: Sequence[TrialSpec], channel: Channel
-    ) -> Future[Sequence[TrialResult]]: ...
+    def prepare(self, work: Callable[[], T]) -> T:
+        """Run `work`, which can be pickled, wherever trials will run, and return what it gave.
 
-    def close(self) -> None: ...
+        Raises what it raises, and WorkloadError when it takes its process down.
+        """
+        ...
+
+    def submit(
+        self, run_trials: RunTrials, specs: Sequence[TrialSpec], channel: Channel, slot: int = 0
+    ) -> Future[Sequence[TrialResult]]:
+        """Run the trials in `slot`, which is free. The future holds a WorkerDiedError when their process died."""
+        ...
+
+    def close(self) -> None:
+        """Stop what runs, at once, and give everything back."""
+        ...
+
+
+class ExecutorSettings(Protocol):
+    """What a study file says about where trials run."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether a search may propose although trials run on which its proposal would depend."""
+        ...
+
+    def start(self, device: str) -> Executor:
+        """Return the executor for trials on `device` (training.device). Raises UsageError when that cannot be."""
+        ...
 
 
 class Observer(Protocol):

@@ -193,6 +193,7 @@ def _events(record: StudyRecord) -> list[tuple[str, str, str]]:
     return [
         (moment(event.at), event.kind.replace("_", " "), "; ".join(f"{k}: {_short(v)}" for k, v in event.data.items()))
         for event in record.events
+        if event.kind != "search_done"  # bookkeeping of studies whose searches run side by side
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import io
 import itertools
 import math
 import platform
@@ -16,7 +17,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrsearch.errors import LrsearchError, MissingExtraError, UsageError, WorkloadError
-from lrsearch.interfaces import Batch, Channel, FitsMetric, LoadedWorkload, Split, Workload
+from lrsearch import checkpoint
+from lrsearch.batches import Batches
+from lrsearch.chance import seed_own
+from lrsearch.errors import LrsearchError, MissingExtraError, StorageError, UsageError, WorkloadError
+from lrsearch.interfaces import Channel, FitsMetric, HasOwnChance, LoadedWorkload, Split, Watched, Workload
 from lrsearch.range_test import DivergenceStop, ladder
 from lrsearch.registry import lookup
+from lrsearch.restore import find_generators
 from lrsearch.schedules.plan import PlannedSchedule, plan_schedule
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.torch_schedule import set_momentum
 from lrsearch.trial import (
+    CheckpointPlan,
     Choice,
     CurvePoint,
     DeviceInfo,
@@ -69,6 +75,7 @@ RANGE_TEST_EVALUATIONS = 75
 def run_trials(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     """Run `specs` and return their results in order. What goes wrong inside a trial is its result, never an exception.
 
+    Only a checkpoint that cannot be written or read raises: StorageError.
     Trials of one call run one after another on the whole device, so each has gang_size 1.
     """
     return [_run_trial(spec, channel) for spec in specs]
@@ -104,6 +111,12 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
         ) from error
     synchronizer(device)()
     return Preparation(loaded.facts, device_info(device), time.perf_counter() - began)
+
+
+def prepare_all(variants: Sequence[tuple[Choice, TrainingPlan]], seed: int) -> Preparation:
+    """Prepare each variant and return the first's preparation, with the seconds of all."""
+    prepared = [prepare(workload, training, seed) for workload, training in variants]
+    return replace(prepared[0], seconds=sum(one.seconds for one in prepared))
 
 
 @dataclass(frozen=True)
@@ -250,11 +263,14 @@ def _frozen_batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [norm for norm in norms if norm.affine and not any(p.requires_grad for p in norm.parameters())]
 
 
-def _batches(loaded: LoadedWorkload, seed: int) -> Iterator[Batch]:
-    """Yield training batches for ever, epoch after epoch, in the order that `seed` alone decides."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from loaded.train_batches(generator)
+def _own_generators(loaded: LoadedWorkload, model: torch.nn.Module) -> list[object]:
+    """Return the generators that data and model keep for themselves, always in the same order."""
+    sources = list(loaded.random_sources) if isinstance(loaded, HasOwnChance) else []
+    return find_generators(sources) + [found for part in model.modules() for found in find_generators(vars(part))]
+
+
+def _no_news() -> None:
+    """Take a sign of progress that nobody waits for."""
 
 
 @dataclass
@@ -266,7 +282,8 @@ class _Run:
     optimizer: torch.optim.Optimizer
     training: TrainingPlan
     device: torch.device
-    batches: Iterator[Batch]
+    batches: Batches
+    progressed: Callable[[], None] = _no_news
     _losses: list[torch.Tensor] = field(default_factory=list)
     _metric: Callable[[Any, Any], float] | None = None
     """What the last evaluation before the test fitted; None where the workload's metric has nothing to fit."""
@@ -289,6 +306,7 @@ class _Run:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip_norm)
         self.optimizer.step()
         self._losses.append(loss.detach())
+        self.progressed()
 
     def take_losses(self) -> list[float]:
         """Return the losses of the steps since the last call: the one place where training waits for the device."""
@@ -307,6 +325,7 @@ class _Run:
             for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
                 outputs.append(self.model(batch_inputs))
                 targets.append(batch_targets)
+                self.progressed()
         self._switch(training=True)
         all_outputs, all_targets = torch.cat(outputs).float(), torch.cat(targets)
         loss = float(self.loaded.loss(all_outputs, all_targets))
@@ -333,11 +352,33 @@ class _Run:
         """
         if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
             return
-        batches = itertools.islice(_batches(self.loaded, 0), BATCH_NORM_BATCHES)
+        batches = itertools.islice(Batches(self.loaded, 0), BATCH_NORM_BATCHES)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad(), self._autocast():
             for inputs, _ in batches:
                 self.model(inputs)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the run is made of as tensors, numbers and text, on the processor or where they lie."""
+        model = self.model.state_dict()
+        return {
+            "model": model,
+            "buffers": {name: buffer for name, buffer in self.model.named_buffers() if name not in model},
+            "optimizer": self.optimizer.state_dict(),
+            "losses": torch.stack(self._losses) if self._losses else torch.empty(0),
+            "batches": self.batches.position(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned. Raises what torch raises for the state of another model."""
+        self.model.load_state_dict(state["model"])
+        buffers = dict(self.model.named_buffers())
+        with torch.no_grad():
+            for name, content in state["buffers"].items():
+                buffers[name].copy_(content)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._losses = list(state["losses"].to(self.device))
+        self.batches.go_to(state["batches"])
 
     def _autocast(self) -> torch.autocast:
         bfloat16 = self.training.precision == "bfloat16"
@@ -362,6 +403,53 @@ class _Outcome:
     facts: WorkloadFacts | None = None
 
 
+class _Checkpoints:
+    """Keeps the state of a training run every so often, and brings it back. Writing and reading are idle seconds.
+
+    The clock is looked at after each step, the device is waited for only when a checkpoint is due.
+    """
+
+    def __init__(self, spec: TrialSpec, plan: CheckpointPlan, watch: DeviceStopwatch) -> None:
+        self._uuid = spec.uuid
+        self._plan = plan
+        self._folder = Path(plan.folder)
+        self._watch = watch
+        self._due = time.monotonic() + plan.every_seconds
+
+    def after_step(self, run: _Run, outcome: _Outcome) -> None:
+        """Write a checkpoint if one is due. Raises StorageError."""
+        if time.monotonic() < self._due:
+            return
+        self._watch.switch("idle")
+        header = checkpoint.Header(self._uuid, self._plan.attempt, outcome.train_steps, self._watch.phase_seconds)
+        state = {"run": run.state(), "curve": [asdict(point) for point in outcome.curve]}
+        checkpoint.write(self._folder, header, lambda file: torch.save(state, file))  # type: ignore[arg-type]  # torch asks for more than `write`
+        self._watch.switch("train")
+        self._due = time.monotonic() + self._plan.every_seconds
+
+    def resume(self, run: _Run, outcome: _Outcome) -> bool:
+        """Put `run`, which is new, where the newest checkpoint was written; return False when there is none.
+
+        Raises StorageError when it cannot be read, and ValueError, RuntimeError or KeyError when it does not fit.
+        """
+        found = checkpoint.newest(self._folder, self._uuid)
+        if found is None:
+            return False
+        header, content = found
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        run.set_state(state["run"])
+        since = sum(self._plan.charged_seconds[header.attempt - 1 :])
+        points = [CurvePoint(**point) for point in state["curve"]]
+        outcome.curve = [replace(one, charged_device_seconds=one.charged_device_seconds - since) for one in points]
+        outcome.train_steps = header.step
+        if points:
+            outcome.validation_loss, outcome.validation_metric = (
+                points[-1].validation_loss,
+                points[-1].validation_metric,
+            )
+        return True
+
+
 def _run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
     device = pick_device(spec.training.device)
     meter = _EnergyMeter(device)
@@ -373,10 +461,17 @@ def _run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
         outcome.facts = loaded.facts
         watch.switch("setup")
         run, planned = _set_up(spec, loaded, device)
+        if isinstance(channel, Watched):
+            run.progressed = channel.progressed
         if planned is None:
             _run_range_test(spec, run, watch, outcome)
         else:
-            _train(spec, run, planned, watch, channel, outcome)
+            checkpoints = _Checkpoints(spec, spec.checkpoint, watch) if spec.checkpoint else None
+            if checkpoints is not None:
+                run = _resumed(spec, run, device, checkpoints, outcome)
+            _train(spec, run, planned, watch, channel, outcome, checkpoints)
+    except StorageError:
+        raise
     except torch.OutOfMemoryError as error:
         outcome.status = "failed"
         outcome.error = f"Out of device memory: {_one_line(error)} Lower workload.batch_size or take a smaller model."
@@ -405,6 +500,18 @@ def _run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
         traceback=outcome.traceback,
         facts=outcome.facts,
     )
+
+
+def _resumed(spec: TrialSpec, run: _Run, device: torch.device, checkpoints: _Checkpoints, outcome: _Outcome) -> _Run:
+    """Return `run` where its checkpoint left it, or at its beginning when there is none that fits the model."""
+    run.batches.keeps_place = True
+    try:
+        checkpoints.resume(run, outcome)
+    except (ValueError, RuntimeError, KeyError):  # the user's model or data are others by now
+        progressed, run = run.progressed, _new_run(run.loaded, spec.training, device, spec.seed)
+        run.progressed, run.batches.keeps_place = progressed, True
+        outcome.curve, outcome.train_steps = [], 0
+    return run
 
 
 def _set_up(spec: TrialSpec, loaded: LoadedWorkload, device: torch.device) -> tuple[_Run, PlannedSchedule | None]:
@@ -440,7 +547,10 @@ def _new_run(loaded: LoadedWorkload, training: TrainingPlan, device: torch.devic
     """Return a run before its first step: weights and data order come from `seed` alone."""
     _seed_everything(seed)
     model = loaded.build_model()
-    return _Run(loaded, model, _optimizer(training, model), training, device, _batches(loaded, seed))
+    own = _own_generators(loaded, model)
+    seed_own(own, seed)
+    batches = Batches(loaded, seed, own)
+    return _Run(loaded, model, _optimizer(training, model), training, device, batches)
 
 
 def _train(
@@ -450,18 +560,27 @@ def _train(
     watch: DeviceStopwatch,
     channel: Channel,
     outcome: _Outcome,
+    checkpoints: _Checkpoints | None = None,
 ) -> None:
-    """Train to the planned end, with a curve point at every epoch's and every cycle's end."""
+    """Train to the planned end, with a curve point at every epoch's and every cycle's end.
+
+    Points that an earlier attempt reached are told first; they cannot stop the trial, as they did not then.
+    """
     steps_per_epoch = run.loaded.facts.steps_per_epoch
     outcome.status = "completed"
+    for point in outcome.curve:
+        channel.report(spec.uuid, point)
+    reached, first_step = len(outcome.curve), outcome.train_steps + 1
     watch.switch("warmup")
-    for end in _segment_ends(planned, steps_per_epoch):
+    for end in _segment_ends(planned, steps_per_epoch)[reached:]:
         while outcome.train_steps < end:
             step = outcome.train_steps
             run.step(planned.rate(step), planned.momentum(step) if planned.momentum else None)
             outcome.train_steps += 1
-            if outcome.train_steps == 1:
+            if outcome.train_steps == first_step:
                 watch.switch("train")
+            if checkpoints is not None:
+                checkpoints.after_step(run, outcome)
         watch.switch("evaluate")
         losses = run.take_losses()
         outcome.diverged_step = _first_non_finite(losses, end)

@@ -113,6 +113,18 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
+class CheckpointPlan:
+    """Where and how often a training run keeps its state, and which attempt at the trial it is."""
+
+    folder: str
+    every_seconds: float
+    """A shorter run writes none."""
+    attempt: int = 1
+    charged_seconds: tuple[float, ...] = ()
+    """Charged device seconds of each attempt before this one."""
+
+
+@dataclass(frozen=True)
 class TrialSpec:
     """All that a worker needs to run one trial, wherever it is."""
 
@@ -126,6 +138,8 @@ class TrialSpec:
     proposal: Proposal
     workload: Choice
     training: TrainingPlan
+    checkpoint: CheckpointPlan | None = None
+    """None: no state is kept, and a run that is cut short begins anew."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +168,8 @@ class WorkloadFacts:
 class CurvePoint:
     """The state of a training run after `step` optimiser steps: the one message that comes back while a trial runs.
 
-    A non-finite loss is None. `charged_device_seconds` is cumulative within the attempt.
+    A non-finite loss is None. `charged_device_seconds` is cumulative within the attempt; negative at points that an
+    earlier attempt reached, from whose checkpoint this one went on: so many seconds before this one began.
     """
 
     step: int

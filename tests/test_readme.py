@@ -12,6 +12,7 @@ import pytest
 
 from lrsearch.cli import EXIT_CODES
 from lrsearch.config import load_study
+from lrsearch.executors import EXECUTORS
 from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.schedules import SCHEDULES
 from lrsearch.strategies import STRATEGIES
@@ -44,6 +45,7 @@ def names_in_row(first_cell: str) -> set[str]:
 def test_the_tables_of_names_are_those_of_the_registries() -> None:
     assert names_in_row("workloads") == set(WORKLOADS)
     assert names_in_row("strategies") == set(STRATEGIES)
+    assert names_in_row("executors") == set(EXECUTORS)
     assert names_in_row("optimizers") == set(OPTIMIZERS)
     assert names_in_row("schedules") == set(SCHEDULES)
 

@@ -127,7 +127,7 @@ def _searches(record: StudyRecord, strategy: str) -> list[Search]:
             strategy,
             seed,
             tuple(trials),
-            _is_done(record, by_seed, seed),
+            _is_done(record, strategy, by_seed, seed),
             higher,
             shared=() if trials is first else shared,
         )
@@ -140,10 +140,18 @@ def tests_once(settings: Mapping[str, Any]) -> bool:
     return settings.get("test") == "once_per_study" and settings.get("max_lr") is None
 
 
-def _is_done(record: StudyRecord, by_seed: Mapping[int, list[TrialRecord]], seed: int) -> bool:
-    """In an unfinished study: all trials have ended and a later seed of the way has begun (seeds run in file order)."""
+def _is_done(record: StudyRecord, strategy: str, by_seed: Mapping[int, list[TrialRecord]], seed: int) -> bool:
+    """In an unfinished study: all trials have ended and a later seed of the way has begun (seeds run in file order).
+
+    Where seeds run side by side the study loop has noted it; what it noted before an extension no longer holds.
+    """
     if record.finished:
         return True
+    executor: Mapping[str, Any] = record.config.get("executor") or {}
+    if executor.get("slots", 1) > 1:
+        kinds = [event.kind for event in record.events]
+        since = record.events[len(kinds) - kinds[::-1].index("extended") if "extended" in kinds else 0 :]
+        return any(e.kind == "search_done" and e.data == {"strategy": strategy, "seed": seed} for e in since)
     order = list(by_seed)
     later = any(by_seed[other] for other in order[order.index(seed) + 1 :])
     return later and bool(by_seed[seed]) and all(trial.status in FINISHED_STATUSES for trial in by_seed[seed])

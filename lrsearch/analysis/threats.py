@@ -55,6 +55,14 @@ def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
     own = [key for key, settings in record.config["strategies"].items() if settings.get("optimizer")]
     if own:
         yield f"Not all ways train with the study's optimizer ({', '.join(own)}): they differ by more than the rate."
+    executor = record.config.get("executor") or {}
+    if executor.get("asynchronous"):
+        yield (
+            "Searches proposed while trials of theirs still ran (asynchronous): which rates they tried depends on the "
+            "order in which trials ended, and another run would try others."
+        )
+    if executor.get("slots", 1) > 1 and summary.is_processor_time:
+        yield f"{executor['slots']} trials ran side by side on one processor and slowed each other down."
     yield from _records(record)
 
 

@@ -1,10 +1,14 @@
-"""Where trials run. To add a place: one file with an Executor and its entry here."""
+"""Where trials run. To add a place: one file with its settings and an Executor, and its entry here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from lrsearch.executors.inline import Inline
-from lrsearch.interfaces import Executor
+from lrsearch.executors.process import Process
+from lrsearch.interfaces import ExecutorSettings
 
-EXECUTORS: dict[str, Callable[[], Executor]] = {"inline": Inline}
+EXECUTORS: Mapping[str, type[ExecutorSettings]] = {"inline": Inline, "process": Process}
+"""inline: in the orchestrator's own process, one after another. process: in persistent processes beside it."""
+
+__all__ = ["EXECUTORS", "Inline", "Process"]

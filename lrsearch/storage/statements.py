@@ -206,13 +206,17 @@ def close_attempt(
     connection.execute(closed.values(status=status, finished_at=at, **values))
 
 
-def close_lost(connection: Connection, row: Row[Any], now: datetime) -> LostAttempt:
-    """Close a running attempt whose process is dead; `row` is the attempt's with its trial's and search's names."""
-    phases = phase_seconds_of(connection, row.id)
+def close_lost(connection: Connection, row: Row[Any], now: datetime, kept: Mapping[str, float]) -> LostAttempt:
+    """Close a running attempt whose process is dead; `row` is the attempt's with its trial's and search's names.
+
+    `kept` are its seconds up to its checkpoint: they stay what they are, and what came after them is lost.
+    """
+    phases = dict(kept) or phase_seconds_of(connection, row.id)
     apart = sum(phases.get(name, 0.0) for name in APART_PHASES)
     elapsed = (row.heartbeat_at - row.started_at).total_seconds()
     seconds = max(charged_seconds(phases), elapsed - apart)
-    replace_phases(connection, row.id, {**as_lost(phases), "lost": seconds})
+    lost = as_lost(phases) if not kept else phases
+    replace_phases(connection, row.id, {**lost, "lost": seconds - charged_seconds(kept)})
     error = "The process that ran it died; its seconds are those up to its last heartbeat."
     close_attempt(connection, row.id, "lost", now, {"estimated": True, "error": error})
     plan_again(connection, row.trial_id)
@@ -221,6 +225,12 @@ def close_lost(connection: Connection, row: Row[Any], now: datetime) -> LostAtte
 
 def plan_again(connection: Connection, trial_id: int) -> None:
     connection.execute(sa.update(trial).where(trial.c.id == trial_id).values(status="planned"))
+
+
+def kept_and_lost(kept: Mapping[str, float], phase_seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds of an attempt that was cut short: those up to its checkpoint as they are, the rest as lost."""
+    lost = as_lost(phase_seconds)
+    return {**lost, **kept, "lost": max(0.0, sum(lost.values()) - sum(kept.values()))} if kept else lost
 
 
 def as_lost(phase_seconds: Mapping[str, float]) -> dict[str, float]:

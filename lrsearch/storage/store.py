@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Row
 
+from lrsearch import faults
 from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError
 from lrsearch.storage.engine import (
     Absence,
@@ -46,7 +48,6 @@ from lrsearch.storage.statements import (
     Begun,
     LostAttempt,
     StudyRow,
-    as_lost,
     attempt_for_update,
     begun_with,
     charged_seconds_by_study,
@@ -58,6 +59,7 @@ from lrsearch.storage.statements import (
     insert_event,
     insert_rows,
     inserted_id,
+    kept_and_lost,
     latest_study,
     phase_seconds_of,
     plan_again,
@@ -132,6 +134,11 @@ class Store:
 
     def close(self) -> None:
         self._reader.dispose()
+
+    @property
+    def sqlite_file(self) -> Path | None:
+        """The file that holds it; None on PostgreSQL."""
+        return sqlite_path(self._reader.url)
 
     def _read(self, work: Callable[[Connection], T]) -> T:
         return transact(self._reader, work, self._patience_seconds, self.absence)
@@ -287,7 +294,9 @@ class Store:
             inserted = connection.execute(sa.insert(trial).values(**values, **proposal_columns(proposal)))
             return insert_attempt(connection, inserted_id(inserted), token, owner, versions, settle)
 
-        return self._write(work)
+        begun = self._write(work)
+        faults.point("after_plan")
+        return begun
 
     def retry_trial(
         self, uuid: str, *, owner: str, versions: Mapping[str, str], settle: tuple[int, float] | None = None
@@ -311,7 +320,9 @@ class Store:
             connection.execute(sa.update(trial).where(trial.c.id == row.id).values(status="running"))
             return insert_attempt(connection, row.id, token, owner, versions, settle)
 
-        return self._write(work)
+        begun = self._write(work)
+        faults.point("after_claim")
+        return begun
 
     def settle(self, attempt_id: int, idle_seconds: float) -> None:
         """Add idle seconds that came after the attempt's result was written."""
@@ -370,31 +381,49 @@ class Store:
             replace_rows(connection, curve_point, attempt_id, curve_rows(attempt_id, result.curve))
             replace_rows(connection, range_test_point, attempt_id, range_test_rows(attempt_id, result.range_test))
             renew_leases(connection, row.study_id, row.owner)
+            faults.point("before_commit")
 
         self._write(work)
+        faults.point("after_commit")
 
     def interrupt_attempt(
-        self, attempt_id: int, token: str, phase_seconds: Mapping[str, float], core_seconds: float | None
+        self,
+        attempt_id: int,
+        token: str,
+        phase_seconds: Mapping[str, float],
+        core_seconds: float | None,
+        *,
+        kept: Mapping[str, float] | None = None,
+        error: str | None = None,
     ) -> None:
-        """Close an attempt that a signal stopped and plan its trial again. Its charged seconds are `lost` ones."""
+        """Close an attempt that was cut short and plan its trial again. Its charged seconds are `lost` ones.
+
+        `kept` are those up to its checkpoint: they stay what they are. Without an `error` a signal stopped the study;
+        with one the attempt's own process died of it, and the attempt is lost.
+        """
         finished_at = datetime.now(UTC)
+        status = "interrupted" if error is None else "lost"
 
         def work(connection: Connection) -> None:
             row = attempt_for_update(connection, attempt_id)
-            if row.status == "interrupted" and row.token == token:
+            if row.status == status and row.token == token:
                 return
             check_token(row, token)
-            close_attempt(connection, attempt_id, "interrupted", finished_at, {"core_seconds": core_seconds})
-            replace_phases(connection, attempt_id, as_lost(phase_seconds))
+            values = {"core_seconds": core_seconds, "error": error}
+            close_attempt(connection, attempt_id, status, finished_at, values)
+            replace_phases(connection, attempt_id, kept_and_lost(kept or {}, phase_seconds))
             plan_again(connection, row.trial_id)
 
         self._write(work)
 
-    def reconcile(self, study_id: int) -> list[LostAttempt]:
+    def reconcile(
+        self, study_id: int, kept: Callable[[str, int], Mapping[str, float]] = lambda uuid, attempt: {}
+    ) -> list[LostAttempt]:
         """Close the attempts that a dead process left running, and plan their trials again. The caller holds the lease.
 
         An attempt is charged up to its last heartbeat, marked as estimated, all on the phase `lost`; seconds of the
-        phases that are shown apart stay apart.
+        phases that are shown apart stay apart, and so do those that `kept` gives for it (by the trial's UUID and the
+        attempt's number): its seconds up to a checkpoint from which the trial will go on.
         """
         now = datetime.now(UTC)
 
@@ -408,7 +437,8 @@ class Store:
                 # Else a result that its old owner commits between our reading and writing would be closed as lost.
                 .with_for_update(of=attempt)
             )
-            lost = [close_lost(connection, row, now) for row in connection.execute(running).all()]
+            rows = connection.execute(running).all()
+            lost = [close_lost(connection, row, now, kept(row.uuid, row.number)) for row in rows]
             if lost:
                 data = [{"uuid": one.uuid, "attempt": one.attempt, "seconds": one.seconds} for one in lost]
                 insert_event(connection, study_id, now, "attempts_lost", {"attempts": data})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,7 @@ class Grid(TrainingStrategy):
     """
 
     name: Literal["grid"] = "grid"
+    looks_ahead: ClassVar[bool] = True
     points: Annotated[int, Field(ge=2)] | None = None
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
 

@@ -45,6 +45,11 @@ class OptunaSearch(SampledSearch):
             )
         return self
 
+    @property
+    def looks_ahead(self) -> bool:
+        """CMA-ES waits for whole generations, QMC learns nothing; TPE, GP and pruners go by all that has ended."""
+        return self.sampler in ("cmaes", "qmc") and self.pruner == "none"
+
     def _draw(self, history: History) -> tuple[Mapping[str, Number], bool] | None:
         from lrsearch.strategies import _optuna  # here: it imports Optuna
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,6 +48,7 @@ class RangeTested(TrainingStrategy):
     """
 
     name: Literal["range_tested"] = "range_tested"
+    looks_ahead: ClassVar[bool] = True
     schedule: ScheduleTemplate = ScheduleTemplate(name="triangular2", cycles=2)
     range_epochs: Positive = 2.0
     min_steps: Annotated[int, Field(ge=20)] = 100

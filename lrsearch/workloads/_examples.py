@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class Splits:
 
 
 class LoadedExamples:
-    """Implements `LoadedWorkload`."""
+    """Implements `LoadedWorkload` and `HasOwnChance`."""
 
     def __init__(
         self,
@@ -53,6 +53,11 @@ class LoadedExamples:
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
         part: Examples = getattr(self._splits, split)
         return part.in_order(self.facts.batch_size, self._device)
+
+    @property
+    def random_sources(self) -> Sequence[object]:
+        parts = (self._splits.train, self._splits.validation, self._splits.test)
+        return [source for part in parts for source in part.random_sources]
 
     def loss(self, outputs: Any, targets: Any) -> torch.Tensor:
         return self._loss(outputs, targets)

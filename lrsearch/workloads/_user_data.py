@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ class TensorPart:
     inputs: torch.Tensor
     device_targets: torch.Tensor
     rows: torch.Tensor
+    random_sources: ClassVar[Sequence[object]] = ()
 
     @property
     def targets(self) -> torch.Tensor:
@@ -62,6 +63,10 @@ class DatasetPart:
     collate: Any
     worker_count: int
 
+    @property
+    def random_sources(self) -> Sequence[object]:
+        return self.dataset, self.collate
+
     def subset(self, indices: torch.Tensor) -> DatasetPart:
         return replace(self, dataset=Subset(self.dataset, indices.tolist()), targets=self.targets[indices])
 
@@ -83,6 +88,13 @@ class LoaderPart:
     loader: Any
     targets: torch.Tensor
     input_shape: tuple[int, ...]
+
+    @property
+    def random_sources(self) -> Sequence[object]:
+        """The samplers' own `generator` is not among them: `shuffled` replaces it."""
+        samplers = (vars(self.loader.sampler), vars(self.loader.batch_sampler))
+        of_samplers = [value for own in samplers for key, value in own.items() if key not in ("generator", "sampler")]
+        return self.loader.dataset, self.loader.collate_fn, *of_samplers
 
     def shuffled(self, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
         own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))

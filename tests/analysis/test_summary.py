@@ -344,3 +344,11 @@ def test_a_way_whose_bounds_are_from_the_file_is_not_the_clr_run(record: StudyRe
     assert any(note.startswith("Bounds from the file") and "(clr)" in note for note in summarise(one).verdict.notes)
     both = with_given_bounds(record, "clr", "clr_linear")
     assert "no way of this study uses a range test" in summarise(both).verdict.headline
+
+
+def test_trials_side_by_side_and_asynchronous_proposals_are_threats() -> None:
+    record = make_record()
+    executor = {"name": "process", "slots": 3, "asynchronous": True}
+    crowded = replace(record, config={**record.config, "executor": executor})
+    new = set(threats(crowded, summarise(crowded))) - set(threats(record, summarise(record)))
+    assert {text.split()[0] for text in new} == {"3", "Searches"}

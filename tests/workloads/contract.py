@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from sklearn.metrics import accuracy_score
 
 from lrsearch.errors import WorkloadError
 from lrsearch.interfaces import LoadedWorkload, Split
+from lrsearch.trial import Choice
+from tests.resuming import assert_goes_on_bit_for_bit, spec
 
 CPU = torch.device("cpu")
 
@@ -44,6 +47,9 @@ def _unscaled(inputs: torch.Tensor) -> torch.Tensor:
 
 
 class WorkloadContract:
+    harder: ClassVar[dict[str, Any]] = {}
+    """Settings with which a run draws more numbers."""
+
     @pytest.fixture
     def workload(self) -> Any:
         raise NotImplementedError
@@ -136,6 +142,12 @@ class WorkloadContract:
         loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
         assert all(parameter.grad is not None for parameter in model.parameters())
 
+    def test_a_run_that_was_cut_short_goes_on_bit_for_bit(self, workload: Any, tmp_path: Path) -> None:
+        settings = {**workload.model_dump(mode="json", exclude_unset=True), **self.harder}
+        settings.pop("name", None)
+        trial = spec(Choice(workload.name, settings), epochs=1.3, schedule="triangular2")
+        assert_goes_on_bit_for_bit(trial, tmp_path, cuts=(0.75,))
+
     def test_a_batch_larger_than_the_training_split_is_refused(self, workload: Any) -> None:
         with pytest.raises(WorkloadError, match=r"fewer than workload.batch_size 100000: lower batch_size"):
             load(workload, batch_size=100_000)
@@ -176,6 +188,8 @@ class ClassificationContract(WorkloadContract):
 
 class PixelContract(WorkloadContract):
     """Workloads with images, normalised on the device."""
+
+    harder: ClassVar[dict[str, Any]] = {"augment": "crop_flip"}
 
     def test_the_training_split_has_mean_zero_and_deviation_one(self, workload: Any) -> None:
         loaded = load(workload, batch_size=1)

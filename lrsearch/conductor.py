@@ -1,0 +1,850 @@
+"""Runs the searches of one study, interleaved over the executor's slots, and accounts for every second of each slot."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from itertools import chain
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from lrsearch import checkpoint, faults
+from lrsearch.analysis.confirm import confirmations_wanted
+from lrsearch.config import StudyConfig
+from lrsearch.errors import LrsearchError, StudyBusyError, StudyFailedError, WorkerDiedError
+from lrsearch.interfaces import Executor, LooksAhead, Observer, SharesTests, StopsEarly, Strategy
+from lrsearch.range_test import judge
+from lrsearch.storage.store import Begun, Store, StudyRow
+from lrsearch.trial import (
+    FINISHED_STATUSES,
+    AttemptRecord,
+    CheckpointPlan,
+    Choice,
+    CurvePoint,
+    History,
+    Proposal,
+    StudyRecord,
+    TrainingPlan,
+    Trial,
+    TrialRecord,
+    TrialResult,
+    TrialSpec,
+    WorkloadFacts,
+)
+
+if TYPE_CHECKING:
+    from lrsearch.storage.optuna_mirror import OptunaMirror
+    from lrsearch.training import Preparation
+
+LEASE_SECONDS = 60.0
+HEARTBEAT_SECONDS = 1.0
+"""A killed attempt is charged up to its last heartbeat, so this bounds how much of its cost can go unseen."""
+FIRST_HEARTBEAT_SECONDS = 0.2
+"""So that a short trial that is killed has a cost too."""
+EQUAL_FAILURES_TO_STOP = 3
+DEATHS_TO_FAIL = 3
+"""A trial whose process dies so often, without a new checkpoint in between, has failed."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; like KeyboardInterrupt for Ctrl-C, raised after the ledger is settled."""
+
+
+class Signals:
+    """Ctrl-C and SIGTERM end a trial at once, but wait while the ledger is being written; a second one never waits."""
+
+    def __init__(self) -> None:
+        self._interruptible = False
+        self._pending: type[BaseException] | None = None
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        error = KeyboardInterrupt if signum == signal.SIGINT else Terminated
+        if self._interruptible or self._pending is not None:
+            raise error
+        self._pending = error
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Take both signals over for the block (only the main thread may)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+            self._raise_pending()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let a signal end the block at once; one that came before ends it before it begins."""
+        self._raise_pending()
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
+
+    def _raise_pending(self) -> None:
+        if self._pending is not None:
+            raise self._pending
+
+
+@dataclass
+class Search:
+    """One strategy with one seed, and what has come of it."""
+
+    key: str
+    seed: int
+    strategy: Strategy
+    trials: list[Trial] = field(default_factory=list)
+    """In the order of their numbers, which are their places."""
+    waiting: deque[TrialRecord] = field(default_factory=deque)
+    """Trials that were cut short, to be run again first."""
+    running: int = 0
+    done: bool = False
+    shared_tests: tuple[Trial, ...] = ()
+
+    @classmethod
+    def of(cls, key: str, seed: int, strategy: Strategy, records: Iterable[TrialRecord]) -> Search:
+        found = tuple(records)
+        unfinished = deque(record for record in found if record.status not in FINISHED_STATUSES)
+        return cls(key, seed, strategy, [_as_strategies_see_it(record) for record in found], unfinished)
+
+    def history(self, config: StudyConfig, facts: WorkloadFacts, before: int | None = None) -> History:
+        """Return what the strategy may know: all trials, or those numbered below `before`."""
+        plan = config.training_plan_of(self.key)
+        return History(
+            study=config.name,
+            strategy=self.key,
+            seed=self.seed,
+            low=config.rates.low,
+            high=config.rates.high,
+            optimizer=plan.optimizer,
+            epochs=plan.epochs,
+            facts=facts,
+            trials=tuple(self.trials[:before]),
+            shared_tests=self.shared_tests,
+        )
+
+    def note(self, record: TrialRecord) -> None:
+        """Keep what strategies may see of a trial that has begun or ended."""
+        self.trials[record.number : record.number + 1] = [_as_strategies_see_it(record)]
+
+
+def _as_strategies_see_it(record: TrialRecord) -> Trial:
+    """Strip a trial of its test value and its cost."""
+    result = record.result
+    if result is None:
+        return Trial(record.number, record.proposal, record.status)
+    return Trial(
+        record.number,
+        record.proposal,
+        record.status,
+        result.validation_loss,
+        result.validation_metric,
+        result.curve,
+        result.range_test,
+    )
+
+
+def interleaved(keys: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the order of turns, round by round: A B C, then C B A, so that no way always runs first or last (ABBA)."""
+    while True:
+        yield tuple(keys)
+        yield tuple(reversed(keys))
+
+
+@dataclass
+class Turn:
+    """What is to run next: a trial to begin, or one (with its record) to begin again."""
+
+    search: Search
+    proposal: Proposal
+    record: TrialRecord | None = None
+    stopper: Callable[[Sequence[CurvePoint]], bool] | None = None
+
+
+class Turns:
+    """Says whose turn it is. On one slot: the searches of a seed alternate until all are done, then the next seed's.
+
+    Where slots are free, searches that need not wait for a running trial of their own go on, also those of later
+    seeds; which trials a search runs does not depend on that, unless `asynchronous` lets it propose ahead.
+    """
+
+    def __init__(
+        self, config: StudyConfig, record: StudyRecord, facts: WorkloadFacts, when_done: Callable[[Search], None]
+    ) -> None:
+        self._config = config
+        self._facts = facts
+        self._when_done = when_done
+        self._records: dict[tuple[str, int], list[TrialRecord]] = {}
+        for trial in record.trials:
+            self._records.setdefault((trial.strategy, trial.seed), []).append(trial)
+        self._first = {key: self._search(key, config.seeds[0]) for key in config.strategies}
+        others = [{key: self._search(key, seed) for key in config.strategies} for seed in config.seeds[1:]]
+        self._replicates = deque(
+            (searches, chain.from_iterable(interleaved(list(searches)))) for searches in (self._first, *others)
+        )
+
+    def _search(self, key: str, seed: int) -> Search:
+        return Search.of(key, seed, self._config.strategies[key], self._records.pop((key, seed), ()))
+
+    def next(self) -> Turn | None:
+        """Return the next turn; None while all must wait, and at the end."""
+        while self._replicates and all(search.done for search in self._replicates[0][0].values()):
+            self._replicates.popleft()
+        for searches, order in tuple(self._replicates):
+            for _ in range(2 * len(searches)):
+                search = searches[next(order)]
+                turn = None if search.done or not self._has_its_tests(search) else self._turn_of(search)
+                if turn is not None:
+                    return turn
+        return None
+
+    def _has_its_tests(self, search: Search) -> bool:
+        """Whether a search that goes by the range tests of the first seed's can have them."""
+        first = self._first[search.key]
+        if search is first or not (isinstance(search.strategy, SharesTests) and search.strategy.tests_once):
+            return True
+        search.shared_tests = tuple(trial for trial in first.trials if trial.proposal.stage == "range_test")
+        return first.done
+
+    def _turn_of(self, search: Search) -> Turn | None:
+        if search.running and not self._may_look_ahead(search.strategy):
+            return None
+        record = search.waiting.popleft() if search.waiting else None
+        history = search.history(self._config, self._facts, before=record.number if record else None)
+        proposals = [record.proposal] if record else search.strategy.propose(history, 1)
+        if not proposals:
+            if not search.running:
+                search.done = True
+                self._when_done(search)
+            return None
+        stopper = search.strategy.stopper(history) if isinstance(search.strategy, StopsEarly) else None
+        return Turn(search, proposals[0], record, stopper)
+
+    def _may_look_ahead(self, strategy: Strategy) -> bool:
+        return self._config.executor.asynchronous or (isinstance(strategy, LooksAhead) and strategy.looks_ahead)
+
+
+class Budget:
+    """Whether a trial fits into the device seconds that a study may take, all phases of all attempts included."""
+
+    def __init__(self, device_hours: float | None, record: StudyRecord) -> None:
+        self.limit_seconds = None if device_hours is None else device_hours * 3600
+        self.spent_seconds = 0.0
+        self._longest: dict[tuple[object, ...], float] = {}
+        for trial in (*record.trials, *record.confirmations):
+            for attempt in trial.attempts:
+                self.spend(sum(attempt.phase_seconds.values()))
+            if trial.status in FINISHED_STATUSES:
+                self.learn(trial.strategy, trial.proposal, sum(trial.attempts[-1].phase_seconds.values()))
+
+    def spend(self, seconds: float) -> None:
+        self.spent_seconds += seconds
+
+    def learn(self, strategy: str, proposal: Proposal, seconds: float) -> None:
+        """Remember how long a trial that has ended took, for those of its way and those that are like it."""
+        for kind in _kinds(strategy, proposal):
+            self._longest[kind] = max(seconds, self._longest.get(kind, 0.0))
+
+    def forecast(self, strategy: str, proposal: Proposal) -> float:
+        """Return the longest time that such a trial took so far, in this way or else in any; 0 before the first."""
+        return next((self._longest[kind] for kind in _kinds(strategy, proposal) if kind in self._longest), 0.0)
+
+    def allows(self, seconds: float) -> bool:
+        return self.limit_seconds is None or self.spent_seconds + seconds <= self.limit_seconds
+
+
+def _kinds(strategy: str, proposal: Proposal) -> tuple[tuple[object, ...], ...]:
+    alike = (proposal.stage, proposal.epochs)
+    return (strategy, *alike), alike
+
+
+@dataclass
+class _Running:
+    """An attempt on its slot."""
+
+    turn: Turn
+    trial: TrialRecord
+    begun: Begun
+    channel: _Channel
+    started_at: datetime
+    started: float
+    future: Future[Sequence[TrialResult]] | None = None
+    done: float = 0.0
+    """When the future had its result."""
+
+
+@dataclass
+class _Slot:
+    number: int
+    boundary: float
+    """When the last second that belongs to a trial ended; what comes after is the next trial's."""
+    unsettled: tuple[int, float] | None = None
+    """Attempt and idle seconds that came after its result was written; they go into the next transaction."""
+    running: _Running | None = None
+    used: bool = False
+
+    def take_unsettled(self) -> tuple[int, float] | None:
+        unsettled, self.unsettled = self.unsettled, None
+        return unsettled
+
+
+class Conductor:
+    """Runs the searches of one study and keeps account of every second from begin to end."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        store: Store,
+        study: StudyRow,
+        owner: str,
+        observer: Observer,
+        mirror: OptunaMirror | None,
+        signals: Signals,
+        executor: Executor,
+        prepared: Preparation,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._study = study
+        self._owner = owner
+        self._observer = observer if executor.slot_count == 1 else _OneAtATime(observer)
+        self._mirror = mirror
+        self._mirror_lock = threading.Lock()
+        self._signals = signals
+        self._executor = executor
+        self._prepared = prepared
+        self._facts = prepared.facts
+        self._folder = config.checkpoint_folder(store.sqlite_file)
+        self._versions = _versions()
+        self._failures: list[str] = []
+        self._deaths: dict[str, tuple[int, int]] = {}
+        """By trial: at which step's checkpoint its process has died, and how often there."""
+        self._slots: list[_Slot] = []
+        self._confirmations: deque[Turn] | None = None
+        self._fenced: LrsearchError | None = None
+
+    def run(self) -> bool:
+        """Run what is left of the study; return False when its budget ended it first."""
+        record = self._store.record(self._study.name, self._study.version)
+        self._observer.study_started(record, planned_trials(self._config))
+        self._store.set_facts(self._study.id, self._facts)
+        self._remove_stale_checkpoints(record)
+        if self._mirror is not None:
+            self._publish(record.trials)
+        budget = self._config.budget
+        self._budget = Budget(budget.device_hours if budget else None, record)
+        self._turns = Turns(self._config, record, self._facts, self._note_done)
+        began = time.perf_counter()
+        self._slots = [_Slot(number, began) for number in range(self._executor.slot_count)]
+        try:
+            with self._holding_the_lease():
+                return self._run()
+        except BaseException:
+            self._cut_short()
+            raise
+        finally:
+            self._executor.close()
+            for slot in self._slots:
+                if (unsettled := slot.take_unsettled()) is not None:
+                    self._store.settle(*unsettled)
+            self._note_run(began)
+
+    def _run(self) -> bool:
+        while True:
+            turn = self._fill_slots()
+            busy = [slot for slot in self._slots if slot.running]
+            if not busy:
+                if turn is not None:
+                    self._tell_budget(turn)
+                return turn is None
+            self._wait(busy)
+            for slot in busy:
+                if slot.running and slot.running.done:
+                    self._end(slot)
+
+    def _fill_slots(self) -> Turn | None:
+        """Begin trials on all free slots; return the one that the budget does not allow."""
+        for slot in self._slots:
+            if slot.running is not None:
+                continue
+            turn = self._put_back or self._next_turn()
+            self._put_back = None
+            if turn is None:
+                return None
+            if not self._fits(turn):
+                self._put_back = turn
+                return turn
+            self._begin(slot, turn)
+        return None
+
+    _put_back: Turn | None = None
+    """The turn that the budget did not allow."""
+
+    def _fits(self, turn: Turn) -> bool:
+        """Whether the budget, of which running trials have their share, allows one more."""
+        expected = [(slot.running.trial.strategy, slot.running.trial.proposal) for slot in self._slots if slot.running]
+        turns = [*expected, (turn.search.key, turn.proposal)]
+        return self._budget.allows(sum(self._budget.forecast(*one) for one in turns))
+
+    def _next_turn(self) -> Turn | None:
+        turn = self._turns.next()
+        if turn is not None or not self._config.confirmation_seeds or any(slot.running for slot in self._slots):
+            if turn is None and self._confirmations:
+                return self._confirmations.popleft()
+            return turn
+        if self._confirmations is None:
+            self._confirmations = deque(self._confirm(self._config.confirmation_seeds))
+        return self._confirmations.popleft() if self._confirmations else None
+
+    def _confirm(self, count: int) -> Iterator[Turn]:
+        """Yield what trains again what each search chose, with `count` fresh seeds that all ways share."""
+        record = self._store.record(self._study.name, self._study.version)
+        wanted = confirmations_wanted(record, count)
+        if wanted:
+            runs = f"{len(wanted)} runs" if len(wanted) > 1 else "1 run"
+            self._observer.message(f"Confirming what each search chose with {count} fresh seeds: {runs}.")
+        begun_before = {(one.strategy, one.seed, one.proposal.confirmation_seed): one for one in record.confirmations}
+        for strategy, seed, proposal in wanted:
+            begun = begun_before.get((strategy, seed, proposal.confirmation_seed))
+            again = begun if begun and begun.proposal == proposal and begun.status not in FINISHED_STATUSES else None
+            yield Turn(Search(strategy, seed, self._config.strategies[strategy]), proposal, again)
+
+    # One attempt
+
+    def _begin(self, slot: _Slot, turn: Turn) -> None:
+        """Plan the trial, or claim it again, and hand it to the slot."""
+        from lrsearch.training import run_trials
+
+        search, record = turn.search, turn.record
+        owner, versions, settle = self._owner, self._versions, slot.take_unsettled()
+        if record is None:
+            place = (self._study.id, search.key, search.seed)
+            begun = self._store.begin_trial(*place, turn.proposal, owner=owner, versions=versions, settle=settle)
+            record = TrialRecord(begun.uuid, search.key, search.seed, begun.number, "planned", turn.proposal)
+        else:
+            begun = self._store.retry_trial(record.uuid, owner=owner, versions=versions, settle=settle)
+        trial = replace(record, status="running")
+        search.running += 1
+        if not trial.is_confirmation:
+            search.note(trial)
+        self._observer.trial_started(trial)
+        channel = _Channel(self._store, begun, trial, turn.stopper, self._observer, self._publish_live)
+        slot.used = True
+        slot.running = running = _Running(turn, trial, begun, channel, datetime.now(UTC), time.perf_counter())
+        channel.start()
+        with self._signals.interruptible():
+            running.future = self._executor.submit(run_trials, [self._spec(trial)], channel, slot.number)
+            running.future.add_done_callback(partial(_note_end, running))
+
+    def _spec(self, trial: TrialRecord) -> TrialSpec:
+        proposal, confirmation_seed = trial.proposal, trial.proposal.confirmation_seed
+        return TrialSpec(
+            trial.uuid,
+            self._study.name,
+            trial.strategy,
+            trial.seed if confirmation_seed is None else confirmation_seed,
+            trial.number,
+            proposal,
+            with_batch_size(self._config.workload_choice(), proposal.batch_size),
+            training_of(proposal, self._config.training_plan()),
+            CheckpointPlan(
+                str(self._folder),
+                self._config.checkpoint.every_seconds,
+                len(trial.attempts) + 1,
+                tuple(attempt.charged_device_seconds for attempt in trial.attempts),
+            ),
+        )
+
+    def _wait(self, busy: Sequence[_Slot]) -> None:
+        """Return when a trial has ended. Raises StudyBusyError when another process has taken the study over."""
+        futures = [slot.running.future for slot in busy if slot.running and slot.running.future]
+        with self._signals.interruptible():
+            while not wait(futures, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                if self._fenced is not None:
+                    raise self._fenced
+
+    def _end(self, slot: _Slot) -> None:
+        """Write what the attempt on the slot gave, and free the slot."""
+        running = slot.running
+        assert running is not None
+        assert running.future is not None
+        running.channel.stop()
+        error = running.future.exception()
+        if error is not None and not isinstance(error, WorkerDiedError):
+            raise error
+        if error is not None and not self._has_failed(running, error):
+            self._lose(slot, running, error)
+            return
+        result = self._dead(slot, running, error) if error is not None else running.future.result()[0]
+        before, held = running.started - slot.boundary, running.done - slot.boundary
+        # What no phase explains of the span since the last trial went into thinking and writing: the device was idle.
+        result = _with_idle(result, before, held - sum(result.phase_seconds.values()))
+        verdict = self._verdict(running.trial, result)
+        self._store.finish_attempt(running.begun.attempt_id, running.begun.token, result, verdict)
+        slot.running = None
+        checkpoint.remove(self._folder, running.trial.uuid)
+        finished = replace(_finished(running, result, self._owner), verdict=verdict)
+        self._observer.trial_finished(finished)
+        if finished.stage == "train" and result.status == "completed" and result.validation_metric is None:
+            self._observer.message(
+                f"{finished.strategy}, seed {finished.seed}: {self._facts.metric} was not a finite number."
+            )
+        faults.point("before_mirror")
+        self._publish([finished])
+        self._budget.spend(held)
+        self._budget.learn(finished.strategy, finished.proposal, held)
+        running.turn.search.running -= 1
+        if not finished.is_confirmation:
+            running.turn.search.note(finished)
+        self._settle_slot(slot, running)
+        self._stop_on_equal_failures(finished)
+
+    def _settle_slot(self, slot: _Slot, running: _Running) -> None:
+        slot.boundary = time.perf_counter()
+        slot.unsettled = (running.begun.attempt_id, slot.boundary - running.done)
+        self._budget.spend(slot.boundary - running.done)
+
+    def _lose(self, slot: _Slot, running: _Running, error: BaseException) -> None:
+        """Close the attempt of a process that died, and have the trial run again."""
+        spent, kept = running.done - slot.boundary, self._kept(running.trial.uuid, len(running.trial.attempts) + 1)
+        begun = running.begun
+        self._store.interrupt_attempt(
+            begun.attempt_id, begun.token, {"lost": spent}, None, kept=kept, error=_sentence(error)
+        )
+        slot.running = None
+        trial = running.trial
+        self._observer.message(
+            f"{trial.strategy}, seed {trial.seed}, trial {trial.number} runs again: {error}; its {spent:.1f} s are "
+            "charged."
+        )
+        record = self._store.trial_record(trial.uuid)
+        self._publish([record])
+        self._budget.spend(spent)
+        search = running.turn.search
+        search.running -= 1
+        if trial.is_confirmation:
+            assert self._confirmations is not None
+            self._confirmations.appendleft(replace(running.turn, record=record))
+        else:
+            search.note(record)
+            search.waiting.appendleft(record)
+        self._settle_slot(slot, running)
+
+    def _has_failed(self, running: _Running, error: BaseException) -> bool:
+        """Whether the trial's process has died too often without getting any further."""
+        found = checkpoint.newest(self._folder, running.trial.uuid, self._observer.message)
+        step = found[0].step if found else 0
+        at, deaths = self._deaths.get(running.trial.uuid, (step, 0))
+        deaths = deaths + 1 if at == step else 1
+        self._deaths[running.trial.uuid] = step, deaths
+        return deaths >= DEATHS_TO_FAIL
+
+    def _dead(self, slot: _Slot, running: _Running, error: BaseException) -> TrialResult:
+        """Return the result of a trial whose process dies each time."""
+        kept = self._kept(running.trial.uuid, len(running.trial.attempts) + 1)
+        lost = max(0.0, running.done - slot.boundary - sum(kept.values()))
+        return TrialResult(
+            running.trial.uuid,
+            "failed",
+            self._prepared.device,
+            0,
+            {**kept, "lost": lost},
+            0.0,
+            error=f"{DEATHS_TO_FAIL} times in a row the trial did not survive: {_sentence(error)}",
+            facts=self._facts,
+        )
+
+    def _kept(self, uuid: str, attempt: int) -> Mapping[str, float]:
+        """Return the seconds of that attempt up to the checkpoint from which the trial would go on."""
+        found = checkpoint.newest(self._folder, uuid, self._observer.message)
+        return found[0].phase_seconds if found and found[0].attempt == attempt else {}
+
+    def _cut_short(self) -> None:
+        """Stop all that runs and close its attempts with their cost; what is raised already says why."""
+        now = time.perf_counter()
+        self._executor.close()
+        for slot in self._slots:
+            running, slot.running = slot.running, None
+            if running is None:
+                continue
+            running.channel.stop()
+            begun, trial = running.begun, running.trial
+            with contextlib.suppress(LrsearchError):
+                kept = self._kept(trial.uuid, len(trial.attempts) + 1)
+                spent = {"lost": (running.done or now) - slot.boundary}
+                self._store.interrupt_attempt(begun.attempt_id, begun.token, spent, None, kept=kept)
+                self._publish([replace(trial, status="planned")])
+
+    # Around the attempts
+
+    @contextmanager
+    def _holding_the_lease(self) -> Iterator[None]:
+        """Renew the study's lease for as long as the block runs, whatever else is slow."""
+        stop = threading.Event()
+
+        def renew() -> None:
+            while not stop.wait(LEASE_SECONDS / 3):
+                try:
+                    self._store.acquire(self._study.id, self._owner, LEASE_SECONDS)
+                except StudyBusyError as error:
+                    self._fenced = error
+                    return
+                except LrsearchError as error:
+                    self._observer.message(f"The study's lease was not renewed: {error}")
+
+        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _note_done(self, search: Search) -> None:
+        """Store that a search has nothing more to try, where the order of the trials does not say so."""
+        if self._executor.slot_count > 1:
+            self._store.add_event(self._study.id, "search_done", {"strategy": search.key, "seed": search.seed})
+
+    def _note_run(self, began: float) -> None:
+        now = time.perf_counter()
+        if len(self._slots) == 1:
+            held, waited = now - began, 0.0
+        else:
+            ends = [slot.boundary for slot in self._slots if slot.used]
+            held, waited = sum(end - began for end in ends), sum(now - end for end in ends)
+        data = {
+            "held_seconds": held,
+            "prepare_seconds": self._prepared.seconds,
+            "device_kind": self._prepared.device.kind,
+            "device_name": self._prepared.device.name,
+        }
+        if len(self._slots) > 1:
+            data |= {"slots": len(self._slots), "seconds_without_work": waited}
+        self._store.add_event(self._study.id, "run", data)
+
+    def _tell_budget(self, turn: Turn) -> None:
+        assert self._budget.limit_seconds is not None
+        spent, limit = self._budget.spent_seconds, self._budget.limit_seconds
+        expected = self._budget.forecast(turn.search.key, turn.proposal)
+        self._observer.message(
+            f"Stopped at the budget of {limit / 3600:g} device hours: {spent / 3600:.4g} are spent, and the next trial "
+            f"({turn.search.key}, seed {turn.search.seed}) would take about {expected:.3g} s. Raise "
+            "budget.device_hours and type the same command to go on."
+        )
+        data = {"device_hours": limit / 3600, "spent_seconds": spent, "next_trial_seconds": expected}
+        self._store.add_event(self._study.id, "budget_reached", data)
+
+    def _remove_stale_checkpoints(self, record: StudyRecord) -> None:
+        """Remove what a process left that was killed between a trial's end and the removal."""
+        if not self._folder.is_dir():
+            return
+        ended = {t.uuid for t in (*record.trials, *record.confirmations) if t.status in FINISHED_STATUSES}
+        for uuid in {path.name.partition(".")[0] for path in self._folder.iterdir()} & ended:
+            checkpoint.remove(self._folder, uuid)
+
+    def _verdict(self, trial: TrialRecord, result: TrialResult) -> dict[str, Any] | None:
+        """Return what a range test says, to be stored with it; intervals change no bound and are left to readers."""
+        plan = trial.proposal.range_test
+        if plan is None or not result.range_test:
+            return None
+        optimizer = training_of(trial.proposal, self._config.training_plan()).optimizer
+        verdict = judge(result.range_test, self._facts, plan, optimizer.name, bootstrap=0)
+        found = verdict.advice if verdict.max_lr is None else f"{verdict.base_lr:.4g} to {verdict.max_lr:.4g}"
+        flags = f" ({', '.join(verdict.flags)})" if verdict.flags else ""
+        self._observer.message(f"{trial.strategy}, seed {trial.seed}: range test {verdict.status}{flags}: {found}")
+        return asdict(verdict)
+
+    def _publish(self, trials: Sequence[TrialRecord]) -> None:
+        """Show trials of searches in the dashboard; what confirms them is no trial of Optuna's studies."""
+        if self._mirror is not None and not any(trial.is_confirmation for trial in trials):
+            with self._mirror_lock:
+                self._mirror.publish(self._study_meta(), trials)
+
+    def _publish_live(self, trial: TrialRecord, points: Sequence[CurvePoint]) -> None:
+        if self._mirror is not None and not trial.is_confirmation:
+            with self._mirror_lock:
+                self._mirror.publish(self._study_meta(), [trial], live_points={trial.uuid: points})
+
+    def _study_meta(self) -> StudyRecord:
+        return StudyRecord(
+            self._study.name, self._study.version, datetime.now(UTC), self._study.config, self._facts, finished=False
+        )
+
+    def _stop_on_equal_failures(self, trial: TrialRecord) -> None:
+        error = trial.result.error if trial.status == "failed" and trial.result is not None else None
+        if error is None:
+            self._failures = []
+        elif error in self._failures:
+            self._failures = [*self._failures, error]
+        else:
+            self._failures = [error]
+        if len(self._failures) >= EQUAL_FAILURES_TO_STOP:
+            raise StudyFailedError(
+                f"Stopped after {len(self._failures)} trials in a row failed in the same way: {error} "
+                "They are stored and count as tried: mend the cause, then start a new version with --fresh."
+            )
+
+
+def _note_end(running: _Running, future: Future[Any]) -> None:
+    running.done = time.perf_counter()
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+class _OneAtATime:
+    """An observer that hears from several threads, one at a time."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._lock = threading.RLock()
+
+    def study_started(self, record: StudyRecord, planned_trials: dict[str, int]) -> None:
+        with self._lock:
+            self._observer.study_started(record, planned_trials)
+
+    def trial_started(self, trial: TrialRecord) -> None:
+        with self._lock:
+            self._observer.trial_started(trial)
+
+    def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None:
+        with self._lock:
+            self._observer.curve_point(trial, point)
+
+    def trial_finished(self, trial: TrialRecord) -> None:
+        with self._lock:
+            self._observer.trial_finished(trial)
+
+    def message(self, text: str) -> None:
+        with self._lock:
+            self._observer.message(text)
+
+    def study_finished(self, record: StudyRecord) -> None:
+        with self._lock:
+            self._observer.study_finished(record)
+
+
+class _Channel:
+    """Takes the curve points of a running attempt to the observer at once, to ledger and mirror about once a second.
+
+    A thread of its own writes: a long epoch does not look like death, and no write holds up the training.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        begun: Begun,
+        trial: TrialRecord,
+        stopper: Callable[[Sequence[CurvePoint]], bool] | None,
+        observer: Observer,
+        publish_live: Callable[[TrialRecord, Sequence[CurvePoint]], None],
+    ) -> None:
+        self._store = store
+        self._begun = begun
+        self._trial = trial
+        self._stopper = stopper
+        self._observer = observer
+        self._publish_live = publish_live
+        self._points: list[CurvePoint] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat_until, args=(self._stop,), name="heartbeat", daemon=True)
+
+    def report(self, uuid: str, point: CurvePoint) -> bool:
+        self._points.append(point)
+        self._observer.curve_point(self._trial, point)
+        return self._stopper is None or not self._stopper(self._points)
+
+    def start(self) -> None:
+        """Write what is new every HEARTBEAT_SECONDS until `stop`."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _beat_until(self, stop: threading.Event) -> None:
+        written = 0
+        first = True
+        while not stop.wait(FIRST_HEARTBEAT_SECONDS if first else HEARTBEAT_SECONDS):
+            points = tuple(self._points)
+            try:
+                self._store.heartbeat(self._begun.attempt_id, self._begun.token, points[written:], {}, None)
+                written = len(points)
+                if not first:
+                    self._publish_live(self._trial, points)
+            except Exception as error:  # whatever it is, the training goes on and the commit of its result decides
+                self._observer.message(f"A heartbeat was not written: {error}")
+            first = False
+
+
+def training_of(proposal: Proposal, plan: TrainingPlan) -> TrainingPlan:
+    """Return `plan` with what the proposal has of its own."""
+    return replace(plan, optimizer=proposal.optimizer or plan.optimizer, epochs=proposal.epochs or plan.epochs)
+
+
+def with_batch_size(workload: Choice, batch_size: int | None) -> Choice:
+    return workload if batch_size is None else Choice(workload.name, {**workload.settings, "batch_size": batch_size})
+
+
+def _with_idle(result: TrialResult, before: float, idle_seconds: float) -> TrialResult:
+    """Charge `idle_seconds`; those `before` the trial started are paid by the time of its first curve point.
+
+    Points that an earlier attempt reached lie before this one began, and stay there.
+    """
+    phases = dict(result.phase_seconds)
+    phases["idle"] = phases.get("idle", 0.0) + max(0.0, idle_seconds)
+    curve = (
+        replace(point, charged_device_seconds=before + point.charged_device_seconds)
+        if point.charged_device_seconds >= 0
+        else point
+        for point in result.curve
+    )
+    return replace(result, phase_seconds=phases, curve=tuple(curve))
+
+
+def _finished(running: _Running, result: TrialResult, owner: str) -> TrialRecord:
+    trial = running.trial
+    attempt = AttemptRecord(
+        number=len(trial.attempts) + 1,
+        status="finished",
+        owner=owner,
+        started_at=running.started_at,
+        finished_at=datetime.now(UTC),
+        phase_seconds=result.phase_seconds,
+        core_seconds=result.core_seconds,
+        estimated=False,
+        device=result.device,
+        gang_size=result.gang_size,
+    )
+    return replace(trial, status=result.status, attempts=(*trial.attempts, attempt), result=result)
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in ("lrsearch", "torch", "torchvision", "optuna", "numpy")}
+
+
+def planned_trials(config: StudyConfig) -> dict[str, int]:
+    """Return, for each strategy, how many trials all its searches together will run, as far as known beforehand."""
+    planned = {key: strategy.planned_trials * len(config.seeds) for key, strategy in config.strategies.items()}
+    for key, strategy in config.strategies.items():
+        if isinstance(strategy, SharesTests) and strategy.tests_once:
+            planned[key] -= (strategy.planned_trials - 1) * (len(config.seeds) - 1)
+    return planned

@@ -1,0 +1,243 @@
+"""Several slots, budgets, and trials whose process dies: the study loop with the process executor."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrsearch.analysis.searches import searches
+from lrsearch.conductor import DEATHS_TO_FAIL, Budget
+from lrsearch.config import load_study
+from lrsearch.errors import StudyFailedError
+from lrsearch.storage.store import open_store
+from lrsearch.study import run_study
+from lrsearch.trial import Choice, Proposal, StudyRecord, TrialRecord
+from tests.records import make_record
+from tests.test_study import Quiet, outcome
+
+FILE = """
+version: 1
+name: small
+workload: {workload}
+training: {{epochs: {epochs}, device: cpu, optimizer: {{name: sgd, momentum: 0.9}}}}
+seeds: [0, 1]
+rates: {{low: 1e-3, high: 1.0}}
+strategies:
+  grid: {{name: grid, points: 3, schedule: {{name: constant}}}}
+  tpe: {{name: optuna_search, sampler: tpe, pruner: median, trials: 3, startup_trials: 2}}
+  clr: {{name: range_tested, test: once_per_study, schedule: {{name: triangular2, cycles: 2}}}}
+executor: {executor}
+"""
+DIGITS = "{name: digits, model: mlp, batch_size: 128}"
+
+
+def write(tmp_path: Path, executor: str, more: str = "", workload: str = DIGITS, epochs: int = 2) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(FILE.format(executor=executor, workload=workload, epochs=epochs) + more)
+    return path
+
+
+def run(path: Path, database: Path, watcher: Quiet | None = None) -> StudyRecord:
+    with open_store(f"sqlite:///{database}") as store:
+        return run_study(load_study(path), store, observer=watcher or Quiet(), mirror_url=f"sqlite:///{database}")
+
+
+class Crowded(Quiet):
+    """Counts how many trials run at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._running = 0
+        self.most = 0
+
+    def trial_started(self, trial: TrialRecord) -> None:
+        self._running += 1
+        self.most = max(self.most, self._running)
+
+    def trial_finished(self, trial: TrialRecord) -> None:
+        self._running -= 1
+
+
+@pytest.mark.slow
+def test_a_parallel_study_equals_the_one_on_one_slot(tmp_path: Path) -> None:
+    one = run(write(tmp_path, "{name: process, slots: 1, threads_per_slot: 1}"), tmp_path / "one.db")
+    crowd = Crowded()
+    three = run(write(tmp_path, "{name: process, slots: 3, threads_per_slot: 1}"), tmp_path / "three.db", crowd)
+    assert crowd.most == 3
+    assert outcome(three) == outcome(one)
+    [event] = [event for event in three.events if event.kind == "run"]
+    explained = sum(sum(trial.phase_seconds.values()) for trial in three.trials)
+    assert explained == pytest.approx(event.data["held_seconds"], rel=0.01), "every slot's seconds are on some bill"
+    assert event.data["slots"] == 3
+    done = [event.data for event in three.events if event.kind == "search_done"]
+    assert len(done) == 6
+
+
+DYING = """
+import os, signal, time
+from pathlib import Path
+import torch
+
+FLAG = Path(__file__).with_name("flag")
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(640, 4, generator=generator)
+    targets = (inputs.sum(1) > 0).long()
+    return (inputs[:512], targets[:512]), (inputs[512:], targets[512:])
+
+class Model(torch.nn.Linear):
+    steps = 0
+
+    def forward(self, inputs):
+        Model.steps += self.training
+        if Model.steps > 40 and (FLAG.read_text() == "always" or not FLAG.with_name("died").exists()):
+            FLAG.with_name("died").touch()
+            {death}
+        return super().forward(inputs)
+
+def model():
+    return Model(4, 2)
+"""
+DEATHS = {
+    "segfault": ("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+    "exit": ("os._exit(7)", "exit code 7"),
+    "hang": ("time.sleep(1000)", "no progress for"),
+}
+
+
+def dying_study(tmp_path: Path, death: str, flag: str) -> Path:
+    (tmp_path / "dying.py").write_text(DYING.format(death=death))
+    (tmp_path / "flag").write_text(flag)
+    workload = "{name: callable, model: 'dying:model', data: 'dying:data', batch_size: 16, python_path: .}"
+    executor = "{name: process, slots: 1, threads_per_slot: 1, patience_seconds: 2}"
+    path = write(tmp_path, executor, workload=workload)
+    one_way = "strategies:\n  grid: {name: grid, points: 2}\nexecutor"
+    path.write_text(re.sub(r"strategies:(.*\n)+executor", one_way, path.read_text()).replace("[0, 1]", "[0]"))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DEATHS)
+def test_a_users_model_that_dies_costs_one_attempt_and_not_the_study(tmp_path: Path, kind: str) -> None:
+    death, told = DEATHS[kind]
+    watcher = Quiet()
+    record = run(dying_study(tmp_path, death, "once"), tmp_path / "x.db", watcher)
+    assert record.finished
+    assert {trial.status for trial in record.trials} == {"completed"}
+    lost = [attempt for trial in record.trials for attempt in trial.attempts if attempt.status == "lost"]
+    assert len(lost) == 1
+    assert told in (lost[0].error or "")
+    assert not lost[0].estimated, "the loop saw when it died"
+    assert set(lost[0].phase_seconds) <= {"lost", "idle"}, "without a checkpoint nothing of it is kept"
+    assert lost[0].phase_seconds["lost"] > (2 if kind == "hang" else 0)
+    assert any("runs again" in message and told in message for message in watcher.messages)
+
+
+@pytest.mark.slow
+def test_a_trial_that_never_survives_has_failed_and_all_its_attempts_are_paid(tmp_path: Path) -> None:
+    record_path = tmp_path / "x.db"
+    path = dying_study(tmp_path, "os._exit(7)", "always")
+    with pytest.raises(StudyFailedError, match=r"All 2 training runs failed.*exit code 7"):
+        run(path, record_path)
+    with open_store(f"sqlite:///{record_path}") as store:
+        trials = store.record("small").trials[:2]
+    for trial in trials:
+        assert trial.status == "failed"
+        assert [attempt.status for attempt in trial.attempts] == ["lost"] * (DEATHS_TO_FAIL - 1) + ["finished"]
+        assert all(attempt.charged_device_seconds > 0 for attempt in trial.attempts)
+
+
+def spawn(path: Path, database: Path, **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "lrsearch", "run-study", str(path), "--database", f"sqlite:///{database}"]
+    return subprocess.Popen([*command, "--report", str(path.parent / "report.html")], **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_a_terminal_leaves_no_worker_and_no_open_attempt(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Ctrl-C reaches the terminal's whole foreground group; the workers are not in it."""
+    path = write(tmp_path, "{name: process, slots: 2, threads_per_slot: 1}", epochs=2000)
+    main_side, terminal = pty.openpty()
+    database = tmp_path / "x.db"
+    process = spawn(path, database, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    with open_store(f"sqlite:///{database}") as store:
+        deadline = time.monotonic() + 120
+        while not store.studies() or store.studies()[0].trials.get("running", 0) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        workers = _children(process.pid)
+        assert len(workers) == 2
+        time.sleep(2.5)
+        os.killpg(process.pid, number)
+        shown = b""
+        while True:
+            try:
+                part = os.read(main_side, 65536)
+            except OSError:
+                break
+            if not part:
+                break
+            shown += part
+        assert process.wait(timeout=30) == code
+        assert b"Traceback" not in shown
+        assert b"lrsearch run-study" in re.sub(rb"\s+", b" ", shown)
+        record = store.record("small")
+        attempts = [attempt for trial in record.trials for attempt in trial.attempts]
+        assert [attempt.status for attempt in attempts] == ["interrupted"] * 2
+        assert all(2 < attempt.charged_device_seconds < 30 for attempt in attempts)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    os.close(main_side)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] or [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def test_a_budget_ends_the_study_before_the_trial_that_would_break_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "{name: inline}", "budget: {device_hours: 0.00006}\n")
+    watcher = Quiet()
+    record = run(path, tmp_path / "x.db", watcher)
+    assert not record.finished
+    assert 0 < len(record.trials) < 16
+    spent = sum(sum(trial.phase_seconds.values()) for trial in record.trials)
+    assert spent < 0.00006 * 3600 + 0.2, "within one trial of the budget"
+    assert "budget.device_hours" in watcher.messages[-1]
+    [stopped] = [event for event in record.events if event.kind == "budget_reached"]
+    assert stopped.data["spent_seconds"] == pytest.approx(spent, rel=0.05)
+    assert any(not search.done for search in searches(record, "grid"))
+    path.write_text(path.read_text().replace("0.00006", "1.0"))
+    whole = run(path, tmp_path / "x.db")
+    assert whole.finished
+    path.write_text(path.read_text().replace("budget: {device_hours: 1.0}\n", ""))
+    assert outcome(whole) == outcome(run(path, tmp_path / "unlimited.db"))
+
+
+def test_a_budget_expects_what_such_a_trial_took_longest() -> None:
+    budget = Budget(1.0, make_record())
+    short, long = Proposal("train", Choice("constant"), 0.1, epochs=1), Proposal("train", Choice("constant"), 0.1)
+    test = Proposal("range_test")
+    before = budget.spent_seconds
+    budget.learn("a", short, 10.0)
+    budget.learn("a", short, 30.0)
+    budget.learn("b", long, 100.0)
+    assert budget.forecast("a", short) == budget.forecast("other", short) >= 30.0
+    assert budget.forecast("c", test) >= 0.0
+    budget.spend(3600 - before - 40)
+    assert budget.allows(39)
+    assert not budget.allows(41)
+    assert Budget(None, make_record()).allows(1e9)
