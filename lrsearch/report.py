@@ -15,7 +15,7 @@ from lrsearch.analysis import StudySummary, summarise, wording
 from lrsearch.analysis.cost import device_models
 from lrsearch.analysis.document import study_document
 from lrsearch.analysis.table import Cell, Column, first_columns, further_columns, row_cells
-from lrsearch.analysis.threats import package_versions, threats
+from lrsearch.analysis.threats import EXCLUSIVE_BELOW, busy_with_others, package_versions, threats
 from lrsearch.analysis.way_summary import WaySummary
 from lrsearch.figures import FIGURES
 from lrsearch.figures._style import way_styles
@@ -139,23 +139,17 @@ def _facts(record: StudyRecord, summary: StudySummary) -> list[tuple[str, str]]:
     return [(name, text or "–") for name, text in facts]
 
 
-EXCLUSIVE_BELOW = 0.1
-"""Processors that other programs kept busy on average: what an idle system's own services take."""
-
-
 def _surroundings(record: StudyRecord) -> list[Event]:
     return [event for event in record.events if event.kind == "surroundings"]
 
 
 def _sharing(record: StudyRecord) -> str:
     """Return whether other programs worked on the machine: the mean over runs, by their length."""
-    found = [event.data for event in _surroundings(record) if event.data.get("busy_with_others") is not None]
-    seconds = sum(one["seconds"] for one in found)
-    if not seconds:
+    busy = busy_with_others(record)
+    if busy is None:
         return "not recorded"
-    busy = sum(one["busy_with_others"] * one["seconds"] for one in found) / seconds
     kind = "exclusive" if busy < EXCLUSIVE_BELOW else "shared"
-    processors = wording.counted(int(found[-1]["processors"] or 1), "processor")
+    processors = wording.counted(int(_surroundings(record)[-1].data.get("processors") or 1), "processor")
     only = (
         "" if all(one.kind == "cpu" for one in device_models(record.trials)) else "; of the accelerator: not recorded"
     )

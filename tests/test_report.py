@@ -154,6 +154,7 @@ def test_the_strip_says_what_is_known_of_the_surroundings_and_what_is_not(record
     )
     text = Reader(render(replace(record, events=events))).text
     assert "shared: other programs kept 0.51 of 4 processors busy" in text
+    assert "Other programs kept 0.51 processors busy while it ran" in text
     assert "abc" in text
     assert "not recorded" not in text
 

@@ -11,6 +11,7 @@ from lrsearch.analysis.summary import StudySummary
 from lrsearch.trial import StudyRecord
 
 EDGE_SHARE = 0.5
+EXCLUSIVE_BELOW = 0.1  # processors kept busy by others, assumed: what an idle system's own services take
 STEP_TIME_RATIO = 1.5  # assumed: trials differ in their rates alone, so that their steps should take equally long
 
 
@@ -89,6 +90,12 @@ def _records(record: StudyRecord) -> Iterator[str]:
             f"The slowest trial took {wording.times(ratio)} the median trial's time per training step: something else "
             "used the device, and costs carry that noise."
         )
+    busy = busy_with_others(record)
+    if busy is not None and busy >= EXCLUSIVE_BELOW:
+        yield (
+            f"Other programs kept {wording.significant(busy, 2)} processors busy while it ran: seconds are longer than "
+            "on a machine of its own, and carry that noise."
+        )
     attempts = [attempt for trial in record.trials for attempt in trial.attempts]
     estimated = sum(attempt.estimated for attempt in attempts)
     if estimated:
@@ -96,6 +103,14 @@ def _records(record: StudyRecord) -> Iterator[str]:
     differing = {name for name, found in package_versions(record).items() if len(found) > 1}
     if differing:
         yield f"Attempts ran with different versions of {', '.join(sorted(differing))}."
+
+
+def busy_with_others(record: StudyRecord) -> float | None:
+    """Return how many processors other programs kept busy, the mean over runs by their length; None if not recorded."""
+    noted = [event.data for event in record.events if event.kind == "surroundings"]
+    known = [one for one in noted if one.get("busy_with_others") is not None]
+    seconds = sum(one["seconds"] for one in known)
+    return sum(one["busy_with_others"] * one["seconds"] for one in known) / seconds if seconds else None
 
 
 def package_versions(record: StudyRecord) -> dict[str, list[str]]:
