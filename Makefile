@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/digits.yaml
 
-.PHONY: study test fast-test slow-test postgres-test integration-test outages check install clean
+.PHONY: study test fast-test slow-test faults-short faults postgres-test integration-test outages check install clean
 
 install: $(VENV)/.installed
 
@@ -54,6 +54,13 @@ integration-test: $(VENV)/.integrations
 $(VENV)/.integrations: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fastai,keras,lightning]'
 	touch $@
+
+# Kills at named points and at random; `make faults` does the latter 200 times, which takes half an hour.
+faults-short: install
+	$(BIN)/pytest -m faults
+
+faults: install
+	LRSEARCH_KILLS=200 $(BIN)/pytest -m faults
 
 test: check fast-test
 

@@ -71,8 +71,8 @@ def write(folder: Path, executor: str = PROCESSES, epochs: int = 16) -> Path:
     return path
 
 
-def unbroken(folder: Path, executor: str = PROCESSES) -> StudyRecord:
-    path = write(folder, executor)
+def unbroken(folder: Path, executor: str = PROCESSES, epochs: int = 16) -> StudyRecord:
+    path = write(folder, executor, epochs)
     with open_store(f"sqlite:///{folder / 'unbroken.db'}") as store:
         return run_study(load_study(path), store, observer=Quiet())
 
