@@ -54,6 +54,8 @@ FIRST_HEARTBEAT_SECONDS = 0.2
 EQUAL_FAILURES_TO_STOP = 3
 DEATHS_TO_FAIL = 3
 """A trial whose process dies so often, without a new checkpoint in between, has failed."""
+KILLS_TO_FAIL = 10
+"""The same for SIGKILL, which may come from anyone; the system's memory killer would end a trial for ever."""
 
 
 class Terminated(BaseException):
@@ -553,7 +555,7 @@ class Conductor:
         at, deaths = self._deaths.get(running.trial.uuid, (step, 0))
         deaths = deaths + 1 if at == step else 1
         self._deaths[running.trial.uuid] = step, deaths
-        return deaths >= DEATHS_TO_FAIL
+        return deaths >= (KILLS_TO_FAIL if getattr(error, "from_outside", False) else DEATHS_TO_FAIL)
 
     def _dead(self, slot: _Slot, running: _Running, error: BaseException) -> TrialResult:
         """Return the result of a trial whose process dies each time."""
@@ -566,7 +568,7 @@ class Conductor:
             0,
             {**kept, "lost": lost},
             0.0,
-            error=f"{DEATHS_TO_FAIL} times in a row the trial did not survive: {_sentence(error)}",
+            error=f"{self._deaths[running.trial.uuid][1]} times in a row the trial did not survive: {_sentence(error)}",
             facts=self._facts,
         )
 

@@ -99,6 +99,9 @@ class StudyChangedError(LrsearchError):
 class WorkerDiedError(LrsearchError):
     """The process that ran a trial has died or was stopped as hung; the message says how, as in "its process ..."."""
 
+    from_outside = False
+    """Whether it was SIGKILL, which says less about the trial than a fault or an exit of its own."""
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known name nearest to `name`, or an empty string."""

@@ -221,7 +221,9 @@ class _Worker:
                 elif kind == "error":
                     raise _told(*content)
         except (EOFError, ConnectionError) as error:
-            raise WorkerDiedError(f"its process {self._ending()}") from error
+            died = WorkerDiedError(f"its process {self._ending()}")
+            died.from_outside = self._process.returncode == -signal.SIGKILL
+            raise died from error
 
     def _receive(self, *, watched: bool) -> tuple[Any, ...]:
         began = time.monotonic()

@@ -129,8 +129,9 @@ def test_a_process_that_dies_or_hangs_is_told_and_another_takes_its_place(
     executor: ProcessExecutor, what: str, told: str
 ) -> None:
     other = do(executor, "pid", 1)
-    with pytest.raises(WorkerDiedError, match=told):
+    with pytest.raises(WorkerDiedError, match=told) as error:
         do(executor, what)
+    assert not error.value.from_outside
     assert isinstance(do(executor, "pid", 0), int)
     assert do(executor, "pid", 1) == other
 
@@ -138,8 +139,9 @@ def test_a_process_that_dies_or_hangs_is_told_and_another_takes_its_place(
 def test_a_process_that_is_killed_from_outside_is_told(executor: ProcessExecutor) -> None:
     victim = do(executor, "pid")
     threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
-    with pytest.raises(WorkerDiedError, match="was ended by SIGKILL; where memory is short"):
+    with pytest.raises(WorkerDiedError, match="was ended by SIGKILL; where memory is short") as error:
         do(executor, "hang")
+    assert error.value.from_outside
 
 
 def test_progress_is_what_counts_not_the_time_that_a_trial_takes(executor: ProcessExecutor) -> None:
