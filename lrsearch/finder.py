@@ -277,7 +277,7 @@ class _Trainer:
         """What the bounds hold for, in words."""
         group = self.optimizer.param_groups[0]
         known = {name: group[name] for name in ("momentum", "betas", "weight_decay") if group.get(name)}
-        texts = [f"{name}={value}" for name, value in known.items()]
+        texts = [f"{name}={_short(value)}" for name, value in known.items()]
         batch = "" if self.batch_size is None else f", {self.batch_size * self.accumulate} samples a step"
         return f"{type(self.optimizer).__name__}({', '.join(texts)}){batch}"
 
@@ -394,6 +394,11 @@ def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_to(member, device) for member in value)
     return value
+
+
+def _short(value: Any) -> Any:
+    """Return a number, or numbers, with four digits: a scheduled momentum has sixteen."""
+    return tuple(map(_short, value)) if isinstance(value, tuple) else float(f"{value:.4g}")
 
 
 def _batch_size(batch: Any) -> int | None:

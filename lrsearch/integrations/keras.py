@@ -50,8 +50,11 @@ def lr_range_test(
     """
     test = RangeTestCallback(validation_data=validation_data, metric=metric, show=False, **options)
     history = getattr(model, "history", None)
+    given = {"verbose": 0, **(fit_options or {})}
+    if taken := {"callbacks", "epochs", "validation_data"} & given.keys():
+        raise UsageError(f"fit_options cannot have {', '.join(sorted(taken))}; a range test has its own.")
     try:
-        model.fit(x, y, **{"verbose": 0, **(fit_options or {}), "epochs": 10**6, "callbacks": [test]})
+        model.fit(x, y, epochs=10**6, callbacks=[test], **given)
     finally:
         test.restore()
         model.history = history

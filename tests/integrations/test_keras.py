@@ -120,6 +120,10 @@ class TestRangeTest:
         with pytest.raises(UsageError, match="takes 100 steps, got 2 epochs of 44"):
             train(make_model(), epochs=2, callbacks=[RangeTestCallback()])
 
+    def test_what_a_test_has_of_its_own_cannot_be_given(self) -> None:
+        with pytest.raises(UsageError, match="fit_options cannot have callbacks, epochs"):
+            lr_range_test(make_model(), *TRAIN, fit_options={"epochs": 3, "callbacks": []})
+
     def test_an_optimizer_with_a_schedule_of_its_own_is_refused(self) -> None:
         decay = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
         with pytest.raises(UsageError, match="schedule of its own"):
