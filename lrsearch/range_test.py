@@ -99,8 +99,8 @@ class DivergenceStop:
 
     Stop on a non-finite loss, or when the smoothed loss (median of the last 5) has stayed above
     start + 3 (start - best) for a thirtieth of the planned points, at least 3. Nothing depends on the sign or the scale
-    of the loss. start - best counts as 4 sigma of the first points at least: a run that has learnt nothing yet must
-    not stop by chance.
+    of the loss. start - best counts as 4 sigma of the first 20 points at least, as far as they are there: a run that
+    has learnt nothing yet must not stop by chance (sigma of the first 5 of 100 points stopped 6 in 1,000 such runs).
     """
 
     def __init__(self, planned_points: int) -> None:
@@ -123,9 +123,9 @@ class DivergenceStop:
         return self._points_above >= self._patience
 
     def _ceiling(self) -> float:
-        first = np.array(self._losses[: self._start_points])
-        start = float(np.median(first))
-        return start + 3 * max(start - self._best, 4 * _noise(first))
+        start = float(np.median(self._losses[: self._start_points]))
+        noise = _noise(np.array(self._losses[: max(self._start_points, FEWEST_POINTS)]))
+        return start + 3 * max(start - self._best, 4 * noise)
 
 
 def find_bounds(

@@ -597,10 +597,20 @@ def test_a_test_stops_at_once_where_the_loss_is_not_finite() -> None:
         assert stops_at([2.3] * 40 + [value] * 60) == 40
 
 
-def test_a_test_that_learns_nothing_does_not_stop_by_chance() -> None:
-    """None of 300 runs: rarer than 1 in 100 at 95 %; 0 of 1,000 were measured."""
+@pytest.mark.parametrize(("count", "flat"), [(50, 25), (100, 50), (200, 60)])
+def test_a_test_that_learns_nothing_does_not_stop_by_chance(count: int, flat: int) -> None:
+    """None of 600 runs: rarer than 1 in 200 at 95 %. `flat` of the points are before anything is learnt."""
     rng = np.random.default_rng(0)
-    assert all(stops_at(2.3 + 0.1 * rng.standard_normal(200)) is None for _ in range(300))
+    for _ in range(600):
+        stop = DivergenceStop(count)
+        assert not any(stop.update(2.3 + 0.1 * noise) for noise in rng.standard_normal(flat))
+
+
+@pytest.mark.parametrize("growth", [1.3, 2.0, 10.0])
+def test_a_loss_that_runs_away_from_the_first_step_is_stopped_soon(growth: float) -> None:
+    at = stops_at([2.3 * growth**step for step in range(100)])
+    assert at is not None
+    assert at < 30
 
 
 def test_a_single_spike_does_not_stop_a_test() -> None:
