@@ -24,8 +24,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two at a time, with one thread of torch each.
 fast-test: install
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 # Some slow tests draw the report in a real browser; they are skipped where there is none and none can be installed.
 slow-test: install
