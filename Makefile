@@ -24,9 +24,11 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two at a time, with one thread of torch each.
+# With two threads of torch in each of two busy processes a trial may take forty times as long as with one.
+fast-test slow-test postgres-test integration-test faults-short faults outages: export OMP_NUM_THREADS := 1
+
 fast-test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2
 
 # Some slow tests draw the report in a real browser; they are skipped where there is none and none can be installed.
 slow-test: install
