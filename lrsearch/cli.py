@@ -633,6 +633,7 @@ COLUMNS_FROM_WIDTH = {
 
 def _ways_table(record: StudyRecord) -> Table:
     """Return one row per way: what it cost, and what it bought with how much spread over how many searches."""
+    from rich.markup import escape
     from rich.table import Table
 
     from lrsearch.analysis import summarise
@@ -642,8 +643,10 @@ def _ways_table(record: StudyRecord) -> Table:
     target = "" if summary.target is None else f" (target {summary.target:g})"
     table = Table(
         title=f"Study {summary.name}, version {summary.version}, {state}",
-        caption=f"{summary.metric}{target}: mean ± standard deviation over n searches. "
-        f"{summary.verdict.headline} Grade: {summary.verdict.grade}.",
+        caption=escape(
+            f"{summary.metric}{target}: mean ± standard deviation over n searches. "
+            f"{summary.verdict.headline} Grade: {summary.verdict.grade}."
+        ),
         caption_justify="left",
         box=None,
     )
@@ -653,7 +656,7 @@ def _ways_table(record: StudyRecord) -> Table:
         table.add_column(summary.seconds if column == "seconds" else column, justify="right")
     for way in summary.ways:
         cells = _cells(way)
-        table.add_row(way.key, *(cells[column] for column in shown))
+        table.add_row(escape(way.key), *(cells[column] for column in shown))
     return table
 
 
