@@ -116,7 +116,12 @@ class TestPlan:
     def conclude(self, curve: Sequence[RangeTestPoint], setting: str) -> RangeTest:
         """Judge the curve; `setting` names what the bounds hold for."""
         plan = RangeTestPlan(low=self.low, high=self.high, ladder=self.ladder, policy=self.policy)
-        verdict = judge(curve, _facts(self.chance, self.evaluation_count), plan, self.optimizer_name)
+        verdict = judge(
+            curve,
+            WorkloadFacts.of_metric("metric", chance=self.chance, range_test_count=self.evaluation_count or 0),
+            plan,
+            self.optimizer_name,
+        )
         return RangeTest(verdict, tuple(curve), self.low, self.high, self.steps, setting)
 
 
@@ -461,25 +466,6 @@ def _epoch_steps(batches: Iterable[Any], accumulate: int) -> float | None:
         return len(batches) / accumulate  # type: ignore[arg-type]  # not every iterable has one: hence the try
     except TypeError:
         return None
-
-
-def _facts(chance: float | None, evaluation_count: int | None) -> WorkloadFacts:
-    """Return what a verdict needs to know of the evaluation; the rest of a study's facts is unknown here."""
-    return WorkloadFacts(
-        metric="metric",
-        higher_is_better=True,
-        chance=chance,
-        range_test_count=evaluation_count or 0,
-        train_count=0,
-        validation_count=0,
-        test_count=0,
-        steps_per_epoch=0,
-        batch_size=0,
-        parameter_count=0,
-        input_shape=(),
-        class_count=None,
-        description="",
-    )
 
 
 def _interval(interval: tuple[float, float] | None) -> str:

@@ -395,7 +395,7 @@ def _ragged_start(gain: Array, smooth: Array, seen: int, knee: int, usual: float
     """Return where the raggedness that is `seen` began: its windows are wide, so that they see it late.
 
     The change point of greatest likelihood for steps of variance `before` up to it and `after` from it on (Page 1954);
-    `before` lies half-way between the usual noise and the three times as much that counts as ragged. It is not looked
+    `before` is half as much again as the usual noise, of which three times as much counts as ragged. It is not looked
     for before the best so far. On simulated curves of 100, 300 and 1,000 points 0.79, 0.94 and 1.00 are then within
     x1.3 of the truth, where the windows alone have 0.62, 0.63 and 0.69.
     """

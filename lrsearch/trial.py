@@ -163,6 +163,27 @@ class WorkloadFacts:
     description: str
     """One line for the report, such as "CIFAR-10 (JPEG), 50000 images 32x32x3, model lenet"."""
 
+    @classmethod
+    def of_metric(
+        cls, metric: str, *, higher_is_better: bool = True, chance: float | None = None, range_test_count: int = 0
+    ) -> WorkloadFacts:
+        """Return what is known where only the metric is: the workload itself was never loaded here."""
+        return cls(
+            metric=metric,
+            higher_is_better=higher_is_better,
+            chance=chance,
+            train_count=0,
+            validation_count=0,
+            test_count=0,
+            range_test_count=range_test_count,
+            steps_per_epoch=0,
+            batch_size=0,
+            parameter_count=0,
+            input_shape=(),
+            class_count=None,
+            description="",
+        )
+
 
 @dataclass(frozen=True)
 class CurvePoint:

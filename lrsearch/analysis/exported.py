@@ -114,20 +114,10 @@ def _settings(strategy: str, rows: Iterable[Row]) -> dict[str, Any]:
 
 def _facts(rows: Sequence[Row]) -> WorkloadFacts:
     metric = next((str(row["metric"]) for row in rows if row.get("metric")), "metric")
-    return WorkloadFacts(
-        metric=metric,
+    return WorkloadFacts.of_metric(
+        metric,
         higher_is_better=rows[0].get("higher_is_better") in (None, "", "true", True),
         chance=plain_number(rows[0].get("chance")),
-        train_count=0,
-        validation_count=0,
-        test_count=0,
-        range_test_count=0,
-        steps_per_epoch=0,
-        batch_size=0,
-        parameter_count=0,
-        input_shape=(),
-        class_count=None,
-        description="",
     )
 
 
