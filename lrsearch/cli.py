@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import re
@@ -381,38 +382,45 @@ def export(
 
 @app.command()
 def analyze(
-    file: Annotated[Path, typer.Argument(metavar="TRIALS.csv", help="What `export STUDY --table trials` wrote.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="TRIALS.csv", help="What `export STUDY --table trials` wrote, or a report's download."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """Compute the numbers of a report's tables again, from an exported table of trials alone."""
+    """Compute every number of a report's tables again, from an exported table of trials alone."""
     from lrsearch.analysis.document import study_document
-    from lrsearch.analysis.exported import read_trials
+    from lrsearch.analysis.exported import notes_on, read_rows, record_of_rows
+    from lrsearch.figures import figure_tables
 
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            record = read_trials(stream)
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", newline="", encoding="utf-8-sig") as stream:
+            rows = read_rows(stream)
+    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
+        raise UsageError(
+            f"{file} is not a CSV file in UTF-8: {error}. Give one that `lrsearch export` wrote."
+        ) from error
     except OSError as error:
         raise StorageError(
             f"{file} cannot be read: {error.strerror}. Give a file that `lrsearch export` wrote."
         ) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(
-            f"{file} is not a CSV file in UTF-8: {error}. Give one that `lrsearch export` wrote."
-        ) from error
+    record, notes = record_of_rows(rows), notes_on(rows)
     if as_json:
-        _print_json({**study_document(record), "exit_code": 0})
-    else:
-        _print_analysis(record)
+        _print_json({**study_document(record), "tables": figure_tables(record), "notes": notes, "exit_code": 0})
+        return
+    _print_analysis(record)
+    for note in notes:
+        typer.echo(f"Note: {note}", err=True)
 
 
 def _print_analysis(record: StudyRecord) -> None:
-    """Print the verdict and the tables that follow from the trials, in the words of the report."""
+    """Print the verdict and all tables in the words of the report."""
     from rich.table import Table
     from rich.text import Text
 
     from lrsearch.analysis import summarise
     from lrsearch.analysis.table import columns, row_cells
-    from lrsearch.figures import FROM_TRIALS
+    from lrsearch.figures import FIGURES
     from lrsearch.figures import Table as Rows
 
     summary = summarise(record)
@@ -422,7 +430,7 @@ def _print_analysis(record: StudyRecord) -> None:
     shown = columns(summary)
     rows = [(way.key, *("\n".join((cell.text, *cell.notes)) for cell in row_cells(shown, way))) for way in summary.ways]
     first = Rows(["Way", *(column.title for column in shown)], rows)
-    for title, table in [("Each way in numbers", first), *((one.title, one.table(record)) for one in FROM_TRIALS)]:
+    for title, table in [("Each way in numbers", first), *((one.title, one.table(record)) for one in FIGURES.values())]:
         if table.rows:
             drawn = Table(title=title, title_justify="left", box=None)
             for head in table.columns:

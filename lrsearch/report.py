@@ -17,7 +17,7 @@ from lrsearch.analysis.document import study_document
 from lrsearch.analysis.table import Cell, Column, first_columns, further_columns, row_cells
 from lrsearch.analysis.threats import EXCLUSIVE_BELOW, busy_with_others, package_versions, threats
 from lrsearch.analysis.way_summary import WaySummary
-from lrsearch.figures import FIGURES
+from lrsearch.figures import FIGURES, figure_tables
 from lrsearch.figures._style import way_styles
 from lrsearch.page import GLYPHS, Download, download, moment, plot_of, render_page, write_page
 from lrsearch.storage.export import TableName, export_rows, write_rows
@@ -26,8 +26,10 @@ from lrsearch.trial import APART_PHASES, PHASES, Event, StudyRecord, TrialRecord
 HERO = "accuracy_versus_cost"
 THREATS_AT_ONCE = 3
 MOST_PROBLEMS = 200
-MOST_POINTS_WITHIN = 20_000
-"""Points of learning curves that a page carries; a bigger study's are left to `lrsearch export`."""
+MOST_CURVE_POINTS = 5_000
+MOST_EVALUATIONS = 20_000
+"""Points of learning curves up to which a page carries its table of curves, and up to which its table of trials has
+every column; what a bigger study lacks is left to `lrsearch export`."""
 
 
 def write_report(record: StudyRecord, path: Path) -> Path:
@@ -99,18 +101,20 @@ def _downloads(record: StudyRecord) -> list[Download]:
     """Return the tables that every number of the page follows from, and those numbers."""
     points = sum(len(trial.result.curve) for trial in record.trials if trial.result)
     tables: dict[TableName, str] = {"trials": "every trial with its rate, its values and each phase's seconds"}
-    if points <= MOST_POINTS_WITHIN:
+    if points <= MOST_CURVE_POINTS:
         tables["curves"] = "every evaluation of every training run, with what had been charged by then"
-    else:
-        tables["trials"] += "; without its column evaluations, which is too long for this page"
+    if points > MOST_EVALUATIONS:
+        tables["trials"] += "; without its columns evaluations and range_test, which are too long for this page"
     files = [download(f"{record.name}-{name}.csv", what, _csv(record, name, points)) for name, what in tables.items()]
-    numbers = json.dumps(study_document(record), ensure_ascii=False, allow_nan=False, indent=1)
+    document = {**study_document(record), "tables": figure_tables(record)}
+    numbers = json.dumps(document, ensure_ascii=False, allow_nan=False)
     return [*files, download(f"{record.name}-numbers.json", "the verdict and the numbers of all tables", numbers)]
 
 
 def _csv(record: StudyRecord, table: TableName, points: int) -> str:
     text = io.StringIO()
-    write_rows(export_rows(record, table, without=("evaluations",) if points > MOST_POINTS_WITHIN else ()), "csv", text)
+    without = ("evaluations", "range_test") if points > MOST_EVALUATIONS else ()
+    write_rows(export_rows(record, table, without=without), "csv", text)
     return text.getvalue()
 
 

@@ -1,6 +1,7 @@
 """The command line as users meet it: every test starts the real program."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -220,6 +221,9 @@ def test_analyze_computes_the_numbers_of_the_run_from_its_csv_alone(
     assert document["verdict"]["headline"] in text
     assert "Leaderboard" in text
     assert "[grid]" in text  # a way in brackets, which is no markup
+    packed = tmp_path / "trials.csv.gz"  # as a page's download is
+    packed.write_bytes(gzip.compress(table.read_bytes()))
+    assert json.loads(lrsearch(tmp_path, "analyze", str(packed), "--json").stdout) == document
 
 
 @pytest.mark.parametrize(
@@ -228,6 +232,11 @@ def test_analyze_computes_the_numbers_of_the_run_from_its_csv_alone(
         (None, 4, "cannot be read"),
         (b"\xff\xfe\x00", 2, "not a CSV file in UTF-8"),
         (b"a,b\n1,2\n", 2, "lacks the column strategy"),
+        (
+            b'strategy,seed,validation_metric,charged_device_seconds,study_record\na,0,0.5,1,{"config": 1}\n',
+            2,
+            "study_record",
+        ),
     ],
 )
 def test_analyze_says_what_is_wrong_with_a_file(tmp_path: Path, content: bytes | None, code: int, message: str) -> None:
@@ -301,7 +310,9 @@ def test_more_seeds_run_only_when_asked_for_and_only_they(copied: Path) -> None:
     answer = lrsearch(copied, "run-study", "study.yaml", "--extend")
     assert answer.returncode == 0, answer.stderr
     after = trials()
-    assert after[: len(before)] == [{**row, "planned_seeds": "[0, 1, 2]"} for row in before]
+    told = [json.loads(rows[0].pop("study_record")) for rows in (before, after)]
+    assert [one["config"]["seeds"] for one in told] == [[0, 1], [0, 1, 2]]
+    assert after[: len(before)] == before
     assert len(after) == len(before) + TRIALS // 2
 
 

@@ -227,6 +227,11 @@ def test_the_policy_allows_the_pages_own_scripts_and_nothing_else(page: str, see
     assert not any("style" in attributes for _, attributes in seen.tags)
 
 
+def test_a_study_of_fourteen_ways_with_long_names_stays_under_two_megabytes() -> None:
+    ways = {f"a_rather_long_name_of_a_way_{i}_{key}": way for i in range(2) for key, way in SEVEN_WAYS.items()}
+    assert len(render(make_record(ways)).encode()) < 2_000_000
+
+
 def test_text_of_users_stays_text() -> None:
     page = render(hostile())
     reader = Reader(page)

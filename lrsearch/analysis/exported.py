@@ -1,8 +1,8 @@
 """A study back from its exported table of trials: what `lrsearch analyze` computes a report's numbers from.
 
 The columns are those of storage/export.py. Only strategy, seed, validation_metric and charged_device_seconds are
-needed; what a table lacks counts as unknown, so that one written by hand or by another program can be analysed too. Its
-ways are then known by how their names begin (see `ORIGINS`), or by having run a range test.
+needed; what a table lacks counts as unknown (`notes_on` says what), so that one written by hand or by another program
+can be analysed too. Its ways are then known by how their names begin (see `ORIGINS`), or by having run a range test.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from lrsearch.trial import (
     Choice,
     CurvePoint,
     DeviceInfo,
+    Event,
     Proposal,
+    RangeTestPlan,
+    RangeTestPoint,
     StudyRecord,
     TrialRecord,
     TrialResult,
@@ -34,6 +37,7 @@ from lrsearch.trial import (
 )
 
 NEEDED = ("strategy", "seed", "validation_metric", "charged_device_seconds")
+NEEDED_SETTINGS = ("strategies", "seeds", "training", "rates")
 ORIGINS = {
     "grid": "grid",
     "random": "random_search",
@@ -48,10 +52,35 @@ UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 Row = Mapping[str, Any]
 
 
+def read_rows(stream: TextIO) -> list[Row]:
+    """Return the rows of a CSV table."""
+    csv.field_size_limit(2**31 - 1)  # the evaluations of a long run are one cell
+    return list(csv.DictReader(stream))
+
+
 def read_trials(stream: TextIO) -> StudyRecord:
     """Return the study whose trials `stream` holds as CSV. Raises UsageError, see `record_of_rows`."""
-    csv.field_size_limit(2**31 - 1)  # the evaluations of a long run are one cell
-    return record_of_rows(list(csv.DictReader(stream)))
+    return record_of_rows(read_rows(stream))
+
+
+def notes_on(rows: Sequence[Row]) -> list[str]:
+    """Return, a line each, what a report has and these rows cannot give."""
+    notes: list[str] = []
+    if not any(row.get("study_record") for row in rows):
+        notes.append(
+            "The table does not say what the study file plans (column study_record): its ways, seeds and settings are "
+            "taken to be those that have rows."
+        )
+    trained = [row for row in rows if row.get("stage") != "range_test" and row.get("status") != "planned"]
+    if trained and not any(row.get("evaluations") for row in trained):
+        notes.append(
+            "The table has no evaluations within runs (column evaluations): values count from the end of their run, "
+            "or where seconds_to_target says that the target was met; there are no learning curves and no early clue."
+        )
+    tests = [row for row in rows if row.get("stage") == "range_test"]
+    if tests and not any(row.get("range_test") for row in tests):
+        notes.append("The table has no points of range tests (column range_test): their verdicts are left out.")
+    return notes
 
 
 def record_of_rows(rows: Sequence[Row]) -> StudyRecord:
@@ -74,29 +103,60 @@ def record_of_rows(rows: Sequence[Row]) -> StudyRecord:
             records.append(_trial(row, len(records)))
         except (ValueError, TypeError, KeyError) as error:
             raise UsageError(f"Line {line} of the table cannot be read: {error}.") from error
+    told = _study_record(rows)
+    config = told["config"] if told else _config(rows)
+    place = {key: position for position, key in enumerate(config["strategies"])}
+    records.sort(key=lambda one: (one.seed, place.get(one.strategy, len(place)), one.number))
     return StudyRecord(
         name=studies[0][0],
         version=int(studies[0][1]),
         created_at=UNKNOWN_TIME,
-        config=_config(rows),
-        facts=_facts(rows),
-        finished=rows[0].get("finished") in (None, "", "true", True),
+        config=config,
+        facts=_facts_of(told["facts"]) if told else _facts(rows),
+        finished=told["finished"] if told else True,
         trials=tuple(record for record in records if not record.is_confirmation),
         confirmations=tuple(record for record in records if record.is_confirmation),
+        events=tuple(_event(event) for event in told["events"]) if told else (),
     )
 
 
+def _study_record(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Return what the table says of the study as a whole; None where it does not. Raises UsageError."""
+    try:
+        told = next((_json(row["study_record"]) for row in rows if row.get("study_record")), None)
+        if told is not None:
+            _facts_of(told["facts"])
+            if lacking := [key for key in NEEDED_SETTINGS if not told["config"].get(key)]:
+                raise KeyError(*lacking)
+            known = ("config", "facts", "finished", "events")
+            told = {key: told[key] for key in known}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"The table's cell study_record cannot be read: {error!r}. Export the study again.") from error
+    return cast("dict[str, Any] | None", told)
+
+
+def _facts_of(told: Mapping[str, Any] | None) -> WorkloadFacts | None:
+    return None if told is None else WorkloadFacts(**{**told, "input_shape": tuple(told["input_shape"])})
+
+
+def _event(told: Mapping[str, Any]) -> Event:
+    return Event(datetime.fromisoformat(told["at"]), str(told["kind"]), told["data"])
+
+
 def _config(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the study file's settings as far as numbers depend on them."""
+    """Return the study file's settings as far as numbers depend on them and rows tell them."""
     first = rows[0]
     target, price = plain_number(first.get("target")), plain_number(first.get("price"))
-    seeds = _json(first.get("planned_seeds")) or list(dict.fromkeys(int(row["seed"]) for row in rows))
+    seeds = list(dict.fromkeys(int(row["seed"]) for row in rows))
     fresh = {row["confirmation_seed"] for row in rows if row.get("confirmation_seed") not in (None, "")}
     return {
         "seeds": seeds,
         "target": None if target is None else {"metric": first.get("metric") or "metric", "value": target},
         "price": None if price is None else {"usd_per_device_hour": price},
-        "training": {"epochs": max((plain_number(row.get("epochs")) or 1.0 for row in rows), default=1.0)},
+        "training": {
+            "epochs": max(plain_number(row.get("epochs")) or 1.0 for row in rows),
+            "optimizer": {"name": next((row["optimizer"] for row in rows if row.get("optimizer")), "sgd")},
+        },
         "confirmation_seeds": len(fresh),
         "strategies": {str(key): _settings(str(key), rows) for key in dict.fromkeys(row["strategy"] for row in rows)},
     }
@@ -104,8 +164,6 @@ def _config(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _settings(strategy: str, rows: Iterable[Row]) -> dict[str, Any]:
     own = [row for row in rows if row["strategy"] == strategy]
-    if told := _json(own[0].get("way_settings")):
-        return cast(dict[str, Any], told)
     tested = any(row.get("stage") == "range_test" for row in own)
     schedule = next((row["schedule"] for row in own if row.get("schedule")), "constant")
     known = (origin for beginning, origin in ORIGINS.items() if strategy.startswith(beginning))
@@ -139,6 +197,9 @@ def _trial(row: Row, place: int) -> TrialRecord:
             validation_metric=plain_number(row["validation_metric"]),
             test_metric=plain_number(row.get("test_metric")),
             curve=_curve(row, attempts),
+            range_test=_rungs(row),
+            diverged_step=_whole(row.get("diverged_step")),
+            error=row.get("error") or None,
             energy_joules=plain_number(row.get("energy_joules")),
         )
     return TrialRecord(
@@ -155,13 +216,14 @@ def _trial(row: Row, place: int) -> TrialRecord:
 
 def _proposal(row: Row) -> Proposal:
     stage, fresh = row.get("stage") or "train", row.get("confirmation_seed")
-    guided = _json(row.get("model_guided"))
+    guided, test = _json(row.get("model_guided")), _json(row.get("range_test"))
     return Proposal(
         stage="range_test" if stage == "range_test" else "train",
         schedule=_choice(row, "schedule"),
         learning_rate=plain_number(row.get("learning_rate")),
         base_lr=plain_number(row.get("base_lr")),
         max_lr=plain_number(row.get("max_lr")),
+        range_test=RangeTestPlan(**test["plan"]) if test else None,
         model_guided=guided if isinstance(guided, bool) else None,
         optimizer=_choice(row, "optimizer"),
         batch_size=_whole(row.get("batch_size")),
@@ -229,20 +291,24 @@ def _attempt(
 
 
 def _curve(row: Row, attempts: Sequence[AttemptRecord]) -> tuple[CurvePoint, ...]:
-    """Return the evaluations that the table tells of; without them, that of the end of the run."""
+    """Return the evaluations that the table tells of; without them, where it says so the one that met the target, and
+    that of the end of the run. Their epoch is then 0: not known.
+    """
     told = _json(row.get("evaluations"))
     before = sum(attempt.charged_device_seconds for attempt in attempts[:-1])
     if told is None:
-        end = sum(attempt.charged_device_seconds for attempt in attempts)
-        told = (
-            []
-            if row.get("stage") == "range_test"
-            else [[plain_number(row.get("epochs")) or 1.0, end, row["validation_metric"]]]
-        )
+        end, hit = sum(attempt.charged_device_seconds for attempt in attempts), row.get("seconds_to_target")
+        hits = [[0.0, hit, row.get("target")]] if hit not in (None, "") else []
+        told = [] if row.get("stage") == "range_test" else [*hits, [0.0, end, row["validation_metric"]]]
     return tuple(
         CurvePoint(0, float(epoch), 0.0, None, None, plain_number(value), float(cost) - before)
         for epoch, cost, value in told
     )
+
+
+def _rungs(row: Row) -> tuple[RangeTestPoint, ...]:
+    told = _json(row.get("range_test"))
+    return tuple(RangeTestPoint(step, *values) for step, values in enumerate(told["points"] if told else ()))
 
 
 def _json(cell: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from lrsearch.figures._drawing import Drawing, Table
 from lrsearch.figures.accuracy_versus_cost import ACCURACY_VERSUS_COST
@@ -20,6 +21,7 @@ from lrsearch.figures.range_test import RANGE_TEST
 from lrsearch.figures.schedules import SCHEDULES
 from lrsearch.figures.target_ladder import TARGET_LADDER
 from lrsearch.figures.value_versus_rate import VALUE_VERSUS_RATE
+from lrsearch.trial import StudyRecord
 
 FIGURES: Mapping[str, Drawing] = {
     "accuracy_versus_cost": ACCURACY_VERSUS_COST,
@@ -38,9 +40,16 @@ FIGURES: Mapping[str, Drawing] = {
     "grid_orders": GRID_ORDERS,
     "hindsight_premium": HINDSIGHT_PREMIUM,
 }
-OF_CURVES = ("range_test", "schedules", "learning_curves")
-"""Figures that need every point of a curve."""
-FROM_TRIALS = tuple(drawing for key, drawing in FIGURES.items() if key not in OF_CURVES)
-"""Those whose tables follow from the exported table of trials alone."""
 
-__all__ = ["FIGURES", "FROM_TRIALS", "Drawing", "Table"]
+
+def figure_tables(record: StudyRecord) -> dict[str, dict[str, Any]]:
+    """Return, as the report shows them, the tables of all figures that have one."""
+    tables = {key: (drawing.title, drawing.table(record)) for key, drawing in FIGURES.items()}
+    return {
+        key: {"title": title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
+        for key, (title, table) in tables.items()
+        if table.rows
+    }
+
+
+__all__ = ["FIGURES", "Drawing", "Table", "figure_tables"]

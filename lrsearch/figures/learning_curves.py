@@ -36,8 +36,10 @@ def numbers(record: StudyRecord) -> dict[str, list[Curve]]:
 
 
 def _curve(trial: TrialRecord) -> Curve:
+    """Return the evaluations; those of a table of trials that does not tell their epoch have none (see exported.py)."""
     points = trial.result.curve if trial.result else ()
-    return [(point.epoch, point.validation_metric) for point in points if point.validation_metric is not None]
+    measured = [point for point in points if point.validation_metric is not None and point.epoch]
+    return [(point.epoch, point.validation_metric) for point in measured if point.validation_metric is not None]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import plotly.graph_objects as go
 
 from lrsearch.analysis import wording
@@ -16,6 +19,8 @@ MOST_THIN_LINES = 4
 """Searches of a way that are drawn beside its first one."""
 MOST_POINTS = 200
 """Of a line."""
+STRAIGHT = 1e-3
+"""Of the highest rate: what deviates less from a straight line is not seen, and a page need not carry it."""
 
 
 def chosen_runs(record: StudyRecord) -> dict[str, list[TrialRecord]]:
@@ -31,14 +36,8 @@ def _has_curve(trial: TrialRecord) -> bool:
     return trial.result is not None and len(trial.result.curve) > 0
 
 
-def curve_of(trial: TrialRecord, field: str) -> tuple[list[float], list[float | None]]:
-    """Return steps and `field` of the trial's curve points."""
-    points = trial.result.curve if trial.result else ()
-    return [float(point.step) for point in points], [getattr(point, field) for point in points]
-
-
-def _rates(record: StudyRecord, trial: TrialRecord) -> tuple[list[float], list[float | None]]:
-    """Return steps, at most MOST_POINTS, and the rate at each, up to where the run ended.
+def _rates(record: StudyRecord, trial: TrialRecord) -> tuple[list[float], list[float]]:
+    """Return steps, at most MOST_POINTS, and the rate at each, up to where the run ended; of straight parts the ends.
 
     They are computed anew from the proposal; where that cannot be done (a function of the user's is not to be had
     here), they are those of the curve points.
@@ -59,10 +58,29 @@ def _rates(record: StudyRecord, trial: TrialRecord) -> tuple[list[float], list[f
             steps_per_epoch=steps_per_epoch,
         )
     except UsageError:
-        steps, rates = curve_of(trial, "learning_rate")
-        return thinned(steps, MOST_POINTS), thinned(rates, MOST_POINTS)
-    shown = thinned(range(last.step), MOST_POINTS)
-    return [float(step) for step in shown], [planned.rate(step) for step in shown]
+        return straightened([(float(p.step), p.learning_rate) for p in thinned(trial.result.curve, MOST_POINTS)])
+    return straightened([(float(step), planned.rate(step)) for step in thinned(range(last.step), MOST_POINTS)])
+
+
+def straightened(line: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Return the x and y of the points that a line needs: the others lie on straight parts, but for STRAIGHT.
+
+    Ramer 1972; Douglas and Peucker 1973, with vertical distances.
+
+    >>> straightened([(0, 0.1), (1, 0.2), (2, 0.3), (3, 0.2), (4, 0.1)])
+    ([0, 2, 4], [0.1, 0.3, 0.1])
+    """
+    x, y = np.array(line, dtype=np.float64).reshape(-1, 2).T
+    tolerance, kept, parts = STRAIGHT * np.abs(y).max(initial=0.0), {0, len(line) - 1}, [(0, len(line) - 1)]
+    while parts:
+        first, last = parts.pop()
+        off = np.abs(y[first : last + 1] - np.interp(x[first : last + 1], x[[first, last]], y[[first, last]]))
+        if off.max(initial=0.0) > tolerance:
+            middle = first + int(off.argmax())
+            kept.add(middle)
+            parts += [(first, middle), (middle, last)]
+    shown = [line[i] for i in sorted(kept)]
+    return [point[0] for point in shown], [point[1] for point in shown]
 
 
 def draw(record: StudyRecord) -> go.Figure | None:

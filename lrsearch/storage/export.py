@@ -11,12 +11,14 @@ seconds x devices held, times are UTC in ISO 8601, an empty cell is a value that
   peak_device_memory_bytes, energy_joules and error. Over all attempts: attempts (how many), charged_device_seconds, one
   <phase>_seconds per phase, core_seconds, estimated (whether any seconds were read off a heartbeat), started_at of the
   first and finished_at of the last.
-  The rest is what `lrsearch analyze` needs to compute the report's tables from this one: way_settings (JSON, of the
-  study file), planned_seeds (JSON), finished (whether the study is), target, higher_is_better, chance, price (USD per
-  device hour), last_attempt_seconds (charged, of the attempt that finished), seconds_to_target (charged seconds of the
-  trial until an evaluation first met the target), and evaluations: JSON [epoch, charged seconds of the trial so far,
-  validation value] of those that were better than all before in the trial, and of the first at or after 10, 20, 30, 40
-  and 50 % of its epochs; the table curves has them all.
+  The rest is what `lrsearch analyze` needs to compute the report's tables from this one: target, higher_is_better,
+  chance, price (USD per device hour), last_attempt_seconds (charged, of the attempt that finished), seconds_to_target
+  (charged seconds of the trial until an evaluation first met the target); evaluations: JSON [epoch, charged seconds of
+  the trial so far, validation value], all of the run that its search chose, of other runs those that were better than
+  all before and the first at or after 10, 20, 30, 40 and 50 % of the epochs (the table curves has them all);
+  range_test: JSON, the plan and of each rung [learning rate, training loss, validation loss, validation value]; and
+  study_record, in the first row alone: JSON, the study file with its defaults, what is known of the workload, whether
+  the study is finished, and the events of its ledger.
 - attempts: the same of each attempt, with its own number, status (finished, interrupted, lost, running) and owner.
 - curves: the points of the attempt that finished; charged_device_seconds is cumulative within it.
 - range_tests: the rungs; values belong to the model after the step at learning_rate.
@@ -31,11 +33,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, TextIO
 
 from lrsearch.analysis.cost import price_of
 from lrsearch.analysis.details import early_points
-from lrsearch.analysis.searches import evaluations_of, higher_is_better, target_value
+from lrsearch.analysis.searches import evaluations_of, higher_is_better, searches, target_value
 from lrsearch.analysis.target import meets
 from lrsearch.trial import (
     CHARGED_PHASES,
@@ -67,8 +70,8 @@ COLUMNS: Mapping[TableName, tuple[str, ...]] = {
         *("peak_device_memory_bytes", "energy_joules"),
         *_TIMES,
         "error",
-        *("way_settings", "planned_seeds", "finished", "target", "higher_is_better", "chance", "price"),
-        *("last_attempt_seconds", "seconds_to_target", "evaluations"),
+        *("target", "higher_is_better", "chance", "price", "last_attempt_seconds", "seconds_to_target"),
+        *("evaluations", "range_test", "study_record"),
     ),
     "attempts": (*_TRIAL, "attempt", "status", "owner", *_SECONDS, *_DEVICE, *_TIMES, "versions", "error"),
     "curves": (*_TRIAL, "attempt", *CurvePoint.__dataclass_fields__),
@@ -86,15 +89,15 @@ class Rows(list[dict[str, Any]]):
 
 def export_rows(record: StudyRecord, table: TableName, *, without: Collection[str] = ()) -> Rows:
     """Return the table's rows in the order of the trials; the columns are `COLUMNS[table]` but for those `without`."""
+    chosen = {one.trial.uuid for key in record.strategies for s in searches(record, key) if (one := s.incumbent)}
     makers: Mapping[TableName, Callable[[StudyRecord, TrialRecord], Iterator[dict[str, Any]]]] = {
-        "trials": partial(_trial_rows, with_evaluations="evaluations" not in without),
+        "trials": partial(_trial_rows, chosen=chosen, without=without),
         "attempts": _attempt_rows,
         "curves": _curve_rows,
         "range_tests": _range_test_rows,
     }
-    trials = (*record.trials, *record.confirmations)
     columns = tuple(column for column in COLUMNS[table] if column not in without)
-    return Rows(columns, (row for trial in trials for row in makers[table](record, trial)))
+    return Rows(columns, (row for trial in _all_trials(record) for row in makers[table](record, trial)))
 
 
 def write_rows(rows: Rows, format: Literal["csv", "json"], stream: TextIO) -> None:  # noqa: A002  the user's word
@@ -112,7 +115,9 @@ def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, bool | dict | list) else value
 
 
-def _trial_rows(record: StudyRecord, trial: TrialRecord, *, with_evaluations: bool) -> Iterator[dict[str, Any]]:
+def _trial_rows(
+    record: StudyRecord, trial: TrialRecord, *, chosen: Collection[str], without: Collection[str]
+) -> Iterator[dict[str, Any]]:
     proposal, result = trial.proposal, trial.result
     facts = (result.facts if result else None) or record.facts
     training: Mapping[str, Any] = record.config["training"]
@@ -142,17 +147,35 @@ def _trial_rows(record: StudyRecord, trial: TrialRecord, *, with_evaluations: bo
         "estimated": any(attempt.estimated for attempt in trial.attempts),
         "started_at": _time(trial.attempts[0].started_at) if trial.attempts else None,
         "finished_at": _time(trial.attempts[-1].finished_at) if trial.attempts else None,
-        "way_settings": record.config["strategies"].get(trial.strategy),
-        "planned_seeds": list(record.seeds),
-        "finished": record.finished,
         "target": target_value(record),
         "higher_is_better": higher_is_better(record),
         "chance": record.facts.chance if record.facts else None,
         "price": price_of(record),
         "last_attempt_seconds": trial.attempts[-1].charged_device_seconds if result else None,
         "seconds_to_target": _seconds_to_target(record, trial),
-        "evaluations": _telling_evaluations(record, trial) if with_evaluations else None,
+        "evaluations": None if "evaluations" in without else _evaluations(record, trial, trial.uuid in chosen),
+        "range_test": None if "range_test" in without else _range_test(trial),
+        "study_record": _study_record(record) if trial is next(_all_trials(record)) else None,
     }
+
+
+def _all_trials(record: StudyRecord) -> Iterator[TrialRecord]:
+    return chain(record.trials, record.confirmations)
+
+
+def _study_record(record: StudyRecord) -> dict[str, Any]:
+    """Return, as plain values, all that a study's record holds beside its trials."""
+    rest = {"config": record.config, "facts": record.facts and asdict(record.facts), "finished": record.finished}
+    events = [{"at": event.at.isoformat(), "kind": event.kind, "data": event.data} for event in record.events]
+    return dict(json.loads(json.dumps({**rest, "events": events}, default=str)))
+
+
+def _range_test(trial: TrialRecord) -> dict[str, Any] | None:
+    plan, points = trial.proposal.range_test, trial.result.range_test if trial.result else ()
+    if plan is None or not points:
+        return None
+    fields = ("learning_rate", "train_loss", "validation_loss", "validation_metric")
+    return {"plan": asdict(plan), "points": [[getattr(point, field) for field in fields] for point in points]}
 
 
 def _seconds_to_target(record: StudyRecord, trial: TrialRecord) -> float | None:
@@ -161,11 +184,13 @@ def _seconds_to_target(record: StudyRecord, trial: TrialRecord) -> float | None:
     return next(hits, None)
 
 
-def _telling_evaluations(record: StudyRecord, trial: TrialRecord) -> list[list[float | None]]:
+def _evaluations(record: StudyRecord, trial: TrialRecord, is_chosen: bool) -> list[list[float | None]]:
+    """Return (epoch, cost, value) of all evaluations of a chosen run, of another one's those that numbers rest on."""
     measured = evaluations_of(trial)
     improvements = _improvements(measured, not higher_is_better(record))
     telling = {id(point) for point in (*early_points(record, trial), *improvements) if point}
-    return [[point.epoch, cost, point.validation_metric] for cost, point in measured if id(point) in telling]
+    shown = [(cost, point) for cost, point in measured if is_chosen or id(point) in telling]
+    return [[point.epoch, cost, point.validation_metric] for cost, point in shown]
 
 
 def _improvements(measured: list[tuple[float, CurvePoint]], lower_is_better: bool) -> Iterator[CurvePoint]:

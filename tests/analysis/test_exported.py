@@ -6,24 +6,29 @@ import csv
 import io
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lrsearch.analysis import summarise
+from lrsearch.analysis.details import early_clues
 from lrsearch.analysis.document import study_document
-from lrsearch.analysis.exported import read_trials, record_of_rows
+from lrsearch.analysis.exported import notes_on, read_rows, read_trials, record_of_rows
 from lrsearch.analysis.table import columns, row_cells
 from lrsearch.config import load_study
 from lrsearch.errors import UsageError
-from lrsearch.figures import FROM_TRIALS
+from lrsearch.figures import FIGURES
+from lrsearch.report import render
 from lrsearch.storage.export import export_rows, write_rows
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
-from lrsearch.trial import StudyRecord
-from tests.records import make_record, unfinished
+from lrsearch.trial import Event, StudyRecord
+from tests.records import STARTED, make_record, unfinished
 from tests.test_study import Quiet
 
 STUDY = """
@@ -44,11 +49,15 @@ strategies:
 """
 
 
-def through_csv(record: StudyRecord) -> StudyRecord:
+def as_csv(record: StudyRecord, *without: str) -> io.StringIO:
     stream = io.StringIO()
-    write_rows(export_rows(record, "trials"), "csv", stream)
+    write_rows(export_rows(record, "trials", without=without), "csv", stream)
     stream.seek(0)
-    return read_trials(stream)
+    return stream
+
+
+def through_csv(record: StudyRecord) -> StudyRecord:
+    return read_trials(as_csv(record))
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +88,117 @@ def same(record: StudyRecord) -> None:
     assert [c.title for c in columns(summarise(back))] == [c.title for c in shown]
     for row, row_back in zip(summarise(record).ways, summarise(back).ways, strict=True):
         assert row_cells(shown, row) == row_cells(shown, row_back)
-    for drawing in FROM_TRIALS:
+    for drawing in FIGURES.values():
         assert drawing.table(back) == drawing.table(record), drawing.title
 
 
 def test_a_real_study_is_the_same_from_its_csv_cell_by_cell(ran: StudyRecord) -> None:
     same(ran)
     assert summarise(ran).way("grid").confirmed is not None
+
+
+class Tables(HTMLParser):
+    """The rows of all tables of a page, each a list of the texts of its cells, below the section that it stands in."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[tuple[str, list[str]]] = []
+        self._section, self._in_cell = "", False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "section":
+            self._section = dict(attrs).get("id") or ""
+        elif tag == "tr":
+            self.rows.append((self._section, []))
+        elif tag in ("th", "td"):
+            self.rows[-1][1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = self._in_cell and tag not in ("th", "td")
+
+    def handle_data(self, data: str) -> None:
+        if self._in_cell:
+            self.rows[-1][1][-1] += data
+
+
+def test_every_cell_of_every_table_of_the_page_is_what_the_csv_alone_gives(ran: StudyRecord, tmp_path: Path) -> None:
+    page = Tables(render(ran)).rows
+    assert {section for section, _ in page} >= {*OF_A_STUDY, "ways", "more", "events"}
+    assert page == Tables(render(through_csv(ran))).rows
+    (tmp_path / "trials.csv").write_text(as_csv(ran).getvalue())
+    said = subprocess.run(
+        [sys.executable, "-m", "lrsearch", "analyze", str(tmp_path / "trials.csv"), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    document = json.loads(said.stdout)
+    for key, table in document["tables"].items():
+        assert [cells for section, cells in page if section == key] == [table["columns"], *table["rows"]], key
+    assert set(document["tables"]) == {section for section, _ in page} & set(FIGURES)
+    assert document["notes"] == []
+
+
+def test_the_page_of_a_study_with_failures_is_that_of_its_csv() -> None:
+    page = Tables(render(record := make_record(seeds=[0, 1]))).rows
+    assert "problems" in {section for section, _ in page}
+    assert page == Tables(render(through_csv(record))).rows
+
+
+OF_A_STUDY = ("range_test", "schedules", "learning_curves", "value_versus_rate", "cost_by_phase", "leaderboard")
+
+
+def test_ways_and_searches_that_have_not_begun_are_seen() -> None:
+    record = unfinished(make_record(), 3)
+    assert len({trial.strategy for trial in record.trials}) < len(record.strategies)
+    same(record)
+    back = summarise(through_csv(record))
+    assert [(row.key, row.searches_done, row.searches_planned) for row in back.ways][-1] == ("default", 0, 5)
+
+
+def test_searches_side_by_side_are_done_where_the_ledger_says_so() -> None:
+    record = unfinished(make_record(), 60)
+    slots = {**record.config, "executor": {"name": "process", "slots": 2}}
+    done = Event(STARTED, "search_done", {"strategy": "default", "seed": 0})
+    record = replace(record, config=slots, events=(*record.events, done))
+    same(record)
+    assert [row.searches_done for row in summarise(through_csv(record)).ways] == [0, 0, 0, 0, 0, 0, 1]
+
+
+def test_the_order_of_the_rows_does_not_matter() -> None:
+    record = make_record(seeds=[0, 1])
+    rows = read_rows(as_csv(record))
+    shuffled = sorted(rows, key=lambda row: row["uuid"][::-1])
+    assert shuffled != rows
+    assert study_document(record_of_rows(shuffled)) == study_document(record)
+
+
+def test_what_a_table_cannot_give_is_said(ran: StudyRecord) -> None:
+    assert notes_on(read_rows(as_csv(ran))) == []
+    notes = " ".join(notes_on(read_rows(as_csv(ran, "study_record", "evaluations", "range_test"))))
+    assert all(column in notes for column in ("study_record", "evaluations", "range_test"))
+    assert len(notes_on(read_rows(io.StringIO(HAND_MADE)))) == 2
+
+
+def test_without_evaluations_costs_to_the_target_are_still_true_and_nothing_is_made_up(ran: StudyRecord) -> None:
+    back = read_trials(as_csv(ran, "evaluations"))
+    for row, known in zip(summarise(back).ways, summarise(ran).ways, strict=True):
+        assert row.reach is not None
+        assert known.reach is not None
+        assert row.reach.expected_cost == pytest.approx(known.reach.expected_cost)
+    assert early_clues(ran)
+    assert not early_clues(back)
+    assert not FIGURES["learning_curves"].table(back).rows
+
+
+@pytest.mark.parametrize("cell", ["{", "[]", '{"config": {}}', '{"config": {"seeds": [0]}, "facts": null}'])
+def test_a_study_record_that_is_none_is_refused(cell: str) -> None:
+    rows = [dict(row) for row in read_rows(as_csv(make_record(seeds=[0])))]
+    rows[0]["study_record"] = cell
+    with pytest.raises(UsageError, match="study_record cannot be read"):
+        record_of_rows(rows)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 
 from lrsearch.analysis import bill, searches, summarise, wording
 from lrsearch.analysis.details import grid_orders, target_ladder
-from lrsearch.figures import FIGURES, _style, accuracy_versus_cost, cost_by_phase, value_versus_rate
+from lrsearch.figures import FIGURES, _style, accuracy_versus_cost, cost_by_phase, schedules, value_versus_rate
 from lrsearch.figures import range_test as range_test_figure
 from lrsearch.range_test import judge, suggestions_from_training_losses
 from lrsearch.trial import StudyRecord, TrialRecord, TrialResult
@@ -299,3 +300,19 @@ def test_long_names_are_cut_before_they_push_the_drawing_aside() -> None:
 
 def test_the_examples_of_the_docstrings_are_true() -> None:
     assert doctest.testmod(_style).failed == 0
+    assert doctest.testmod(schedules).failed == 0
+
+
+@pytest.mark.parametrize("height", [1e-4, 1.0, 30.0])
+def test_a_schedule_is_drawn_by_the_few_points_that_it_needs(height: float) -> None:
+    steps = np.arange(200.0)
+    shapes = {
+        2: np.full(200, height),
+        5: height * (1 - np.abs(2 * (steps / 199 * 2 % 1) - 1)),
+        20: height * (1 + np.cos(np.pi * steps / 199)) / 2,
+    }
+    for most, rates in shapes.items():
+        x, y = schedules.straightened(list(zip(steps.tolist(), rates.tolist(), strict=True)))
+        assert len(x) <= most
+        assert (x[0], x[-1]) == (0.0, 199.0)
+        assert np.abs(np.interp(steps, x, y) - rates).max() <= 1e-3 * height
