@@ -70,12 +70,14 @@ def straightened(line: Sequence[tuple[float, float]]) -> tuple[list[float], list
     >>> straightened([(0, 0.1), (1, 0.2), (2, 0.3), (3, 0.2), (4, 0.1)])
     ([0, 2, 4], [0.1, 0.3, 0.1])
     """
-    x, y = np.array(line, dtype=np.float64).reshape(-1, 2).T
-    tolerance, kept, parts = STRAIGHT * np.abs(y).max(initial=0.0), {0, len(line) - 1}, [(0, len(line) - 1)]
+    if not line:
+        return [], []
+    x, y = np.array(line, dtype=np.float64).T
+    tolerance, kept, parts = STRAIGHT * np.abs(y).max(), {0, len(line) - 1}, [(0, len(line) - 1)]
     while parts:
         first, last = parts.pop()
         off = np.abs(y[first : last + 1] - np.interp(x[first : last + 1], x[[first, last]], y[[first, last]]))
-        if off.max(initial=0.0) > tolerance:
+        if off.max() > tolerance:
             middle = first + int(off.argmax())
             kept.add(middle)
             parts += [(first, middle), (middle, last)]

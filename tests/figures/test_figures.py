@@ -308,8 +308,8 @@ def test_a_schedule_is_drawn_by_the_few_points_that_it_needs(height: float) -> N
     steps = np.arange(200.0)
     shapes = {
         2: np.full(200, height),
-        5: height * (1 - np.abs(2 * (steps / 199 * 2 % 1) - 1)),
-        20: height * (1 + np.cos(np.pi * steps / 199)) / 2,
+        9: height * (1 - np.abs(2 * (steps / 199 * 2 % 1) - 1)),
+        40: height * (1 + np.cos(np.pi * steps / 199)) / 2,
     }
     for most, rates in shapes.items():
         x, y = schedules.straightened(list(zip(steps.tolist(), rates.tolist(), strict=True)))
