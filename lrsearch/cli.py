@@ -122,14 +122,24 @@ StudyVersion = Annotated[
 ]
 
 
-def _keep_passwords_off_the_command_line(context: typer.Context, url: str) -> str:
+def _keep_passwords_secret(context: typer.Context, url: str) -> str:
+    from lrsearch.storage.engine import with_password
+
     from_command_line = str(context.get_parameter_source("database")).endswith("COMMANDLINE")
     if from_command_line and _without_passwords(url) != url:
         raise UsageError(
             "A password on the command line can be read by everyone on this machine: give the URL without it, and the "
             "password in the file that LRSEARCH_DATABASE_PASSWORD_FILE names or in ~/.pgpass."
         )
+    url = with_password(url)
+    _forget_passwords()
     return url
+
+
+def _forget_passwords() -> None:
+    """Take them out of the environment: a study's own code, and every program that it starts, would find them there."""
+    for name in ("LRSEARCH_DATABASE", "PGPASSWORD"):
+        os.environ.pop(name, None)
 
 
 Database = Annotated[
@@ -139,7 +149,7 @@ Database = Annotated[
         metavar="URL",
         envvar="LRSEARCH_DATABASE",
         help="sqlite:///FILE or postgresql://USER@HOST/NAME.",
-        callback=_keep_passwords_off_the_command_line,
+        callback=_keep_passwords_secret,
     ),
 ]
 ImagePath = Annotated[
@@ -284,6 +294,7 @@ def range_test(
     from lrsearch.config import load_study
     from lrsearch.range_test_run import as_document, description, run_range_test, write_page
 
+    _forget_passwords()
     config, images = load_study(file), _images(png)
     page = output or Path("reports") / f"{config.name}-range-test.html"
     _check_writable(page, "--output")
@@ -305,6 +316,7 @@ def validate(file: StudyFile) -> None:
     """Check a study file without running anything."""
     from lrsearch.config import load_study
 
+    _forget_passwords()
     config = load_study(file)
     trials = sum(strategy.planned_trials for strategy in config.strategies.values()) * len(config.seeds)
     ways = len(config.strategies)

@@ -158,3 +158,77 @@ def test_a_password_is_shown_nowhere(command: Command, server: Server, tmp_path:
     for file in tmp_path.rglob("*"):
         if file.is_file():
             assert PASSWORD.encode() not in file.read_bytes(), file
+
+
+NOSY = """
+import os, subprocess, torch
+from pathlib import Path
+
+def data():
+    seen = subprocess.run(["env"], capture_output=True, text=True).stdout + repr(dict(os.environ))
+    Path(__file__).with_name(f"seen{os.getpid()}").write_text(seen)
+    inputs = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    return (inputs[:40], torch.arange(40) % 2), (inputs[40:], torch.arange(20) % 2)
+
+def model():
+    return torch.nn.Linear(2, 2)
+"""
+CALLABLE = "callable, model: 'nosy:model', data: 'nosy:data', batch_size: 8, python_path: ."
+NOSY_STUDY = STUDY.replace("digits, batch_size: 64, train_limit: 300", CALLABLE)
+CLR = "strategies: {clr: {name: range_tested, min_steps: 20}, "
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run-study",),
+        pytest.param(("run-study", "--dry-run"), marks=pytest.mark.slow),
+        pytest.param(("range-test",), marks=pytest.mark.slow),
+    ],
+)
+def test_a_studys_own_code_sees_no_password_in_its_environment(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "nosy.py").write_text(NOSY)
+    (tmp_path / "study.yaml").write_text(NOSY_STUDY.replace("strategies: {", CLR))
+    done = subprocess.run(
+        [sys.executable, "-m", "lrsearch", *command, "study.yaml", *_database_of(command)],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "LRSEARCH_DATABASE": f"postgresql://u:{PASSWORD}@nowhere.invalid/x",
+            "PGPASSWORD": PASSWORD,
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    [seen] = tmp_path.glob("seen*")
+    assert "OMP_NUM_THREADS" in seen.read_text()
+    assert PASSWORD not in seen.read_text()
+
+
+def _database_of(command: tuple[str, ...]) -> tuple[str, ...]:
+    return ("--database", "sqlite:///here.db") if command == ("run-study",) else ()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("executor", ["{name: inline}", "{name: process, slots: 1, threads_per_slot: 1}"])
+@pytest.mark.parametrize("way", ["LRSEARCH_DATABASE", "PGPASSWORD"])
+def test_the_database_is_reached_all_the_same(server: Server, tmp_path: Path, executor: str, way: str) -> None:
+    url = server.new_database()
+    given = {"LRSEARCH_DATABASE": url}
+    if way == "PGPASSWORD":
+        given = {"LRSEARCH_DATABASE": url.replace(f":{PASSWORD}", ""), "PGPASSWORD": PASSWORD}
+    (tmp_path / "nosy.py").write_text(NOSY)
+    (tmp_path / "study.yaml").write_text(f"{NOSY_STUDY}executor: {executor}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "lrsearch", "run-study", "study.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, **given, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = [path.read_text() for path in tmp_path.glob("seen*")]
+    assert seen
+    assert PASSWORD not in "".join(seen)

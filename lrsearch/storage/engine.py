@@ -70,6 +70,14 @@ def _password_from_file() -> str | None:
         ) from error
 
 
+def with_password(url: str) -> str:
+    """Return `url` with the password that libpq's own variable has for it. Raises UsageError as `parse_url` does."""
+    parsed, secret = parse_url(url), os.environ.get("PGPASSWORD")
+    if sqlite_path(parsed) is not None or parsed.password or not secret:
+        return url
+    return parsed.set(password=secret).render_as_string(hide_password=False)
+
+
 def display_url(url: str | URL) -> str:
     """Return the URL with its passwords hidden."""
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import islice
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -41,27 +43,41 @@ class Grid(TrainingStrategy):
 
     def propose(self, history: History, max_count: int) -> Sequence[Proposal]:
         """Return the next rates of the shuffled grid. Raises UsageError for a listed rate outside the study's range."""
-        tried = [trial.proposal.learning_rate for trial in history.trials]
-        left = [rate for rate in self._order(history) if not any(_same(rate, other) for other in tried)]
-        return [self.training(rate) for rate in left[:max_count]]
+        order = self._order(history)
+        tried = {trial.proposal.learning_rate for trial in history.trials}
+        # Almost equal ones are looked for only where there are any: a ladder's last bits may differ between machines.
+        others = tried.difference(order)
+        left = (rate for rate in order if rate not in tried and not any(_same(rate, other) for other in others))
+        return [self.training(rate) for rate in islice(left, max_count)]
 
-    def _order(self, history: History) -> list[float]:
-        rates = self._rates(history.low, history.high)
-        random.Random(f"{history.study}/{history.strategy}/{history.seed}").shuffle(rates)  # noqa: S311  # no secret
-        return rates
-
-    def _rates(self, low: float, high: float) -> list[float]:
+    def _order(self, history: History) -> Sequence[float]:
+        seed = f"{history.study}/{history.strategy}/{history.seed}"
         if self.learning_rates is None:
-            from lrsearch.range_test import ladder  # here: it brings numpy
+            return _shuffled_ladder(history.low, history.high, self.points or 0, seed)
+        return _shuffled(self._listed(history.low, history.high), seed)
 
-            return ladder(low, high, self.points or 0)
+    def _listed(self, low: float, high: float) -> Sequence[float]:
+        assert self.learning_rates is not None
         for rate in self.learning_rates:
             if not low <= rate <= high:
                 raise UsageError(
                     f"learning_rates of a grid must lie in the study's range {low:g} to {high:g}, got {rate:g}; "
                     "widen 'rates', which every search is given, or leave the rate out."
                 )
-        return list(self.learning_rates)
+        return self.learning_rates
+
+
+@lru_cache(maxsize=8)
+def _shuffled_ladder(low: float, high: float, points: int, seed: str) -> Sequence[float]:
+    from lrsearch.range_test import ladder  # here: it brings numpy
+
+    return _shuffled(ladder(low, high, points), seed)
+
+
+def _shuffled(rates: Sequence[float], seed: str) -> Sequence[float]:
+    shuffled = list(rates)
+    random.Random(seed).shuffle(shuffled)  # noqa: S311  # no secret
+    return tuple(shuffled)
 
 
 def _same(rate: float, other: float | None) -> bool:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,7 +13,7 @@ from pydantic import ValidationError
 from lrsearch.errors import UsageError
 from lrsearch.interfaces import Strategy
 from lrsearch.strategies import Grid, ScheduleTemplate
-from lrsearch.trial import Choice
+from lrsearch.trial import Choice, Trial
 from tests.strategies.contract import EMPTY, StrategyContract, rates, search
 
 
@@ -45,6 +47,24 @@ def test_an_extended_grid_keeps_what_was_tried_and_tries_the_rest() -> None:
     extended = search(Grid(learning_rates=(0.1, 1.0, 0.01)), history=done)
     assert extended.trials[:2] == done.trials
     assert rates(extended)[2:] == [1.0]
+
+
+def test_a_rate_whose_last_bit_another_machine_computed_otherwise_counts_as_tried() -> None:
+    done = search(Grid(points=4))
+    elsewhere = [
+        replace(t, proposal=replace(t.proposal, learning_rate=math.nextafter(t.proposal.learning_rate or 0.0, 20.0)))
+        for t in done.trials
+    ]
+    assert Grid(points=4).propose(replace(done, trials=tuple(elsewhere)), 4) == []
+    assert len(Grid(points=4).propose(replace(done, trials=tuple(elsewhere[1:])), 4)) == 1
+
+
+def test_a_proposal_of_a_grid_of_20000_points_takes_no_time() -> None:
+    grid = Grid(points=20_000)
+    trials = tuple(Trial(i, proposal, "completed") for i, proposal in enumerate(grid.propose(EMPTY, 19_999)))
+    began = time.process_time()
+    assert len(grid.propose(replace(EMPTY, trials=trials), 5)) == 1
+    assert time.process_time() - began < 0.5, "comparing each with each would take minutes"
 
 
 def test_the_schedule_travels_with_its_settings() -> None:
