@@ -104,7 +104,7 @@ def _downloads(record: StudyRecord) -> list[Download]:
     if points <= MOST_CURVE_POINTS:
         tables["curves"] = "every evaluation of every training run, with what had been charged by then"
     if points > MOST_EVALUATIONS:
-        tables["trials"] += "; without its columns evaluations and range_test, which are too long for this page"
+        tables["trials"] += "; without its columns evaluations and range_test_points, which are too long for this page"
     files = [download(f"{record.name}-{name}.csv", what, _csv(record, name, points)) for name, what in tables.items()]
     document = {**study_document(record), "tables": figure_tables(record)}
     numbers = json.dumps(document, ensure_ascii=False, allow_nan=False)
@@ -113,7 +113,7 @@ def _downloads(record: StudyRecord) -> list[Download]:
 
 def _csv(record: StudyRecord, table: TableName, points: int) -> str:
     text = io.StringIO()
-    without = ("evaluations", "range_test") if points > MOST_EVALUATIONS else ()
+    without = ("evaluations", "range_test_points") if points > MOST_EVALUATIONS else ()
     write_rows(export_rows(record, table, without=without), "csv", text)
     return text.getvalue()
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from lrsearch.analysis.target import Interval, Outcome, OutcomeLike, as_outcome, expected_cost
+from lrsearch.analysis.target import UNBOUNDED, Interval, Outcome, OutcomeLike, as_outcome, expected_cost
 from lrsearch.errors import UsageError
 
 Method = Literal["welch", "bootstrap", "never_reached", "too_few"]
@@ -35,8 +35,15 @@ class Mean:
     high: float | None = None
 
 
-def mean_of(values: Sequence[float], confidence: float = 0.95) -> Mean | None:
-    """Return mean, sample standard deviation and the t interval mean ± t sd / sqrt n; None for no values."""
+def mean_of(
+    values: Sequence[float], confidence: float = 0.95, *, within: tuple[float, float] = UNBOUNDED
+) -> Mean | None:
+    """Return mean, sample standard deviation and the t interval mean ± t sd / sqrt n; None for no values.
+
+    `within` are the ends between which a value can lie, such as 0 and 1 for an accuracy: the interval is cut there. The
+    true mean lies between them too, so that the cut interval holds it exactly as often (Mandelkern 2002, "Setting
+    confidence intervals for bounded parameters", Statistical Science 17).
+    """
     if not values:
         return None
     mean, count = fmean(values), len(values)
@@ -44,7 +51,16 @@ def mean_of(values: Sequence[float], confidence: float = 0.95) -> Mean | None:
         return Mean(mean, None, count)
     sd = stdev(values)
     half = _t_quantile(confidence, count - 1) * sd / math.sqrt(count)
-    return Mean(mean, sd, count, mean - half, mean + half)
+    return Mean(mean, sd, count, *cut(mean - half, mean + half, within))
+
+
+def cut(low: float, high: float, within: tuple[float, float]) -> Interval:
+    """Return the part of an interval that lies within these ends.
+
+    >>> cut(0.93, 1.02, (0.0, 1.0))
+    Interval(low=0.93, high=1.0)
+    """
+    return Interval(max(low, within[0]), min(high, within[1]))
 
 
 @dataclass(frozen=True)
@@ -132,15 +148,21 @@ class Difference:
     y_count: int
 
 
-def mean_difference(x: Sequence[float], y: Sequence[float], *, confidence: float = 0.95) -> Difference:
-    """Return mean(x) - mean(y) with the interval of Welch's t test (Welch 1947)."""
+def mean_difference(
+    x: Sequence[float], y: Sequence[float], *, confidence: float = 0.95, within: tuple[float, float] = UNBOUNDED
+) -> Difference:
+    """Return mean(x) - mean(y) with the interval of Welch's t test (Welch 1947).
+
+    Where values lie `within` two ends, it is cut at the differences that two means can have, see `mean_of`.
+    """
     if not x or not y:
         raise UsageError(f"A difference of means needs values on both sides, got {len(x)} and {len(y)}.")
     value = fmean(x) - fmean(y)
     if min(len(x), len(y)) < 2:
         return Difference(value, None, None, len(x), len(y))
     half = _welch_half_width(variance(x) / len(x), variance(y) / len(y), len(x), len(y), confidence)
-    return Difference(value, value - half, value + half, len(x), len(y))
+    most = within[1] - within[0]
+    return Difference(value, *cut(value - half, value + half, (-most, most)), len(x), len(y))
 
 
 def probability_of_improvement(

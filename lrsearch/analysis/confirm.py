@@ -10,7 +10,8 @@ from statistics import fmean, variance
 
 from scipy.special import stdtrit
 
-from lrsearch.analysis.searches import Search, searches
+from lrsearch.analysis.compare import cut
+from lrsearch.analysis.searches import Search, metric_range, searches
 from lrsearch.analysis.ways import ways
 from lrsearch.trial import FINISHED_STATUSES, Proposal, StudyRecord, TrialRecord, charged_seconds
 
@@ -57,7 +58,8 @@ def confirmed(record: StudyRecord, strategy: str) -> Confirmed | None:
     Searches and fresh seeds cross: every choice is trained with every seed. The variance of the mean is taken as that
     of the searches' means / n plus that of the seeds' means / K: this counts the noise of single runs twice and errs to
     the wide side, where the unbiased estimate for two crossed random effects would subtract it. Degrees of freedom
-    after Satterthwaite (1946). A run without a test value (it diverged) leaves the way unconfirmed.
+    after Satterthwaite (1946). The interval is cut where the metric ends, as that of `mean_of`. A run without a test
+    value (it diverged) leaves the way unconfirmed.
     """
     seeds = fresh_seeds(record, record.config.get("confirmation_seeds") or 0)
     found = [search for search in searches(record, strategy) if search.done]
@@ -69,10 +71,11 @@ def confirmed(record: StudyRecord, strategy: str) -> Confirmed | None:
     columns = list(zip(*values, strict=True))
     half = _half_width([fmean(row) for row in values], [fmean(column) for column in columns])
     mean = fmean(value for row in values for value in row)
+    low, high = (None, None) if half is None else cut(mean - half, mean + half, metric_range(record))
     return Confirmed(
         mean,
-        None if half is None else mean - half,
-        None if half is None else mean + half,
+        low,
+        high,
         len(values),
         len(seeds),
         confirmation_seconds(runs),

@@ -19,7 +19,14 @@ from lrsearch.analysis.expected_best import expected_best
 from lrsearch.analysis.grid_order import GridOrder, grid_order
 from lrsearch.analysis.hindsight import Premium, hindsight_premium
 from lrsearch.analysis.once import once_per_record
-from lrsearch.analysis.searches import Search, evaluations_of, higher_is_better, searches, target_value
+from lrsearch.analysis.searches import (
+    Search,
+    evaluations_of,
+    higher_is_better,
+    metric_range,
+    searches,
+    target_value,
+)
 from lrsearch.analysis.select import MODEL_STATUSES
 from lrsearch.analysis.summary import summarise
 from lrsearch.analysis.target import meets, reach_summary
@@ -129,7 +136,8 @@ def random_best(record: StudyRecord) -> dict[str, list[Mean]]:
             for search in searches(record, way.key)
             if search.done
         ]
-        found[way.key] = [mean for values in zip(*curves, strict=False) if (mean := mean_of(values)) is not None]
+        means = [mean_of(values, within=metric_range(record)) for values in zip(*curves, strict=False)]
+        found[way.key] = [mean for mean in means if mean is not None]
     return {key: means for key, means in found.items() if means}
 
 

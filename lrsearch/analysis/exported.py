@@ -78,8 +78,8 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
             "or where seconds_to_target says that the target was met; there are no learning curves and no early clue."
         )
     tests = [row for row in rows if row.get("stage") == "range_test"]
-    if tests and not any(row.get("range_test") for row in tests):
-        notes.append("The table has no points of range tests (column range_test): their verdicts are left out.")
+    if tests and not any(row.get("range_test_points") for row in tests):
+        notes.append("The table has no points of range tests (column range_test_points): their verdicts are left out.")
     return notes
 
 
@@ -216,7 +216,7 @@ def _trial(row: Row, place: int) -> TrialRecord:
 
 def _proposal(row: Row) -> Proposal:
     stage, fresh = row.get("stage") or "train", row.get("confirmation_seed")
-    guided, test = _json(row.get("model_guided")), _json(row.get("range_test"))
+    guided, test = _json(row.get("model_guided")), _json(row.get("range_test_points"))
     return Proposal(
         stage="range_test" if stage == "range_test" else "train",
         schedule=_choice(row, "schedule"),
@@ -307,7 +307,7 @@ def _curve(row: Row, attempts: Sequence[AttemptRecord]) -> tuple[CurvePoint, ...
 
 
 def _rungs(row: Row) -> tuple[RangeTestPoint, ...]:
-    told = _json(row.get("range_test"))
+    told = _json(row.get("range_test_points"))
     return tuple(RangeTestPoint(step, *values) for step, values in enumerate(told["points"] if told else ()))
 
 

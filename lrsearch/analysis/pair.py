@@ -8,7 +8,7 @@ from lrsearch.analysis import wording
 from lrsearch.analysis.budget import equal_budget
 from lrsearch.analysis.compare import Improvement, Ratio, mean_difference, speed_up
 from lrsearch.analysis.details import Duel, duels
-from lrsearch.analysis.searches import searches
+from lrsearch.analysis.searches import metric_range, searches
 from lrsearch.analysis.summary import StudySummary, summarise
 from lrsearch.analysis.verdict import interval_text
 from lrsearch.errors import UnknownNameError, UsageError
@@ -38,7 +38,7 @@ def _lines(record: StudyRecord, summary: StudySummary, one: str, other: str) -> 
     else:
         yield goal, "not comparable: no finished searches on one kind of device"
     if a.tests and b.tests:
-        difference = mean_difference(a.tests, b.tests)
+        difference = mean_difference(a.tests, b.tests, within=metric_range(record))
         interval = "no interval"
         if difference.low is not None and difference.high is not None:
             interval = f"95 % interval {wording.metric(difference.low)} to {wording.metric(difference.high)}"

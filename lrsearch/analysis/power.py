@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 import numpy as np
-from scipy.special import chdtri, ndtr, stdtrit
+from scipy.special import binom, chdtri, ndtr, stdtrit
 
+from lrsearch.analysis.target import Outcome, OutcomeLike, as_outcome, expected_cost, wilson_interval
 from lrsearch.errors import UsageError
 
 POWER = 0.8
 RATIO_WORTH_KNOWING = 1.3  # assumed: a difference in cost that would change what a practitioner does
 MOST_SEARCHES = 10_000
+MOST_REACH_SEARCHES = 100
 LARGEST_SIZE = 100.0  # in standard errors: the power there is more than 0.8 for any number of searches
 QUANTILES = (np.arange(1000) + 0.5) / 1000
 """At which the chi distribution of the standard error is read: scipy's noncentral t gives NaN for large sizes."""
@@ -34,21 +36,59 @@ class Power:
     """The least ratio that the present number detects."""
 
 
-def power_of_costs(x: Sequence[float], y: Sequence[float], ratio: float = RATIO_WORTH_KNOWING) -> Power:
+def power_of_costs(x: Sequence[OutcomeLike], y: Sequence[OutcomeLike], ratio: float = RATIO_WORTH_KNOWING) -> Power:
     """Return how many searches per way would detect `ratio` with 80 % power, two-sided at the 5 % level.
 
-    The test is that of `speed_up` under ten searches: Welch's t on the log ratio of the mean costs, whose squared
-    standard error with n searches each is (cv_x^2 + cv_y^2) / n, cv the coefficients of variation seen. Its power to
+    The test is that of `speed_up` under ten searches: Welch's t on the log ratio of the costs, whose squared standard
+    error with n searches each is (v_x + v_y) / n, v the relative variances seen (`relative_variance`). Its power to
     find a true ratio r is that of a noncentral t with noncentrality ln(r) / standard error and Satterthwaite's degrees
     of freedom (Cohen 1988, chapter 2, with unequal variances); the least n with power >= 0.8 is returned. For large n
-    that is (1.96 + 0.84)^2 (cv_x^2 + cv_y^2) / ln(r)^2. The spread itself is a guess from few searches: "about".
+    that is (1.96 + 0.84)^2 (v_x + v_y) / ln(r)^2. Where searches missed, `speed_up` draws whole searches instead, of
+    which this is the large-sample approximation. The spread itself is a guess from few searches: "about".
     """
     if min(len(x), len(y)) < 2:
         raise UsageError(f"A spread needs at least two searches of each way, got {len(x)} and {len(y)}.")
-    a, b = (variance(costs) / fmean(costs) ** 2 for costs in (x, y))
+    a, b = relative_variance(x), relative_variance(y)
     present = min(len(x), len(y))
     needed = searches_needed(math.log(ratio), a, b)
     return Power(ratio, needed, max(0, needed - present), math.exp(detectable_difference(a, b, present)))
+
+
+def relative_variance(costs: Sequence[OutcomeLike]) -> float:
+    """Return n times the squared standard error of the logarithm of the expected cost with restarts of n searches.
+
+    That cost R = sum of what was spent / hits is a ratio of two means, so that v = var(spent - R hit) / mean(spent)^2
+    (Cochran 1977, Sampling Techniques, section 2.11), hit being 1 or 0. Without misses v is the squared coefficient of
+    variation of the costs. Raises UsageError without a hit, and where a miss does not say what it spent.
+    """
+    outcomes = [as_outcome(cost) for cost in costs]
+    ratio = expected_cost(outcomes)
+    if not math.isfinite(ratio):
+        raise UsageError(
+            "The spread of a cost with restarts needs a search that reached the target, and what all spent."
+        )
+    return variance(one.spent - ratio * one.reached for one in outcomes) / fmean(one.spent for one in outcomes) ** 2
+
+
+def power_of_reach(x: Sequence[Outcome], y: Sequence[Outcome]) -> int:
+    """Return the least number of searches per way that would tell the reach rates apart with 80 % power.
+
+    It takes the rates seen for the true ones, and "apart" as the verdict does: Wilson's 95 % intervals that do not
+    overlap. The power is exact, the sum of the binomial probabilities of all pairs of hits that are apart (Fleiss,
+    Levin & Paik 2003, Statistical Methods for Rates and Proportions, chapter 4, has the approximations).
+    MOST_REACH_SEARCHES stands for so many or more.
+    """
+    a, b = (sum(one.reached for one in way) / len(way) for way in (x, y))
+    return next((n for n in range(2, MOST_REACH_SEARCHES) if reach_power(a, b, n) >= POWER), MOST_REACH_SEARCHES)
+
+
+def reach_power(x_rate: float, y_rate: float, n: int) -> float:
+    """Return the probability that Wilson's intervals of `n` searches per way do not overlap."""
+    hits = np.arange(n + 1)
+    low, high = np.array([wilson_interval(k, n) for k in range(n + 1)]).T
+    apart = (low[:, None] > high[None, :]) | (high[:, None] < low[None, :])
+    x, y = (binom(n, hits) * rate**hits * (1 - rate) ** (n - hits) for rate in (x_rate, y_rate))
+    return float(x @ apart @ y)
 
 
 def searches_needed(difference: float, a: float, b: float) -> int:

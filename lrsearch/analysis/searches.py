@@ -10,8 +10,9 @@ from itertools import accumulate
 from typing import Any
 
 from lrsearch.analysis.anytime import StepCurve, anytime_curve
+from lrsearch.analysis.once import once_per_record
 from lrsearch.analysis.select import MODEL_STATUSES, Incumbent, incumbent
-from lrsearch.analysis.target import Outcome, cost_to_target
+from lrsearch.analysis.target import UNBOUNDED, Interval, Outcome, cost_to_target
 from lrsearch.trial import FINISHED_STATUSES, CurvePoint, StudyRecord, TrialRecord
 
 
@@ -165,6 +166,24 @@ def target_value(record: StudyRecord) -> float | None:
     """Return the validation value that the study file calls good enough, or None."""
     target: Mapping[str, Any] | None = record.config.get("target")
     return None if target is None else float(target["value"])
+
+
+KNOWN_RANGES: Mapping[str, Interval] = {
+    "accuracy": Interval(0.0, 1.0),
+    "micro_f1": Interval(0.0, 1.0),
+    "r2": Interval(-math.inf, 1.0),
+    "perplexity": Interval(1.0, math.inf),
+}
+"""Between which values a metric can lie; of a metric of the user's own nobody knows."""
+
+
+@once_per_record
+def metric_range(record: StudyRecord) -> Interval:
+    """Return between which values the study's metric can lie; a user's own accuracy may well be in percent."""
+    known = KNOWN_RANGES.get(metric_name(record), UNBOUNDED)
+    results = [trial.result for trial in (*record.trials, *record.confirmations) if trial.result]
+    values = [value for one in results for value in (one.validation_metric, one.test_metric) if value is not None]
+    return known if all(known.low <= value <= known.high for value in values) else UNBOUNDED
 
 
 def metric_name(record: StudyRecord) -> str:

@@ -84,6 +84,9 @@ class Interval(NamedTuple):
     high: float
 
 
+UNBOUNDED = Interval(-math.inf, math.inf)
+
+
 @dataclass(frozen=True)
 class KaplanMeier:
     """The share of searches that have not reached the target yet: it falls to `shares[i]` at `costs[i]`."""

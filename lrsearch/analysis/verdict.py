@@ -20,8 +20,15 @@ from typing import Literal
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.compare import Difference, Ratio, mean_difference, speed_up
-from lrsearch.analysis.power import MOST_SEARCHES, Power, detectable_difference, power_of_costs
-from lrsearch.analysis.target import expected_cost
+from lrsearch.analysis.power import (
+    MOST_REACH_SEARCHES,
+    MOST_SEARCHES,
+    Power,
+    detectable_difference,
+    power_of_costs,
+    power_of_reach,
+)
+from lrsearch.analysis.target import Interval, expected_cost
 from lrsearch.analysis.way_summary import WaySummary
 
 Grade = Literal["shown", "suggested", "not distinguished", "not shown"]
@@ -62,6 +69,8 @@ class Terms:
     target: float | None
     seconds: str
     """`processor seconds` or `device seconds`."""
+    within: Interval
+    """Between which values the metric can lie."""
 
     @property
     def goal(self) -> str:
@@ -156,8 +165,8 @@ def _cost_grade(rival: WaySummary, clr: WaySummary, alone: Ratio, together: Rati
 def _accuracy_claim(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> Claim:
     sign = 1 if terms.higher_is_better else -1
     rival = max(rivals, key=lambda row: sign * fmean(row.tests))
-    difference = mean_difference(clr.tests, rival.tests)
-    together = mean_difference(clr.tests, rival.tests, confidence=1 - 0.05 / len(rivals))
+    difference = mean_difference(clr.tests, rival.tests, within=terms.within)
+    together = mean_difference(clr.tests, rival.tests, confidence=1 - 0.05 / len(rivals), within=terms.within)
     count = min(difference.x_count, difference.y_count)
     grade = grade_interval((difference.low, difference.high), (together.low, together.high), 0.0, count)
     direction = 0 if grade == "not distinguished" else 1 if sign * difference.value > 0 else -1
@@ -186,11 +195,15 @@ def _whole_search(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -
 def _power(clr: WaySummary, rows: Sequence[WaySummary], cost: Claim, accuracy: Claim, terms: Terms) -> Iterator[str]:
     """Yield, for each claim that is not distinguished, what it would take: power.py has the formulas."""
     by_key = {row.key: row for row in rows}
-    rival = by_key[cost.rival]
-    if cost.grade == "not distinguished" and not _missed(clr, rival):
-        slow, fast = ([outcome.cost for outcome in row.outcomes] for row in (rival, clr))
-        text = _power_text(power_of_costs(slow, fast), min(len(slow), len(fast)))
-        yield f"Cost not distinguished: at the spread seen, {text}."
+    slow, fast = by_key[cost.rival].outcomes, clr.outcomes
+    present = min(len(slow), len(fast))
+    if cost.grade == "not distinguished":
+        seen = "spread and the misses" if _missed(clr, by_key[cost.rival]) else "spread"
+        if all(any(one.reached for one in way) for way in (slow, fast)):
+            text = f"at the {seen} seen, {_power_text(power_of_costs(slow, fast), present)}"
+        else:
+            text = _reach_power_text(power_of_reach(slow, fast), present)
+        yield f"Cost not distinguished: {text}."
     if accuracy.grade == "not distinguished":
         tests = (clr.tests, by_key[accuracy.rival].tests)
         count = min(map(len, tests))
@@ -209,6 +222,16 @@ def _power_text(power: Power, count: int) -> str:
         )
     number = f"{power.more} or more" if power.searches_needed >= MOST_SEARCHES else f"about {power.more}"
     return f"{number} more seeds per way would detect {wording.times(power.ratio)} (80 % power)"
+
+
+def _reach_power_text(needed: int, present: int) -> str:
+    """Return "if the rates stayed as they are, about 2 more seeds per way would tell them apart"."""
+    more = needed - present
+    number = f"{more} or more" if needed >= MOST_REACH_SEARCHES else f"about {more}"
+    return (
+        "one of the two never reached the target, so that only the reach rates can be compared; should they stay as "
+        f"they are, {number} more {'seed' if more == 1 else 'seeds'} per way would tell them apart (80 % power)"
+    )
 
 
 def _overall(claims: Sequence[Claim]) -> Grade:
@@ -251,9 +274,10 @@ def _note(row: WaySummary, clr: WaySummary, terms: Terms) -> str:
     shape = f"with schedule {row.way.schedule}"
     if row.test is None or row.speed_up is None or clr.test is None:
         return f"{kind} {shape} ({row.key}) gave no model to compare."
+    difference = mean_difference(clr.tests, row.tests, within=terms.within)
     return (
         f"{kind} {shape} ({row.key}): {_cost(row, terms)}, {_ratio_text(row.speed_up)}; "
-        f"test {terms.metric} {_value(row)}, {_difference_text(mean_difference(clr.tests, row.tests))}."
+        f"test {terms.metric} {_value(row)}, {_difference_text(difference)}."
     )
 
 

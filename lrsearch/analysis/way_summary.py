@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from lrsearch.analysis.compare import Mean, Ratio, mean_of, speed_up
 from lrsearch.analysis.confirm import Confirmed, confirmed
 from lrsearch.analysis.cost import Bill, bill, device_models, price_of
-from lrsearch.analysis.searches import Search, searches, target_value
+from lrsearch.analysis.searches import Search, metric_range, searches, target_value
 from lrsearch.analysis.target import Outcome, ReachSummary, reach_summary
 from lrsearch.analysis.ways import Way, clr_way, ways
 from lrsearch.trial import FINISHED_STATUSES, StudyRecord, TrialRecord, charged_seconds
@@ -94,8 +94,8 @@ def _row(record: StudyRecord, way: Way, found: Sequence[Search], comparable: boo
         usd=None if price is None else mean_of([seconds / 3600 * price for seconds in charged]),
         energy=_mean_energy(paid),
         overhead=mean_of([ratio for search in paid if (ratio := _overhead(search)) is not None]),
-        validation=mean_of([one.validation_value for one in chosen]),
-        test=mean_of(tests),
+        validation=mean_of([one.validation_value for one in chosen], within=metric_range(record)),
+        test=mean_of(tests, within=metric_range(record)),
         reach=reach_summary(outcomes) if outcomes and target_value(record) is not None else None,
         edges=sum(one.edge is not None for one in chosen),
         outcomes=outcomes,

@@ -16,9 +16,9 @@ seconds x devices held, times are UTC in ISO 8601, an empty cell is a value that
   (charged seconds of the trial until an evaluation first met the target); evaluations: JSON [epoch, charged seconds of
   the trial so far, validation value], all of the run that its search chose, of other runs those that were better than
   all before and the first at or after 10, 20, 30, 40 and 50 % of the epochs (the table curves has them all);
-  range_test: JSON, the plan and of each rung [learning rate, training loss, validation loss, validation value]; and
-  study_record, in the first row alone: JSON, the study file with its defaults, what is known of the workload, whether
-  the study is finished, and the events of its ledger.
+  range_test_points: JSON, the plan and of each rung [learning rate, training loss, validation loss, validation value];
+  and study_record, in the first row alone: JSON, the study file with its defaults, what is known of the workload,
+  whether the study is finished, and the events of its ledger.
 - attempts: the same of each attempt, with its own number, status (finished, interrupted, lost, running) and owner.
 - curves: the points of the attempt that finished; charged_device_seconds is cumulative within it.
 - range_tests: the rungs; values belong to the model after the step at learning_rate.
@@ -71,7 +71,7 @@ COLUMNS: Mapping[TableName, tuple[str, ...]] = {
         *_TIMES,
         "error",
         *("target", "higher_is_better", "chance", "price", "last_attempt_seconds", "seconds_to_target"),
-        *("evaluations", "range_test", "study_record"),
+        *("evaluations", "range_test_points", "study_record"),
     ),
     "attempts": (*_TRIAL, "attempt", "status", "owner", *_SECONDS, *_DEVICE, *_TIMES, "versions", "error"),
     "curves": (*_TRIAL, "attempt", *CurvePoint.__dataclass_fields__),
@@ -154,7 +154,7 @@ def _trial_rows(
         "last_attempt_seconds": trial.attempts[-1].charged_device_seconds if result else None,
         "seconds_to_target": _seconds_to_target(record, trial),
         "evaluations": None if "evaluations" in without else _evaluations(record, trial, trial.uuid in chosen),
-        "range_test": None if "range_test" in without else _range_test(trial),
+        "range_test_points": None if "range_test_points" in without else _range_test(trial),
         "study_record": _study_record(record) if trial is next(_all_trials(record)) else None,
     }
 

@@ -12,6 +12,7 @@ from scipy import stats
 from lrsearch.analysis import Outcome, improvement, mean_difference, mean_of, probability_of_improvement, speed_up
 from lrsearch.analysis.compare import expected_cost_interval
 from lrsearch.errors import UsageError
+from tests.records import some
 
 
 def hit(cost: float) -> Outcome:
@@ -29,6 +30,29 @@ def test_the_mean_carries_scipys_t_interval() -> None:
     assert mean is not None
     assert (mean.low, mean.high) == pytest.approx(expected)
     assert (mean.value, mean.sd, mean.count) == pytest.approx((np.mean(values), np.std(values, ddof=1), 4))
+
+
+def test_an_interval_does_not_pass_the_ends_of_its_metric_and_is_else_the_same() -> None:
+    values = [0.961, 0.925]
+    low, high = stats.t.interval(0.95, 1, loc=np.mean(values), scale=stats.sem(values))
+    assert high > 1
+    mean = some(mean_of(values, within=(0.0, 1.0)))
+    assert mean.low == pytest.approx(low)
+    assert mean.high == 1.0
+    apart = mean_difference([0.9, 0.1], [0.2, 0.7], within=(0.0, 1.0))
+    assert (apart.low, apart.high) == (-1.0, 1.0)
+    inside = [0.5, 0.51, 0.52]
+    assert mean_of(inside, within=(0.0, 1.0)) == mean_of(inside)
+
+
+def test_cut_intervals_hold_the_true_accuracy_exactly_as_often() -> None:
+    generator = np.random.default_rng(5)
+    held = [
+        (some(cut.low) <= 0.985 <= some(cut.high), some(whole.low) <= 0.985 <= some(whole.high))
+        for values in np.minimum(generator.normal(0.985, 0.004, (500, 3)), 1.0).tolist()
+        for cut, whole in [(some(mean_of(values, within=(0.0, 1.0))), some(mean_of(values)))]
+    ]
+    assert all(cut == whole for cut, whole in held)
 
 
 def test_a_single_value_has_no_spread_and_no_value_has_no_mean() -> None:

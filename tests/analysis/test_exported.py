@@ -177,8 +177,8 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
 
 def test_what_a_table_cannot_give_is_said(ran: StudyRecord) -> None:
     assert notes_on(read_rows(as_csv(ran))) == []
-    notes = " ".join(notes_on(read_rows(as_csv(ran, "study_record", "evaluations", "range_test"))))
-    assert all(column in notes for column in ("study_record", "evaluations", "range_test"))
+    notes = " ".join(notes_on(read_rows(as_csv(ran, "study_record", "evaluations", "range_test_points"))))
+    assert all(column in notes for column in ("study_record", "evaluations", "range_test_points"))
     assert len(notes_on(read_rows(io.StringIO(HAND_MADE)))) == 2
 
 

@@ -6,11 +6,22 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import nct
+from scipy.stats import binom, nct
 from scipy.stats import t as student_t
 
 from lrsearch.analysis import power_of_costs, speed_up
-from lrsearch.analysis.power import MOST_SEARCHES, POWER, detectable_difference, searches_needed, welch_power
+from lrsearch.analysis.power import (
+    MOST_REACH_SEARCHES,
+    MOST_SEARCHES,
+    POWER,
+    detectable_difference,
+    power_of_reach,
+    reach_power,
+    relative_variance,
+    searches_needed,
+    welch_power,
+)
+from lrsearch.analysis.target import Outcome, OutcomeLike, as_outcome, expected_cost
 from lrsearch.errors import UsageError
 
 
@@ -58,6 +69,76 @@ def test_costs_far_apart_in_spread_need_more_seeds_and_equal_ones_none() -> None
 def test_one_search_has_no_spread() -> None:
     with pytest.raises(UsageError, match="at least two"):
         power_of_costs([1.0], [1.0, 2.0])
+
+
+def searches_with_misses(generator: np.random.Generator, count: int, scale: float = 1.0) -> list[OutcomeLike]:
+    """Seven of ten reach the target at a cost of about 1, the others spend about 1.5 in vain."""
+    hits = generator.random(count) < 0.7
+    spent = scale * np.where(hits, generator.gamma(20, 1 / 20, count), generator.gamma(40, 1.5 / 40, count))
+    return [(cost, "reached" if hit else "exhausted") for cost, hit in zip(spent.tolist(), hits.tolist(), strict=True)]
+
+
+def test_without_misses_the_relative_variance_is_the_squared_coefficient_of_variation() -> None:
+    costs = [3.0, 5.0, 4.0, 8.0]
+    assert relative_variance(costs) == pytest.approx((np.std(costs, ddof=1) / np.mean(costs)) ** 2)
+
+
+def test_with_misses_it_is_the_variance_of_the_simulated_cost_with_restarts() -> None:
+    """2,000 studies of 400 searches: the variance of a variance is 2/2000 of its square, 3 sigma of it are 10 %; what
+    the logarithm bends at 400 searches adds 1 %."""
+    generator = np.random.default_rng(1)
+    logs = [math.log(expected_cost(map(as_outcome, searches_with_misses(generator, 400)))) for _ in range(2000)]
+    assert 400 * np.var(logs) == pytest.approx(relative_variance(searches_with_misses(generator, 100_000)), rel=0.11)
+
+
+def test_one_hit_and_one_miss_by_hand() -> None:
+    """Spent 1 and 5, one hit: R = 6, residuals -5 and 5, variance 50, mean spent 3."""
+    assert relative_variance([1.0, (5.0, "exhausted")]) == pytest.approx(50 / 9)
+
+
+@pytest.mark.parametrize("costs", [[(1.0, "exhausted"), (2.0, "budget")], [1.0, None]])
+def test_a_spread_after_misses_needs_a_hit_and_what_all_spent(costs: list[OutcomeLike]) -> None:
+    with pytest.raises(UsageError, match="reached the target, and what all spent"):
+        power_of_costs(costs, [1.0, 2.0])
+
+
+@pytest.mark.slow
+def test_after_misses_so_many_seeds_tell_the_bootstrap_four_times_in_five() -> None:
+    """300 simulations have a standard error of 2.3 points."""
+    generator = np.random.default_rng(4)
+    v = relative_variance(searches_with_misses(generator, 100_000))
+    n = searches_needed(math.log(1.3), v, v)
+    ratios = [
+        speed_up(searches_with_misses(generator, n, 1.3), searches_with_misses(generator, n), seed=i)
+        for i in range(300)
+    ]
+    assert np.mean([ratio.low is not None and ratio.low > 1 for ratio in ratios]) == pytest.approx(POWER, abs=0.07)
+
+
+@pytest.mark.parametrize(("x_rate", "y_rate", "n"), [(1.0, 0.0, 4), (0.8, 0.0, 7), (0.5, 0.0, 17), (0.9, 0.3, 9)])
+def test_the_power_of_reach_rates_is_that_of_counting_all_pairs(x_rate: float, y_rate: float, n: int) -> None:
+    """Wilson's ends again as the roots p of n (share - p)^2 = z^2 p (1 - p)."""
+
+    def ends(hits: int) -> tuple[float, float]:
+        z2, share = 1.959963984540054**2, hits / n
+        low, high = sorted(np.roots([n + z2, -2 * n * share - z2, n * share**2]).real)
+        return float(low), float(high)
+
+    apart = 0.0
+    for x in range(n + 1):
+        for y in range(n + 1):
+            (x_low, x_high), (y_low, y_high) = ends(x), ends(y)
+            if x_low > y_high or y_low > x_high:
+                apart += float(binom.pmf(x, n, x_rate) * binom.pmf(y, n, y_rate))
+    assert reach_power(x_rate, y_rate, n) == pytest.approx(apart)
+
+
+def test_the_number_for_reach_rates_is_the_least_that_suffices() -> None:
+    seen: list[Outcome] = [as_outcome(1.0)] * 4 + [as_outcome((1.0, "exhausted"))]
+    never = [as_outcome((1.0, "exhausted"))] * 5
+    needed = power_of_reach(seen, never)
+    assert reach_power(0.8, 0.0, needed) >= POWER > reach_power(0.8, 0.0, needed - 1)
+    assert power_of_reach(never, never) == MOST_REACH_SEARCHES
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import pytest
 
 from lrsearch.analysis import StudySummary, WaySummary, clr_way, power_of_costs, summarise
 from lrsearch.analysis.table import columns, row_cells
+from lrsearch.analysis.target import OutcomeLike
 from lrsearch.analysis.threats import threats
 from lrsearch.storage.export import export_rows, write_rows
 from lrsearch.trial import StudyRecord
@@ -172,10 +173,32 @@ def test_what_is_shown_needs_no_more_seeds() -> None:
     assert summarise(study(ways_of(), ways_of(3.0, better=0.01))).verdict.power is None
 
 
-def test_searches_that_missed_have_no_spread_to_count_seeds_by() -> None:
+def test_after_misses_the_note_counts_them_into_the_spread() -> None:
     some_miss = [(cost, 0.97 if i else 0.9, test) for i, (cost, _, test) in enumerate(ways_of())]
     verdict = summarise(study(some_miss, some_miss)).verdict
-    assert "more seeds" not in (verdict.power or "")
+    outcomes: list[OutcomeLike] = [(COSTS[0], "exhausted"), *COSTS[1:]]
+    needed = power_of_costs(outcomes, outcomes)
+    assert needed.more > power_of_costs(COSTS, COSTS).more
+    assert f"at the spread and the misses seen, about {needed.more} more seeds per way" in some(verdict.power)
+
+
+def test_where_one_way_never_arrives_the_note_counts_reach_rates() -> None:
+    clr = ways_of()[:2]
+    never = [(cost, 0.9, test) for cost, _, test in clr]
+    verdict = summarise(study(clr, never)).verdict
+    assert "about 2 more seeds per way would tell them apart" in some(verdict.power)  # 4 of 4 and 0 of 4 are apart
+
+
+def test_no_interval_of_an_accuracy_passes_0_or_1_and_one_in_percent_is_not_cut() -> None:
+    tests = [(10.0, 0.97, 0.99), (11.0, 0.96, 0.91)]
+    row = summarise(study(tests, tests)).way("random")
+    assert row.test is not None
+    assert row.validation is not None
+    assert (row.test.high, row.validation.high) == (1.0, 1.0)
+    percent = [(cost, 100 * validation, 100 * test) for cost, validation, test in tests]
+    row = summarise(study(percent, percent)).way("random")
+    assert row.test is not None
+    assert row.test.high == pytest.approx(95 + 12.706 * 4, rel=1e-3)
 
 
 def test_seven_identical_ways_come_out_not_distinguished() -> None:
