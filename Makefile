@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/digits.yaml
 
-.PHONY: study test fast-test slow-test faults-short faults postgres-test integration-test outages check install clean
+.PHONY: study test fast-test slow-test faults-short faults postgres-test integration-test ray-test outages check install clean
 
 install: $(VENV)/.installed
 
@@ -25,7 +25,7 @@ check: install
 	$(BIN)/lint-imports
 
 # With two threads of torch in each of two busy processes a trial may take forty times as long as with one.
-fast-test slow-test postgres-test integration-test faults-short faults outages: export OMP_NUM_THREADS := 1
+fast-test slow-test postgres-test integration-test ray-test faults-short faults outages: export OMP_NUM_THREADS := 1
 
 fast-test: install
 	$(BIN)/pytest -n 2
@@ -56,6 +56,14 @@ integration-test: $(VENV)/.integrations
 
 $(VENV)/.integrations: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fastai,keras,lightning]'
+	touch $@
+
+# A cluster of two nodes on this machine. Ray is installed for this alone.
+ray-test: $(VENV)/.ray
+	$(BIN)/pytest -m ray
+
+$(VENV)/.ray: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	touch $@
 
 # Kills at named points and at random; `make faults` does the latter 200 times, which takes half an hour.

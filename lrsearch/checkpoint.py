@@ -57,7 +57,7 @@ def write(folder: Path, header: Header, write_state: Callable[[_Hashed], object]
 
     Raises StorageError, with the space that is left, when the file system refuses.
     """
-    target = folder / f"{UUID(header.uuid)}.{header.step:012d}.ckpt"
+    target = path_of(folder, header)
     temporary = target.with_suffix(".tmp")
     with _translated(folder, temporary):
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,13 +70,49 @@ def write(folder: Path, header: Header, write_state: Callable[[_Hashed], object]
             file.write(hashed.sha256.digest())
             file.flush()
             os.fsync(file.fileno())
-        faults.point("checkpoint_before_rename")
-        temporary.replace(target)
-        _sync_folder(folder)
-        faults.point("checkpoint_after_rename")
-        for old in _files(folder, header.uuid)[KEPT:]:
-            old.unlink(missing_ok=True)
+        _put_in_place(temporary, target)
     return target
+
+
+def path_of(folder: Path, header: Header) -> Path:
+    """Return where the checkpoint lies."""
+    return folder / f"{UUID(header.uuid)}.{header.step:012d}.ckpt"
+
+
+class Incoming:
+    """A checkpoint that comes from another machine piece by piece, each of them on disk before the next is asked for.
+
+    All raise StorageError when the file system refuses.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        uuid, step, _ = name.split(".")
+        self._target = path_of(folder, Header(uuid, 0, int(step), {}))
+        self._temporary = self._target.with_suffix(".tmp")
+        with _translated(folder, self._temporary):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._temporary.write_bytes(b"")
+
+    def append(self, piece: bytes) -> None:
+        with _translated(self._target.parent, self._temporary), self._temporary.open("ab") as file:
+            file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Let it count. Whoever reads it checks whether it is whole."""
+        with _translated(self._target.parent, self._temporary):
+            _put_in_place(self._temporary, self._target)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Give the written file its name and remove all of the trial's but the newest two."""
+    faults.point("checkpoint_before_rename")
+    temporary.replace(target)
+    _sync_folder(target.parent)
+    faults.point("checkpoint_after_rename")
+    for old in _files(target.parent, target.name.partition(".")[0])[KEPT:]:
+        old.unlink(missing_ok=True)
 
 
 def newest(

@@ -41,6 +41,7 @@ EXIT_CODES = {
     6: "another process runs this study",
     7: "the study file differs from the stored study",
     8: "the study stopped at its budget; with a larger one the same command continues",
+    9: "the Ray cluster cannot be joined, or has no room (left) for the study",
     130: "stopped by Ctrl-C; the same command continues",
     143: "stopped by SIGTERM; the same command continues",
 }

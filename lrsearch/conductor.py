@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from lrsearch import checkpoint, faults
 from lrsearch.analysis.confirm import confirmations_wanted
 from lrsearch.config import StudyConfig
-from lrsearch.errors import LrsearchError, StudyBusyError, StudyFailedError, WorkerDiedError
-from lrsearch.interfaces import Executor, LooksAhead, Observer, SharesTests, StopsEarly, Strategy
+from lrsearch.errors import LrsearchError, MachineLostError, StudyBusyError, StudyFailedError, WorkerDiedError
+from lrsearch.interfaces import Executor, LooksAhead, Observer, OnOtherMachines, SharesTests, StopsEarly, Strategy
 from lrsearch.range_test import judge
 from lrsearch.storage.store import Begun, Store, StudyRow
 from lrsearch.trial import (
@@ -288,7 +288,8 @@ class _Running:
     started: float
     future: Future[Sequence[TrialResult]] | None = None
     done: float = 0.0
-    """When the future had its result."""
+    """When the future had its result, or its machine was last heard from."""
+    machine_lost: bool = False
 
 
 @dataclass
@@ -300,6 +301,15 @@ class _Slot:
     """Attempt and idle seconds that came after its result was written; they go into the next transaction."""
     running: _Running | None = None
     used: bool = False
+    out_of_reach: bool = False
+    """Whether its machine is lost, and no other has taken its place."""
+    seconds_out_of_reach: float = 0.0
+    """On nobody's bill."""
+
+    def regain_place(self) -> None:
+        now = time.perf_counter()
+        self.seconds_out_of_reach += now - self.boundary
+        self.boundary, self.out_of_reach = now, False
 
     def take_unsettled(self) -> tuple[int, float] | None:
         unsettled, self.unsettled = self.unsettled, None
@@ -371,7 +381,7 @@ class Conductor:
         while True:
             turn = self._fill_slots()
             busy = [slot for slot in self._slots if slot.running]
-            if not busy:
+            if not busy and not all(slot.out_of_reach for slot in self._slots):
                 if turn is not None:
                     self._tell_budget(turn)
                 return turn is None
@@ -383,7 +393,7 @@ class Conductor:
     def _fill_slots(self) -> Turn | None:
         """Begin trials on all free slots; return the one that the budget does not allow."""
         for slot in self._slots:
-            if slot.running is not None:
+            if slot.running is not None or not self._has_place(slot):
                 continue
             turn = self._put_back or self._next_turn()
             self._put_back = None
@@ -394,6 +404,12 @@ class Conductor:
                 return turn
             self._begin(slot, turn)
         return None
+
+    def _has_place(self, slot: _Slot) -> bool:
+        """Whether the slot has a machine. Raises ClusterError when none has one any more."""
+        if slot.out_of_reach and isinstance(self._executor, OnOtherMachines) and self._executor.has_place(slot.number):
+            slot.regain_place()
+        return not slot.out_of_reach
 
     _put_back: Turn | None = None
     """The turn that the budget did not allow."""
@@ -434,7 +450,10 @@ class Conductor:
         from lrsearch.training import run_trials
 
         search, record = turn.search, turn.record
-        owner, versions, settle = self._owner, self._versions, slot.take_unsettled()
+        owner, settle = self._owner, slot.take_unsettled()
+        versions = dict(self._versions)
+        if isinstance(self._executor, OnOtherMachines):
+            versions |= self._executor.versions(slot.number)
         if record is None:
             place = (self._study.id, search.key, search.seed)
             begun = self._store.begin_trial(*place, turn.proposal, owner=owner, versions=versions, settle=settle)
@@ -474,12 +493,19 @@ class Conductor:
         )
 
     def _wait(self, busy: Sequence[_Slot]) -> None:
-        """Return when a trial has ended. Raises StudyBusyError when another process has taken the study over."""
+        """Return when a trial has ended or a slot is back.
+
+        Raises StudyBusyError when another process has taken the study over.
+        """
         futures = [slot.running.future for slot in busy if slot.running and slot.running.future]
         with self._signals.interruptible():
             while not wait(futures, timeout=1.0, return_when=FIRST_COMPLETED).done:
                 if self._fenced is not None:
                     raise self._fenced
+                if any(slot.out_of_reach and self._has_place(slot) for slot in self._slots):
+                    return
+                if not futures:
+                    time.sleep(0.2)
 
     def _end(self, slot: _Slot) -> None:
         """Write what the attempt on the slot gave, and free the slot."""
@@ -490,6 +516,9 @@ class Conductor:
         error = running.future.exception()
         if error is not None and not isinstance(error, WorkerDiedError):
             raise error
+        if isinstance(error, MachineLostError):  # the seconds until that was noticed are nobody's
+            running.done = max(slot.boundary, running.done - error.silent_seconds)
+            running.machine_lost = True
         if error is not None and not self._has_failed(running, error):
             self._lose(slot, running, error)
             return
@@ -518,6 +547,9 @@ class Conductor:
         self._stop_on_equal_failures(finished)
 
     def _settle_slot(self, slot: _Slot, running: _Running) -> None:
+        if running.machine_lost:
+            slot.boundary, slot.out_of_reach = running.done, True
+            return
         slot.boundary = time.perf_counter()
         slot.unsettled = (running.begun.attempt_id, slot.boundary - running.done)
         self._budget.spend(slot.boundary - running.done)
@@ -624,20 +656,26 @@ class Conductor:
             self._store.add_event(self._study.id, "search_done", {"strategy": search.key, "seed": search.seed})
 
     def _note_run(self, began: float) -> None:
+        for slot in self._slots:
+            if slot.out_of_reach:
+                slot.regain_place()
         now = time.perf_counter()
+        apart = sum(slot.seconds_out_of_reach for slot in self._slots)
         if len(self._slots) == 1:
             held, waited = now - began, 0.0
         else:
             ends = [slot.boundary for slot in self._slots if slot.used]
             held, waited = sum(end - began for end in ends), sum(now - end for end in ends)
         data = {
-            "held_seconds": held,
+            "held_seconds": held - apart,
             "prepare_seconds": self._prepared.seconds,
             "device_kind": self._prepared.device.kind,
             "device_name": self._prepared.device.name,
         }
         if len(self._slots) > 1:
             data |= {"slots": len(self._slots), "seconds_without_work": waited}
+        if apart:
+            data["seconds_out_of_reach"] = apart
         self._store.add_event(self._study.id, "run", data)
 
     def _tell_budget(self, turn: Turn) -> None:

@@ -12,7 +12,9 @@
     +-- StudyFailedError          5   the study stopped because its trials keep failing
     +-- StudyBusyError            6   another live process runs this study
     +-- StudyChangedError         7   the study file differs from the stored study
+    +-- ClusterError              9   the Ray cluster cannot be joined, or has no room (left) for the study
     +-- WorkerDiedError           1   the process of a trial has died; the study loop repeats the trial
+        +-- MachineLostError      1   the machine that it ran on does not answer
 
 Every message says the rule, the value and the way out. A trial that diverges is a result, not an error.
 """
@@ -96,11 +98,28 @@ class StudyChangedError(LrsearchError):
     exit_code = 7
 
 
+class ClusterError(LrsearchError):
+    """The cluster of machines cannot be joined, or has no room (left) for the study."""
+
+    exit_code = 9
+
+
 class WorkerDiedError(LrsearchError):
     """The process that ran a trial has died or was stopped as hung; the message says how, as in "its process ..."."""
 
     from_outside = False
     """Whether it was SIGKILL, which says less about the trial than a fault or an exit of its own."""
+
+
+class MachineLostError(WorkerDiedError):
+    """The machine that a trial ran on does not answer, and what it still does counts no more."""
+
+    from_outside = True
+
+    def __init__(self, text: str, silent_seconds: float) -> None:
+        super().__init__(text)
+        self.silent_seconds = silent_seconds
+        """How long ago it was last heard from."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

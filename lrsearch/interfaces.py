@@ -11,8 +11,9 @@ Workload and strategy classes are frozen pydantic models (`Settings`): their fie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
@@ -39,6 +40,9 @@ Schedule = Callable[[int], float]
 
 Split = Literal["validation", "range_test", "test"]
 """`range_test` is the fixed stratified subset of the validation split on which range tests evaluate."""
+
+CODE_COPY_VARIABLE = "LRSEARCH_PYTHON_PATH_COPY"
+"""Where a process on another machine finds its copy of the folder that workload.python_path names here."""
 
 Batch = tuple[Any, Any]
 """(inputs, targets), both on the trial's device. Inputs are a tensor, or whatever the user's model takes."""
@@ -216,6 +220,19 @@ class Executor(Protocol):
         ...
 
 
+@runtime_checkable
+class OnOtherMachines(Protocol):
+    """An executor that may lose the machine of a slot: its future then holds a MachineLostError."""
+
+    def has_place(self, slot: int) -> bool:
+        """Whether a trial can begin there now. Raises ClusterError when no slot has had a place for too long."""
+        ...
+
+    def versions(self, slot: int) -> Mapping[str, str]:
+        """Return the versions of the packages there, by name."""
+        ...
+
+
 class ExecutorSettings(Protocol):
     """What a study file says about where trials run."""
 
@@ -227,8 +244,11 @@ class ExecutorSettings(Protocol):
         """Whether a search may propose although trials run on which its proposal would depend."""
         ...
 
-    def start(self, device: str) -> Executor:
-        """Return the executor for trials on `device` (training.device). Raises UsageError when that cannot be."""
+    def start(self, device: str, code: Path | None = None) -> Executor:
+        """Return the executor for trials on `device` (training.device).
+
+        `code` is the folder of the user's own modules, if there is one. Raises UsageError when that cannot be.
+        """
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrsearch import checkpoint
@@ -58,7 +59,7 @@ def run_study(
             observer.message(f"Study {study.name!r} version {study.version} is finished; nothing to run.")
             return store.record(study.name, study.version)
     signals = Signals()
-    executor = config.executor.start(config.training.device)
+    executor = config.executor.start(config.training.device, _user_code(config))
     with signals.handled(), closing(executor):
         observer.message("Preparing workload and device ...")
         with signals.interruptible():
@@ -87,6 +88,12 @@ def run_study(
     record = replace(record, finished=True)
     observer.study_finished(record)
     return record
+
+
+def _user_code(config: StudyConfig) -> Path | None:
+    """Return the folder of the user's own modules, where the workload names one."""
+    folder = config.workload_choice().settings.get("python_path")
+    return None if folder is None else Path(folder)
 
 
 def _kept(config: StudyConfig, store: Store, observer: Observer, uuid: str, attempt: int) -> dict[str, float]:

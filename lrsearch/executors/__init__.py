@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from lrsearch.executors.inline import Inline
 from lrsearch.executors.process import Process
+from lrsearch.executors.ray import Ray
 from lrsearch.interfaces import ExecutorSettings
 
-EXECUTORS: Mapping[str, type[ExecutorSettings]] = {"inline": Inline, "process": Process}
+EXECUTORS: Mapping[str, type[ExecutorSettings]] = {"inline": Inline, "process": Process, "ray": Ray}
 """inline: in the orchestrator's own process, one after another. process: in persistent processes beside it."""
 
-__all__ = ["EXECUTORS", "Inline", "Process"]
+__all__ = ["EXECUTORS", "Inline", "Process", "Ray"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from lrsearch.interfaces import Channel, RunTrials, Settings
@@ -19,7 +20,7 @@ class Inline(Settings):
     def asynchronous(self) -> bool:
         return False
 
-    def start(self, device: str) -> InlineExecutor:
+    def start(self, device: str, code: Path | None = None) -> InlineExecutor:
         return InlineExecutor()
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from lrsearch.errors import WorkloadError, did_you_mean
+from lrsearch.interfaces import CODE_COPY_VARIABLE
 
 FOREIGN = tuple(
     os.path.realpath(folder) + os.sep
@@ -51,6 +52,8 @@ def resolve(role: str, reference: str, python_path: Path | None) -> Callable[...
 
 
 def _import(role: str, reference: str, module_name: str, python_path: Path | None) -> Any:
+    if python_path is not None and CODE_COPY_VARIABLE in os.environ:
+        python_path = Path(os.environ[CODE_COPY_VARIABLE])
     if python_path is not None and not python_path.is_dir():
         raise WorkloadError(f"workload.python_path must be a folder, and {python_path} is none: correct or remove it.")
     folders = list(dict.fromkeys(os.path.abspath(folder) for folder in (python_path, Path.cwd()) if folder is not None))

@@ -3,99 +3,35 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from lrsearch.errors import LrsearchError, StorageError, UsageError, WorkerDiedError, WorkloadError
+from lrsearch.errors import UsageError, WorkerDiedError, WorkloadError
 from lrsearch.executors.process import Process, ProcessExecutor
-from lrsearch.interfaces import Channel, Watched
-from lrsearch.trial import CheckpointPlan, Choice, CurvePoint, DeviceInfo, TrialResult, TrialSpec
-from tests.resuming import UUID, spec
-
-TRIAL = spec(Choice("digits", {}))
-CPU = DeviceInfo("cpu", "a processor")
-
-
-class Listener:
-    def __init__(self, stop_after: int = 100) -> None:
-        self.points: list[CurvePoint] = []
-        self._stop_after = stop_after
-
-    def report(self, uuid: str, point: CurvePoint) -> bool:
-        self.points.append(point)
-        return len(self.points) < self._stop_after
-
-
-@dataclass(frozen=True)
-class Does:
-    """Instead of training, does something in the worker; stands for run_trials and for a preparation."""
-
-    what: str
-
-    def __call__(self, specs: Any = (), channel: Channel | None = None) -> Any:
-        return getattr(self, f"_{self.what}")(specs, channel)
-
-    def _environment(self, specs: Any, channel: Channel | None) -> dict[str, str]:
-        return dict(os.environ)
-
-    def _pid(self, specs: Any, channel: Channel | None) -> int:
-        return os.getpid()
-
-    def _points(self, specs: tuple[TrialSpec, ...], channel: Channel) -> list[TrialResult]:
-        for step in range(10):
-            if not channel.report(UUID, CurvePoint(step, 0.0, 0.1, None, None, 0.5, 0.0)):
-                return [TrialResult(UUID, "pruned", CPU, step, {}, 0.0)]
-        return [TrialResult(UUID, "completed", CPU, 10, {}, 0.0)]
-
-    def _segfault(self, specs: Any, channel: Channel | None) -> None:
-        os.kill(os.getpid(), signal.SIGSEGV)
-
-    def _exit(self, specs: Any, channel: Channel | None) -> None:
-        os._exit(3)
-
-    def _hang(self, specs: Any, channel: Channel | None) -> None:
-        time.sleep(600)
-
-    def _slow(self, specs: Any, channel: Channel) -> str:
-        assert isinstance(channel, Watched)
-        for _ in range(8):
-            time.sleep(0.25)
-            channel.progressed()
-        return "done"
-
-    def _full(self, specs: Any, channel: Channel | None) -> None:
-        raise StorageError("The disk is full.")
-
-    def _unusable(self, specs: Any, channel: Channel | None) -> None:
-        raise WorkloadError("The model is no model.")
-
-    def _fault(self, specs: Any, channel: Channel | None) -> None:
-        raise KeyError("of our own")
-
-    def _prints(self, specs: Any, channel: Channel | None) -> None:
-        print("the user's own words")  # noqa: T201
+from lrsearch.trial import CheckpointPlan, Choice
+from tests.executors.contract import TRIAL, Does, Listener, SlotsContract, do
+from tests.resuming import spec
 
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[ProcessExecutor]:
-    started = Process(slots=2, threads_per_slot=1, patience_seconds=1.5).start("cpu")
-    started.prepare(Does("pid"))
-    yield started
-    started.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LRSEARCH_DATABASE", "postgresql://somewhere")
+        started = Process(slots=2, threads_per_slot=1, patience_seconds=1.5).start("cpu")
+        started.prepare(Does("pid"))
+        yield started
+        started.close()
 
 
-def do(executor: ProcessExecutor, what: str, slot: int = 0, channel: Channel | None = None) -> Any:
-    return executor.submit(Does(what), [TRIAL], channel or Listener(), slot).result(timeout=60)
+class TestProcess(SlotsContract):
+    """Nothing special."""
 
 
 def test_each_slot_has_a_process_and_keeps_it(executor: ProcessExecutor) -> None:
@@ -104,71 +40,11 @@ def test_each_slot_has_a_process_and_keeps_it(executor: ProcessExecutor) -> None
     assert len({*pids, os.getpid()}) == 3
 
 
-def test_threads_are_set_before_the_process_starts(executor: ProcessExecutor) -> None:
-    found = do(executor, "environment")
-    assert [found[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")] == ["1", "1"]
-
-
-def test_points_come_back_and_the_answer_stops_the_trial(executor: ProcessExecutor) -> None:
-    all_of_them, some = Listener(), Listener(stop_after=4)
-    assert do(executor, "points", channel=all_of_them)[0].status == "completed"
-    assert len(all_of_them.points) == 10
-    assert do(executor, "points", channel=some)[0].status == "pruned"
-    assert [point.step for point in some.points] == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    ("what", "told"),
-    [
-        ("segfault", r"was ended by SIGSEGV: a fault in compiled code"),
-        ("exit", r"ended by itself with exit code 3"),
-        ("hang", r"no progress for 2 s and was stopped as hung; executor\.patience_seconds"),
-    ],
-)
-def test_a_process_that_dies_or_hangs_is_told_and_another_takes_its_place(
-    executor: ProcessExecutor, what: str, told: str
-) -> None:
-    other = do(executor, "pid", 1)
-    with pytest.raises(WorkerDiedError, match=told) as error:
-        do(executor, what)
-    assert not error.value.from_outside
-    assert isinstance(do(executor, "pid", 0), int)
-    assert do(executor, "pid", 1) == other
-
-
-def test_a_process_that_is_killed_from_outside_is_told(executor: ProcessExecutor) -> None:
-    victim = do(executor, "pid")
-    threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
-    with pytest.raises(WorkerDiedError, match="was ended by SIGKILL; where memory is short") as error:
-        do(executor, "hang")
-    assert error.value.from_outside
-
-
-def test_progress_is_what_counts_not_the_time_that_a_trial_takes(executor: ProcessExecutor) -> None:
-    assert do(executor, "slow") == "done", "2 s of work under a patience of 1.5 s"
-
-
-def test_errors_of_ours_come_back_as_they_are(executor: ProcessExecutor) -> None:
-    with pytest.raises(StorageError, match=r"^The disk is full\.$"):
-        do(executor, "full")
-    with pytest.raises(WorkloadError, match="no model"):
-        executor.prepare(Does("unusable"))
-    with pytest.raises(LrsearchError, match="KeyError"):
-        do(executor, "fault")
-
-
 def test_a_preparation_that_takes_its_process_down_is_the_users_to_mend() -> None:
     executor = Process(slots=1).start("cpu")
     with pytest.raises(WorkloadError, match=r"model or the data cannot be used: its process was ended by SIGSEGV"):
         executor.prepare(Does("segfault"))
     executor.close()
-
-
-def test_what_the_users_code_prints_is_no_part_of_our_output(
-    executor: ProcessExecutor, capfd: pytest.CaptureFixture[str]
-) -> None:
-    do(executor, "prints")
-    assert capfd.readouterr().out == ""
 
 
 def test_closing_ends_a_process_whatever_it_does() -> None:
@@ -186,7 +62,7 @@ def test_closing_ends_a_process_whatever_it_does() -> None:
 ORPHANS = """
 import os, time
 from lrsearch.executors.process import Process
-from tests.executors.test_process import Does, Listener, TRIAL
+from tests.executors.contract import Does, Listener, TRIAL
 executor = Process(slots=2).start("cpu")
 executor.prepare(Does("pid"))
 executor.submit(Does("hang"), [TRIAL], Listener(), 0)

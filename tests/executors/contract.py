@@ -1,0 +1,147 @@
+"""What every executor promises whose trials run in processes of their own: what dies there takes one attempt with it.
+
+A member's test class inherits SlotsContract and gives a started `executor` of two slots with one thread each and a
+patience of 1.5 s, while LRSEARCH_DATABASE is postgresql://somewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from lrsearch.errors import LrsearchError, StorageError, WorkerDiedError, WorkloadError
+from lrsearch.executors.slots import SECRETS
+from lrsearch.interfaces import Channel, Executor, Watched
+from lrsearch.trial import Choice, CurvePoint, DeviceInfo, TrialResult, TrialSpec
+from tests.resuming import UUID, spec
+
+TRIAL = spec(Choice("digits", {}))
+CPU = DeviceInfo("cpu", "a processor")
+
+
+class Listener:
+    def __init__(self, stop_after: int = 100) -> None:
+        self.points: list[CurvePoint] = []
+        self._stop_after = stop_after
+
+    def report(self, uuid: str, point: CurvePoint) -> bool:
+        self.points.append(point)
+        return len(self.points) < self._stop_after
+
+
+@dataclass(frozen=True)
+class Does:
+    """Instead of training, does something in the worker; stands for run_trials and for a preparation."""
+
+    what: str
+
+    def __call__(self, specs: Any = (), channel: Channel | None = None) -> Any:
+        return getattr(self, f"_{self.what}")(specs, channel)
+
+    def _environment(self, specs: Any, channel: Channel | None) -> dict[str, str]:
+        return dict(os.environ)
+
+    def _pid(self, specs: Any, channel: Channel | None) -> int:
+        return os.getpid()
+
+    def _points(self, specs: tuple[TrialSpec, ...], channel: Channel) -> list[TrialResult]:
+        for step in range(10):
+            if not channel.report(UUID, CurvePoint(step, 0.0, 0.1, None, None, 0.5, 0.0)):
+                return [TrialResult(UUID, "pruned", CPU, step, {}, 0.0)]
+        return [TrialResult(UUID, "completed", CPU, 10, {}, 0.0)]
+
+    def _segfault(self, specs: Any, channel: Channel | None) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def _exit(self, specs: Any, channel: Channel | None) -> None:
+        os._exit(3)
+
+    def _hang(self, specs: Any, channel: Channel | None) -> None:
+        time.sleep(600)
+
+    def _slow(self, specs: Any, channel: Channel) -> str:
+        assert isinstance(channel, Watched)
+        for _ in range(8):
+            time.sleep(0.25)
+            channel.progressed()
+        return "done"
+
+    def _full(self, specs: Any, channel: Channel | None) -> None:
+        raise StorageError("The disk is full.")
+
+    def _unusable(self, specs: Any, channel: Channel | None) -> None:
+        raise WorkloadError("The model is no model.")
+
+    def _fault(self, specs: Any, channel: Channel | None) -> None:
+        raise KeyError("of our own")
+
+    def _prints(self, specs: Any, channel: Channel | None) -> None:
+        print("the user's own words")  # noqa: T201
+
+
+def do(executor: Executor, what: str, slot: int = 0, channel: Channel | None = None) -> Any:
+    return executor.submit(Does(what), [TRIAL], channel or Listener(), slot).result(timeout=60)
+
+
+class SlotsContract:
+    def test_threads_are_set_before_the_process_starts_and_no_secret_reaches_it(self, executor: Executor) -> None:
+        found = do(executor, "environment")
+        assert [found[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")] == ["1", "1"]
+        assert os.environ["LRSEARCH_DATABASE"] == "postgresql://somewhere", "the fixture sets it"
+        assert not set(SECRETS) & set(found)
+
+    def test_points_come_back_and_the_answer_stops_the_trial(self, executor: Executor) -> None:
+        all_of_them, some = Listener(), Listener(stop_after=4)
+        assert do(executor, "points", channel=all_of_them)[0].status == "completed"
+        assert len(all_of_them.points) == 10
+        assert do(executor, "points", channel=some)[0].status == "pruned"
+        assert [point.step for point in some.points] == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize(
+        ("what", "told"),
+        [
+            ("segfault", r"was ended by SIGSEGV: a fault in compiled code"),
+            ("exit", r"ended by itself with exit code 3"),
+            ("hang", r"no progress for 2 s and was stopped as hung; executor\.patience_seconds"),
+        ],
+    )
+    def test_a_process_that_dies_or_hangs_is_told_and_another_takes_its_place(
+        self, executor: Executor, what: str, told: str
+    ) -> None:
+        other = do(executor, "pid", 1)
+        with pytest.raises(WorkerDiedError, match=told) as error:
+            do(executor, what)
+        assert not error.value.from_outside
+        assert isinstance(do(executor, "pid", 0), int)
+        assert do(executor, "pid", 1) == other
+
+    def test_a_process_that_is_killed_from_outside_is_told(self, executor: Executor) -> None:
+        victim = do(executor, "pid")
+        threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
+        with pytest.raises(WorkerDiedError, match="was ended by SIGKILL; where memory is short") as error:
+            do(executor, "hang")
+        assert error.value.from_outside
+
+    def test_progress_is_what_counts_not_the_time_that_a_trial_takes(self, executor: Executor) -> None:
+        assert do(executor, "slow") == "done", "2 s of work under a patience of 1.5 s"
+
+    def test_errors_of_ours_come_back_as_they_are(self, executor: Executor) -> None:
+        with pytest.raises(StorageError, match=r"^The disk is full\.$"):
+            do(executor, "full")
+        with pytest.raises(WorkloadError, match="no model"):
+            executor.prepare(Does("unusable"))
+        with pytest.raises(LrsearchError, match="KeyError"):
+            do(executor, "fault")
+        executor.prepare(Does("pid"))
+
+    def test_what_the_users_code_prints_is_no_part_of_our_output(
+        self, executor: Executor, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        do(executor, "prints")
+        assert capfd.readouterr().out == ""
