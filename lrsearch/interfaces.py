@@ -82,6 +82,25 @@ class LoadedWorkload(Protocol):
 
 
 @runtime_checkable
+class KnowsItsLayout(Protocol):
+    """A loaded workload that says how the weights of its models are to lie in memory."""
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the channels of a pixel, and of a convolution's weights, lie beside each other."""
+        ...
+
+
+@runtime_checkable
+class HasStackedLoss(Protocol):
+    """A loaded workload that computes the loss of many models at once faster than `torch.func.vmap` of `loss` does."""
+
+    def stacked_loss(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
+        """Return each model's mean loss, (models,), for outputs (models, rows, ...) and the targets that all share."""
+        ...
+
+
+@runtime_checkable
 class FitsMetric(Protocol):
     """A loaded workload whose metric has something to choose from validation outputs, such as a threshold."""
 

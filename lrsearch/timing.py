@@ -67,6 +67,11 @@ class DeviceStopwatch:
         self._since = now
         self._phase = phase
 
+    def lap(self) -> None:
+        """Bring `phase_seconds` up to date; the same phase goes on."""
+        assert self._phase is not None
+        self.switch(self._phase)
+
     def stop(self) -> None:
         """End the last segment; further calls do nothing."""
         if self._phase is None:

@@ -29,7 +29,16 @@ from lrsearch import checkpoint
 from lrsearch.batches import Batches
 from lrsearch.chance import seed_own
 from lrsearch.errors import LrsearchError, MissingExtraError, StorageError, UsageError, WorkloadError
-from lrsearch.interfaces import Channel, FitsMetric, HasOwnChance, LoadedWorkload, Split, Watched, Workload
+from lrsearch.interfaces import (
+    Channel,
+    FitsMetric,
+    HasOwnChance,
+    KnowsItsLayout,
+    LoadedWorkload,
+    Split,
+    Watched,
+    Workload,
+)
 from lrsearch.range_test import DivergenceStop, ladder
 from lrsearch.registry import lookup
 from lrsearch.restore import find_generators
@@ -61,6 +70,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "adadelta": torch.optim.Adadelta,
 }
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+"""Optimisers whose whole step is one kernel, on the processor too."""
 LEARNING_RATE_FREE = {
     "schedulefree_adamw": ("schedulefree", "AdamWScheduleFree"),
     "schedulefree_sgd": ("schedulefree", "SGDScheduleFree"),
@@ -97,9 +108,9 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
     """
     began = time.perf_counter()
     device = pick_device(training.device)
-    loaded = _load(workload, device, seed)
+    loaded = load(workload, device, seed)
     try:
-        run = _new_run(loaded, training, device, seed)
+        run = new_run(loaded, training, device, seed)
         for _ in range(2):
             run.step(0.0)
         run.evaluate("validation")
@@ -107,7 +118,7 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
         raise
     except Exception as error:
         raise WorkloadError(
-            f"The workload {workload.name!r} cannot take one training step: {_one_line(error)}{user_line(error)}"
+            f"The workload {workload.name!r} cannot take one training step: {one_line(error)}{user_line(error)}"
         ) from error
     synchronizer(device)()
     return Preparation(loaded.facts, device_info(device), time.perf_counter() - began)
@@ -131,7 +142,7 @@ class Probe:
 def probe(workload: Choice, training: TrainingPlan, seed: int) -> Probe:
     """Time some steps and evaluations on the device for a forecast; `prepare` must have run before."""
     device = pick_device(training.device)
-    run = _new_run(_load(workload, device, seed), training, device, seed)
+    run = new_run(load(workload, device, seed), training, device, seed)
     wait = synchronizer(device)
 
     def median_seconds(work: Callable[[], object], count: int) -> float:
@@ -188,7 +199,7 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _load(choice: Choice, device: torch.device, seed: int) -> LoadedWorkload:
+def load(choice: Choice, device: torch.device, seed: int) -> LoadedWorkload:
     workload: Workload = lookup("workload", WORKLOADS, choice.name)(name=choice.name, **choice.settings)
     return workload.load(device, seed)
 
@@ -211,18 +222,23 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return found
 
 
-def _optimizer(training: TrainingPlan, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """Return the optimiser; each of its groups carries the multiplier by which `_Run.step` sets its rate.
+def build_optimizer(training: TrainingPlan, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser; each of its groups carries the multiplier by which `Run.step` sets its rate.
 
     Until then its rate is 1, because Prodigy refuses 0.
     """
     found = optimizer_class(training.optimizer.name)
     groups = _parameter_groups(model, training.groups)
+    one_kernel: dict[str, Any] = {"fused": True} if found in FUSED and _device_of(model).type in ("cpu", "cuda") else {}
     with contextlib.redirect_stdout(None):  # Prodigy prints how it decays weights
-        optimizer = found(groups, lr=1.0, **training.optimizer.settings)  # type: ignore[call-arg]  # all take lr
+        optimizer = found(groups, lr=1.0, **training.optimizer.settings, **one_kernel)  # type: ignore[call-arg]  # all take lr
     for group in optimizer.param_groups:
         group["weight_decay"] *= group["weight_decay_multiplier"]
     return optimizer
+
+
+def _device_of(model: torch.nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _parameter_groups(model: torch.nn.Module, groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
@@ -274,7 +290,7 @@ def _no_news() -> None:
 
 
 @dataclass
-class _Run:
+class Run:
     """Model, optimiser and data of one trial; knows how to step and how to evaluate."""
 
     loaded: LoadedWorkload
@@ -289,7 +305,7 @@ class _Run:
     """What the last evaluation before the test fitted; None where the workload's metric has nothing to fit."""
 
     def __post_init__(self) -> None:
-        self._switch(training=True)
+        self.switch(training=True)
 
     def step(self, learning_rate: float, momentum: float | None = None) -> None:
         """Take one optimiser step at `learning_rate`; the loss stays on the device until `take_losses`."""
@@ -319,22 +335,22 @@ class _Run:
 
         The test split has the metric that the same model's validation outputs fitted.
         """
-        self._switch(training=False)
+        self.switch(training=False)
         outputs, targets = [], []
         with torch.inference_mode(), self._autocast():
             for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
                 outputs.append(self.model(batch_inputs))
                 targets.append(batch_targets)
                 self.progressed()
-        self._switch(training=True)
+        self.switch(training=True)
         all_outputs, all_targets = torch.cat(outputs).float(), torch.cat(targets)
         loss = float(self.loaded.loss(all_outputs, all_targets))
         if isinstance(self.loaded, FitsMetric) and split != "test":
             self._metric = self.loaded.fit_metric(all_outputs, all_targets)
         metric = self._metric or self.loaded.metric
-        return _finite(loss), _finite(metric(all_outputs, all_targets))
+        return finite(loss), finite(metric(all_outputs, all_targets))
 
-    def _switch(self, *, training: bool) -> None:
+    def switch(self, *, training: bool) -> None:
         """Put model and optimiser into training or evaluation mode: Schedule-Free evaluates at other weights."""
         switch = getattr(self.optimizer, "train" if training else "eval", None)
         if switch is not None:
@@ -386,7 +402,7 @@ class _Run:
 
 
 @dataclass
-class _Outcome:
+class Outcome:
     """What a trial has given so far; becomes part of its TrialResult, however the trial ends."""
 
     status: ResultStatus = "failed"
@@ -403,7 +419,7 @@ class _Outcome:
     facts: WorkloadFacts | None = None
 
 
-class _Checkpoints:
+class Checkpoints:
     """Keeps the state of a training run every so often, and brings it back. Writing and reading are idle seconds.
 
     The clock is looked at after each step, the device is waited for only when a checkpoint is due.
@@ -416,7 +432,7 @@ class _Checkpoints:
         self._watch = watch
         self._due = time.monotonic() + plan.every_seconds
 
-    def after_step(self, run: _Run, outcome: _Outcome) -> None:
+    def after_step(self, run: Run, outcome: Outcome) -> None:
         """Write a checkpoint if one is due. Raises StorageError."""
         if time.monotonic() < self._due:
             return
@@ -427,7 +443,7 @@ class _Checkpoints:
         self._watch.switch("train")
         self._due = time.monotonic() + self._plan.every_seconds
 
-    def resume(self, run: _Run, outcome: _Outcome) -> bool:
+    def resume(self, run: Run, outcome: Outcome) -> bool:
         """Put `run`, which is new, where the newest checkpoint was written; return False when there is none.
 
         Raises StorageError when it cannot be read, and ValueError, RuntimeError or KeyError when it does not fit.
@@ -452,21 +468,21 @@ class _Checkpoints:
 
 def _run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
     device = pick_device(spec.training.device)
-    meter = _EnergyMeter(device)
+    meter = EnergyMeter(device)
     watch = DeviceStopwatch(synchronizer(device))
-    outcome = _Outcome()
+    outcome = Outcome()
     watch.start("data")
     try:
-        loaded = _load(spec.workload, device, spec.seed)
+        loaded = load(spec.workload, device, spec.seed)
         outcome.facts = loaded.facts
         watch.switch("setup")
-        run, planned = _set_up(spec, loaded, device)
+        run, planned = set_up(spec, loaded, device)
         if isinstance(channel, Watched):
             run.progressed = channel.progressed
         if planned is None:
             _run_range_test(spec, run, watch, outcome)
         else:
-            checkpoints = _Checkpoints(spec, spec.checkpoint, watch) if spec.checkpoint else None
+            checkpoints = Checkpoints(spec, spec.checkpoint, watch) if spec.checkpoint else None
             if checkpoints is not None:
                 run = _resumed(spec, run, device, checkpoints, outcome)
             _train(spec, run, planned, watch, channel, outcome, checkpoints)
@@ -474,10 +490,10 @@ def _run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
         raise
     except torch.OutOfMemoryError as error:
         outcome.status = "failed"
-        outcome.error = f"Out of device memory: {_one_line(error)} Lower workload.batch_size or take a smaller model."
+        outcome.error = f"Out of device memory: {one_line(error)} Lower workload.batch_size or take a smaller model."
     except (Exception, SystemExit) as error:
         outcome.status = "failed"
-        outcome.error = _one_line(error) + user_line(error)
+        outcome.error = one_line(error) + user_line(error)
         outcome.traceback = traceback.format_exc()
     watch.stop()
     return TrialResult(
@@ -485,7 +501,7 @@ def _run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
         device=device_info(device),
         phase_seconds=watch.phase_seconds,
         core_seconds=watch.core_seconds,
-        peak_device_memory_bytes=_peak_memory(device),
+        peak_device_memory_bytes=peak_memory(device),
         energy_joules=meter.joules(),
         status=outcome.status,
         train_steps=outcome.train_steps,
@@ -502,35 +518,40 @@ def _run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
     )
 
 
-def _resumed(spec: TrialSpec, run: _Run, device: torch.device, checkpoints: _Checkpoints, outcome: _Outcome) -> _Run:
+def _resumed(spec: TrialSpec, run: Run, device: torch.device, checkpoints: Checkpoints, outcome: Outcome) -> Run:
     """Return `run` where its checkpoint left it, or at its beginning when there is none that fits the model."""
     run.batches.keeps_place = True
     try:
         checkpoints.resume(run, outcome)
     except (ValueError, RuntimeError, KeyError):  # the user's model or data are others by now
-        progressed, run = run.progressed, _new_run(run.loaded, spec.training, device, spec.seed)
+        progressed, run = run.progressed, new_run(run.loaded, spec.training, device, spec.seed)
         run.progressed, run.batches.keeps_place = progressed, True
         outcome.curve, outcome.train_steps = [], 0
     return run
 
 
-def _set_up(spec: TrialSpec, loaded: LoadedWorkload, device: torch.device) -> tuple[_Run, PlannedSchedule | None]:
+def set_up(spec: TrialSpec, loaded: LoadedWorkload, device: torch.device) -> tuple[Run, PlannedSchedule | None]:
     """Build model, optimiser and schedule; the schedule is None for a range test."""
-    proposal = spec.proposal
-    planned = None
-    if proposal.schedule is not None:
-        planned = plan_schedule(
-            proposal.schedule,
-            learning_rate=proposal.learning_rate,
-            base_lr=proposal.base_lr,
-            max_lr=proposal.max_lr,
-            total_steps=planned_steps(spec.training, loaded.facts),
-            steps_per_epoch=loaded.facts.steps_per_epoch,
-        )
+    proposal, planned = spec.proposal, plan_of(spec, loaded.facts)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     repeat = proposal.range_test.repeat if proposal.range_test else 0
-    return _new_run(loaded, spec.training, device, _repeat_seed(spec.seed, repeat)), planned
+    return new_run(loaded, spec.training, device, _repeat_seed(spec.seed, repeat)), planned
+
+
+def plan_of(spec: TrialSpec, facts: WorkloadFacts) -> PlannedSchedule | None:
+    """Return the schedule that the trial asks for; None for a range test."""
+    proposal = spec.proposal
+    if proposal.schedule is None:
+        return None
+    return plan_schedule(
+        proposal.schedule,
+        learning_rate=proposal.learning_rate,
+        base_lr=proposal.base_lr,
+        max_lr=proposal.max_lr,
+        total_steps=planned_steps(spec.training, facts),
+        steps_per_epoch=facts.steps_per_epoch,
+    )
 
 
 def planned_steps(training: TrainingPlan, facts: WorkloadFacts) -> int:
@@ -543,24 +564,26 @@ def _repeat_seed(seed: int, repeat: int) -> int:
     return seed if repeat == 0 else int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0])
 
 
-def _new_run(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int) -> _Run:
+def new_run(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int) -> Run:
     """Return a run before its first step: weights and data order come from `seed` alone."""
     _seed_everything(seed)
     model = loaded.build_model()
+    if isinstance(loaded, KnowsItsLayout) and loaded.channels_last:
+        model.to(memory_format=torch.channels_last)
     own = _own_generators(loaded, model)
     seed_own(own, seed)
     batches = Batches(loaded, seed, own)
-    return _Run(loaded, model, _optimizer(training, model), training, device, batches)
+    return Run(loaded, model, build_optimizer(training, model), training, device, batches)
 
 
 def _train(
     spec: TrialSpec,
-    run: _Run,
+    run: Run,
     planned: PlannedSchedule,
     watch: DeviceStopwatch,
     channel: Channel,
-    outcome: _Outcome,
-    checkpoints: _Checkpoints | None = None,
+    outcome: Outcome,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     """Train to the planned end, with a curve point at every epoch's and every cycle's end.
 
@@ -572,7 +595,7 @@ def _train(
         channel.report(spec.uuid, point)
     reached, first_step = len(outcome.curve), outcome.train_steps + 1
     watch.switch("warmup")
-    for end in _segment_ends(planned, steps_per_epoch)[reached:]:
+    for end in segment_ends(planned, steps_per_epoch)[reached:]:
         while outcome.train_steps < end:
             step = outcome.train_steps
             run.step(planned.rate(step), planned.momentum(step) if planned.momentum else None)
@@ -583,7 +606,7 @@ def _train(
                 checkpoints.after_step(run, outcome)
         watch.switch("evaluate")
         losses = run.take_losses()
-        outcome.diverged_step = _first_non_finite(losses, end)
+        outcome.diverged_step = first_non_finite(losses, end)
         loss, metric = run.evaluate("validation")
         if outcome.diverged_step is None:
             outcome.validation_loss, outcome.validation_metric = loss, metric
@@ -594,7 +617,7 @@ def _train(
             step=end,
             epoch=end / steps_per_epoch,
             learning_rate=planned.rate(end - 1),
-            train_loss=_finite(math.fsum(losses) / len(losses)) if outcome.diverged_step is None else None,
+            train_loss=finite(math.fsum(losses) / len(losses)) if outcome.diverged_step is None else None,
             validation_loss=loss,
             validation_metric=metric if outcome.diverged_step is None else None,
             charged_device_seconds=watch.charged,
@@ -613,13 +636,13 @@ def _train(
     outcome.test_loss, outcome.test_metric = run.evaluate("test")
 
 
-def _segment_ends(planned: PlannedSchedule, steps_per_epoch: int) -> list[int]:
+def segment_ends(planned: PlannedSchedule, steps_per_epoch: int) -> list[int]:
     """Return the step counts at which to evaluate: every epoch's and cycle's end, and the end of the run."""
     ends = {*range(steps_per_epoch, planned.train_steps + 1, steps_per_epoch), *planned.cycle_ends}
     return sorted({end for end in ends if end <= planned.train_steps} | {planned.train_steps})
 
 
-def _run_range_test(spec: TrialSpec, run: _Run, watch: DeviceStopwatch, outcome: _Outcome) -> None:
+def _run_range_test(spec: TrialSpec, run: Run, watch: DeviceStopwatch, outcome: Outcome) -> None:
     """Raise the rate rung by rung, from low to high, and record what it does."""
     plan = spec.proposal.range_test
     assert plan is not None, "a proposal without a schedule is a range test"
@@ -701,31 +724,31 @@ def _range_test_points(
         yield RangeTestPoint(
             step=rung,
             learning_rate=rates[rung],
-            train_loss=_finite(losses[rung + 1]) if rung + 1 < len(losses) else None,
+            train_loss=finite(losses[rung + 1]) if rung + 1 < len(losses) else None,
             validation_loss=loss,
             validation_metric=metric,
         )
 
 
-def _first_non_finite(losses: Sequence[float], end: int) -> int | None:
+def first_non_finite(losses: Sequence[float], end: int) -> int | None:
     """Return the number (from 1) of the first step whose loss was not finite; `losses` are those up to step `end`."""
     first = end - len(losses) + 1
     return next((first + index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
-def _peak_memory(device: torch.device) -> int | None:
+def peak_memory(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-class _EnergyMeter:
+class EnergyMeter:
     """Joules between its making and `joules()`, from NVML's counter since driver load; None where there is none."""
 
     def __init__(self, device: torch.device) -> None:

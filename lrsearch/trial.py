@@ -125,6 +125,15 @@ class CheckpointPlan:
 
 
 @dataclass(frozen=True)
+class SoloCost:
+    """What a trial that trains alone takes on its device, measured: the bill of trials that train together."""
+
+    setup_seconds: float
+    step_seconds: float
+    validation_seconds: float
+
+
+@dataclass(frozen=True)
 class TrialSpec:
     """All that a worker needs to run one trial, wherever it is."""
 
@@ -140,6 +149,8 @@ class TrialSpec:
     training: TrainingPlan
     checkpoint: CheckpointPlan | None = None
     """None: no state is kept, and a run that is cut short begins anew."""
+    solo: SoloCost | None = None
+    """Needed by trials that are to train together."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +252,7 @@ class TrialResult:
     device: DeviceInfo
     train_steps: int
     phase_seconds: Mapping[str, float]
-    """Wall seconds x devices held by phase; keys from PHASES."""
+    """Wall seconds x devices held by phase; keys from PHASES. In a gang: what it would have taken alone."""
     core_seconds: float
     """Processor time (user + system, children included) of the same span: beside the wall seconds, never mixed."""
     validation_loss: float | None = None
@@ -252,6 +263,9 @@ class TrialResult:
     range_test: tuple[RangeTestPoint, ...] = ()
     diverged_step: int | None = None
     gang_size: int = 1
+    """How many trials began together with this one."""
+    billed_phase_seconds: Mapping[str, float] | None = None
+    """Its share of what the gang really took; None for a trial that trained alone: the same as `phase_seconds`."""
     peak_device_memory_bytes: int | None = None
     energy_joules: float | None = None
     error: str | None = None

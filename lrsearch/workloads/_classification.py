@@ -13,6 +13,13 @@ def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(outputs, targets)
 
 
+def stacked_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of each model, (models,): outputs are (models, rows, classes)."""
+    models, rows = outputs.shape[:2]
+    losses = F.cross_entropy(outputs.flatten(0, 1), targets.repeat(models), reduction="none")
+    return losses.view(models, rows).mean(1)
+
+
 def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> float:
     """Return the share of targets hit by the largest output: (rows, classes, ...) against (rows, ...)."""
     return int((outputs.argmax(1) == targets).sum()) / targets.numel()

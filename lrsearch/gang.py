@@ -1,0 +1,386 @@
+"""Trials that differ only in their rates, trained together as one stacked model: what each gave, and both its bills.
+
+Every member sees the same batches in the same order and draws the same chance as it would alone. A member that has
+ended, was pruned or has diverged leaves, and the others go on without it.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.func import vmap
+
+from lrsearch.errors import LrsearchError, StorageError
+from lrsearch.interfaces import Channel, FitsMetric, HasStackedLoss, LoadedWorkload, Split, Watched
+from lrsearch.schedules.plan import PlannedSchedule
+from lrsearch.stacked_optimizers import OF_EACH_COPY, STACKABLE, StackedOptimizer
+from lrsearch.stacking import StackedModel
+from lrsearch.timing import DeviceStopwatch, synchronizer
+from lrsearch.training import (
+    EnergyMeter,
+    Outcome,
+    Run,
+    device_info,
+    finite,
+    first_non_finite,
+    load,
+    new_run,
+    one_line,
+    peak_memory,
+    pick_device,
+    plan_of,
+    segment_ends,
+)
+from lrsearch.trial import CurvePoint, SoloCost, TrialResult, TrialSpec, charged_seconds
+from lrsearch.workloads.user_code import user_line
+
+
+class CannotGangError(LrsearchError):
+    """These trials, or this model, cannot be trained together; the text says why."""
+
+
+def check_alike(specs: Sequence[TrialSpec]) -> None:
+    """Raise CannotGangError unless the trials differ in rates, schedules, momentum and weight decay alone."""
+    first = specs[0]
+    optimizer = first.training.optimizer
+    if optimizer.name not in STACKABLE or optimizer.settings.get("amsgrad"):
+        raise CannotGangError(f"the optimizer {optimizer.name!r} is not written for several models at once")
+    for spec in specs:
+        if spec.proposal.schedule is None:
+            raise CannotGangError("a range test trains alone")
+        if spec.solo is None:
+            raise CannotGangError("what a trial costs alone was not measured")
+        if _what_must_be_equal(spec) != _what_must_be_equal(first):
+            raise CannotGangError("they differ in more than rate, schedule, momentum and weight decay")
+        if optimizer.settings.get("dampening") and not spec.training.optimizer.settings["momentum"]:
+            raise CannotGangError("dampening without momentum has no effect alone, but would have one together")
+
+
+def _what_must_be_equal(spec: TrialSpec) -> tuple[object, ...]:
+    optimizer = spec.training.optimizer
+    settings = {name: value for name, value in optimizer.settings.items() if name not in OF_EACH_COPY}
+    return spec.seed, spec.workload, replace(spec.training, optimizer=replace(optimizer, settings=settings), epochs=1.0)
+
+
+class StackedRun:
+    """`run`'s model, as often as `settings` has optimiser settings; knows how to step and to evaluate them all."""
+
+    def __init__(self, run: Run, settings: Sequence[Mapping[str, Any]]) -> None:
+        self.loaded: LoadedWorkload = run.loaded
+        self.device, self.training, self.batches = run.device, run.training, run.batches
+        self.progressed = run.progressed
+        self.stacked = StackedModel(run.model, len(settings))
+        self._switch = run.switch
+        names = {id(parameter): name for name, parameter in run.model.named_parameters()}
+        groups = run.optimizer.param_groups
+        self._names = [names[id(parameter)] for group in groups for parameter in group["params"]]
+        multipliers = [
+            (group["rate_multiplier"], group["weight_decay_multiplier"]) for group in groups for _ in group["params"]
+        ]
+        self._optimizer = StackedOptimizer(self.training.optimizer.name, settings, self._parameters(), multipliers)
+        self._losses: list[torch.Tensor] = []
+        self._metrics: list[Callable[[Any, Any], float] | None] = [None] * len(settings)
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [self.stacked.parameters[name] for name in self._names]
+
+    def step(self, rates: torch.Tensor, momentum: torch.Tensor | None = None) -> None:
+        """Take one step of every model, each at its own of the `rates`, (models,), which lie on the device."""
+        inputs, targets = next(self.batches)
+        with self._autocast():
+            losses = self._loss(self.stacked(inputs), targets)
+        try:
+            gradients = list(torch.autograd.grad(losses.sum(), self._optimizer.parameters))
+        except RuntimeError as error:
+            if "unused" in str(error):
+                raise CannotGangError("some parameters have no part in the loss") from error
+            raise
+        if self.training.gradient_clip_norm is not None:
+            gradients = _clipped(gradients, self.training.gradient_clip_norm)
+        self._optimizer.step(gradients, rates, momentum)
+        self._losses.append(losses.detach())
+        self.progressed()
+
+    def _loss(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
+        if isinstance(self.loaded, HasStackedLoss):
+            return self.loaded.stacked_loss(outputs, targets)
+        losses: torch.Tensor = vmap(lambda one: self.loaded.loss(one, targets), randomness="same")(outputs)
+        return losses
+
+    def take_losses(self) -> list[list[float]]:
+        """Return each model's losses since the last call."""
+        losses: list[list[float]] = torch.stack(self._losses, 1).tolist()
+        self._losses.clear()
+        return losses
+
+    def evaluate(self, split: Split) -> list[tuple[float | None, float | None]]:
+        """Return loss and metric of each model over the split, as `Run.evaluate` does for one."""
+        self._switch(training=False)
+        outputs, targets = [], []
+        with torch.inference_mode(), self._autocast():
+            for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
+                outputs.append(self.stacked(batch_inputs))
+                targets.append(batch_targets)
+                self.progressed()
+        self._switch(training=True)
+        all_outputs, all_targets = torch.cat(outputs, 1).float(), torch.cat(targets)
+        found = []
+        for row, own in enumerate(all_outputs):
+            if isinstance(self.loaded, FitsMetric) and split != "test":
+                self._metrics[row] = self.loaded.fit_metric(own, all_targets)
+            metric = self._metrics[row] or self.loaded.metric
+            loss = finite(float(self.loaded.loss(own, all_targets)))
+            found.append((loss, finite(metric(own, all_targets))))
+        return found
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Let the other models go; their losses must have been taken."""
+        self.stacked.keep(rows)
+        self._optimizer.keep(torch.tensor(rows, device=self.device), self._parameters())
+        self._metrics = [self._metrics[row] for row in rows]
+
+    def _autocast(self) -> torch.autocast:
+        bfloat16 = self.training.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+
+
+def _clipped(gradients: Sequence[torch.Tensor], limit: float) -> list[torch.Tensor]:
+    """Return the gradients with each model's norm at most `limit`, as torch.nn.utils.clip_grad_norm_ does for one."""
+    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
+    factors = (limit / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+    return [gradient * factors.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
+
+
+@dataclass
+class _Member:
+    """One trial of the gang."""
+
+    spec: TrialSpec
+    planned: PlannedSchedule
+    ends: list[int]
+    """The numbers of steps after which it is evaluated."""
+    outcome: Outcome
+    billed: dict[str, float] = field(default_factory=dict)
+    core_seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    """Since its last point."""
+    evaluations: int = 0
+
+    @property
+    def solo(self) -> SoloCost:
+        assert self.spec.solo is not None, "see check_alike"
+        return self.spec.solo
+
+    def solo_seconds(self) -> dict[str, float]:
+        """Return what the trial would have taken alone up to now, by phase."""
+        steps = self.outcome.train_steps
+        return {
+            "data": self.billed.get("data", 0.0),
+            "setup": self.solo.setup_seconds,
+            "train": steps * self.solo.step_seconds,
+            "evaluate": self.evaluations * self.solo.validation_seconds,
+            "test_evaluation": self.billed.get("test_evaluation", 0.0),
+        }
+
+
+class _Bill:
+    """Divides what the stopwatch counts among the members that are there at the time."""
+
+    def __init__(self, watch: DeviceStopwatch) -> None:
+        self._watch = watch
+        self._told: dict[str, float] = {}
+        self._core_told = 0.0
+
+    def share(self, members: Sequence[_Member]) -> None:
+        """Charge these members for all since the last call."""
+        self._watch.lap()
+        now, core = dict(self._watch.phase_seconds), self._watch.core_seconds
+        for member in members:
+            for phase, seconds in now.items():
+                spent = (seconds - self._told.get(phase, 0.0)) / len(members)
+                member.billed[phase] = member.billed.get(phase, 0.0) + spent
+            member.core_seconds += (core - self._core_told) / len(members)
+        self._told, self._core_told = now, core
+
+
+def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
+    """Train the trials together and return their results in order.
+
+    Raises CannotGangError before anything was reported when that cannot be; StorageError as `run_trials` does.
+    """
+    check_alike(specs)
+    device = pick_device(specs[0].training.device)
+    meter, watch = EnergyMeter(device), DeviceStopwatch(synchronizer(device))
+    bill = _Bill(watch)
+    watch.start("data")
+    loaded = load(specs[0].workload, device, specs[0].seed)
+    watch.switch("setup")
+    members = [_member(spec, loaded) for spec in specs]
+    told = _Told(channel)
+    try:
+        run = StackedRun(
+            new_run(loaded, specs[0].training, device, specs[0].seed),
+            [spec.training.optimizer.settings for spec in specs],
+        )
+        if isinstance(channel, Watched):
+            run.progressed = channel.progressed
+        _train(members, run, watch, bill, told)
+    except StorageError:
+        raise
+    except Exception as error:
+        if not told.anything:
+            raise CannotGangError(one_line(error)) from error
+        for member in members:
+            if member.outcome.status == "failed":
+                member.outcome.error = one_line(error) + user_line(error)
+                member.outcome.traceback = traceback.format_exc()
+    bill.share([member for member in members if member.outcome.error] or members[:1])
+    watch.stop()
+    joules, billed = meter.joules(), sum(sum(member.billed.values()) for member in members)
+    memory = peak_memory(device)
+    return [
+        _result(
+            member,
+            TrialResult(
+                uuid=member.spec.uuid,
+                status=member.outcome.status,
+                device=device_info(device),
+                train_steps=member.outcome.train_steps,
+                phase_seconds=member.solo_seconds(),
+                core_seconds=member.core_seconds,
+                gang_size=len(specs),
+                billed_phase_seconds=member.billed,
+                peak_device_memory_bytes=memory,
+                energy_joules=None if joules is None else joules * sum(member.billed.values()) / billed,
+            ),
+        )
+        for member in members
+    ]
+
+
+def _result(member: _Member, so_far: TrialResult) -> TrialResult:
+    outcome = member.outcome
+    return replace(
+        so_far,
+        validation_loss=outcome.validation_loss,
+        validation_metric=outcome.validation_metric,
+        test_loss=outcome.test_loss,
+        test_metric=outcome.test_metric,
+        curve=tuple(outcome.curve),
+        diverged_step=outcome.diverged_step,
+        error=outcome.error,
+        traceback=outcome.traceback,
+        facts=outcome.facts,
+    )
+
+
+class _Told:
+    """The channel, and whether anything has gone over it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.anything = False
+
+    def report(self, uuid: str, point: CurvePoint) -> bool:
+        self.anything = True
+        return self._channel.report(uuid, point)
+
+
+def _member(spec: TrialSpec, loaded: LoadedWorkload) -> _Member:
+    planned = plan_of(spec, loaded.facts)
+    assert planned is not None, "see check_alike"
+    return _Member(spec, planned, segment_ends(planned, loaded.facts.steps_per_epoch), Outcome(facts=loaded.facts))
+
+
+def _train(members: Sequence[_Member], run: StackedRun, watch: DeviceStopwatch, bill: _Bill, told: _Told) -> None:
+    """Train until the last member has ended."""
+    live = list(members)
+    step = 0
+    watch.switch("train")
+    for end in sorted({end for member in members for end in member.ends}):
+        if not live:
+            return
+        _step_to(end, step, live, run)
+        step = end
+        watch.switch("evaluate")
+        for member, losses in zip(live, run.take_losses(), strict=True):
+            member.losses += losses
+        found = run.evaluate("validation")
+        bill.share(live)
+        leaving = [
+            row
+            for row, member in enumerate(live)
+            if end in member.ends and not _goes_on(member, end, found[row], run.loaded, told)
+        ]
+        if leaving:
+            watch.switch("test_evaluation")
+            _judge_leaving([live[row] for row in leaving], leaving, run)
+            bill.share([live[row] for row in leaving])
+            stay = [row for row in range(len(live)) if row not in leaving]
+            live = [live[row] for row in stay]
+            if live:
+                run.keep(stay)
+        watch.switch("train")
+
+
+def _step_to(end: int, step: int, live: Sequence[_Member], run: StackedRun) -> None:
+    """Take the steps up to `end`; the rates of all of them go to the device at once."""
+    like = run.stacked.parameters[next(iter(run.stacked.parameters))]
+    planned = [member.planned for member in live]
+    rates = torch.tensor([[one.rate(at) for one in planned] for at in range(step, end)], dtype=torch.float64).to(like)
+    momenta: Sequence[torch.Tensor | None] = [None] * (end - step)
+    schedules = [one.momentum for one in planned if one.momentum is not None]
+    if schedules:
+        if len(schedules) != len(planned):
+            raise CannotGangError("only some of them schedule their momentum")
+        table = [[schedule(at) for schedule in schedules] for at in range(step, end)]
+        momenta = list(torch.tensor(table, dtype=torch.float64).to(like))
+    for at in range(end - step):
+        run.step(rates[at], momenta[at])
+    for member in live:
+        member.outcome.train_steps = end
+
+
+def _goes_on(
+    member: _Member, end: int, found: tuple[float | None, float | None], loaded: LoadedWorkload, told: _Told
+) -> bool:
+    """Note and tell how the member does after `end` steps; return whether it is to train on."""
+    outcome, losses = member.outcome, member.losses
+    loss, metric = found
+    member.losses = []
+    member.evaluations += 1
+    outcome.diverged_step = first_non_finite(losses, end)
+    alive = outcome.diverged_step is None
+    outcome.validation_loss, outcome.validation_metric = found if alive else (None, None)
+    point = CurvePoint(
+        step=end,
+        epoch=end / loaded.facts.steps_per_epoch,
+        learning_rate=member.planned.rate(end - 1),
+        train_loss=finite(math.fsum(losses) / len(losses)) if alive else None,
+        validation_loss=loss,
+        validation_metric=metric if alive else None,
+        charged_device_seconds=charged_seconds(member.solo_seconds()),
+        cycle_end=end in member.planned.cycle_ends,
+    )
+    outcome.curve.append(point)
+    go_on = told.report(member.spec.uuid, point)
+    if not alive:
+        outcome.status = "diverged"
+        return False
+    outcome.status = "completed" if go_on or end == member.planned.train_steps else "pruned"
+    return go_on and end < member.planned.train_steps
+
+
+def _judge_leaving(leaving: Sequence[_Member], rows: Sequence[int], run: StackedRun) -> None:
+    """Give each that leaves alive its values on the test split."""
+    if all(member.outcome.status == "diverged" for member in leaving):
+        return
+    found = run.evaluate("test")
+    for member, row in zip(leaving, rows, strict=True):
+        if member.outcome.status != "diverged":
+            member.outcome.test_loss, member.outcome.test_metric = found[row]

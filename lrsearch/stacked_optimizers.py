@@ -1,0 +1,130 @@
+"""SGD, Adam and AdamW for a StackedModel: each copy has a rate, momentum, weight decay and state of its own.
+
+The formulas are those of torch.optim, in its order of operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+STACKABLE = ("sgd", "adam", "adamw")
+OF_EACH_COPY = ("momentum", "weight_decay")
+"""Settings that may differ between the copies; all others are the first copy's."""
+
+
+@dataclass
+class StackedOptimizer:
+    """`settings`: those of torch.optim's class of that `name`, one mapping for each copy.
+
+    `parameters` are the tensors to train, (K, ...) each; `multipliers` say by what to multiply each one's rate and
+    weight decay. `step` takes rates and momenta as (K,) tensors of the parameters' type, on their device.
+    """
+
+    name: str
+    settings: Sequence[Mapping[str, Any]]
+    parameters: list[torch.Tensor]
+    multipliers: Sequence[tuple[float, float]]
+    state: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    steps_taken: int = 0
+
+    def __post_init__(self) -> None:
+        first = self.parameters[0]
+        self._common = self.settings[0]
+        self._momentum = torch.tensor([one.get("momentum", 0.0) for one in self.settings], dtype=torch.float64).to(
+            first
+        )
+        decay = torch.tensor([one["weight_decay"] for one in self.settings], dtype=torch.float64)
+        self._decays = [(decay * by).to(first) for _, by in self.multipliers]
+        self._has_momentum = self.name != "sgd" or any(one["momentum"] for one in self.settings)
+
+    def step(
+        self, gradients: Sequence[torch.Tensor], rates: torch.Tensor, momentum: torch.Tensor | None = None
+    ) -> None:
+        """Take one step. `momentum` replaces SGD's momentum, or Adam's first beta, from this step on."""
+        self.steps_taken += 1
+        with torch.no_grad():
+            if self.name == "sgd":
+                self._sgd(list(gradients), rates, momentum)
+            else:
+                self._adam(list(gradients), rates, momentum)
+
+    def keep(self, rows: torch.Tensor, parameters: list[torch.Tensor]) -> None:
+        """Let the other copies go; `parameters` are the kept ones' tensors."""
+        from lrsearch.stacking import select_rows
+
+        self.parameters = parameters
+        self.settings = [self.settings[row] for row in rows.tolist()]
+        self.state = {key: [select_rows(one, rows) for one in tensors] for key, tensors in self.state.items()}
+        self._momentum = self._momentum[rows]
+        self._decays = [decay[rows] for decay in self._decays]
+
+    def state_of(self, row: int) -> dict[int, dict[str, Any]]:
+        """Return the part "state" of what `state_dict` of that copy's own optimiser would be."""
+        count = {} if self.name == "sgd" else {"step": torch.tensor(float(self.steps_taken))}
+        return {
+            index: {**count, **{key: tensors[index][row].clone() for key, tensors in self.state.items()}}
+            for index in range(len(self.parameters))
+            if self.state
+        }
+
+    def _column(self, values: torch.Tensor, index: int) -> torch.Tensor:
+        """Return one value per copy so that it multiplies the copy's part of parameter `index`."""
+        return values.view(-1, *[1] * (self.parameters[index].ndim - 1))
+
+    def _rates(self, rates: torch.Tensor, index: int) -> torch.Tensor:
+        multiplier = self.multipliers[index][0]
+        return self._column(rates if multiplier == 1 else rates * multiplier, index)
+
+    def _tensors(self, key: str) -> list[torch.Tensor]:
+        if key not in self.state:
+            self.state[key] = [torch.zeros_like(parameter) for parameter in self.parameters]
+        return self.state[key]
+
+    def _sgd(self, gradients: list[torch.Tensor], rates: torch.Tensor, momentum: torch.Tensor | None) -> None:
+        """torch.optim.SGD, https://pytorch.org/docs/stable/generated/torch.optim.SGD.html."""
+        if momentum is not None:
+            self._momentum, self._has_momentum = momentum, True
+        if any(one["weight_decay"] for one in self.settings):
+            for index, parameter in enumerate(self.parameters):
+                gradients[index] = gradients[index].addcmul(parameter, self._column(self._decays[index], index))
+        if self._has_momentum:
+            fresh = "momentum_buffer" not in self.state
+            if fresh:
+                self.state["momentum_buffer"] = [gradient.clone() for gradient in gradients]
+            buffers, dampening = self.state["momentum_buffer"], self._common["dampening"]
+            for index, gradient in enumerate(gradients):
+                factor = self._column(self._momentum, index)
+                if not fresh:
+                    buffers[index].mul_(factor).add_(gradient, alpha=1 - dampening)
+                gradients[index] = gradient.addcmul(buffers[index], factor) if self._nesterov else buffers[index]
+        for index, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+            parameter.addcmul_(gradient, self._rates(rates, index), value=-1)
+
+    @property
+    def _nesterov(self) -> bool:
+        return bool(self._common["nesterov"])
+
+    def _adam(self, gradients: list[torch.Tensor], rates: torch.Tensor, beta1: torch.Tensor | None) -> None:
+        """torch.optim.Adam and AdamW, https://pytorch.org/docs/stable/generated/torch.optim.AdamW.html."""
+        first, second = self._tensors("exp_avg"), self._tensors("exp_avg_sq")
+        fixed1, beta2 = self._common["betas"]
+        if beta1 is None:
+            beta1 = torch.full_like(rates, fixed1)
+        correction1 = 1 - beta1.double() ** self.steps_taken
+        root2 = (1 - beta2**self.steps_taken) ** 0.5
+        for index, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+            rate, decay = self._rates(rates, index), self._column(self._decays[index], index)
+            if any(one["weight_decay"] for one in self.settings):
+                if self.name == "adamw":
+                    parameter.mul_(1 - rate * decay)
+                else:
+                    gradient = gradient.addcmul(parameter, decay)
+            first[index].lerp_(gradient, 1 - self._column(beta1, index))
+            second[index].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            denominator = (second[index].sqrt() / root2).add_(self._common["eps"])
+            size = rate / self._column(correction1.to(rates.dtype), index)
+            parameter.sub_(first[index].div(denominator).mul_(size))

@@ -1,0 +1,493 @@
+"""Several copies of a model as one: each parameter is a tensor with one row per copy, and one pass serves all copies.
+
+Known layers are written out for all copies at once (HFTA's rules, Wang et al., MLSys 2021, https://arxiv.org/abs/2102.02344:
+copies side by side in the channels, convolutions in groups); anything else goes through `torch.func.vmap`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.func import functional_call, vmap
+
+
+class Layout(Enum):
+    """How a value of the copies lies in one tensor. K copies, N rows (examples), C channels."""
+
+    SHARED = "shared"
+    """(N, ...): the same for all copies."""
+    STACKED = "stacked"
+    """(K, N, ...), or (K, ...) for a parameter."""
+    FOLDED = "folded"
+    """(N, K * C, ...): the channels of the copies beside each other."""
+
+
+class Value(NamedTuple):
+    """A tensor on its way through the copies."""
+
+    layout: Layout
+    tensor: torch.Tensor
+
+
+class StackedModel:
+    """`count` copies of `model`, with the same weights to begin with.
+
+    `parameters` and `buffers` hold, by name, one tensor with a row per copy. Training and evaluation mode are
+    `model`'s own, whose weights are never used. A call returns the outputs, (K, N, ...).
+    """
+
+    def __init__(self, model: nn.Module, count: int) -> None:
+        self.model = model
+        self.count = count
+        self.parameters = {name: _copies(one, count) for name, one in model.named_parameters()}
+        self.buffers = {name: _copies(one, count) for name, one in model.named_buffers()}
+        for name, parameter in model.named_parameters():
+            self.parameters[name].requires_grad_(parameter.requires_grad)
+        self._programs: dict[bool, _Program | None] = {}
+        first = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
+        everywhere = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+        self._own_name = {name: first[id(one)] for name, one in everywhere}
+
+    def __call__(self, inputs: Any) -> torch.Tensor:
+        training = self.model.training
+        if training not in self._programs:
+            self._programs[training] = _Program.of(self.model)
+        program = self._programs[training]
+        if program is not None and isinstance(inputs, torch.Tensor):
+            return program.run(self, inputs)
+        tensors = self.parameters | self.buffers
+        outputs: torch.Tensor = vmap(lambda own: functional_call(self.model, own, (inputs,)), randomness="same")(
+            tensors
+        )
+        return outputs
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Let the other copies go."""
+        index = torch.tensor(rows, device=next(iter(self.parameters.values())).device)
+        for tensors in (self.parameters, self.buffers):
+            for name, tensor in tensors.items():
+                kept = select_rows(tensor.detach(), index)
+                tensors[name] = kept.requires_grad_(tensor.requires_grad)
+        self.count = len(rows)
+
+    def state_dict(self, row: int) -> dict[str, torch.Tensor]:
+        """Return what `state_dict` of that copy alone would be."""
+        own = self.parameters | self.buffers
+        return {name: own[self._own_name[name]].detach()[row].clone() for name in self.model.state_dict()}
+
+
+def select_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return those rows; the layout of what is in a row stays."""
+    size, own = tensor[0].numel(), tensor.stride()[1:]
+    if sum((side - 1) * stride for side, stride in zip(tensor.shape[1:], own, strict=True)) + 1 != size:
+        return tensor.index_select(0, index)  # a row has holes or overlaps
+    strides = (size, *own)
+    kept = torch.empty_strided((len(index), *tensor.shape[1:]), strides, dtype=tensor.dtype, device=tensor.device)
+    return kept.copy_(tensor.index_select(0, index))
+
+
+def _copies(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """Return (count, ...) in new memory; the layout of each copy is that of `tensor`."""
+    return select_rows(tensor.detach().unsqueeze(0), torch.zeros(count, dtype=torch.int64, device=tensor.device))
+
+
+Rule = Callable[[StackedModel, list[Any], dict[str, Any]], Any]
+
+
+class _Program:
+    """The steps of a model's forward pass, as torch.fx finds them, each with the rule that does it for all copies."""
+
+    def __init__(self, graph: fx.Graph, model: nn.Module) -> None:
+        self._steps: list[tuple[fx.Node, Rule]] = []
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                self._input = node
+            elif node.op == "output":
+                self._output = node.args[0]
+            else:
+                self._steps.append((node, _rule(node, model)))
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Program | None:
+        """Return the program; None when the model cannot be traced, ties weights, or takes or gives several tensors."""
+        tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+        if len(tensors) != len({id(tensor) for _, tensor in tensors}):
+            return None
+        try:
+            graph = fx.Tracer().trace(model)
+        except Exception:  # a model may do anything while it is traced: then vmap has it as a whole
+            return None
+        nodes = list(graph.nodes)
+        placeholders = [node for node in nodes if node.op == "placeholder"]
+        output = next(node for node in nodes if node.op == "output")
+        if len(placeholders) != 1 or not isinstance(output.args[0], fx.Node):
+            return None
+        return cls(graph, model)
+
+    def run(self, stacked: StackedModel, inputs: torch.Tensor) -> torch.Tensor:
+        values: dict[fx.Node, Any] = {self._input: Value(Layout.SHARED, inputs)}
+        for node, rule in self._steps:
+            arguments = [_filled(argument, values) for argument in node.args]
+            keywords = {key: _filled(argument, values) for key, argument in node.kwargs.items()}
+            values[node] = rule(stacked, arguments, keywords)
+        return to_stacked(values[self._output], stacked.count)
+
+
+def _filled(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
+    return values[argument] if isinstance(argument, fx.Node) else fx.node.map_arg(argument, values.__getitem__)
+
+
+def to_stacked(value: Value, count: int) -> torch.Tensor:
+    """Return the tensor as (K, N, ...)."""
+    if value.layout is Layout.STACKED:
+        return value.tensor
+    if value.layout is Layout.SHARED:
+        return value.tensor.unsqueeze(0).expand(count, *value.tensor.shape)
+    rows, channels, *sides = value.tensor.shape
+    return value.tensor.view(rows, count, channels // count, *sides).transpose(0, 1)
+
+
+def _to_folded(value: Value, count: int) -> torch.Tensor:
+    """Return the tensor as (N, K * C, ...)."""
+    if value.layout is Layout.FOLDED:
+        return value.tensor
+    return to_stacked(value, count).transpose(0, 1).flatten(1, 2)
+
+
+# Rules
+
+
+def _rule(node: fx.Node, model: nn.Module) -> Rule:
+    """Return what does the node's work for all copies."""
+    if node.op == "get_attr":
+        return _attribute(str(node.target), model)
+    if node.op == "call_module":
+        name = str(node.target)
+        module = model.get_submodule(name)
+        return _module_rule(name, module)
+    if node.op == "call_method":
+        method = str(node.target)
+        if method in ("size", "dim"):
+            return _of_one_copy(operator.methodcaller, method)
+        function: Callable[..., Any] = getattr(torch.Tensor, method)
+    else:
+        assert callable(node.target)
+        function = node.target
+        if function is getattr:
+            return _read_attribute
+    return _function_rule(function)
+
+
+def _attribute(name: str, model: nn.Module) -> Rule:
+    constant = None
+    if name not in dict(model.named_parameters()) and name not in dict(model.named_buffers()):
+        constant = operator.attrgetter(name)(model)
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        if constant is not None:
+            return Value(Layout.SHARED, constant) if isinstance(constant, torch.Tensor) else constant
+        return Value(Layout.STACKED, (stacked.parameters | stacked.buffers)[name])
+
+    return rule
+
+
+def _of_one_copy(make: Callable[..., Callable[[torch.Tensor], Any]], method: str) -> Rule:
+    """Return the rule for what is no tensor and the same for every copy, such as a size."""
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        value, *others = arguments
+        return make(method, *others, **keywords)(_one_copy(value, stacked.count))
+
+    return rule
+
+
+def _read_attribute(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    value, name = arguments
+    if not isinstance(value, Value):
+        return getattr(value, name)
+    if name in ("shape", "ndim", "dtype", "device"):
+        return getattr(_one_copy(value, stacked.count), name)
+    return _through_vmap(lambda tensor: getattr(tensor, name), stacked.count, [value], {})
+
+
+def _one_copy(value: Value, count: int) -> torch.Tensor:
+    return value.tensor if value.layout is Layout.SHARED else to_stacked(value, count)[0]
+
+
+Elementwise = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Softplus,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Identity,
+)
+ChannelByChannel = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d)
+ELEMENTWISE_FUNCTIONS = frozenset(
+    (
+        F.relu,
+        torch.relu,
+        torch.Tensor.relu,
+        torch.tanh,
+        torch.Tensor.tanh,
+        torch.sigmoid,
+        torch.Tensor.sigmoid,
+        torch.square,
+        torch.Tensor.square,
+        F.gelu,
+        F.silu,
+        F.leaky_relu,
+        torch.Tensor.pow,
+        operator.neg,
+    )
+)
+CHANNEL_FUNCTIONS = frozenset((F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d))
+ARITHMETIC = frozenset(
+    (operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, operator.truediv, torch.add, torch.mul)
+)
+
+
+def _module_rule(name: str, module: nn.Module) -> Rule:
+    if not type(module).__module__.startswith("torch.nn."):
+        return _any_module(name, module)  # a subclass may do what it likes
+    if isinstance(module, Elementwise):
+        return _same_layout(module)
+    if isinstance(module, ChannelByChannel):
+        return _channel_by_channel(module)
+    if isinstance(module, nn.Linear):
+        return _linear(name, module)
+    if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
+        return _convolution(name, module)
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.momentum is not None:
+        return _batch_norm(name, module)
+    if isinstance(module, (nn.Dropout, nn.Dropout2d)):
+        return _dropout(module)
+    if isinstance(module, nn.Flatten) and module.start_dim == 1:
+        end = module.end_dim
+        return lambda stacked, arguments, keywords: _flatten(arguments[0], end, stacked.count)
+    return _any_module(name, module)
+
+
+def _same_layout(function: Callable[..., torch.Tensor]) -> Rule:
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+        value, *others = arguments
+        return Value(value.layout, function(value.tensor, *others, **keywords))
+
+    return rule
+
+
+def _channel_by_channel(function: Callable[..., torch.Tensor]) -> Rule:
+    """Return the rule for what treats each channel of (N, C, H, W) alone."""
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+        value, *others = arguments
+        if value.layout is Layout.STACKED:
+            value = Value(Layout.FOLDED, _to_folded(value, stacked.count))
+        return Value(value.layout, function(value.tensor, *others, **keywords))
+
+    return rule
+
+
+def _linear(name: str, module: nn.Linear) -> Rule:
+    weight_name, bias_name = f"{name}.weight", f"{name}.bias" if module.bias is not None else None
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+        inputs = to_stacked(arguments[0], stacked.count)
+        weight = stacked.parameters[weight_name].mT
+        rows = inputs.flatten(1, -2) if inputs.ndim != 3 else inputs
+        if bias_name is None:
+            outputs = torch.bmm(rows, weight)
+        else:
+            outputs = torch.baddbmm(stacked.parameters[bias_name].unsqueeze(1), rows, weight)
+        return Value(Layout.STACKED, outputs.view(*inputs.shape[:-1], outputs.shape[-1]))
+
+    return rule
+
+
+def _convolution(name: str, module: nn.Conv2d) -> Rule:
+    weight_name, bias_name = f"{name}.weight", f"{name}.bias" if module.bias is not None else None
+    # With one channel both layouts are the same memory, and only strides tell a convolution which one is wanted.
+    one_channel_last = module.in_channels == 1 and module.weight.stride(1) == 1
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+        (value,) = arguments
+        if one_channel_last and value.layout is Layout.SHARED and not value.tensor.requires_grad:
+            height, width = value.tensor.shape[2:]
+            like_images = value.tensor.contiguous().as_strided(value.tensor.shape, (height * width, 1, width, 1))
+            value = Value(Layout.SHARED, like_images)
+        weight = stacked.parameters[weight_name].flatten(0, 1)
+        bias = None if bias_name is None else stacked.parameters[bias_name].flatten()
+        if value.layout is Layout.SHARED and module.groups == 1:
+            inputs, groups = value.tensor, 1
+        else:
+            inputs, groups = _to_folded(value, stacked.count), stacked.count * module.groups
+        outputs = F.conv2d(inputs, weight, bias, module.stride, module.padding, module.dilation, groups)
+        return Value(Layout.FOLDED, outputs)
+
+    return rule
+
+
+def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> Rule:
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+        (value,) = arguments
+        own = {
+            part: tensors[f"{name}.{part}"]
+            for tensors in (stacked.parameters, stacked.buffers)
+            for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+            if f"{name}.{part}" in tensors
+        }
+        by_batch = module.training or "running_mean" not in own
+        if module.training and "num_batches_tracked" in own:
+            own["num_batches_tracked"].add_(1)
+        mean, variance, weight, bias = (
+            own[part].flatten() if part in own else None for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        momentum = module.momentum if module.momentum is not None else 0.0
+        inputs = _to_folded(value, stacked.count)
+        outputs = F.batch_norm(inputs, mean, variance, weight, bias, by_batch, momentum, module.eps)
+        if outputs.ndim > 2:
+            return Value(Layout.FOLDED, outputs)
+        return Value(Layout.STACKED, to_stacked(Value(Layout.FOLDED, outputs), stacked.count))
+
+    return rule
+
+
+def _dropout(module: nn.Dropout | nn.Dropout2d) -> Rule:
+    """Return the rule by which every copy drops what one alone would: the draws are those of one copy."""
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+        (value,) = arguments
+        if not module.training or module.p == 0:
+            return Value(value.layout, value.tensor)
+        kept = module(torch.ones_like(_one_copy(value, stacked.count)))
+        if value.layout is Layout.FOLDED:
+            kept = kept.repeat(1, stacked.count, *[1] * (kept.ndim - 2))
+        return Value(value.layout, value.tensor * kept)
+
+    return rule
+
+
+def _flatten(value: Value, end: int, count: int) -> Value:
+    """Flatten the dimensions from the first after the rows on, as `nn.Flatten` does."""
+    if value.layout is Layout.SHARED:
+        return Value(Layout.SHARED, value.tensor.flatten(1, end))
+    tensor = to_stacked(value, count)
+    return Value(Layout.STACKED, tensor.flatten(2, end if end < 0 else end + 1))
+
+
+def _any_module(name: str, module: nn.Module) -> Rule:
+    prefix = f"{name}."
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        own = {
+            key.removeprefix(prefix): Value(Layout.STACKED, tensor)
+            for key, tensor in (stacked.parameters | stacked.buffers).items()
+            if key.startswith(prefix)
+        }
+
+        def call(own: dict[str, torch.Tensor], *arguments: Any, **keywords: Any) -> Any:
+            return functional_call(module, own, arguments, keywords)
+
+        return _through_vmap(call, stacked.count, [own, *arguments], keywords)
+
+    return rule
+
+
+def _function_rule(function: Callable[..., Any]) -> Rule:
+    if function in ELEMENTWISE_FUNCTIONS:
+        return _same_layout(function)
+    if function in CHANNEL_FUNCTIONS:
+        return _channel_by_channel(function)
+    if function in (torch.flatten, torch.Tensor.flatten):
+        return _flatten_call(function)
+    if function in (torch.Tensor.view, torch.Tensor.reshape, torch.reshape):
+        return _reshape
+    arithmetic = function in ARITHMETIC
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        if arithmetic and not keywords:
+            layouts = {argument.layout for argument in arguments if isinstance(argument, Value)}
+            alike = {argument.tensor.shape for argument in arguments if isinstance(argument, Value)}
+            if len(layouts) == len(alike) == 1:
+                tensors = [argument.tensor if isinstance(argument, Value) else argument for argument in arguments]
+                return Value(layouts.pop(), function(*tensors))
+        return _through_vmap(function, stacked.count, arguments, keywords)
+
+    return rule
+
+
+def _flatten_call(function: Callable[..., Any]) -> Rule:
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        value, *others = arguments
+        start = keywords.get("start_dim", others[0] if others else 0)
+        end = keywords.get("end_dim", others[1] if len(others) > 1 else -1)
+        if start == 1 and isinstance(value, Value):
+            return _flatten(value, end, stacked.count)
+        return _through_vmap(function, stacked.count, arguments, keywords)
+
+    return rule
+
+
+def _reshape(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    """Give each copy the shape that is asked for; what only a copy of memory can give is copied."""
+    value, *shape = arguments
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+        shape = list(shape[0])
+    if keywords or not all(isinstance(side, int) for side in shape):
+        return _through_vmap(torch.Tensor.reshape, stacked.count, arguments, keywords)
+    if value.layout is Layout.SHARED:
+        return Value(Layout.SHARED, value.tensor.reshape(*shape))
+    tensor = to_stacked(value, stacked.count)
+    return Value(Layout.STACKED, tensor.reshape(stacked.count, *shape))
+
+
+def _through_vmap(function: Callable[..., Any], count: int, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    """Call `function` for each copy through vmap; what is shared by all comes out shared."""
+    values: list[Value] = []
+
+    def note(argument: Any) -> Any:
+        if isinstance(argument, Value):
+            values.append(argument)
+        return argument
+
+    _each(note, [arguments, keywords])
+    own = [value.layout is not Layout.SHARED for value in values]
+    tensors = [to_stacked(value, count) if mine else value.tensor for value, mine in zip(values, own, strict=True)]
+
+    def call(*tensors: torch.Tensor) -> Any:
+        rest = iter(tensors)
+        filled = _each(lambda one: next(rest) if isinstance(one, Value) else one, [arguments, keywords])
+        return function(*filled[0], **filled[1])
+
+    if not any(own):
+        layout, result = Layout.SHARED, call(*tensors)
+    else:
+        layout = Layout.STACKED
+        result = vmap(call, in_dims=tuple(0 if mine else None for mine in own), randomness="same")(*tensors)
+    return _each(lambda one: Value(layout, one) if isinstance(one, torch.Tensor) else one, result)
+
+
+def _each(function: Callable[[Any], Any], nested: Any) -> Any:
+    """Return `nested` with `function` applied to all that is in its lists, tuples and dictionaries."""
+    if isinstance(nested, Value):
+        return function(nested)
+    if isinstance(nested, dict):
+        return {key: _each(function, one) for key, one in nested.items()}
+    if isinstance(nested, (list, tuple)):
+        made = [_each(function, one) for one in nested]
+        if hasattr(nested, "_fields"):
+            return type(nested)(*made)
+        return type(nested)(made)  # also torch's own, such as torch.return_types.max
+    return function(nested)

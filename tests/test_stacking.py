@@ -1,0 +1,251 @@
+"""A stacked model computes, for each copy, what that copy alone computes: outputs, gradients, buffers, optimiser steps.
+
+In float64, so that what differs is a wrong formula and not rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lrsearch.stacked_optimizers import StackedOptimizer
+from lrsearch.stacking import StackedModel
+from lrsearch.training import OPTIMIZERS
+from lrsearch.workloads import models
+
+COPIES = 3
+
+
+class Hand(nn.Module):
+    """A net in the way people write them: functions, views, branches, sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.grouped = nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.scale = nn.Parameter(torch.ones(4, 1, 1))
+        self.last = nn.Linear(4 * 16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.first(x))
+        y = y + self.grouped(y) * self.scale
+        y = F.max_pool2d(self.norm(y), 2)
+        y = y.view(y.size(0), -1)
+        if self.training:
+            y = F.dropout(y, 0.0)
+        left, right = y.chunk(2, 1)
+        return F.log_softmax(self.last(torch.cat([right, left], dim=1)), dim=1)
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.norm = nn.LayerNorm(8)
+        self.hidden = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 11, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(F.gelu(self.hidden(self.norm(self.embedding(x)).mean(1))))  # type: ignore[no-any-return]
+
+
+class Branching(nn.Module):
+    """Goes by the data: torch.fx cannot trace it, vmap can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x if len(x) > 2 else -x)  # type: ignore[no-any-return]
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(7, *shape, dtype=torch.float64)
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = {
+    "mlp": (lambda: models.build("mlp", (1, 8, 8), 5), lambda: images(1, 8, 8)),
+    "small_cnn": (lambda: models.build("small_cnn", (1, 8, 8), 5), lambda: images(1, 8, 8)),
+    "lenet": (lambda: models.build("lenet", (1, 28, 28), 5), lambda: images(1, 28, 28)),
+    "cifar10_quick": (lambda: models.build("cifar10_quick", (3, 32, 32), 5), lambda: images(3, 32, 32)),
+    "cifar10_full": (lambda: models.build("cifar10_full", (3, 32, 32), 5), lambda: images(3, 32, 32)),
+    "resnet9": (lambda: models.build("resnet9", (3, 8, 8), 5), lambda: images(3, 8, 8)),
+    "torchvision/resnet18": (lambda: models.build("torchvision/resnet18", (3, 32, 32), 5), lambda: images(3, 32, 32)),
+    "by hand": (Hand, lambda: images(1, 8, 8)),
+    "tied tokens": (Tokens, lambda: torch.randint(11, (7, 4))),
+    "branching": (Branching, lambda: images(6)),
+    "dropout": (
+        lambda: nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 5)),
+        lambda: images(6),
+    ),
+    "dropout of channels": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout2d(0.5), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 5)),
+        lambda: images(1, 8, 8),
+    ),
+    "batch norm of rows": (
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)),
+        lambda: images(6),
+    ),
+    "frozen": (lambda: frozen_first(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))), lambda: images(6)),
+}
+
+
+def frozen_first(model: nn.Sequential) -> nn.Sequential:
+    for parameter in model[0].parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def shaken(stacked: StackedModel) -> list[nn.Module]:
+    """Give every copy weights of its own, and return the copies as models of their own."""
+    with torch.no_grad():
+        for parameter in stacked.parameters.values():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    alone = [copy.deepcopy(stacked.model) for _ in range(stacked.count)]
+    for row, model in enumerate(alone):
+        model.load_state_dict(stacked.state_dict(row))
+    return alone
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("training", [True, False])
+def test_each_copy_of_a_stacked_model_computes_what_it_computes_alone(name: str, training: bool) -> None:
+    torch.manual_seed(0)
+    build, make_inputs = CASES[name]
+    model = build().double().train(training)
+    if name != "by hand":  # whose view does not take this layout
+        model = model.to(memory_format=torch.channels_last)
+    inputs, targets = make_inputs(), torch.randint(5, (7,))
+    stacked = StackedModel(model, COPIES)
+    alone = shaken(stacked)
+    trained = [key for key, parameter in stacked.parameters.items() if parameter.requires_grad]
+
+    torch.manual_seed(1)
+    outputs = stacked(inputs)
+    loss = sum(F.cross_entropy(one, targets) for one in outputs)
+    gradients = torch.autograd.grad(loss, [stacked.parameters[key] for key in trained])  # type: ignore[arg-type]
+    for row, single in enumerate(alone):
+        torch.manual_seed(1)
+        expected = single(inputs)
+        torch.testing.assert_close(outputs[row], expected, rtol=1e-9, atol=1e-9)
+        own = dict(single.named_parameters())
+        expected_gradients = torch.autograd.grad(F.cross_entropy(expected, targets), [own[key] for key in trained])
+        for found, wanted in zip(gradients, expected_gradients, strict=True):
+            torch.testing.assert_close(found[row], wanted, rtol=1e-8, atol=1e-9)
+        for key, tensor in stacked.state_dict(row).items():
+            torch.testing.assert_close(tensor, single.state_dict()[key], rtol=1e-9, atol=1e-9)
+
+
+def test_copies_that_stay_keep_their_weights_buffers_and_memory_layout() -> None:
+    torch.manual_seed(0)
+    model = models.build("resnet9", (3, 8, 8), 5).double().to(memory_format=torch.channels_last)
+    stacked = StackedModel(model, COPIES)
+    alone = shaken(stacked)
+    stacked.keep([2, 0])
+    assert stacked.count == 2
+    inputs = images(3, 8, 8)
+    for row, single in enumerate([alone[2], alone[0]]):
+        torch.testing.assert_close(stacked(inputs)[row], single(inputs), rtol=1e-9, atol=1e-9)
+    weight = stacked.parameters["0.weight"]
+    assert weight.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
+SGD = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
+ADAM = {"betas": (0.8, 0.99), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
+SETTINGS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "sgd": ("sgd", [SGD] * 3),
+    "sgd with momenta of their own": ("sgd", [{**SGD, "momentum": m} for m in (0.0, 0.5, 0.9)]),
+    "sgd with decays of their own": ("sgd", [{**SGD, "momentum": 0.9, "weight_decay": w} for w in (0.0, 0.01, 0.1)]),
+    "nesterov": ("sgd", [{**SGD, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}] * 3),
+    "dampened": ("sgd", [{**SGD, "momentum": 0.9, "dampening": 0.3}] * 3),
+    "adam": ("adam", [ADAM] * 3),
+    "adam with decays of their own": ("adam", [{**ADAM, "weight_decay": w} for w in (0.0, 0.01, 0.1)]),
+    "adamw": ("adamw", [{**ADAM, "weight_decay": w} for w in (0.0, 0.01, 0.1)]),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_each_copy_steps_as_torch_s_optimizer_does(case: str, scheduled: bool) -> None:
+    name, settings = SETTINGS[case]
+    if scheduled and case == "dampened":
+        pytest.skip("says nothing new")
+    generator = torch.Generator().manual_seed(0)
+    shapes, multipliers = [(4, 3), (4,), (2, 3, 2, 2)], [(1.0, 1.0), (2.0, 0.0), (0.5, 3.0)]
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    parameters = [draw(3, *shape) for shape in shapes]
+    alone = [[parameter[row].clone() for parameter in parameters] for row in range(3)]
+    stacked = StackedOptimizer(name, settings, parameters, multipliers)
+    optimizers = [
+        torch_optimizer(name, own, tensors, multipliers) for own, tensors in zip(settings, alone, strict=True)
+    ]
+    for step in range(6):
+        rates, momenta = draw(3).exp() * 0.01, 0.5 + 0.4 * torch.rand(3, dtype=torch.float64, generator=generator)
+        gradients = [draw(3, *shape) for shape in shapes]
+        if step == 3:
+            rows = torch.tensor([2, 0])
+            optimizers, alone = [optimizers[2], optimizers[0]], [alone[2], alone[0]]
+            stacked.keep(rows, [parameter[rows] for parameter in stacked.parameters])
+        if step >= 3:
+            rates, momenta, gradients = rates[rows], momenta[rows], [gradient[rows] for gradient in gradients]
+        stacked.step(gradients, rates, momenta if scheduled else None)
+        for row, optimizer in enumerate(optimizers):
+            for group, tensor, gradient in zip(optimizer.param_groups, alone[row], gradients, strict=True):
+                tensor.grad = gradient[row].clone()
+                group["lr"] = float(rates[row]) * group["by"]
+                if scheduled and name == "sgd":
+                    group["momentum"] = float(momenta[row])
+                elif scheduled:
+                    group["betas"] = (float(momenta[row]), group["betas"][1])
+            optimizer.step()
+            for tensor, found in zip(alone[row], stacked.parameters, strict=True):
+                torch.testing.assert_close(found[row], tensor, rtol=1e-11, atol=1e-12)
+    for row, optimizer in enumerate(optimizers):
+        wanted, found_state = optimizer.state_dict()["state"], stacked.state_of(row)
+        for index, entries in wanted.items():
+            for key, value in entries.items():
+                if value is not None:
+                    torch.testing.assert_close(found_state[index][key], value, check_dtype=False)
+
+
+def torch_optimizer(
+    name: str, settings: dict[str, Any], tensors: list[torch.Tensor], multipliers: list[tuple[float, float]]
+) -> torch.optim.Optimizer:
+    decay = settings["weight_decay"]
+    groups = [
+        {"params": [tensor], "by": by, "weight_decay": decay * times}
+        for tensor, (by, times) in zip(tensors, multipliers, strict=True)
+    ]
+    optimizer: torch.optim.Optimizer = OPTIMIZERS[name](groups, lr=1.0, **settings)  # type: ignore[call-arg]
+    return optimizer
+
+
+def test_a_copy_that_is_not_finite_changes_nothing_in_the_others() -> None:
+    def trained(poisoned: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        stacked = StackedModel(models.build("resnet9", (3, 8, 8), 5), 3)
+        parameters = list(stacked.parameters.values())
+        optimizer = StackedOptimizer("sgd", [{**SGD, "momentum": 0.9}] * 3, parameters, [(1.0, 1.0)] * len(parameters))
+        if poisoned:
+            with torch.no_grad():
+                parameters[0][1] = float("nan")
+        for _ in range(3):
+            outputs = stacked(torch.randn(6, 3, 8, 8))
+            loss = torch.stack([one.square().mean() for one in outputs]).sum()
+            optimizer.step(torch.autograd.grad(loss, parameters), torch.full((3,), 0.01))
+        return [parameter.detach()[[0, 2]] for parameter in parameters]
+
+    for clean, beside in zip(trained(poisoned=False), trained(poisoned=True), strict=True):
+        assert torch.equal(clean, beside)
