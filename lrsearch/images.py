@@ -59,7 +59,7 @@ def picture(figure: go.Figure, kind: str) -> bytes:
         raise MissingExtraError("Writing images", "images")
     from choreographer.errors import BrowserFailedError, ChromeNotFoundError
 
-    drawn = type(figure)(figure).update_layout(ON_WHITE)
+    drawn = type(figure)(figure).update_layout(ON_WHITE).update_annotations(bgcolor="rgba(255,255,255,0.7)")
     try:
         return bytes(drawn.to_image(kind, width=WIDTH, scale=SCALE if kind == "png" else 1))
     except (ChromeNotFoundError, BrowserFailedError) as error:

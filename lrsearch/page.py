@@ -99,13 +99,20 @@ def render_page(template: str, *, way_styles: Sequence[WayStyle] = (), draws: bo
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("lrsearch"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
+    return environment
+
+
+def breakable(text: str) -> Markup:
+    """Return `text`, escaped, so that a narrow column breaks it after an underscore rather than within a word."""
+    return Markup("_<wbr>").join(text.split("_"))
 
 
 @cache

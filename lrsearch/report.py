@@ -21,7 +21,7 @@ from lrsearch.figures import FIGURES, figure_tables
 from lrsearch.figures._style import way_styles
 from lrsearch.page import GLYPHS, Download, download, moment, plot_of, render_page, write_page
 from lrsearch.storage.export import TableName, export_rows, write_rows
-from lrsearch.trial import APART_PHASES, PHASES, Event, StudyRecord, TrialRecord, charged_seconds
+from lrsearch.trial import APART_PHASES, Event, StudyRecord, TrialRecord
 
 HERO = "accuracy_versus_cost"
 THREATS_AT_ONCE = 3
@@ -139,7 +139,7 @@ def _facts(record: StudyRecord, summary: StudySummary) -> list[tuple[str, str]]:
     facts.append(("Commit of the study's folder", ", ".join(commits) or "not recorded"))
     price = record.config.get("price")
     if price:
-        facts.append(("Price", f"${price['usd_per_device_hour']:g} per device hour, as of {price['as_of']}"))
+        facts.append(("Price", f"{wording.usd(price['usd_per_device_hour'])} per device hour, as of {price['as_of']}"))
     return [(name, text or "–") for name, text in facts]
 
 
@@ -189,7 +189,11 @@ def _rate_of(value: float | None) -> str:
 
 def _events(record: StudyRecord) -> list[tuple[str, str, str]]:
     return [
-        (moment(event.at), event.kind.replace("_", " "), "; ".join(f"{k}: {_short(v)}" for k, v in event.data.items()))
+        (
+            moment(event.at),
+            event.kind.replace("_", " "),
+            "; ".join(f"{key.replace('_', ' ')}: {_short(value)}" for key, value in event.data.items()),
+        )
         for event in record.events
         if event.kind != "search_done"  # bookkeeping of studies whose searches run side by side
     ]
@@ -198,6 +202,8 @@ def _events(record: StudyRecord) -> list[tuple[str, str, str]]:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return wording.significant(value)
+    if value is None:
+        return "not known"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 300 else f"{text[:297]}..."
 
@@ -212,13 +218,16 @@ def _account(record: StudyRecord) -> dict[str, str] | None:
     held = sum(runs)
     if not held or len(processes) > len(runs):
         return None
-    phases = {phase: sum(trial.phase_seconds[phase] for trial in record.trials) for phase in PHASES}
-    charged, apart = charged_seconds(phases), sum(phases[phase] for phase in APART_PHASES)
+    charged = sum(trial.charged_device_seconds for trial in record.trials)
+    confirming = sum(trial.charged_device_seconds for trial in record.confirmations)
+    trials = (*record.trials, *record.confirmations)
+    apart = sum(trial.phase_seconds[phase] for trial in trials for phase in APART_PHASES)
     return {
         "held": wording.significant(held, 4),
         "charged": wording.significant(charged, 4),
+        "confirming": wording.significant(confirming) if confirming else "",
         "apart": wording.significant(apart),
-        "share": f"{100 * (charged + apart) / held:.1f} %",
+        "share": f"{100 * (charged + confirming + apart) / held:.1f} %",
     }
 
 

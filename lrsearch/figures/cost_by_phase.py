@@ -103,7 +103,7 @@ def draw(record: StudyRecord) -> go.Figure | None:
             xshift=6,
             font_size=12,
         )
-    figure.update_layout(barmode="stack", bargap=0.35, legend_traceorder="normal")
+    figure.update_layout(barmode="stack", bargap=0.35, legend_traceorder="normal", meta={"narrow_room": 1.35})
     figure.update_xaxes(range=(0, max(cost.charged.value for cost in costs) * 1.28))
     figure.update_yaxes(autorange="reversed", ticks="", showgrid=False)
     return figure

@@ -12,9 +12,9 @@ from lrsearch.trial import StudyRecord
 def caption(record: StudyRecord) -> str:
     return (
         "Reading along a row changes the schedule alone, reading down a column changes only where the rate comes from: "
-        "decay by itself is often worth more than any search for a rate. Each cell: mean test value of the chosen "
-        "model ± standard deviation over n searches, and the expected cost to the target, or of a whole search without "
-        "one; its ways follow in brackets."
+        "a decaying schedule is often worth much by itself (over 82 settings: Chen et al. 2021, 2107.04197). Each "
+        "cell: mean test value of the chosen model ± standard deviation over n searches, and the expected cost to the "
+        "target, or of a whole search without one; its ways follow in brackets."
     )
 
 

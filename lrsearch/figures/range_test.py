@@ -18,7 +18,7 @@ from lrsearch.figures._style import WayStyle, axis, log_axis, new_figure, padded
 from lrsearch.range_test import RangeTestVerdict, judge
 from lrsearch.trial import RangeTestPlan, RangeTestPoint, StudyRecord, TrialRecord, WorkloadFacts
 
-TOP = 0.87  # of the plots; the names of the bounds stand above
+TOP = 0.83  # of the plots; the names of the bounds stand above
 LINES = (("base", "base_lr"), ("onset", "onset_lr"), ("knee", "knee_lr"), ("max", "max_lr"))
 
 
@@ -120,7 +120,7 @@ def _range(curves: Sequence[Sequence[float]], *, rises: bool) -> tuple[float, fl
 
 
 def _draw_bounds(figure: go.Figure, verdict: RangeTestVerdict, style: WayStyle) -> None:
-    """Shade from base to max rate, and name the lines above both plots, in three rows that keep the names apart."""
+    """Shade from base to max rate, and name the lines above both plots, each in a row of its own."""
     height = {"yref": "paper", "y0": 0, "y1": TOP, "layer": "below"}
     shade_bounds(figure, verdict, style, top=TOP)
     found = [(rate, name) for name, field in LINES if (rate := getattr(verdict, field))]
@@ -130,7 +130,7 @@ def _draw_bounds(figure: go.Figure, verdict: RangeTestVerdict, style: WayStyle) 
         figure.add_shape(type="line", x0=rate, x1=rate, **height, line=line)
         figure.add_annotation(
             x=math.log10(rate),  # plotly places annotations of a log axis by exponent
-            y=TOP + 0.042 * (row % 3),
+            y=TOP + 0.042 * row,
             yref="paper",
             text=f"{name} {wording.rate(rate)}",
             showarrow=False,

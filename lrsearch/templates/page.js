@@ -5,10 +5,11 @@
   const plots = [];
   const root = document.documentElement;
   const PAPER_WIDTH = 680; // pixels: A4 between its margins
+  const MOST_ROWS_ON_PAPER = 60; // of a figure's table: longer ones are for the screen and for the downloads
 
   function ink() {
     const style = getComputedStyle(root);
-    return { text: style.getPropertyValue("--quiet").trim(), grid: style.getPropertyValue("--grid").trim(), ground: style.getPropertyValue("--card").trim() };
+    return { text: style.getPropertyValue("--quiet").trim(), grid: style.getPropertyValue("--grid").trim(), ground: style.getPropertyValue("--card").trim(), under: `${style.getPropertyValue("--ground").trim()}b0` };
   }
 
   function themed(layout) {
@@ -16,6 +17,10 @@
     const copy = JSON.parse(JSON.stringify(layout));
     copy.font.color = colors.text;
     copy.hoverlabel = { bgcolor: colors.ground, font: { color: colors.text } };
+    for (const note of copy.annotations || []) {
+      note.bgcolor = colors.under;  // a name on top of lines stays readable
+      note.borderpad = 0;
+    }
     copy.modebar = { color: colors.text, activecolor: colors.text, bgcolor: "rgba(0,0,0,0)" };
     for (const name of Object.keys(copy).filter((key) => /^[xy]axis\d*$/.test(key))) {
       copy[name].gridcolor = colors.grid;
@@ -28,6 +33,7 @@
     if (width >= 560) return layout;
     layout.font.size = 11;
     layout.margin = { l: 8, r: 8, t: 8, b: 40 };
+    if (layout.meta && layout.meta.narrow_room) layout.xaxis.range = [0, layout.xaxis.range[1] * layout.meta.narrow_room];
     layout.legend = Object.assign({}, layout.legend, { font: { size: 11 } });
     for (const name of Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key))) {
       const axis = layout[name];
@@ -65,11 +71,11 @@
   dark.addEventListener("change", redraw);
   window.matchMedia("(max-width: 640px)").addEventListener("change", redraw);
 
-  // On paper: black on white, all tables open, figures as wide as the sheet.
+  // On paper: black on white, all but long tables open, figures as wide as the sheet.
   let opened = [];
   window.addEventListener("beforeprint", () => {
     root.classList.add("paper");
-    opened = [...document.querySelectorAll("details:not([open])")];
+    opened = [...document.querySelectorAll("details:not([open])")].filter((details) => details.querySelectorAll("tr").length <= MOST_ROWS_ON_PAPER);
     opened.forEach((details) => (details.open = true));
     redraw();
   });
