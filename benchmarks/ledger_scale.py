@@ -1,8 +1,9 @@
 """How the ledger and the dashboard's view bear many trials: a study of an all but empty workload, trial by trial.
 
 `python benchmarks/ledger_scale.py [--database URL] [--trials 1000 10000 20000]` prints, for each number of trials, the
-seconds of a trial among the first and the last thousand, their ratio, and the SQL statements of a trial, those of the
-view included; all are medians. Half of the trials are a grid's, half a random search's. By default the database is an
+seconds of a trial among the first and the last thousand, their ratio, the same in processor seconds of the study's
+process, which do not depend on what else the machine does, and the SQL statements, those of the view included; all are
+medians. Half of the trials are a grid's, half a random search's. By default the database is an
 SQLite file in a temporary folder; with --database every size makes a new version of the study in that database.
 """
 
@@ -16,8 +17,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,7 @@ class Stopwatch:
 
     statements: int = 0
     times: list[float] = field(default_factory=list)
+    processor_times: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
 
     def count(self, *_: Any) -> None:
@@ -64,6 +68,7 @@ class Stopwatch:
 
     def trial_started(self, trial: TrialRecord) -> None:
         self.times.append(time.perf_counter())
+        self.processor_times.append(time.process_time())
         self.counts.append(self.statements)
 
     def study_started(self, record: StudyRecord, planned_trials: dict[str, int]) -> None: ...
@@ -76,11 +81,10 @@ class Stopwatch:
 
     def study_finished(self, record: StudyRecord) -> None: ...
 
-    def seconds_per_trial(self) -> list[float]:
-        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
 
-    def statements_per_trial(self) -> list[int]:
-        return [after - before for before, after in zip(self.counts, self.counts[1:], strict=False)]
+def per_trial(moments: Sequence[float]) -> list[float]:
+    """Return what lies between the beginnings of neighbouring trials."""
+    return [after - before for before, after in pairwise(moments)]
 
 
 def run(folder: Path, url: str, trials: int) -> Stopwatch:
@@ -114,14 +118,20 @@ def main() -> None:
 
 
 def _described(watch: Stopwatch) -> str:
-    seconds, statements = watch.seconds_per_trial(), watch.statements_per_trial()
-    count = min(COMPARED, len(seconds) // 2)
-    first, last = statistics.median(seconds[:count]), statistics.median(seconds[-count:])
-    early, late = statistics.median(statements[:count]), statistics.median(statements[-count:])
-    sums = sum(seconds[-count:]) / sum(seconds[:count])
+    wall, processor = per_trial(watch.times), per_trial(watch.processor_times)
+    statements = per_trial(watch.counts)
+    count = min(COMPARED, len(wall) // 2)
+
+    def ends(values: list[float]) -> tuple[float, float]:
+        return statistics.median(values[:count]), statistics.median(values[-count:])
+
+    def compared(values: list[float]) -> str:
+        first, last = ends(values)
+        return f"{first * 1e3:.2f} and {last * 1e3:.2f} ms, ratio {last / first:.3f}"
+
     return (
-        f"first {count} {first * 1e3:.2f} ms each, last {last * 1e3:.2f} ms, ratio {last / first:.3f} (of their sums "
-        f"{sums:.3f}); statements of a trial {early:g} among the first, {late:g} among the last"
+        f"a trial of the first and of the last {count}: {compared(wall)}; on the processor {compared(processor)}; "
+        "statements {:g} and {:g}".format(*ends(statements))
     )
 
 

@@ -15,16 +15,18 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
+from queue import SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lrsearch import checkpoint, faults
 from lrsearch.analysis.confirm import confirmations_wanted
 from lrsearch.config import StudyConfig
-from lrsearch.errors import LrsearchError, MachineLostError, StudyBusyError, StudyFailedError, WorkerDiedError
+from lrsearch.errors import LrsearchError, MachineLostError, StudyFailedError, WorkerDiedError
 from lrsearch.interfaces import Executor, LooksAhead, Observer, OnOtherMachines, SharesTests, StopsEarly, Strategy
 from lrsearch.range_test import judge
-from lrsearch.storage.store import Begun, Store, StudyRow
+from lrsearch.storage.store import Begun, LostAttempt, Store, StudyRow
+from lrsearch.storage.upkeep import LEASE_SECONDS, Lease, every
 from lrsearch.trial import (
     FINISHED_STATUSES,
     AttemptRecord,
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     from lrsearch.storage.optuna_mirror import OptunaMirror
     from lrsearch.training import Preparation
 
-LEASE_SECONDS = 60.0
 HEARTBEAT_SECONDS = 1.0
 """A killed attempt is charged up to its last heartbeat, so this bounds how much of its cost can go unseen."""
 FIRST_HEARTBEAT_SECONDS = 0.2
@@ -197,7 +198,7 @@ class Turns:
             self._records.setdefault((trial.strategy, trial.seed), []).append(trial)
         self._first = {key: self._search(key, config.seeds[0]) for key in config.strategies}
         others = [{key: self._search(key, seed) for key in config.strategies} for seed in config.seeds[1:]]
-        self._replicates = deque(
+        self._replicates = tuple(
             (searches, chain.from_iterable(interleaved(list(searches)))) for searches in (self._first, *others)
         )
 
@@ -206,15 +207,23 @@ class Turns:
 
     def next(self) -> Turn | None:
         """Return the next turn; None while all must wait, and at the end."""
-        while self._replicates and all(search.done for search in self._replicates[0][0].values()):
-            self._replicates.popleft()
-        for searches, order in tuple(self._replicates):
+        for searches, order in self._replicates:
+            if all(search.done for search in searches.values()):
+                continue
             for _ in range(2 * len(searches)):
                 search = searches[next(order)]
                 turn = None if search.done or not self._has_its_tests(search) else self._turn_of(search)
                 if turn is not None:
                     return turn
         return None
+
+    def put_back(self, record: TrialRecord) -> None:
+        """Have a trial, which was begun in one of these searches and is planned again, run next in it."""
+        searches = (searches[record.strategy] for searches, _ in self._replicates)
+        search = next(search for search in searches if search.seed == record.seed)
+        search.note(record)
+        search.waiting.appendleft(record)
+        search.done = False
 
     def _has_its_tests(self, search: Search) -> bool:
         """Whether a search that goes by the range tests of the first seed's can have them."""
@@ -324,7 +333,7 @@ class Conductor:
         config: StudyConfig,
         store: Store,
         study: StudyRow,
-        owner: str,
+        lease: Lease,
         observer: Observer,
         mirror: OptunaMirror | None,
         signals: Signals,
@@ -334,7 +343,7 @@ class Conductor:
         self._config = config
         self._store = store
         self._study = study
-        self._owner = owner
+        self._lease = lease
         self._observer = observer if executor.slot_count == 1 else _OneAtATime(observer)
         self._mirror = mirror
         self._mirror_lock = threading.Lock()
@@ -349,7 +358,8 @@ class Conductor:
         """By trial: at which step's checkpoint its process has died, and how often there."""
         self._slots: list[_Slot] = []
         self._confirmations: deque[Turn] | None = None
-        self._fenced: LrsearchError | None = None
+        self._left_behind: SimpleQueue[LostAttempt] = SimpleQueue()
+        """Attempts that the reconciler has closed."""
 
     def run(self) -> bool:
         """Run what is left of the study; return False when its budget ended it first."""
@@ -365,7 +375,7 @@ class Conductor:
         began = time.perf_counter()
         self._slots = [_Slot(number, began) for number in range(self._executor.slot_count)]
         try:
-            with self._holding_the_lease():
+            with every(LEASE_SECONDS, self._reconcile, "reconciler"):
                 return self._run()
         except BaseException:
             self._cut_short()
@@ -392,6 +402,7 @@ class Conductor:
 
     def _fill_slots(self) -> Turn | None:
         """Begin trials on all free slots; return the one that the budget does not allow."""
+        self._take_left_behind()
         for slot in self._slots:
             if slot.running is not None or not self._has_place(slot):
                 continue
@@ -450,7 +461,7 @@ class Conductor:
         from lrsearch.training import run_trials
 
         search, record = turn.search, turn.record
-        owner, settle = self._owner, slot.take_unsettled()
+        owner, settle = self._lease.owner, slot.take_unsettled()
         versions = dict(self._versions)
         if isinstance(self._executor, OnOtherMachines):
             versions |= self._executor.versions(slot.number)
@@ -500,8 +511,7 @@ class Conductor:
         futures = [slot.running.future for slot in busy if slot.running and slot.running.future]
         with self._signals.interruptible():
             while not wait(futures, timeout=1.0, return_when=FIRST_COMPLETED).done:
-                if self._fenced is not None:
-                    raise self._fenced
+                self._lease.check()
                 if any(slot.out_of_reach and self._has_place(slot) for slot in self._slots):
                     return
                 if not futures:
@@ -530,7 +540,7 @@ class Conductor:
         self._store.finish_attempt(running.begun.attempt_id, running.begun.token, result, verdict)
         slot.running = None
         checkpoint.remove(self._folder, running.trial.uuid)
-        finished = replace(_finished(running, result, self._owner), verdict=verdict)
+        finished = replace(_finished(running, result, self._lease.owner), verdict=verdict)
         self._observer.trial_finished(finished)
         if finished.stage == "train" and result.status == "completed" and result.validation_metric is None:
             self._observer.message(
@@ -627,28 +637,34 @@ class Conductor:
 
     # Around the attempts
 
-    @contextmanager
-    def _holding_the_lease(self) -> Iterator[None]:
-        """Renew the study's lease for as long as the block runs, whatever else is slow."""
-        stop = threading.Event()
+    def _reconcile(self) -> None:
+        """Close attempts that nobody runs, and show what the dashboard lacks. Runs beside the loop, every lease period.
 
-        def renew() -> None:
-            while not stop.wait(LEASE_SECONDS / 3):
-                try:
-                    self._store.acquire(self._study.id, self._owner, LEASE_SECONDS)
-                except StudyBusyError as error:
-                    self._fenced = error
-                    return
-                except LrsearchError as error:
-                    self._observer.message(f"The study's lease was not renewed: {error}")
-
-        thread = threading.Thread(target=renew, name="lease", daemon=True)
-        thread.start()
+        None is left behind unless something went wrong that nobody thought of; then the trial shall still run again.
+        """
         try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+            alive = {slot.running.begun.token for slot in self._slots if slot.running}
+            for lost in self._store.reconcile(self._study.id, self._kept, alive):
+                self._left_behind.put(lost)
+            if self._mirror is not None:
+                for uuid in self._store.not_shown(self._study.id):
+                    self._publish([self._store.trial_record(uuid)])
+        except Exception as error:  # whatever it is, the training goes on, and the next time may go better
+            self._observer.message(f"The ledger was not looked through: {error}")
+
+    def _take_left_behind(self) -> None:
+        """Have the trials of attempts that the reconciler closed run again."""
+        while not self._left_behind.empty():
+            lost = self._left_behind.get()
+            record = self._store.trial_record(lost.uuid)
+            self._observer.message(f"Left behind by nobody knows whom: {lost} will run again; its seconds are charged.")
+            self._publish([record])
+            self._budget.spend(lost.seconds)
+            if record.is_confirmation:
+                search = Search(record.strategy, record.seed, self._config.strategies[record.strategy])
+                self._confirmations = deque([*(self._confirmations or ()), Turn(search, record.proposal, record)])
+            else:
+                self._turns.put_back(record)
 
     def _note_done(self, search: Search) -> None:
         """Store that a search has nothing more to try, where the order of the trials does not say so."""

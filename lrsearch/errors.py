@@ -90,6 +90,8 @@ class StudyBusyError(LrsearchError):
     """Another live process runs this study."""
 
     exit_code = 6
+    holder = ""
+    """That process in words, as far as it is known."""
 
 
 class StudyChangedError(LrsearchError):

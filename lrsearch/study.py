@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import time
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from lrsearch import checkpoint
 from lrsearch.conductor import (
-    LEASE_SECONDS,
     Conductor,
     Search,
     Signals,
@@ -19,16 +19,20 @@ from lrsearch.conductor import (
     with_batch_size,
 )
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
-from lrsearch.errors import StudyChangedError, StudyFailedError, UsageError
+from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError
 from lrsearch.interfaces import Executor, Observer, Strategy
 from lrsearch.schedules import plan_schedule
-from lrsearch.storage.store import Store, StudyRow, this_owner
+from lrsearch.storage.store import Store, StudyRow
+from lrsearch.storage.upkeep import LEASE_SECONDS, Lease
 from lrsearch.surroundings import noted
 from lrsearch.trial import Choice, StudyRecord, TrainingPlan, WorkloadFacts
 
 if TYPE_CHECKING:
     from lrsearch.storage.optuna_mirror import OptunaMirror
     from lrsearch.training import Preparation
+
+LOOK_SECONDS = 2.0
+"""How often a process that waits for a study looks whether its turn has come."""
 
 __all__ = ["Forecast", "Terminated", "forecast", "planned_trials", "run_study"]
 
@@ -47,44 +51,46 @@ def run_study(
     A record that is not `finished` says that the file's budget ended the run.
 
     Raises StudyChangedError when the stored study of this name says something else (`extend` allows more seeds, trials
-    or strategies, `fresh` starts a new version), StudyBusyError when another process runs it, StudyFailedError when its
-    trials keep failing, DataError and WorkloadError before the first trial. On Ctrl-C or SIGTERM the running attempt is
-    closed with its cost, and KeyboardInterrupt or Terminated goes on to the caller.
+    or strategies, `fresh` starts a new version), StudyBusyError when another process runs it (on PostgreSQL that one
+    is waited for), StudyFailedError when its trials keep failing, DataError and WorkloadError before the first trial.
+    On Ctrl-C or SIGTERM the running attempt is closed with its cost, and KeyboardInterrupt or Terminated goes on to the
+    caller.
     """
     store.absence.tell = observer.message
     study = _find_study(config.name, store)
     if study is not None and not fresh:
         _check_unchanged(config, study, extend=extend)
-        if study.finished and study.fingerprint == config.fingerprint():
-            observer.message(f"Study {study.name!r} version {study.version} is finished; nothing to run.")
-            return store.record(study.name, study.version)
+        if _is_done(config, study):
+            return _done(study, store, observer)
     signals = Signals()
-    executor = config.executor.start(config.training.device, _user_code(config))
-    with signals.handled(), closing(executor):
+    with signals.handled(), ExitStack() as stack:
+        if study is not None and not fresh:
+            lease = _take_lease(study, store, observer, signals, stack)
+            study = _find_study(study.name, store, study.version) or study
+            if _is_done(config, study):  # by the process that was waited for
+                return _done(study, store, observer)
+        executor = stack.enter_context(closing(config.executor.start(config.training.device, _user_code(config))))
         observer.message("Preparing workload and device ...")
         with signals.interruptible():
             prepared = _prepare(config, executor)
         # Nothing is stored before the workload has shown that it runs.
         if study is None or fresh:
-            after = study.version if study else 0
-            study = store.create_study(config.name, config.resolved(), config.fingerprint(), after=after)
-        owner = this_owner()
-        store.acquire(study.id, owner, LEASE_SECONDS)
-        try:
-            study = _as_the_file_says(config, store, observer, study, extend=extend)
-            for lost in store.reconcile(study.id, partial(_kept, config, store, observer)):
-                observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
-            mirror = _open_mirror(mirror_url, store)
-            conductor = Conductor(config, store, study, owner, observer, mirror, signals, executor, prepared)
-            with noted(partial(store.add_event, study.id, "surroundings"), config.folder):
-                finished = conductor.run()
-            record = store.record(study.name, study.version)
-            if not finished:
-                return record
-            _check_any_model(record)
-            store.finish_study(study.id)
-        finally:
-            store.release(study.id, owner)
+            study = _create_study(config, store, study)
+            lease = _take_lease(study, store, observer, signals, stack)
+        study = _as_the_file_says(config, store, observer, study, extend=extend)
+        if _is_done(config, study):
+            return _done(study, store, observer)
+        for lost in store.reconcile(study.id, partial(_kept, config, store, observer)):
+            observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
+        mirror = _open_mirror(mirror_url, store)
+        conductor = Conductor(config, store, study, lease, observer, mirror, signals, executor, prepared)
+        with noted(partial(store.add_event, study.id, "surroundings"), config.folder):
+            finished = conductor.run()
+        record = store.record(study.name, study.version)
+        if not finished:
+            return record
+        _check_any_model(record)
+        store.finish_study(study.id)
     record = replace(record, finished=True)
     observer.study_finished(record)
     return record
@@ -94,6 +100,59 @@ def _user_code(config: StudyConfig) -> Path | None:
     """Return the folder of the user's own modules, where the workload names one."""
     folder = config.workload_choice().settings.get("python_path")
     return None if folder is None else Path(folder)
+
+
+def _is_done(config: StudyConfig, study: StudyRow) -> bool:
+    return study.finished and study.fingerprint == config.fingerprint()
+
+
+def _done(study: StudyRow, store: Store, observer: Observer) -> StudyRecord:
+    observer.message(f"Study {study.name!r} version {study.version} is finished; nothing to run.")
+    return store.record(study.name, study.version)
+
+
+def _create_study(config: StudyConfig, store: Store, before: StudyRow | None) -> StudyRow:
+    """Store the study, or its next version.
+
+    Raises StudyBusyError when another process was faster; but on PostgreSQL, where one can wait for it, its study is
+    returned unless there was one `before`.
+    """
+    try:
+        after = before.version if before else 0
+        return store.create_study(config.name, config.resolved(), config.fingerprint(), after=after)
+    except StudyBusyError:
+        begun = _find_study(config.name, store)
+        if store.sqlite_file is not None or before is not None or begun is None:
+            raise
+        return begun
+
+
+def _take_lease(study: StudyRow, store: Store, observer: Observer, signals: Signals, stack: ExitStack) -> Lease:
+    """Take the study's lease and keep it until the end of `stack`; on PostgreSQL wait for whoever has it.
+
+    Raises StudyBusyError on SQLite, which is for one machine: there the other process is at hand.
+    """
+    lease = Lease(store, study.id, observer.message)
+    holder = ""
+    while True:
+        try:
+            lease.take()
+            break
+        except StudyBusyError as error:
+            if store.sqlite_file is not None:
+                raise
+            if error.holder != holder:
+                holder = error.holder
+                observer.message(
+                    f"Study {study.name!r} is being run by {holder}. Waiting until it ends; if it dies, this process "
+                    f"takes the study over {LEASE_SECONDS:.0f} s after its last sign of life. Ctrl-C leaves."
+                )
+        with signals.interruptible():
+            time.sleep(LOOK_SECONDS)
+    stack.enter_context(lease.kept())
+    if holder:
+        observer.message(f"The lease of {holder} has ended: it is this process's turn.")
+    return lease
 
 
 def _kept(config: StudyConfig, store: Store, observer: Observer, uuid: str, attempt: int) -> dict[str, float]:

@@ -6,18 +6,23 @@ import os
 import pty
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
+from lrsearch import conductor
 from lrsearch.analysis.searches import searches
 from lrsearch.conductor import DEATHS_TO_FAIL, Budget
 from lrsearch.config import load_study
 from lrsearch.errors import StudyFailedError
+from lrsearch.storage.maintenance import check_database
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
 from lrsearch.trial import Choice, Proposal, StudyRecord, TrialRecord
@@ -241,3 +246,59 @@ def test_a_budget_expects_what_such_a_trial_took_longest() -> None:
     assert budget.allows(39)
     assert not budget.allows(41)
     assert Budget(None, make_record()).allows(1e9)
+
+
+class Meddling(Quiet):
+    """Does `meddle` when the trial with that number of grid's first seed has begun."""
+
+    def __init__(self, number: int, meddle: Callable[[], object]) -> None:
+        super().__init__()
+        self._number = number
+        self._meddle = meddle
+
+    def trial_started(self, trial: TrialRecord) -> None:
+        super().trial_started(trial)
+        if (trial.strategy, trial.seed, trial.number) == ("grid", 0, self._number):
+            self._meddle()
+
+
+@pytest.mark.slow
+def test_an_attempt_that_nobody_runs_is_closed_while_the_study_runs_and_its_trial_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every lease period the ledger is looked through; here a finished attempt is made to look like a running one."""
+    monkeypatch.setattr(conductor, "LEASE_SECONDS", 0.2)
+    database = tmp_path / "x.db"
+
+    def meddle() -> None:
+        with sqlite3.connect(database) as connection:
+            first = "(SELECT t.id FROM lrsearch_trial t JOIN lrsearch_search s ON t.search_id = s.id WHERE number = 0 "
+            first += "AND strategy = 'grid' AND seed = 0)"
+            connection.execute(f"UPDATE lrsearch_trial SET status = 'running' WHERE id = {first}")  # noqa: S608
+            past = "status = 'running', finished_at = NULL, lease_expires_at = '2020-01-01 00:00:00'"
+            connection.execute(f"UPDATE lrsearch_attempt SET {past} WHERE trial_id = {first}")  # noqa: S608
+
+    watcher = Meddling(1, meddle)
+    record = run(write(tmp_path, "{name: inline}"), database, watcher)
+    assert record.finished
+    [trial] = [one for one in record.search("grid", 0) if len(one.attempts) > 1]
+    assert [attempt.status for attempt in trial.attempts] == ["lost", "finished"]
+    assert trial.attempts[0].estimated
+    assert trial.attempts[0].charged_device_seconds > 0
+    assert sum("grid, seed 0, trial 0 (attempt 1" in message for message in watcher.messages) == 1
+    assert outcome(record) == outcome(run(tmp_path / "study.yaml", tmp_path / "other.db"))
+    assert check_database(f"sqlite:///{database}").faults == []
+
+
+@pytest.mark.slow
+def test_what_somebody_deletes_in_the_dashboard_comes_back_while_the_study_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conductor, "LEASE_SECONDS", 0.2)
+    database = tmp_path / "x.db"
+    watcher = Meddling(2, lambda: optuna.delete_study(study_name="small/grid/0", storage=f"sqlite:///{database}"))
+    record = run(write(tmp_path, "{name: inline}"), database, watcher)
+    assert record.finished
+    assert check_database(f"sqlite:///{database}").notes == []
+    shown = optuna.load_study(study_name="small/grid/0", storage=f"sqlite:///{database}").trials
+    assert sorted(one.user_attrs["uuid"] for one in shown) == sorted(t.uuid for t in record.search("grid", 0))

@@ -13,7 +13,7 @@ def test_the_statements_of_a_trial_do_not_grow_with_the_number_of_trials(tmp_pat
     counts = []
     for trials in (12, 48):
         watch = ledger_scale.run(tmp_path, f"sqlite:///{tmp_path / f'{trials}.db'}", trials)
-        per_trial = watch.statements_per_trial()
+        per_trial = ledger_scale.per_trial(watch.counts)
         assert len(per_trial) == trials - 1
         counts += [statistics.median(per_trial[:6]), statistics.median(per_trial[-6:])]
     assert counts[0] > 20, "the view's are among them"

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -22,6 +23,7 @@ import pytest
 
 from lrsearch.storage.export import TableName, export_rows
 from lrsearch.storage.store import open_store
+from lrsearch.storage.upkeep import LEASE_SECONDS
 from tests.postgresql import PASSWORD, USER, Server
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(3600)]
@@ -54,7 +56,11 @@ strategies:
   grid: {{name: grid, points: {5 * OUTAGES}}}
 """
 """Enough trials of one to two seconds for one in the middle of which each outage falls."""
-DRAWN = re.compile(r"uuid|_seconds$|seconds_to_target|evaluations|started_at|finished_at|owner|energy|peak_device")
+PREPARATION_SECONDS = 30
+"""What a busy machine may need to import torch and to get ready."""
+DRAWN = re.compile(
+    r"uuid|study_record|_seconds$|seconds_to_target|evaluations|started_at|finished_at|owner|energy|peak_device"
+)
 """Columns that differ from run to run."""
 
 
@@ -176,6 +182,65 @@ def test_a_killed_study_goes_on_on_postgresql(server: Server, on_sqlite: str, tm
         assert _without(found[table], ended) == _without(expected[table], ended)
 
 
+def test_four_processes_that_begin_a_study_at_once_all_end_well(server: Server, on_sqlite: str, tmp_path: Path) -> None:
+    """One of them runs it, three wait for it."""
+    url = server.new_database()
+    (tmp_path / "study.yaml").write_text(STUDY)
+    processes = [_start(tmp_path, url) for _ in range(4)]
+    said = [process.communicate(timeout=900)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, said
+    assert ["Waiting until it ends" in text for text in said].count(True) == 3, said
+    assert "Traceback" not in "".join(said)
+    with open_store(url) as store:
+        assert [study.version for study in store.studies()] == [1]
+        assert all(len(trial.attempts) == 1 for trial in store.record("everything").trials)
+    assert exported(url, "everything") == exported(on_sqlite, "everything")
+
+
+@pytest.mark.parametrize("on", ["this machine", "another machine"])
+def test_when_the_process_that_runs_a_study_is_killed_another_takes_it_over(
+    server: Server, on_sqlite: str, tmp_path: Path, on: str
+) -> None:
+    """Within one lease; at once on the same machine, where the others see that it is dead."""
+    unshare = (
+        ["unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"] if on == "another machine" else []
+    )
+    if unshare and (os.geteuid() != 0 or subprocess.run([*unshare, "true"]).returncode != 0):
+        pytest.skip("a process under another host's name needs a namespace, which only root may make")
+    url = server.new_database()
+    (tmp_path / "study.yaml").write_text(LONG)
+    first = _start(tmp_path, url, *unshare)
+    assert _wait_until_a_trial_runs(url, first)
+    others = [_start(tmp_path, url) for _ in range(3)]
+    assert [_line_with(process, "Waiting until it ends") for process in others] == [True] * 3
+    assert _wait_until_a_trial_runs(url, first)
+    first.kill()
+    killed_at = datetime.now(UTC)
+    first.communicate()
+    said = [process.communicate(timeout=900)[1] for process in others]
+    assert [process.returncode for process in others] == [0] * 3, said
+    assert "Traceback" not in "".join(said)
+    assert "Continuing after a kill" in "".join(said)
+    with open_store(url) as store:
+        trials = store.record("long").trials
+    [broken] = [trial for trial in trials if len(trial.attempts) > 1]
+    lost, finished = broken.attempts
+    assert (lost.status, lost.estimated, finished.status) == ("lost", True, "finished")
+    waited = (finished.started_at - killed_at).total_seconds()
+    assert waited < (LEASE_SECONDS if unshare else 10) + PREPARATION_SECONDS
+    if unshare:
+        assert waited > LEASE_SECONDS - 5, "nobody can see that it is dead"
+    for table in ("trials", "curves"):
+        ended = ("attempts", "attempt", "estimated")
+        assert _without(exported(url, "long")[table], ended) == _without(exported(on_sqlite, "long")[table], ended)
+
+
+def _line_with(process: subprocess.Popen[str], words: str) -> bool:
+    """Read what the process says up to the line that has these words; return False when it never comes."""
+    assert process.stderr is not None
+    return any(words in line for line in process.stderr)
+
+
 def _count(connection: psycopg.Connection[Any], statement: LiteralString) -> int:
     row = connection.execute(statement).fetchone()
     return int(row[0]) if row else 0
@@ -185,9 +250,9 @@ def _without(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> list[dict[
     return [{key: value for key, value in row.items() if key not in columns} for row in rows]
 
 
-def _start(folder: Path, url: str) -> subprocess.Popen[str]:
+def _start(folder: Path, url: str, *prefix: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "lrsearch", "run-study", "study.yaml"],
+        [*prefix, sys.executable, "-m", "lrsearch", "run-study", "study.yaml"],
         cwd=folder,
         env={**ENVIRONMENT, "LRSEARCH_DATABASE": url},
         stdout=subprocess.DEVNULL,

@@ -32,11 +32,10 @@ from lrsearch.storage.engine import (
 from lrsearch.storage.migrate import known_schema, upgrade
 from lrsearch.storage.owner import is_dead
 from lrsearch.storage.schema import HEAD, attempt, search, study, trial
-from lrsearch.storage.statements import latest_study, spoken
+from lrsearch.storage.statements import ended_but_not_shown, latest_study, spoken
 from lrsearch.trial import FINISHED_STATUSES
 
 _HEALTH_SECONDS = 5.0
-OPTUNA_ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 
 @dataclass(frozen=True)
@@ -247,18 +246,7 @@ def _left_running(connection: Connection) -> Iterator[str]:
 
 
 def _not_shown(connection: Connection) -> Iterator[str]:
-    """Yield how many ended trials Optuna's tables do not show as ended, read without Optuna."""
-    shown: set[str] = set()
-    if {"trials", "trial_user_attributes"} <= set(sa.inspect(connection).get_table_names()):
-        trials = sa.table("trials", sa.column("trial_id"), sa.column("state"))
-        attributes = sa.table("trial_user_attributes", *map(sa.column, ("trial_id", "key", "value_json")))
-        joined = sa.select(attributes.c.value_json).join(trials, trials.c.trial_id == attributes.c.trial_id)
-        state = sa.cast(trials.c.state, sa.String)
-        uuids = connection.scalars(joined.where(attributes.c.key == "uuid", state.in_(OPTUNA_ENDED)))
-        shown = {text.strip('"') for text in uuids}
-    confirmed = trial.c.proposal["confirmation_seed"].as_string()
-    ended = sa.select(trial.c.uuid, confirmed).where(trial.c.status.in_(FINISHED_STATUSES))
-    missing = [uuid for uuid, seed in connection.execute(ended) if seed is None and uuid not in shown]
+    missing = ended_but_not_shown(connection)
     if missing:
         yield f"the dashboard's tables lack {len(missing)} ended trials; `lrsearch db check --mend` writes them"
 

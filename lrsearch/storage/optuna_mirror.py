@@ -107,10 +107,17 @@ class OptunaMirror:
         if facts is None:
             return
 
+        def show() -> None:
+            for trial in trials:
+                self._show(_View(record, trial, (live_points or {}).get(trial.uuid, ())), facts)
+
         def work() -> None:
             try:
-                for trial in trials:
-                    self._show(_View(record, trial, (live_points or {}).get(trial.uuid, ())), facts)
+                try:
+                    show()
+                except KeyError:  # somebody has deleted a study in the dashboard
+                    self._studies.clear()
+                    show()
             except (optuna.exceptions.OptunaError, SQLAlchemyError) as error:
                 self._studies.clear()  # what the tables hold now is not known
                 cause = _database_error(error)

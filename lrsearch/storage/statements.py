@@ -14,7 +14,7 @@ from lrsearch.errors import StorageError
 from lrsearch.storage.engine import database_now, finite
 from lrsearch.storage.reading import facts_from_json
 from lrsearch.storage.schema import attempt, event, phase, search, study, trial
-from lrsearch.trial import APART_PHASES, CHARGED_PHASES, WorkloadFacts, charged_seconds
+from lrsearch.trial import APART_PHASES, CHARGED_PHASES, FINISHED_STATUSES, WorkloadFacts, charged_seconds
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,27 @@ def as_lost(phase_seconds: Mapping[str, float]) -> dict[str, float]:
     """Return the seconds with all charged ones moved to `lost`: their work has to be repeated."""
     apart = {name: seconds for name, seconds in phase_seconds.items() if name in APART_PHASES}
     return {**apart, "lost": charged_seconds(phase_seconds)}
+
+
+OPTUNA_ENDED = ("COMPLETE", "PRUNED", "FAIL")
+
+
+def ended_but_not_shown(connection: Connection, study_id: int | None = None) -> list[str]:
+    """Return the UUIDs of the trials, by default of all studies, that have ended, but not in Optuna's tables.
+
+    They are read without Optuna. What confirms a search's choice is not shown there.
+    """
+    confirmed = trial.c.proposal["confirmation_seed"].as_string()
+    missing = sa.select(trial.c.uuid).where(trial.c.status.in_(FINISHED_STATUSES), confirmed.is_(None))
+    if study_id is not None:
+        missing = missing.join(search).where(search.c.study_id == study_id)
+    if {"trials", "trial_user_attributes"} <= set(sa.inspect(connection).get_table_names()):
+        trials = sa.table("trials", sa.column("trial_id"), sa.column("state"))
+        attributes = sa.table("trial_user_attributes", *map(sa.column, ("trial_id", "key", "value_json")))
+        shown = sa.select(attributes.c.value_json).join(trials, trials.c.trial_id == attributes.c.trial_id)
+        shown = shown.where(attributes.c.key == "uuid", sa.cast(trials.c.state, sa.String).in_(OPTUNA_ENDED))
+        missing = missing.where(sa.literal('"').concat(trial.c.uuid).concat('"').not_in(shown))
+    return list(connection.scalars(missing.order_by(trial.c.id)))
 
 
 def phase_seconds_of(connection: Connection, attempt_id: int) -> dict[str, float]:

@@ -6,7 +6,7 @@ lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -55,6 +55,7 @@ from lrsearch.storage.statements import (
     check_token,
     close_attempt,
     close_lost,
+    ended_but_not_shown,
     insert_attempt,
     insert_event,
     insert_rows,
@@ -246,10 +247,12 @@ class Store:
             row, now = study_for_update(connection, study_id), database_now(connection)
             expired = row.lease_expires_at is None or row.lease_expires_at <= now
             if not (row.owner in (None, owner) or expired or is_dead(row.owner)):
-                raise StudyBusyError(
+                busy = StudyBusyError(
                     f"Study {row.name!r} is being run by {spoken(row.owner)} (sign of life due by "
                     f"{row.lease_expires_at:%Y-%m-%d %H:%M:%S} UTC); wait for it or stop it, then try again."
                 )
+                busy.holder = spoken(row.owner)
+                raise busy
             values: dict[str, Any] = {"owner": owner, "lease_seconds": lease_seconds}
             if row.owner != owner:
                 values["token"] = row.token + 1
@@ -417,9 +420,15 @@ class Store:
         self._write(work)
 
     def reconcile(
-        self, study_id: int, kept: Callable[[str, int], Mapping[str, float]] = lambda uuid, attempt: {}
+        self,
+        study_id: int,
+        kept: Callable[[str, int], Mapping[str, float]] = lambda uuid, attempt: {},
+        alive: Collection[str] | None = None,
     ) -> list[LostAttempt]:
         """Close the attempts that a dead process left running, and plan their trials again. The caller holds the lease.
+
+        A caller that runs trials itself gives the tokens of its attempts that are `alive`; then only others are closed,
+        and only those whose own lease has run out.
 
         An attempt is charged up to its last heartbeat, marked as estimated, all on the phase `lost`; seconds of the
         phases that are shown apart stay apart, and so do those that `kept` gives for it (by the trial's UUID and the
@@ -438,6 +447,9 @@ class Store:
                 .with_for_update(of=attempt)
             )
             rows = connection.execute(running).all()
+            if alive is not None:
+                now_there = database_now(connection)
+                rows = [row for row in rows if row.token not in alive and row.lease_expires_at <= now_there]
             lost = [close_lost(connection, row, now, kept(row.uuid, row.number)) for row in rows]
             if lost:
                 data = [{"uuid": one.uuid, "attempt": one.attempt, "seconds": one.seconds} for one in lost]
@@ -467,6 +479,10 @@ class Store:
         """Return one trial with its attempts."""
         [record] = self._read(lambda connection: read_trials(connection, trial.c.uuid == uuid))
         return record
+
+    def not_shown(self, study_id: int) -> list[str]:
+        """Return the UUIDs of the study's trials that have ended, but not in the dashboard's tables."""
+        return self._read(lambda connection: ended_but_not_shown(connection, study_id))
 
     def _unknown_study(self, connection: Connection, name: str, version: int | None) -> Exception:
         versions = connection.execute(sa.select(study.c.name, study.c.version).order_by(study.c.version)).all()
