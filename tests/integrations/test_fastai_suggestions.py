@@ -20,24 +20,15 @@ def curve(seed: int) -> tuple[list[float], list[float]]:
     y = 2.3 - rng.uniform(0, 2) / (1 + np.exp(-8 * (x - rng.uniform(-1, 1)))) + np.exp(rng.uniform(1, 20) * (x - 0.8))
     y += rng.choice([0, 0.02, 0.3]) * np.cumsum(rng.standard_normal(count)) / 10
     y += rng.choice([0, 0.02]) * np.sin(40 * x) + rng.choice([0, 0.05]) * rng.standard_normal(count)
-    if rng.random() < 0.2:
-        y = np.round(y, 1)
+    if rng.random() < 0.3:
+        y = np.round(y, int(rng.integers(1, 3)))  # many slopes are equal but for the rounding of logarithms
     return ladder(1e-7, 10.0, count), [float(value) for value in y]
 
 
 @pytest.mark.parametrize("name", ["valley", "slide", "minimum", "steep"])
 def test_suggestions_equal_fastais(name: str) -> None:
-    for seed in range(150):
+    for seed in range(500):
         rates, losses = curve(seed)
         suggest = getattr(fastai, name)
         theirs, _ = suggest(torch.tensor(rates), torch.tensor(losses), len(losses))
-        ours = getattr(suggestions(rates, losses), name)
-        if name == "steep":  # of slopes that are equal but for the rounding of logarithms, either will do
-            ours, theirs = slope_at(ours, rates, losses), slope_at(theirs, rates, losses)
-        assert ours == pytest.approx(theirs, rel=1e-6 if name != "steep" else 1e-4), f"curve {seed}"
-
-
-def slope_at(rate: float, rates: list[float], losses: list[float]) -> float:
-    """Return the slope of the loss over the logarithm of the rate from the point nearest to `rate` to the next."""
-    i = int(np.argmin(np.abs(np.log(rates) - np.log(rate))))
-    return float((losses[i + 1] - losses[i]) / np.log(rates[i + 1] / rates[i]))
+        assert getattr(suggestions(rates, losses), name) == theirs, f"curve {seed}"
