@@ -6,15 +6,23 @@ ended, was pruned or has diverged leaves, and the others go on without it.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import math
+import os
+import statistics
+import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.func import vmap
 
+from lrsearch.checkpoint import newest
 from lrsearch.errors import LrsearchError, StorageError
 from lrsearch.interfaces import Channel, FitsMetric, HasStackedLoss, LoadedWorkload, Split, Watched
 from lrsearch.schedules.plan import PlannedSchedule
@@ -34,14 +42,31 @@ from lrsearch.training import (
     peak_memory,
     pick_device,
     plan_of,
+    run_trial,
     segment_ends,
+    write_checkpoint,
 )
-from lrsearch.trial import CurvePoint, SoloCost, TrialResult, TrialSpec, charged_seconds
+from lrsearch.trial import Choice, CurvePoint, SoloCost, TrainingPlan, TrialResult, TrialSpec, charged_seconds
+from lrsearch.workloads._image_cache import cache_folder
 from lrsearch.workloads.user_code import user_line
+
+LARGEST_GANG = 16
+SMALLEST_GANG = 2
+PROBE_SHARE = 0.01
+MUST_SAVE = 0.98
+SOLO_BLOCKS, SOLO_STEPS = 5, 10
+CHECKED_RATE = 1e-4
+"""Of the steps after which a stacked model is compared with the model alone."""
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+"""How far, relative to the larger of 1 and itself, the loss of a stacked model may be from the model's own."""
 
 
 class CannotGangError(LrsearchError):
     """These trials, or this model, cannot be trained together; the text says why."""
+
+
+class OutOfDeviceMemoryError(CannotGangError):
+    """So many cannot, but fewer may."""
 
 
 def check_alike(specs: Sequence[TrialSpec]) -> None:
@@ -57,7 +82,7 @@ def check_alike(specs: Sequence[TrialSpec]) -> None:
             raise CannotGangError("what a trial costs alone was not measured")
         if _what_must_be_equal(spec) != _what_must_be_equal(first):
             raise CannotGangError("they differ in more than rate, schedule, momentum and weight decay")
-        if optimizer.settings.get("dampening") and not spec.training.optimizer.settings["momentum"]:
+        if optimizer.settings.get("dampening") and not spec.training.optimizer.settings.get("momentum"):
             raise CannotGangError("dampening without momentum has no effect alone, but would have one together")
 
 
@@ -83,6 +108,7 @@ class StackedRun:
             (group["rate_multiplier"], group["weight_decay_multiplier"]) for group in groups for _ in group["params"]
         ]
         self._optimizer = StackedOptimizer(self.training.optimizer.name, settings, self._parameters(), multipliers)
+        self._groups = run.optimizer.state_dict()["param_groups"]
         self._losses: list[torch.Tensor] = []
         self._metrics: list[Callable[[Any, Any], float] | None] = [None] * len(settings)
 
@@ -137,6 +163,18 @@ class StackedRun:
             loss = finite(float(self.loaded.loss(own, all_targets)))
             found.append((loss, finite(metric(own, all_targets))))
         return found
+
+    def state(self, row: int, losses: Sequence[float]) -> dict[str, Any]:
+        """Return what `Run.state` of that model alone would; `losses` were taken since its last point."""
+        model = self.stacked.state_dict(row)
+        untaken = torch.stack([one[row] for one in self._losses]) if self._losses else torch.empty(0)
+        return {
+            "model": model,
+            "buffers": {name: one[row].clone() for name, one in self.stacked.buffers.items() if name not in model},
+            "optimizer": {"state": self._optimizer.state_of(row), "param_groups": self._groups},
+            "losses": torch.cat([torch.tensor(losses, dtype=untaken.dtype), untaken.cpu()]),
+            "batches": self.batches.position(),
+        }
 
     def keep(self, rows: Sequence[int]) -> None:
         """Let the other models go; their losses must have been taken."""
@@ -208,6 +246,30 @@ class _Bill:
         self._told, self._core_told = now, core
 
 
+def run_together(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
+    """Run the trials as one gang; as two where the device has not the memory for one; else one after another.
+
+    A trial that goes on from a checkpoint does so alone.
+    """
+    resumed = {spec.uuid for spec in specs if spec.checkpoint and newest(Path(spec.checkpoint.folder), spec.uuid)}
+    together = [spec for spec in specs if spec.uuid not in resumed]
+    results = {spec.uuid: run_trial(spec, channel) for spec in specs if spec.uuid in resumed}
+    results |= {result.uuid: result for result in _in_gangs(together, channel)}
+    return [results[spec.uuid] for spec in specs]
+
+
+def _in_gangs(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
+    if len(specs) <= 1:
+        return [run_trial(spec, channel) for spec in specs]
+    try:
+        return run_gang(specs, channel)
+    except OutOfDeviceMemoryError:
+        half = len(specs) // 2
+        return [*_in_gangs(specs[:half], channel), *_in_gangs(specs[half:], channel)]
+    except CannotGangError:
+        return [run_trial(spec, channel) for spec in specs]
+
+
 def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     """Train the trials together and return their results in order.
 
@@ -234,7 +296,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         raise
     except Exception as error:
         if not told.anything:
-            raise CannotGangError(one_line(error)) from error
+            raise _cannot(error) from error
         for member in members:
             if member.outcome.status == "failed":
                 member.outcome.error = one_line(error) + user_line(error)
@@ -261,6 +323,14 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         )
         for member in members
     ]
+
+
+def _cannot(error: Exception) -> CannotGangError:
+    if isinstance(error, CannotGangError):
+        return error
+    # The processor's allocator raises a plain RuntimeError.
+    no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+    return (OutOfDeviceMemoryError if no_memory else CannotGangError)(one_line(error))
 
 
 def _result(member: _Member, so_far: TrialResult) -> TrialResult:
@@ -300,12 +370,14 @@ def _member(spec: TrialSpec, loaded: LoadedWorkload) -> _Member:
 def _train(members: Sequence[_Member], run: StackedRun, watch: DeviceStopwatch, bill: _Bill, told: _Told) -> None:
     """Train until the last member has ended."""
     live = list(members)
+    keeper = _Keeper([member.spec for member in members], watch, bill)
+    run.batches.keeps_place = keeper.writes
     step = 0
     watch.switch("train")
     for end in sorted({end for member in members for end in member.ends}):
         if not live:
             return
-        _step_to(end, step, live, run)
+        _step_to(end, step, live, run, keeper)
         step = end
         watch.switch("evaluate")
         for member, losses in zip(live, run.take_losses(), strict=True):
@@ -328,7 +400,32 @@ def _train(members: Sequence[_Member], run: StackedRun, watch: DeviceStopwatch, 
         watch.switch("train")
 
 
-def _step_to(end: int, step: int, live: Sequence[_Member], run: StackedRun) -> None:
+class _Keeper:
+    """Writes a checkpoint of each member every so often: each can go on alone from its own."""
+
+    def __init__(self, specs: Sequence[TrialSpec], watch: DeviceStopwatch, bill: _Bill) -> None:
+        self._watch, self._bill = watch, bill
+        plans = [spec.checkpoint for spec in specs if spec.checkpoint]
+        self.writes = len(plans) == len(specs)
+        self._every = min((plan.every_seconds for plan in plans), default=math.inf)
+        self._due = time.monotonic() + self._every
+
+    def after_step(self, live: Sequence[_Member], run: StackedRun, step: int) -> None:
+        """Write if it is time. Raises StorageError."""
+        if not self.writes or time.monotonic() < self._due:
+            return
+        self._watch.switch("idle")
+        self._bill.share(live)
+        for row, member in enumerate(live):
+            assert member.spec.checkpoint is not None, "all have a plan"
+            member.outcome.train_steps = step
+            state = run.state(row, member.losses)
+            write_checkpoint(member.spec.uuid, member.spec.checkpoint, dict(member.billed), state, member.outcome)
+        self._watch.switch("train")
+        self._due = time.monotonic() + self._every
+
+
+def _step_to(end: int, step: int, live: Sequence[_Member], run: StackedRun, keeper: _Keeper) -> None:
     """Take the steps up to `end`; the rates of all of them go to the device at once."""
     like = run.stacked.parameters[next(iter(run.stacked.parameters))]
     planned = [member.planned for member in live]
@@ -342,6 +439,7 @@ def _step_to(end: int, step: int, live: Sequence[_Member], run: StackedRun) -> N
         momenta = list(torch.tensor(table, dtype=torch.float64).to(like))
     for at in range(end - step):
         run.step(rates[at], momenta[at])
+        keeper.after_step(live, run, step + at + 1)
     for member in live:
         member.outcome.train_steps = end
 
@@ -384,3 +482,156 @@ def _judge_leaving(leaving: Sequence[_Member], rows: Sequence[int], run: Stacked
     for member, row in zip(leaving, rows, strict=True):
         if member.outcome.status != "diverged":
             member.outcome.test_loss, member.outcome.test_metric = found[row]
+
+
+# The choice
+
+
+@dataclass(frozen=True)
+class GangChoice:
+    """How many trials of a kind to train together, and what one of them takes alone."""
+
+    size: int
+    solo: SoloCost
+    measured: tuple[tuple[int, float], ...] = ()
+    """(members, seconds of one step of the gang per member)."""
+    reason: str = ""
+    """Why trials of this kind train alone; empty when they do not."""
+
+
+def likeness(workload: Choice, training: TrainingPlan) -> str:
+    """Return a text that is equal for trials that may train together, as far as their settings go."""
+    settings = {name: value for name, value in training.optimizer.settings.items() if name not in OF_EACH_COPY}
+    others = {**asdict(training), "optimizer": [training.optimizer.name, settings], "epochs": None}
+    return json.dumps([workload.name, dict(workload.settings), others], sort_keys=True, default=str)
+
+
+def choose(workload: Choice, training: TrainingPlan, seed: int, *, most: int, search_steps: int) -> GangChoice:
+    """Time trials alone and together, and return what costs least per trial.
+
+    `most`: how many trials there may be at once. `search_steps`: the training steps of all trials of this kind; timing
+    gangs stops when it has taken PROBE_SHARE of what those would take. What was chosen is kept in the cache folder, so
+    that only the solo cost is measured again.
+    """
+    device = pick_device(training.device)
+    loaded = load(workload, device, seed)
+    solo, first_losses = _solo_cost(loaded, training, device, seed)
+    if most < SMALLEST_GANG:
+        return GangChoice(1, solo, reason="there is only one trial at a time")
+    if training.optimizer.name not in STACKABLE or training.optimizer.settings.get("amsgrad"):
+        return GangChoice(1, solo, reason=f"{training.optimizer.name} is not written for several models at once")
+    key = _cache_key(workload, training, device, most)
+    size = _remembered(key)
+    if size is not None:
+        return GangChoice(size, solo, reason="" if size > 1 else "training together did not pay when it was timed")
+    measured: list[tuple[int, float]] = []
+    left = PROBE_SHARE * search_steps * solo.step_seconds
+    try:
+        for size in _candidates(most):
+            began = time.perf_counter()
+            measured.append((size, _seconds_per_member(size, loaded, training, device, seed, first_losses)))
+            left -= time.perf_counter() - began
+            if left <= 0 or (len(measured) > 1 and measured[-1][1] > measured[-2][1]):
+                break
+    except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
+        if not measured:
+            return GangChoice(1, solo, reason=one_line(error))
+    size, seconds = min(measured, key=lambda one: one[1])
+    if seconds > MUST_SAVE * solo.step_seconds:
+        reason = f"a step of {size} together takes {seconds / solo.step_seconds:.2f} of a step alone for each"
+        size = 1
+    else:
+        reason = ""
+    _remember(key, size)
+    return GangChoice(size, solo, tuple(measured), reason)
+
+
+def _candidates(most: int) -> Iterator[int]:
+    """Yield sizes from the largest on, halving."""
+    size = min(most, LARGEST_GANG)
+    while size >= SMALLEST_GANG:
+        yield size
+        size //= 2
+
+
+def _solo_cost(
+    loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int
+) -> tuple[SoloCost, list[float]]:
+    """Return the cost, and the losses of two steps from the seed's first weights, the second after a step of 1e-4."""
+    wait = synchronizer(device)
+    new_run(loaded, training, device, seed)  # what is imported at the first use is on nobody's bill
+    wait()
+    began = time.perf_counter()
+    run = new_run(loaded, training, device, seed)
+    wait()
+    setup = time.perf_counter() - began
+    for _ in range(2):
+        run.step(CHECKED_RATE)
+    losses = run.take_losses()
+    blocks = []
+    for _ in range(SOLO_BLOCKS):
+        wait()
+        began = time.perf_counter()
+        for _ in range(SOLO_STEPS):
+            run.step(0.0)
+        wait()
+        blocks.append((time.perf_counter() - began) / SOLO_STEPS)
+    run.evaluate("validation")
+    wait()
+    began = time.perf_counter()
+    run.evaluate("validation")
+    wait()
+    return SoloCost(setup, statistics.median(blocks), time.perf_counter() - began), losses
+
+
+def _seconds_per_member(
+    size: int,
+    loaded: LoadedWorkload,
+    training: TrainingPlan,
+    device: torch.device,
+    seed: int,
+    solo_losses: Sequence[float],
+) -> float:
+    """Return the seconds of a step of a gang of `size`, per member. Raises CannotGangError when it computes wrongly."""
+    wait = synchronizer(device)
+    run = StackedRun(new_run(loaded, training, device, seed), [training.optimizer.settings] * size)
+    like = run.stacked.parameters[next(iter(run.stacked.parameters))]
+    rates = torch.full((size,), CHECKED_RATE, dtype=like.dtype, device=device)
+    for _ in range(2):
+        run.step(rates)
+    tolerance = TOLERANCE[training.precision]
+    for together in run.take_losses():
+        for found, expected in zip(together, solo_losses, strict=True):
+            if not abs(found - expected) <= tolerance * max(1.0, abs(expected)):
+                raise CannotGangError(f"together the model gives the loss {found:.6g}, alone {expected:.6g}")
+    blocks = []
+    for _ in range(3):
+        wait()
+        began = time.perf_counter()
+        for _ in range(2):
+            run.step(torch.zeros_like(rates))
+        wait()
+        blocks.append((time.perf_counter() - began) / 2)
+    return statistics.median(blocks) / size
+
+
+def _cache_key(workload: Choice, training: TrainingPlan, device: torch.device, most: int) -> str:
+    where = [device_info(device).name, torch.get_num_threads(), torch.__version__, min(most, LARGEST_GANG)]
+    return hashlib.sha256(json.dumps([likeness(workload, training), where]).encode()).hexdigest()
+
+
+def _remembered(key: str) -> int | None:
+    try:
+        return int((cache_folder() / "gangs" / key).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _remember(key: str, size: int) -> None:
+    """Keep the choice; where that cannot be written, it is measured again next time."""
+    with contextlib.suppress(OSError):
+        folder = cache_folder() / "gangs"
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{key}.{os.getpid()}"
+        temporary.write_text(str(size))
+        temporary.replace(folder / key)

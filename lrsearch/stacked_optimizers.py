@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from lrsearch.optimizers import OPTIMIZERS as SETTINGS
+from lrsearch.stacking import select_rows
+
 STACKABLE = ("sgd", "adam", "adamw")
 OF_EACH_COPY = ("momentum", "weight_decay")
 """Settings that may differ between the copies; all others are the first copy's."""
@@ -33,6 +36,7 @@ class StackedOptimizer:
 
     def __post_init__(self) -> None:
         first = self.parameters[0]
+        self.settings = [SETTINGS[self.name].model_validate(own).model_dump() for own in self.settings]
         self._common = self.settings[0]
         self._momentum = torch.tensor([one.get("momentum", 0.0) for one in self.settings], dtype=torch.float64).to(
             first
@@ -54,8 +58,6 @@ class StackedOptimizer:
 
     def keep(self, rows: torch.Tensor, parameters: list[torch.Tensor]) -> None:
         """Let the other copies go; `parameters` are the kept ones' tensors."""
-        from lrsearch.stacking import select_rows
-
         self.parameters = parameters
         self.settings = [self.settings[row] for row in rows.tolist()]
         self.state = {key: [select_rows(one, rows) for one in tensors] for key, tensors in self.state.items()}
@@ -64,12 +66,14 @@ class StackedOptimizer:
 
     def state_of(self, row: int) -> dict[int, dict[str, Any]]:
         """Return the part "state" of what `state_dict` of that copy's own optimiser would be."""
-        count = {} if self.name == "sgd" else {"step": torch.tensor(float(self.steps_taken))}
-        return {
-            index: {**count, **{key: tensors[index][row].clone() for key, tensors in self.state.items()}}
-            for index in range(len(self.parameters))
-            if self.state
-        }
+        own = [
+            {key: tensors[index][row].clone() for key, tensors in self.state.items()}
+            for index in range(len(self.parameters) if self.state else 0)
+        ]
+        if self.name != "sgd":
+            for entries in own:  # each with a tensor of its own, which torch counts up in place
+                entries["step"] = torch.tensor(float(self.steps_taken))
+        return dict(enumerate(own))
 
     def _column(self, values: torch.Tensor, index: int) -> torch.Tensor:
         """Return one value per copy so that it multiplies the copy's part of parameter `index`."""
@@ -94,7 +98,9 @@ class StackedOptimizer:
         if self._has_momentum:
             fresh = "momentum_buffer" not in self.state
             if fresh:
-                self.state["momentum_buffer"] = [gradient.clone() for gradient in gradients]
+                # In the parameters' layout: torch's fused kernels go by it when a copy's state is loaded there.
+                for buffer, gradient in zip(self._tensors("momentum_buffer"), gradients, strict=True):
+                    buffer.copy_(gradient)
             buffers, dampening = self.state["momentum_buffer"], self._common["dampening"]
             for index, gradient in enumerate(gradients):
                 factor = self._column(self._momentum, index)

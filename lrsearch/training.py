@@ -16,7 +16,7 @@ import random
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -87,9 +87,13 @@ def run_trials(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult
     """Run `specs` and return their results in order. What goes wrong inside a trial is its result, never an exception.
 
     Only a checkpoint that cannot be written or read raises: StorageError.
-    Trials of one call run one after another on the whole device, so each has gang_size 1.
+    Several are trained together where they can be (see gang.py); else one after another on the whole device.
     """
-    return [_run_trial(spec, channel) for spec in specs]
+    if len(specs) > 1:
+        from lrsearch.gang import run_together
+
+        return run_together(specs, channel)
+    return [run_trial(spec, channel) for spec in specs]
 
 
 @dataclass(frozen=True)
@@ -419,6 +423,15 @@ class Outcome:
     facts: WorkloadFacts | None = None
 
 
+def write_checkpoint(
+    uuid: str, plan: CheckpointPlan, phase_seconds: Mapping[str, float], run_state: Mapping[str, Any], outcome: Outcome
+) -> None:
+    """Write what a trial needs to go on: `run_state` is `Run.state()`. Raises StorageError."""
+    header = checkpoint.Header(uuid, plan.attempt, outcome.train_steps, phase_seconds)
+    state = {"run": run_state, "curve": [asdict(point) for point in outcome.curve]}
+    checkpoint.write(Path(plan.folder), header, lambda file: torch.save(state, file))  # type: ignore[arg-type]  # torch asks for more than `write`
+
+
 class Checkpoints:
     """Keeps the state of a training run every so often, and brings it back. Writing and reading are idle seconds.
 
@@ -437,9 +450,7 @@ class Checkpoints:
         if time.monotonic() < self._due:
             return
         self._watch.switch("idle")
-        header = checkpoint.Header(self._uuid, self._plan.attempt, outcome.train_steps, self._watch.phase_seconds)
-        state = {"run": run.state(), "curve": [asdict(point) for point in outcome.curve]}
-        checkpoint.write(self._folder, header, lambda file: torch.save(state, file))  # type: ignore[arg-type]  # torch asks for more than `write`
+        write_checkpoint(self._uuid, self._plan, self._watch.phase_seconds, run.state(), outcome)
         self._watch.switch("train")
         self._due = time.monotonic() + self._plan.every_seconds
 
@@ -466,7 +477,8 @@ class Checkpoints:
         return True
 
 
-def _run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
+def run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
+    """Run one trial alone."""
     device = pick_device(spec.training.device)
     meter = EnergyMeter(device)
     watch = DeviceStopwatch(synchronizer(device))

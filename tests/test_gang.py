@@ -1,0 +1,329 @@
+"""Trials that are trained together give what each gives alone, and their two bills add up."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lrsearch import gang
+from lrsearch.errors import StorageError
+from lrsearch.gang import CannotGangError, check_alike, choose, likeness, run_gang
+from lrsearch.training import run_trials
+from lrsearch.trial import (
+    CheckpointPlan,
+    Choice,
+    CurvePoint,
+    ParameterGroup,
+    Proposal,
+    RangeTestPlan,
+    SoloCost,
+    TrainingPlan,
+    TrialResult,
+    TrialSpec,
+    charged_seconds,
+)
+
+SGD = Choice("sgd", {"momentum": 0.9, "weight_decay": 5e-4})
+DIGITS = Choice("digits", {"batch_size": 64, "model": "mlp"})
+COST = SoloCost(setup_seconds=0.25, step_seconds=0.5, validation_seconds=2.0)
+
+
+class Listener:
+    """Collects the points of each trial; stops those in `stopped` at their second one."""
+
+    def __init__(self, stopped: Sequence[str] = ()) -> None:
+        self.points: dict[str, list[CurvePoint]] = {}
+        self._stopped = stopped
+
+    def report(self, uuid: str, point: CurvePoint) -> bool:
+        self.points.setdefault(uuid, []).append(point)
+        return uuid not in self._stopped or len(self.points[uuid]) < 2
+
+
+CONSTANT = Choice("constant")
+
+
+def spec(number: int, rate: float, schedule: Choice = CONSTANT, **training: Any) -> TrialSpec:
+    base_lr, max_lr = (None, None) if schedule == CONSTANT else (rate / 4, rate)
+    plan = replace(TrainingPlan(epochs=2, optimizer=SGD, device="cpu"), **training)
+    return TrialSpec(
+        f"00000000-0000-0000-0000-{number:012d}",
+        "s",
+        "w",
+        0,
+        number,
+        Proposal("train", schedule, rate, base_lr, max_lr),
+        DIGITS,
+        plan,
+        solo=COST,
+    )
+
+
+def alone(specs: Sequence[TrialSpec], listener: Listener | None = None) -> list[TrialResult]:
+    return [run_trials([one], listener or Listener())[0] for one in specs]
+
+
+def assert_equal(together: Sequence[TrialResult], alone: Sequence[TrialResult]) -> None:
+    """Compare all but times; numbers to float32's rounding over a short run."""
+    for found, expected in zip(together, alone, strict=True):
+        for name in ("uuid", "status", "train_steps", "diverged_step", "error", "device"):
+            assert getattr(found, name) == getattr(expected, name), name
+        assert len(found.curve) == len(expected.curve)
+        for point, wanted in zip((*found.curve, found), (*expected.curve, expected), strict=True):
+            for key, value in dataclasses.asdict(wanted).items():  # type: ignore[call-overload]
+                if isinstance(value, float) and "seconds" not in key:
+                    assert getattr(point, key) == pytest.approx(value, rel=2e-4, abs=3e-3), key
+
+
+CASES: dict[str, list[TrialSpec]] = {
+    "rates": [spec(0, 0.001), spec(1, 0.01), spec(2, 0.03)],
+    "momenta and decays": [
+        spec(0, 0.01, optimizer=Choice("sgd", {"momentum": 0.0, "weight_decay": 0.1})),
+        spec(1, 0.01, optimizer=Choice("sgd", {"momentum": 0.9, "weight_decay": 0.0})),
+    ],
+    "schedules of different lengths": [
+        spec(0, 0.03, Choice("triangular2", {"cycles": 1})),
+        spec(1, 0.02, epochs=3),
+        spec(2, 0.01, epochs=1),
+        spec(3, 0.02, Choice("triangular", {"cycles": 3}), epochs=3),
+    ],
+    "momentum that is scheduled": [
+        spec(n, 0.01 * (n + 1), Choice("one_cycle", {"base_momentum": 0.8, "max_momentum": 0.95})) for n in range(2)
+    ],
+    "adamw, clipped, in groups": [
+        spec(
+            n,
+            0.001 * (n + 1),
+            optimizer=Choice("adamw", {"weight_decay": 0.1}),
+            gradient_clip_norm=0.5,
+            groups=(ParameterGroup("*.bias", 2.0, 0.0), ParameterGroup("1.weight", 0.0)),
+        )
+        for n in range(3)
+    ],
+    "in bfloat16": [spec(n, 0.01 * (n + 1), precision="bfloat16", epochs=1) for n in range(2)],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trials_that_train_together_give_what_each_gives_alone(case: str) -> None:
+    specs, listener = CASES[case], Listener()
+    together = run_gang(specs, listener)
+    assert_equal(together, alone(specs))
+    assert [one.gang_size for one in together] == [len(specs)] * len(specs)
+    assert [tuple(listener.points[one.uuid]) for one in together] == [one.curve for one in together]
+
+
+def test_one_that_diverges_or_is_pruned_leaves_and_changes_no_bit_of_the_others() -> None:
+    healthy = [spec(0, 0.01), spec(1, 0.02)]
+    calm = run_gang([*healthy, spec(2, 0.005), spec(3, 0.005)], Listener())
+    wild = [*healthy, spec(2, 1e30, epochs=4), spec(3, 0.01, epochs=4)]
+    results = run_gang(wild, Listener(stopped=[wild[3].uuid]))
+    assert [one.status for one in results] == ["completed", "completed", "diverged", "pruned"]
+    assert results[2].diverged_step == alone(wild[2:3])[0].diverged_step
+    assert results[2].test_metric is None
+    assert results[3].test_metric is not None
+    assert len(results[3].curve) == 2
+    for beside, before in zip(results[:2], calm[:2], strict=True):
+        assert (beside.curve[0].validation_loss, beside.curve[0].train_loss) == (
+            before.curve[0].validation_loss,
+            before.curve[0].train_loss,
+        )
+        assert beside.test_metric == before.test_metric
+
+
+def test_the_bill_says_what_each_would_have_taken_alone_and_the_other_what_was_taken() -> None:
+    specs = [spec(0, 0.01, epochs=1), spec(1, 0.01, epochs=2)]
+    short, long = run_gang(specs, Listener())
+    for result, epochs in ((short, 1), (long, 2)):
+        own = charged_seconds(result.phase_seconds)
+        assert own == pytest.approx(COST.setup_seconds + result.train_steps * 0.5 + epochs * COST.validation_seconds)
+        assert result.curve[-1].charged_device_seconds == pytest.approx(own)
+    assert short.billed_phase_seconds is not None
+    assert long.billed_phase_seconds is not None
+    assert 0 < short.billed_phase_seconds["train"] < long.billed_phase_seconds["train"] < 5.0
+    assert short.core_seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (replace(spec(1, 0.1), seed=1), "differ in more"),
+        (spec(1, 0.1, gradient_clip_norm=1.0), "differ in more"),
+        (spec(1, 0.1, optimizer=Choice("sgd", {"momentum": 0.9, "nesterov": True})), "differ in more"),
+        (replace(spec(1, 0.1), solo=None), "not measured"),
+        (replace(spec(1, 0.1), proposal=Proposal("range_test", range_test=RangeTestPlan(1e-4, 1.0))), "range test"),
+    ],
+)
+def test_trials_that_differ_in_more_are_refused_and_then_run_alone(other: TrialSpec, reason: str) -> None:
+    specs = [spec(0, 0.1), other]
+    with pytest.raises(CannotGangError, match=reason):
+        check_alike(specs)
+    results = run_trials(specs, Listener())
+    assert [one.gang_size for one in results] == [1, 1]
+    assert [one.status for one in results] == ["completed", "completed"]
+
+
+def test_an_optimizer_that_is_not_written_for_several_is_refused() -> None:
+    adagrad = [spec(n, 0.1, optimizer=Choice("adagrad", {})) for n in range(2)]
+    with pytest.raises(CannotGangError, match="adagrad"):
+        check_alike(adagrad)
+
+
+OWN_GRADIENT = """
+import torch
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, inputs):
+        return inputs * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(5, 2)
+
+    def forward(self, inputs):
+        return self.layer(Doubled.apply(inputs) if inputs.sum() > -1e9 else inputs)
+
+def model():
+    return Net()
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, 5, generator=generator)
+    targets = (inputs[:, 0] > 0).long()
+    return (inputs[:300], targets[:300]), (inputs[300:], targets[300:])
+"""
+
+
+@pytest.fixture
+def own_gradient(tmp_path: Path) -> Choice:
+    (tmp_path / "gangs_own_gradient.py").write_text(OWN_GRADIENT)
+    module = "gangs_own_gradient"
+    return Choice(
+        "callable",
+        {"batch_size": 16, "model": f"{module}:model", "data": f"{module}:data", "python_path": str(tmp_path)},
+    )
+
+
+def test_a_model_that_goes_by_its_data_trains_alone_and_the_choice_says_why(own_gradient: Choice) -> None:
+    specs = [replace(spec(n, 0.01 * (n + 1)), workload=own_gradient) for n in range(2)]
+    with pytest.raises(CannotGangError):
+        run_gang(specs, Listener())
+    assert [one.gang_size for one in run_trials(specs, Listener())] == [1, 1]
+    chosen = choose(own_gradient, specs[0].training, 0, most=4, search_steps=10**6)
+    assert chosen.size == 1
+    assert "control flow" in chosen.reason or "vmap" in chosen.reason
+
+
+def test_where_memory_is_short_two_smaller_gangs_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large(gang.StackedRun):
+        def __init__(self, run: Any, settings: Sequence[Any]) -> None:
+            if len(settings) > 2:
+                raise torch.OutOfMemoryError("as many as this do not fit")
+            super().__init__(run, settings)
+
+    monkeypatch.setattr(gang, "StackedRun", Large)
+    results = run_trials([spec(n, 0.01, epochs=1) for n in range(5)], Listener())
+    assert [one.gang_size for one in results] == [2, 2, 1, 2, 2] or [one.gang_size for one in results] == [
+        2,
+        2,
+        1,
+        1,
+        1,
+    ]
+    assert {one.status for one in results} == {"completed"}
+
+
+class Cut(Listener):
+    """Ends the gang, as if it was killed, at its second epoch."""
+
+    def report(self, uuid: str, point: CurvePoint) -> bool:
+        if point.epoch > 1.5:
+            raise StorageError("cut short")
+        return super().report(uuid, point)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, Choice("adamw", {"weight_decay": 0.1})], ids=lambda one: one.name)
+def test_each_member_goes_on_alone_from_its_own_checkpoint(tmp_path: Path, optimizer: Choice) -> None:
+    specs = [
+        replace(spec(n, 0.002 * (n + 1), epochs=3, optimizer=optimizer), checkpoint=CheckpointPlan(str(tmp_path), 0.0))
+        for n in range(2)
+    ]
+    with pytest.raises(StorageError, match="cut short"):
+        run_gang(specs, Cut())
+    assert len(list(tmp_path.glob("*.ckpt"))) == 4
+    again = [
+        replace(one, checkpoint=CheckpointPlan(str(tmp_path), 1e9, attempt=2, charged_seconds=(100.0,)))
+        for one in specs
+    ]
+    resumed = run_trials(again, Listener())
+    assert [one.gang_size for one in resumed] == [1, 1]
+    assert_equal(resumed, alone([replace(one, checkpoint=None) for one in specs]))
+    for one in resumed:
+        assert one.curve[0].charged_device_seconds < 0, "an earlier attempt reached it"
+
+
+class TestChoice:
+    @pytest.fixture(autouse=True)
+    def own_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
+
+    def test_what_was_chosen_is_remembered_and_the_cost_alone_measured_anew(self) -> None:
+        plan = TrainingPlan(epochs=20, optimizer=SGD, device="cpu")
+        first = choose(DIGITS, plan, 0, most=6, search_steps=10**5)
+        assert first.measured[0][0] == 6
+        assert first.size in (1, 3, 6)
+        assert (first.size == 1) == bool(first.reason)
+        again = choose(DIGITS, replace(plan, epochs=7), 0, most=6, search_steps=10**5)
+        assert again.size == first.size
+        assert again.measured == ()
+        assert 0 < again.solo.step_seconds < 1
+        assert again.solo != first.solo
+
+    def test_a_short_search_times_one_size_only(self) -> None:
+        chosen = choose(DIGITS, TrainingPlan(epochs=1, optimizer=SGD, device="cpu"), 0, most=16, search_steps=20)
+        assert len(chosen.measured) == 1
+
+    @pytest.mark.parametrize(
+        ("most", "optimizer", "reason"), [(1, SGD, "one trial"), (8, Choice("adagrad", {}), "adagrad")]
+    )
+    def test_what_cannot_be_chosen_says_why(self, most: int, optimizer: Choice, reason: str) -> None:
+        chosen = choose(DIGITS, TrainingPlan(1, optimizer, device="cpu"), 0, most=most, search_steps=10**6)
+        assert chosen.size == 1
+        assert reason in chosen.reason
+
+    def test_a_stacked_model_that_computes_something_else_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        honest = gang.StackedRun.step
+
+        def wrong(self: gang.StackedRun, rates: torch.Tensor, momentum: torch.Tensor | None = None) -> None:
+            honest(self, rates * 1000, momentum)
+
+        monkeypatch.setattr(gang.StackedRun, "step", wrong)
+        chosen = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=4, search_steps=10**6)
+        assert chosen.size == 1
+        assert "alone" in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "alike"),
+    [
+        (lambda plan: replace(plan, epochs=9), True),
+        (lambda plan: replace(plan, optimizer=Choice("sgd", {"momentum": 0.5, "weight_decay": 0.1})), True),
+        (lambda plan: replace(plan, optimizer=Choice("adam", {})), False),
+        (lambda plan: replace(plan, precision="bfloat16"), False),
+    ],
+)
+def test_likeness_goes_by_what_a_gang_must_share(change: Callable[[TrainingPlan], TrainingPlan], alike: bool) -> None:
+    plan = TrainingPlan(epochs=2, optimizer=SGD)
+    assert (likeness(DIGITS, plan) == likeness(DIGITS, change(plan))) is alike
