@@ -146,20 +146,30 @@ class RangeTestCallback(keras.callbacks.Callback):
 class ScheduleCallback(keras.callbacks.Callback):
     """Gives each optimizer step the rate of its number.
 
-    `schedule` is a function from step to rate; or, with `bounds`, the name of a schedule or what a study file says of
-    one, such as {"name": "triangular2", "stepsize_epochs": 2}, which ends training with a whole cycle. `bounds` is
-    (base_lr, max_lr) or what `lr_range_test` returned.
+    `schedule` is a function from step to rate, with `momentum` another for the momentum (Adam: beta 1); or, with
+    `bounds`, the name of a schedule or what a study file says of one, such as {"name": "triangular2",
+    "stepsize_epochs": 2}, which ends training with a whole cycle. `bounds` is (base_lr, max_lr) or what
+    `lr_range_test` returned.
 
     Steps are counted by `optimizer.iterations`, less `first_step`: a model that was saved whole and loaded, or that
-    BackupAndRestore brought back, goes on where it was. `history` has the rate of each step beside its logs.
+    BackupAndRestore brought back, goes on where it was. `history` has the rate of each step beside its logs, and its
+    momentum where that is scheduled. Keras holds the momentum as a number, which other backends than torch compile
+    into the training step: there it can change only in a model that was compiled with run_eagerly=True.
     """
 
-    def __init__(self, schedule: ScheduleLike, *, bounds: Bounds | None = None, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        schedule: ScheduleLike,
+        *,
+        bounds: Bounds | None = None,
+        momentum: Schedule | None = None,
+        first_step: int = 0,
+    ) -> None:
         super().__init__()
-        check_schedule(schedule, bounds)
+        check_schedule(schedule, bounds, momentum)
         self.first_step = first_step
         self.history: dict[str, list[float]] = {}
-        self._schedule, self._bounds = schedule, bounds
+        self._schedule, self._bounds, self._momentum = schedule, bounds, momentum
         self._batches: int | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -168,20 +178,26 @@ class ScheduleCallback(keras.callbacks.Callback):
         steps, epochs = self.params["steps"], self.params["epochs"]
         epoch_steps = None if steps is None else steps / self._accumulation
         total = None if epoch_steps is None else epoch_steps * epochs
-        self._planned = plan_run(self._schedule, self._bounds, None, total_steps=total, epoch_steps=epoch_steps)
+        self._planned = plan_run(
+            self._schedule, self._bounds, self._momentum, total_steps=total, epoch_steps=epoch_steps
+        )
         self._last = stops_at(self._planned, self._schedule)
+        self._momentum_name = None if self._planned.momentum is None else _momentum_name(self.model)
         self._batches = None
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self._batches is None:  # read here: by now BackupAndRestore has brought it back
             self._batches = int(_plain(self.model.optimizer)._iterations)
-        self._rate = self.rate(self.step)
-        _set_rate(self.model, self._rate)
+        self._set = {"lr": self.rate(self.step)}
+        _set_rate(self.model, self._set["lr"])
+        if self._planned.momentum is not None and self._momentum_name is not None:
+            self._set["momentum"] = self._planned.momentum(self.step)
+            setattr(_plain(self.model.optimizer), self._momentum_name, self._set["momentum"])
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         assert self._batches is not None, "set when the batch began"
         self._batches += 1
-        for name, value in {**(logs or {}), "lr": self._rate, "iterations": self.step}.items():
+        for name, value in {**(logs or {}), **self._set, "iterations": self.step}.items():
             self.history.setdefault(name, []).append(value)
         if self.step >= self._last:
             self.model.stop_training = True
@@ -266,6 +282,20 @@ def _plain(optimizer: Any) -> Any:
 def _set_rate(model: keras.Model, rate: float) -> None:
     _sync(model)
     _plain(model.optimizer).learning_rate = rate
+
+
+def _momentum_name(model: keras.Model) -> str:
+    """Return what the optimizer calls its momentum. Raises UsageError where that cannot change from step to step."""
+    optimizer = _plain(model.optimizer)
+    name = next((name for name in ("momentum", "beta_1") if getattr(optimizer, name, 0)), None)
+    if name is None:
+        raise UsageError(f"{type(optimizer).__name__} has no momentum to schedule; give it one, such as momentum=0.9.")
+    if keras.backend.backend() != "torch" and not model.run_eagerly:
+        raise UsageError(
+            f"Keras's backend {keras.backend.backend()} compiles the momentum into the training step: compile the "
+            "model with run_eagerly=True, or schedule the rate alone."
+        )
+    return name
 
 
 def _sync(model: keras.Model) -> None:

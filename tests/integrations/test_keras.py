@@ -11,7 +11,7 @@ import pytest
 
 from lrsearch.errors import UsageError
 from lrsearch.integrations.keras import CyclicLR, RangeTestCallback, ScheduleCallback, lr_range_test
-from lrsearch.schedules import one_cycle, triangular2
+from lrsearch.schedules import one_cycle, one_cycle_momentum, triangular2
 from tests.integrations.digits import TRAIN_COUNT, arrays
 
 pytestmark = pytest.mark.integrations
@@ -241,6 +241,48 @@ class TestSchedule:
         assert len(callback.history["lr"]) == 66  # the one cycle of 2 x 0.75 epochs that fits
         assert max(callback.history["lr"]) == found.verdict.max_lr
         assert min(callback.history["lr"]) == found.verdict.base_lr
+
+    @pytest.mark.parametrize("nesterov", [False, True])
+    def test_the_momentum_follows_its_own_schedule(self, nesterov: bool) -> None:
+        """One weight w with loss w^2, by hand: v = m v - rate 2 w; w += v, or with Nesterov w += m v - rate 2 w."""
+        rate = one_cycle(max_lr=0.1, total_steps=40)
+        momentum = one_cycle_momentum(base_momentum=0.6, max_momentum=0.95, total_steps=40)
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9, nesterov=nesterov), "mse")
+        callback = ScheduleCallback(rate, momentum=momentum)
+        model.fit(np.ones((40, 1)), np.zeros((40, 1)), batch_size=1, verbose=0, callbacks=[callback])
+        weight, velocity = 1.0, 0.0
+        for step in range(40):
+            push = rate(step) * 2 * weight
+            velocity = momentum(step) * velocity - push
+            weight += momentum(step) * velocity - push if nesterov else velocity
+        assert float(model.get_weights()[0].item()) == pytest.approx(weight, rel=1e-4)
+        assert callback.history["momentum"] == [momentum(step) for step in range(40)]
+
+    def test_a_named_schedule_may_say_its_momentum_and_adams_is_beta_1(self) -> None:
+        named = {"name": "triangular", "cycles": 2, "base_momentum": 0.8, "max_momentum": 0.95}
+        seen: list[float] = []
+        model = make_model(keras.optimizers.Adam(0.01))
+        watch = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: seen.append(model.optimizer.beta_1)
+        )
+        callback = ScheduleCallback(named, bounds=(0.001, 0.01))
+        train(model, callbacks=[callback, watch])
+        assert seen == callback.history["momentum"]
+        assert (seen[0], len(seen)) == (0.95, 44)
+        assert min(seen) == pytest.approx(0.8)
+        mirrored = [0.95 - 0.15 * (lr - 0.001) / 0.009 for lr in callback.history["lr"]]
+        assert seen == pytest.approx(mirrored)
+
+    def test_momentum_schedules_that_cannot_be_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        callback = ScheduleCallback(lambda step: 0.1, momentum=lambda step: 0.9)
+        with pytest.raises(UsageError, match="SGD has no momentum to schedule"):
+            train(make_model(keras.optimizers.SGD(0.1)), callbacks=[callback])
+        with pytest.raises(UsageError, match="momentum= goes with a function"):
+            ScheduleCallback("triangular", bounds=(0.1, 0.2), momentum=lambda step: 0.9)
+        monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
+        with pytest.raises(UsageError, match="run_eagerly=True"):
+            train(make_model(), callbacks=[callback])
 
     def test_accumulated_batches_share_a_rate(self) -> None:
         optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)
