@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import signal
 import threading
 import time
@@ -462,9 +463,8 @@ class Conductor:
 
         search, record = turn.search, turn.record
         owner, settle = self._lease.owner, slot.take_unsettled()
-        versions = dict(self._versions)
-        if isinstance(self._executor, OnOtherMachines):
-            versions |= self._executor.versions(slot.number)
+        there = self._executor.versions(slot.number) if isinstance(self._executor, OnOtherMachines) else {}
+        versions = {package: there.get(package, ours) for package, ours in self._versions.items()}
         if record is None:
             place = (self._study.id, search.key, search.seed)
             begun = self._store.begin_trial(*place, turn.proposal, owner=owner, versions=versions, settle=settle)
@@ -894,7 +894,8 @@ def _finished(running: _Running, result: TrialResult, owner: str) -> TrialRecord
 
 
 def _versions() -> dict[str, str]:
-    return {package: version(package) for package in ("lrsearch", "torch", "torchvision", "optuna", "numpy")}
+    packages = ("lrsearch", "torch", "torchvision", "optuna", "numpy")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def planned_trials(config: StudyConfig) -> dict[str, int]:

@@ -27,10 +27,10 @@ SETTINGS = {
 class Nodes:
     """A head without CPUs, and as many nodes as are added."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **_small()})
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **_small(), **settings})
 
     @property
     def address(self) -> str:
@@ -57,14 +57,20 @@ def _small() -> dict[str, Any]:
 def processes_of(node: Any) -> list[int]:
     """Return the raylet, Ray's workers and what they have started: all that would vanish with the machine."""
     [raylet] = [info.process.pid for info in node.all_processes["raylet"]]
-    found, queue = [], [raylet]
+    return [raylet, *descendants(raylet)]
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and they."""
+    found: list[int] = []
+    queue = [pid]
     while queue:
         pid = queue.pop()
         found.append(pid)
         for task in Path(f"/proc/{pid}/task").glob("*/children"):
             with contextlib.suppress(OSError):
                 queue += [int(child) for child in task.read_text().split()]
-    return found
+    return found[1:]
 
 
 def freeze(pids: list[int]) -> None:
@@ -82,14 +88,14 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Nodes]:
+def running(**settings: Any) -> Iterator[Nodes]:
     """Start a head, in whose environment tests then run."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
         # Not before: it reads them when it is imported.
         pytest.importorskip("ray", reason="needs the extra ray: `make ray-test` installs it")
-        nodes = Nodes()
+        nodes = Nodes(**settings)
         try:
             yield nodes
         finally:

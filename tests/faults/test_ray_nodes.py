@@ -1,0 +1,213 @@
+"""Nodes of a Ray cluster that die or fall silent while a study runs on them; a study that dies on a Ray of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from lrsearch.storage.store import open_store
+from lrsearch.trial import StudyRecord
+from tests.faults.harness import running_attempts, start, unbroken, write
+from tests.ray_cluster import ROOT, Nodes, descendants, freeze, processes_of, running, thaw
+from tests.test_study import outcome
+
+pytestmark = pytest.mark.ray
+
+HEARD_WITHIN = 1.5
+"""Seconds: a node answers once a second, and a busy machine is slow."""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with running() as nodes:
+        nodes.add()
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
+    return unbroken(tmp_path_factory.mktemp("unbroken"), "{name: inline}", epochs=EPOCHS)
+
+
+EPOCHS = 25
+"""A trial takes one and a half to two seconds, and keeps its state every 0.2 s."""
+BUSY_SECONDS = 0.8
+
+
+class Study:
+    """A study on Ray, in a process of its own."""
+
+    def __init__(self, folder: Path, settings: str, **environment: str) -> None:
+        self.database = folder / "x.db"
+        self.path = write(folder, f"{{name: ray, lost_after_seconds: 4, {settings}}}", EPOCHS)
+        self.process = start(self.path, self.database, **environment)
+
+    def wait_for(self, what: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not what():
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.05)
+
+    def wait_until_busy(self, slots: int) -> None:
+        """Wait until so many attempts have run for so long that each has a checkpoint."""
+        self.wait_for(lambda: _busy(self.database) == slots)
+
+    @property
+    def log(self) -> str:
+        return self.database.with_suffix(".log").read_text()
+
+    def record(self) -> StudyRecord:
+        assert self.process.wait(timeout=200) == 0, self.log
+        assert "Traceback" not in self.log
+        with open_store(f"sqlite:///{self.database}") as store:
+            return store.record("small")
+
+
+def _busy(database: Path) -> int:
+    now = datetime.now(UTC)
+    return sum((now - began).total_seconds() > BUSY_SECONDS for began in running_attempts(database).values())
+
+
+def check(record: StudyRecord, expected: StudyRecord, fault: datetime) -> None:
+    """The same results, one attempt lost, and charged to within a heartbeat of the fault."""
+    assert outcome(record) == outcome(expected)
+    attempts = [attempt for trial in record.trials for attempt in trial.attempts]
+    assert all([a.status for a in trial.attempts].count("finished") == 1 for trial in record.trials)
+    [lost] = [attempt for attempt in attempts if attempt.status == "lost"]
+    truth = (fault - lost.started_at).total_seconds()
+    assert sum(lost.phase_seconds.values()) == pytest.approx(truth, abs=HEARD_WITHIN)
+    assert lost.phase_seconds["train"] > 0.2, (
+        "its checkpoints had come back, and the next attempt went on from the last"
+    )
+    [event] = [event for event in record.events if event.kind == "run"]
+    explained = sum(sum(trial.phase_seconds.values()) for trial in record.trials)
+    assert explained == pytest.approx(event.data["held_seconds"], rel=0.02)
+    assert event.data["seconds_out_of_reach"] > 0
+
+
+def test_a_node_that_dies_costs_one_attempt_and_another_takes_its_place(
+    nodes: Nodes, expected: StudyRecord, tmp_path: Path
+) -> None:
+    victim = nodes.add()
+    study = Study(tmp_path, f"address: '{nodes.address}'")
+    study.wait_until_busy(2)
+    died = datetime.now(UTC)
+    nodes.kill(victim)
+    study.wait_for(lambda: "runs again: its Ray worker on the node" in study.log)
+    another = nodes.add()
+    study.wait_until_busy(2)
+    record = study.record()
+    nodes.kill(another)
+    check(record, expected, died)
+
+
+def test_a_node_that_falls_silent_is_given_up_and_what_it_still_does_counts_no_more(
+    nodes: Nodes, expected: StudyRecord, tmp_path: Path
+) -> None:
+    """It is frozen with all its processes, and wakes up, still at work on its trial, when that runs elsewhere."""
+    silent = nodes.add()
+    study = Study(tmp_path, f"address: '{nodes.address}'")
+    study.wait_until_busy(2)
+    processes = processes_of(silent)
+    [worker] = [pid for pid in processes if b"lrsearch.executors.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    frozen = datetime.now(UTC)
+    freeze(processes)
+    study.wait_for(lambda: "has not answered for 4 s" in study.log)
+    assert (datetime.now(UTC) - frozen).total_seconds() < 4 + 2 * HEARD_WITHIN
+    thaw(processes)
+    study.wait_for(lambda: not Path(f"/proc/{worker}").exists())
+    record = study.record()
+    nodes.kill(silent)
+    check(record, expected, frozen)
+
+
+def test_when_all_nodes_are_lost_the_study_stops_and_the_same_command_goes_on(
+    nodes: Nodes, expected: StudyRecord, tmp_path: Path
+) -> None:
+    [only] = nodes.cluster.worker_nodes
+    settings = f"slots: 1, wait_seconds: 3, address: '{nodes.address}'"
+    study = Study(tmp_path, settings)
+    study.wait_until_busy(1)
+    nodes.kill(only)
+    assert study.process.wait(timeout=60) == 9, study.log
+    assert "Ray has had no others for 3 s" in study.log.replace("\n", " ")
+    assert "the same command continues when they are back" in study.log.replace("\n", " ")
+    nodes.add()
+    assert outcome(Study(tmp_path, settings).record()) == outcome(expected)
+
+
+# On a Ray of its own
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_study_that_is_stopped_or_killed_leaves_no_process_and_goes_on(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Ctrl-C reaches the terminal's whole foreground group, in which Ray's own processes are too."""
+    path, database = write(tmp_path, "{name: ray}", EPOCHS), tmp_path / "x.db"
+    command = [sys.executable, "-m", "lrsearch", "run-study", str(path), "--database", f"sqlite:///{database}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    main_side, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*command, "--report", str(tmp_path / "report.html")],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    os.close(terminal)
+    shown: list[bytes] = []
+    reader = threading.Thread(target=_read_all, args=(main_side, shown))
+    reader.start()
+    deadline = time.monotonic() + 120
+    while _busy(database) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # Ray's two agents, which do nothing by themselves, notice an end by SIGKILL only some minutes later.
+    children = [pid for pid in descendants(process.pid) if b"Agent" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(children) > 5, "Ray's processes, and two of ours"
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    assert process.wait(timeout=30) == code
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in children if _lives(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    reader.join()
+    os.close(main_side)
+    said = re.sub(rb"\s+", b" ", b"".join(shown))
+    assert b"Traceback" not in said
+    with open_store(f"sqlite:///{database}") as store:
+        attempts = [attempt for trial in store.record("small").trials for attempt in trial.attempts]
+    if number == signal.SIGKILL:
+        assert [one.status for one in attempts].count("running") == 2
+        return
+    assert b"To continue: lrsearch run-study" in said
+    assert [one.status for one in attempts].count("interrupted") == 2
+
+
+def _read_all(descriptor: int, into: list[bytes]) -> None:
+    with contextlib.suppress(OSError):  # its other side is closed
+        while part := os.read(descriptor, 65536):
+            into.append(part)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
