@@ -476,7 +476,9 @@ class Conductor:
         if not trial.is_confirmation:
             search.note(trial)
         self._observer.trial_started(trial)
-        channel = _Channel(self._store, begun, trial, turn.stopper, self._observer, self._publish_live)
+        channel = _Channel(
+            self._store, begun, trial, turn.stopper, self._observer, self._publish_live, since=slot.boundary
+        )
         slot.used = True
         slot.running = running = _Running(turn, trial, begun, channel, datetime.now(UTC), time.perf_counter())
         channel.start()
@@ -812,13 +814,17 @@ class _Channel:
         stopper: Callable[[Sequence[CurvePoint]], bool] | None,
         observer: Observer,
         publish_live: Callable[[TrialRecord, Sequence[CurvePoint]], None],
+        *,
+        since: float,
     ) -> None:
+        """`since` is when the trial's seconds began, by time.perf_counter."""
         self._store = store
         self._begun = begun
         self._trial = trial
         self._stopper = stopper
         self._observer = observer
         self._publish_live = publish_live
+        self._since = since
         self._points: list[CurvePoint] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat_until, args=(self._stop,), name="heartbeat", daemon=True)
@@ -827,6 +833,10 @@ class _Channel:
         self._points.append(point)
         self._observer.curve_point(self._trial, point)
         return self._stopper is None or not self._stopper(self._points)
+
+    def message(self, text: str) -> None:
+        trial = self._trial
+        self._observer.message(f"{trial.strategy}, seed {trial.seed}, trial {trial.number}: {text}")
 
     def start(self) -> None:
         """Write what is new every HEARTBEAT_SECONDS until `stop`."""
@@ -841,8 +851,10 @@ class _Channel:
         first = True
         while not stop.wait(FIRST_HEARTBEAT_SECONDS if first else HEARTBEAT_SECONDS):
             points = tuple(self._points)
+            lost_if_killed_now = {"lost": time.perf_counter() - self._since}
+            begun = self._begun
             try:
-                self._store.heartbeat(self._begun.attempt_id, self._begun.token, points[written:], {}, None)
+                self._store.heartbeat(begun.attempt_id, begun.token, points[written:], lost_if_killed_now, None)
                 written = len(points)
                 if not first:
                     self._publish_live(self._trial, points)

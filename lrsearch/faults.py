@@ -2,7 +2,7 @@
 
 `LRSEARCH_KILL_AT=before_commit:2` kills it with SIGKILL when the second result is about to be committed. Points:
 after_plan, after_claim, checkpoint_temp, checkpoint_before_rename, checkpoint_after_rename, before_commit,
-after_commit, before_mirror.
+after_commit, before_mirror, page_before_rename.
 """
 
 from __future__ import annotations

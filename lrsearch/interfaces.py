@@ -206,6 +206,15 @@ class Watched(Protocol):
         ...
 
 
+@runtime_checkable
+class Told(Protocol):
+    """A channel to somebody who wants to know what a trial meets."""
+
+    def message(self, text: str) -> None:
+        """Take a sentence that goes on after the trial's name and a colon."""
+        ...
+
+
 RunTrials = Callable[[Sequence[TrialSpec], Channel], Sequence[TrialResult]]
 """training.run_trials: runs trials as one gang and returns their results in order; failures are results too.
 

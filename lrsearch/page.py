@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lrsearch import __version__
+from lrsearch import __version__, faults
 from lrsearch.errors import StorageError
 from lrsearch.figures import Drawing, Table
 from lrsearch.figures._style import WayStyle
@@ -220,6 +220,7 @@ def replace_file(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
+        faults.point("page_before_rename")
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):

@@ -36,6 +36,7 @@ from lrsearch.interfaces import (
     KnowsItsLayout,
     LoadedWorkload,
     Split,
+    Told,
     Watched,
     Workload,
 )
@@ -496,16 +497,15 @@ def run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
         else:
             checkpoints = Checkpoints(spec, spec.checkpoint, watch) if spec.checkpoint else None
             if checkpoints is not None:
-                run = _resumed(spec, run, device, checkpoints, outcome)
+                run = _resumed(spec, run, device, checkpoints, outcome, channel)
             _train(spec, run, planned, watch, channel, outcome, checkpoints)
     except StorageError:
         raise
-    except torch.OutOfMemoryError as error:
-        outcome.status = "failed"
-        outcome.error = f"Out of device memory: {one_line(error)} Lower workload.batch_size or take a smaller model."
     except (Exception, SystemExit) as error:
         outcome.status = "failed"
         outcome.error = one_line(error) + user_line(error)
+        if _is_out_of_memory(error):
+            outcome.error = f"Out of device memory; lower workload.batch_size or take a smaller model. {outcome.error}"
         outcome.traceback = traceback.format_exc()
     watch.stop()
     return TrialResult(
@@ -530,12 +530,21 @@ def run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
     )
 
 
-def _resumed(spec: TrialSpec, run: Run, device: torch.device, checkpoints: Checkpoints, outcome: Outcome) -> Run:
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Torch raises a plain RuntimeError when it is the processor's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _resumed(
+    spec: TrialSpec, run: Run, device: torch.device, checkpoints: Checkpoints, outcome: Outcome, channel: Channel
+) -> Run:
     """Return `run` where its checkpoint left it, or at its beginning when there is none that fits the model."""
     run.batches.keeps_place = True
     try:
         checkpoints.resume(run, outcome)
     except (ValueError, RuntimeError, KeyError):  # the user's model or data are others by now
+        if isinstance(channel, Told):
+            channel.message("its checkpoint does not fit the model or the data, which have changed; it begins anew.")
         progressed, run = run.progressed, new_run(run.loaded, spec.training, device, spec.seed)
         run.progressed, run.batches.keeps_place = progressed, True
         outcome.curve, outcome.train_steps = [], 0

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from lrsearch import errors
 from lrsearch.errors import ClusterError, LrsearchError, MachineLostError, WorkerDiedError, WorkloadError
-from lrsearch.interfaces import Channel, RunTrials
+from lrsearch.interfaces import Channel, RunTrials, Told
 from lrsearch.trial import TrialResult, TrialSpec
 
 T = TypeVar("T")
@@ -33,6 +33,8 @@ class Worker(ABC):
     def __init__(self, patience_seconds: float) -> None:
         self._patience_seconds = patience_seconds
         self._longest_gap = 0.0
+        self._tell: Callable[[str], None] = _nobody
+        """Who hears what the trial that runs has to say."""
 
     @abstractmethod
     def is_alive(self) -> bool:
@@ -60,6 +62,7 @@ class Worker(ABC):
 
     def run(self, run_trials: RunTrials, specs: Sequence[TrialSpec], channel: Channel) -> Sequence[TrialResult]:
         """Return what `run_trials` gives there. Raises WorkerDiedError, StorageError."""
+        self._tell = channel.message if isinstance(channel, Told) else _nobody
         return self._converse(("run", run_trials, specs), channel.report, watched=True)  # type: ignore[no-any-return]  # comes by wire
 
     def _converse(self, order: tuple[Any, ...], report: Callable[..., bool], *, watched: bool) -> Any:
@@ -68,6 +71,8 @@ class Worker(ABC):
             kind, *content = self._next(watched=watched)
             if kind == "point":
                 self.send(report(*content))
+            elif kind == "message":
+                self._tell(*content)
             elif kind == "done":
                 return content[0]
             elif kind == "error":
@@ -171,6 +176,10 @@ class SlotsExecutor(Generic[AnySlot]):
             slot.thread.shutdown(cancel_futures=True)
             if slot.worker is not None:
                 slot.worker.bury()
+
+
+def _nobody(text: str) -> None:
+    pass
 
 
 def _no_point(uuid: str, point: object) -> bool:

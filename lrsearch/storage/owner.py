@@ -14,17 +14,27 @@ def this_owner() -> str:
 
 def is_dead(owner: str) -> bool:
     """Return True when `owner` surely no longer runs. False also means unknown: another machine or container."""
+    return _lives(owner) is False
+
+
+def is_alive(owner: str) -> bool:
+    """Return True when `owner` surely runs. False also means unknown."""
+    return _lives(owner) is True
+
+
+def _lives(owner: str) -> bool | None:
     try:
         host, pid, start, namespace = owner.rsplit(":", 3)
         if (host, namespace) != _here():
-            return False
+            return None
         os.kill(int(pid), 0)
     except ProcessLookupError:
-        return True
-    except (ValueError, PermissionError):
         return False
-    started = _start_time(int(pid))
-    return Path("/proc/self/stat").exists() and (started is None or str(started) != start)
+    except (ValueError, PermissionError):
+        return None
+    if not Path("/proc/self/stat").exists():
+        return None
+    return str(_start_time(int(pid))) == start
 
 
 def _here() -> tuple[str, str]:

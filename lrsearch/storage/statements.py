@@ -16,6 +16,9 @@ from lrsearch.storage.reading import facts_from_json
 from lrsearch.storage.schema import attempt, event, phase, search, study, trial
 from lrsearch.trial import APART_PHASES, CHARGED_PHASES, FINISHED_STATUSES, WorkloadFacts, charged_seconds
 
+_CREATION = 0x63726561746573
+"""Key of PostgreSQL's advisory lock for making studies, "creates" in ASCII."""
+
 
 @dataclass(frozen=True)
 class StudyRow:
@@ -92,6 +95,12 @@ def latest_study(connection: Connection, name: str, version: int | None) -> Row[
 def study_for_update(connection: Connection, study_id: int) -> Row[Any]:
     """Return the study's row, locked until the transaction ends."""
     return connection.execute(sa.select(study).where(study.c.id == study_id).with_for_update()).one()
+
+
+def one_at_a_time(connection: Connection) -> None:
+    """Wait for the other transactions that have called this, also where there is no row yet that could be locked."""
+    if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION)))
 
 
 def trial_counts(connection: Connection) -> dict[int, dict[str, int]]:
@@ -211,9 +220,11 @@ def close_lost(connection: Connection, row: Row[Any], now: datetime, kept: Mappi
 
     `kept` are its seconds up to its checkpoint: they stay what they are, and what came after them is lost.
     """
-    phases = dict(kept) or phase_seconds_of(connection, row.id)
+    stored = phase_seconds_of(connection, row.id)
+    phases = dict(kept) or stored
     apart = sum(phases.get(name, 0.0) for name in APART_PHASES)
-    elapsed = (row.heartbeat_at - row.started_at).total_seconds()
+    # Heartbeats bring the seconds so far, as `lost`, from a clock that nobody sets; those of older versions did not.
+    elapsed = stored.get("lost", (row.heartbeat_at - row.started_at).total_seconds())
     seconds = max(charged_seconds(phases), elapsed - apart)
     lost = as_lost(phases) if not kept else phases
     replace_phases(connection, row.id, {**lost, "lost": seconds - charged_seconds(kept)})

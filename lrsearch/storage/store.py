@@ -31,7 +31,7 @@ from lrsearch.storage.engine import (
     writer,
 )
 from lrsearch.storage.migrate import ensure_schema
-from lrsearch.storage.owner import is_dead, this_owner
+from lrsearch.storage.owner import is_alive, is_dead, this_owner
 from lrsearch.storage.reading import (
     Points,
     attempt_columns,
@@ -62,6 +62,7 @@ from lrsearch.storage.statements import (
     inserted_id,
     kept_and_lost,
     latest_study,
+    one_at_a_time,
     phase_seconds_of,
     plan_again,
     renew_leases,
@@ -196,6 +197,7 @@ class Store:
             written = connection.execute(sa.select(study).where(study.c.uuid == values["uuid"])).one_or_none()
             if written is not None:
                 return written
+            one_at_a_time(connection)
             last = connection.scalar(sa.select(sa.func.max(study.c.version)).where(study.c.name == name)) or 0
             if after is not None and last != after:
                 raise StudyBusyError(
@@ -239,13 +241,16 @@ class Store:
     def acquire(self, study_id: int, owner: str, lease_seconds: float) -> None:
         """Take or renew the right to write to the study, for `lease_seconds` after each sign of life.
 
-        It passes at once from a process of this machine that is dead, from any other one when its lease has run out.
-        Raises StudyBusyError, which names the holder.
+        It passes at once from a process of this machine that is dead, from any other one when its lease has run out. On
+        SQLite, whose clock is the machine's own and may be set, never from one that lives here. Raises StudyBusyError,
+        which names the holder.
         """
 
         def work(connection: Connection) -> None:
             row, now = study_for_update(connection, study_id), database_now(connection)
             expired = row.lease_expires_at is None or row.lease_expires_at <= now
+            if expired and self.sqlite_file is not None and row.owner is not None:
+                expired = not is_alive(row.owner)
             if not (row.owner in (None, owner) or expired or is_dead(row.owner)):
                 busy = StudyBusyError(
                     f"Study {row.name!r} is being run by {spoken(row.owner)} (sign of life due by "

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from lrsearch.config import load_study
+from lrsearch.storage import schema
+from lrsearch.storage.engine import make_engine, parse_url, sqlite_path
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
 from lrsearch.trial import AttemptRecord, StudyRecord
@@ -53,54 +56,73 @@ workload: {{name: callable, model: 'slow_user:model', data: 'slow_user:data', ba
 training: {{epochs: {epochs}, device: cpu, optimizer: {{name: sgd, momentum: 0.9}}}}
 seeds: [0, 1]
 rates: {{low: 1e-3, high: 1.0}}
-strategies:
-  grid: {{name: grid, points: 2, schedule: {{name: constant}}}}
-  tpe: {{name: optuna_search, sampler: tpe, trials: 2, startup_trials: 1}}
-  clr: {{name: range_tested, min_steps: 20, range_epochs: 1, schedule: {{name: triangular2, cycles: 2}}}}
+strategies:{ways}
 executor: {executor}
-checkpoint: {{every_seconds: 0.2}}
+checkpoint: {{every_seconds: 0.2, folder: states}}
 """
+WAYS = """
+  grid: {name: grid, points: 2, schedule: {name: constant}}
+  tpe: {name: optuna_search, sampler: tpe, trials: 2, startup_trials: 1}
+  clr: {name: range_tested, min_steps: 20, range_epochs: 1, schedule: {name: triangular2, cycles: 2}}"""
+GRID = """
+  grid: {name: grid, points: 3, schedule: {name: constant}}"""
+INLINE = "{name: inline}"
 PROCESSES = "{name: process, slots: 2, threads_per_slot: 1}"
 
 
-def write(folder: Path, executor: str = PROCESSES, epochs: int = 16) -> Path:
+def write(folder: Path, executor: str = PROCESSES, epochs: int = 16, ways: str = WAYS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "slow_user.py").write_text(USER)
     path = folder / "study.yaml"
-    path.write_text(FILE.format(executor=executor, epochs=epochs))
+    path.write_text(FILE.format(executor=executor, epochs=epochs, ways=ways))
     return path
 
 
-def unbroken(folder: Path, executor: str = PROCESSES, epochs: int = 16) -> StudyRecord:
-    path = write(folder, executor, epochs)
+def unbroken(folder: Path, executor: str = PROCESSES, epochs: int = 16, ways: str = WAYS) -> StudyRecord:
+    path = write(folder, executor, epochs, ways)
     with open_store(f"sqlite:///{folder / 'unbroken.db'}") as store:
         return run_study(load_study(path), store, observer=Quiet())
 
 
-def start(path: Path, database: Path, **variables: str) -> subprocess.Popen[bytes]:
-    """Start the study; what it says is appended to a file beside the database."""
-    command = [sys.executable, "-m", "lrsearch", "run-study", str(path), "--database", f"sqlite:///{database}"]
-    with database.with_suffix(".log").open("ab") as log:
+def on_sqlite(folder: Path) -> str:
+    return f"sqlite:///{folder / 'broken.db'}"
+
+
+def start(path: Path, url: str, **variables: str) -> subprocess.Popen[bytes]:
+    """Start the study; what it says is appended to a file beside the study's."""
+    command = [sys.executable, "-m", "lrsearch", "run-study", str(path)]
+    with (path.parent / "broken.log").open("ab") as log:
         return subprocess.Popen(
             [*command, "--report", str(path.parent / "report.html")],
             stdout=log,
             stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "LRSEARCH_DATABASE": url, **variables},
         )
 
 
-def running_attempts(database: Path) -> dict[tuple[str, int], datetime]:
+def said(folder: Path) -> str:
+    """Return all that the studies that were started in `folder` have said."""
+    return (folder / "broken.log").read_text()
+
+
+def running_attempts(url: str) -> dict[tuple[str, int], datetime]:
     """Return trial and number of the attempts that run, and when they began."""
-    query = (
-        "SELECT t.uuid, a.number, a.started_at FROM lrsearch_attempt a JOIN lrsearch_trial t ON a.trial_id = t.id "
-        "WHERE a.status = 'running'"
-    )
-    try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10)) as connection:
-            rows = connection.execute(query).fetchall()
-    except sqlite3.OperationalError:  # not made yet
+    file = sqlite_path(parse_url(url))
+    if file is not None and not file.exists():
         return {}
-    return {(uuid, number): datetime.fromisoformat(began).replace(tzinfo=UTC) for uuid, number, began in rows}
+    trials, attempts = schema.trial.c, schema.attempt.c
+    of_running = (attempts.status == "running", attempts.trial_id == trials.id)
+    running = sa.select(trials.uuid, attempts.number, attempts.started_at).where(*of_running)
+    try:
+        with _engine(url).connect() as connection:
+            return {(uuid, number): began for uuid, number, began in connection.execute(running)}
+    except DBAPIError:  # its tables are not made yet
+        return {}
+
+
+@functools.lru_cache(maxsize=1)
+def _engine(url: str) -> sa.Engine:
+    return make_engine(parse_url(url))
 
 
 def workers_of(pid: int) -> list[int]:
@@ -145,23 +167,23 @@ class Figures:
         )
 
 
-def run_with_kills(folder: Path, chance: random.Random, kills: int, figures: Figures) -> StudyRecord:
+def run_with_kills(folder: Path, url: str, chance: random.Random, kills: int, figures: Figures) -> StudyRecord:
     """Run one study to its end, killing orchestrator or worker up to `kills` times while attempts run."""
-    path, database = write(folder), folder / "broken.db"
+    path = write(folder)
     done = 0
     while True:
-        process, began = start(path, database), time.monotonic()
-        known = set(running_attempts(database))
-        if _await_attempt(process, database, known):
+        process, began = start(path, url), time.monotonic()
+        known = set(running_attempts(url))
+        if await_attempt(process, url, known):
             figures.restarts.append(time.monotonic() - began)
         while done < kills and process.poll() is None:
             time.sleep(chance.uniform(0.05, 1.2))
             victims = [("orchestrator", process.pid), *(("worker", pid) for pid in workers_of(process.pid))]
             name, pid = chance.choice(victims[1:] if victims[1:] and chance.random() < 0.6 else victims[:1])
-            running = running_attempts(database)
+            running = running_attempts(url)
             if not running or process.poll() is not None:
                 if process.poll() is None:
-                    _await_attempt(process, database, set())
+                    await_attempt(process, url, set())
                 continue
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -172,28 +194,28 @@ def run_with_kills(folder: Path, chance: random.Random, kills: int, figures: Fig
             if name == "orchestrator":
                 process.wait()
             else:
-                _await_attempt(process, database, set(running))
+                await_attempt(process, url, set(running))
         code = process.wait(timeout=300)
         if code == 0:
             break
-        assert code == -signal.SIGKILL, database.with_suffix(".log").read_text()
+        assert code == -signal.SIGKILL, said(folder)
     figures.studies += 1
-    with open_store(f"sqlite:///{database}") as store:
+    with open_store(url) as store:
         return store.record("small")
 
 
-def _await_attempt(process: subprocess.Popen[bytes], database: Path, known: set[tuple[str, int]]) -> bool:
+def await_attempt(process: subprocess.Popen[bytes], url: str, known: set[tuple[str, int]]) -> bool:
     """Wait until an attempt runs that was not `known`; return False when the study ended before."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while process.poll() is None:
-        if set(running_attempts(database)) - known:
+        if set(running_attempts(url)) - known:
             return True
         assert time.monotonic() < deadline, "no attempt began"
         time.sleep(0.02)
     return False
 
 
-def check(record: StudyRecord, expected: StudyRecord, folder: Path, figures: Figures) -> None:
+def check(record: StudyRecord, expected: StudyRecord, folder: Path, url: str, figures: Figures) -> None:
     """Nothing lost, nothing twice, the same results, the cost within a heartbeat, nothing left behind."""
     assert record.finished
     assert outcome(record) == outcome(expected)
@@ -207,10 +229,9 @@ def check(record: StudyRecord, expected: StudyRecord, folder: Path, figures: Fig
     attempts = {(t.uuid, a.number): a for t in record.trials for a in t.attempts}
     figures.lost_attempts += sum(attempt.status == "lost" for attempt in attempts.values())
     _check_costs(attempts, figures)
-    _check_mirror(record, folder)
-    log = (folder / "broken.log").read_text()
-    assert "Traceback" not in log
-    assert not list((folder / "broken.checkpoints").glob("*")), "no checkpoint outlives its trial"
+    _check_mirror(record, url)
+    assert "Traceback" not in said(folder)
+    assert not list((folder / "states").glob("*")), "no checkpoint outlives its trial"
 
 
 def _kept(attempt: AttemptRecord) -> bool:
@@ -227,8 +248,8 @@ def _check_costs(attempts: dict[tuple[str, int], AttemptRecord], figures: Figure
             figures.errors.append(sum(attempt.phase_seconds.values()) - truth)
 
 
-def _check_mirror(record: StudyRecord, folder: Path) -> None:
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'broken.db'}")
+def _check_mirror(record: StudyRecord, url: str) -> None:
+    storage = optuna.storages.RDBStorage(parse_url(url).render_as_string(hide_password=False))
     for strategy in record.strategies:
         for seed in record.seeds:
             shown = optuna.load_study(study_name=f"small/{strategy}/{seed}", storage=storage).trials

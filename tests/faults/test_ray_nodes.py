@@ -19,7 +19,7 @@ import pytest
 
 from lrsearch.storage.store import open_store
 from lrsearch.trial import StudyRecord
-from tests.faults.harness import running_attempts, start, unbroken, write
+from tests.faults.harness import on_sqlite, running_attempts, said, start, unbroken, write
 from tests.ray_cluster import ROOT, Nodes, descendants, freeze, processes_of, running, thaw
 from tests.test_study import outcome
 
@@ -50,9 +50,9 @@ class Study:
     """A study on Ray, in a process of its own."""
 
     def __init__(self, folder: Path, settings: str, **environment: str) -> None:
-        self.database = folder / "x.db"
+        self.url = on_sqlite(folder)
         self.path = write(folder, f"{{name: ray, lost_after_seconds: 4, {settings}}}", EPOCHS)
-        self.process = start(self.path, self.database, **environment)
+        self.process = start(self.path, self.url, **environment)
 
     def wait_for(self, what: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
@@ -63,22 +63,22 @@ class Study:
 
     def wait_until_busy(self, slots: int) -> None:
         """Wait until so many attempts have run for so long that each has a checkpoint."""
-        self.wait_for(lambda: _busy(self.database) == slots)
+        self.wait_for(lambda: _busy(self.url) == slots)
 
     @property
     def log(self) -> str:
-        return self.database.with_suffix(".log").read_text()
+        return said(self.path.parent)
 
     def record(self) -> StudyRecord:
         assert self.process.wait(timeout=200) == 0, self.log
         assert "Traceback" not in self.log
-        with open_store(f"sqlite:///{self.database}") as store:
+        with open_store(self.url) as store:
             return store.record("small")
 
 
-def _busy(database: Path) -> int:
+def _busy(url: str) -> int:
     now = datetime.now(UTC)
-    return sum((now - began).total_seconds() > BUSY_SECONDS for began in running_attempts(database).values())
+    return sum((now - began).total_seconds() > BUSY_SECONDS for began in running_attempts(url).values())
 
 
 def check(record: StudyRecord, expected: StudyRecord, fault: datetime) -> None:
@@ -157,8 +157,8 @@ def test_a_study_that_is_stopped_or_killed_leaves_no_process_and_goes_on(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     """Ctrl-C reaches the terminal's whole foreground group, in which Ray's own processes are too."""
-    path, database = write(tmp_path, "{name: ray}", EPOCHS), tmp_path / "x.db"
-    command = [sys.executable, "-m", "lrsearch", "run-study", str(path), "--database", f"sqlite:///{database}"]
+    path, url = write(tmp_path, "{name: ray}", EPOCHS), on_sqlite(tmp_path)
+    command = [sys.executable, "-m", "lrsearch", "run-study", str(path), "--database", url]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     main_side, terminal = pty.openpty()
     process = subprocess.Popen(
@@ -174,7 +174,7 @@ def test_a_study_that_is_stopped_or_killed_leaves_no_process_and_goes_on(
     reader = threading.Thread(target=_read_all, args=(main_side, shown))
     reader.start()
     deadline = time.monotonic() + 120
-    while _busy(database) < 2:
+    while _busy(url) < 2:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -191,7 +191,7 @@ def test_a_study_that_is_stopped_or_killed_leaves_no_process_and_goes_on(
     os.close(main_side)
     said = re.sub(rb"\s+", b" ", b"".join(shown))
     assert b"Traceback" not in said
-    with open_store(f"sqlite:///{database}") as store:
+    with open_store(url) as store:
         attempts = [attempt for trial in store.record("small").trials for attempt in trial.attempts]
     if number == signal.SIGKILL:
         assert [one.status for one in attempts].count("running") == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from lrsearch.storage.owner import is_dead, this_owner
+from lrsearch.storage.owner import is_alive, is_dead, this_owner
 
 _TELL = "from lrsearch.storage.owner import this_owner; print(this_owner(), flush=True); input()"
 
@@ -18,6 +18,7 @@ def _child() -> tuple[subprocess.Popen[str], str]:
 
 def test_this_process_lives() -> None:
     assert not is_dead(this_owner())
+    assert is_alive(this_owner())
 
 
 def test_a_killed_process_is_dead_even_before_its_parent_has_noticed() -> None:
@@ -30,6 +31,7 @@ def test_a_killed_process_is_dead_even_before_its_parent_has_noticed() -> None:
         assert process.returncode is None
         process.wait()
         assert is_dead(owner)
+        assert not is_alive(owner)
 
 
 def test_a_reused_pid_is_another_process() -> None:
@@ -44,3 +46,5 @@ def test_nothing_is_known_of_other_machines_containers_and_strange_names() -> No
     assert not is_dead(f"other-{host}:{gone}:{start}:{namespace}")
     assert not is_dead(f"{host}:{gone}:{start}:{int(namespace) + 1}")
     assert not is_dead("someone")
+    assert not is_alive(f"other-{this_owner()}")
+    assert not is_alive("someone")

@@ -187,6 +187,26 @@ def test_of_many_that_want_a_study_one_gets_it(url: str) -> None:
         assert all(f"process 1 on machine{won[0]} " in message for message in lost)
 
 
+def test_of_many_that_begin_a_study_at_once_one_makes_it(url: str) -> None:
+    with open_store(url) as store:
+        made, beaten = [], []
+        start = threading.Barrier(8)
+
+        def create() -> None:
+            start.wait()
+            try:
+                made.append(store.create_study("digits", CONFIG, "a", after=0))
+            except StudyBusyError as error:
+                beaten.append(str(error))
+
+        threads = [threading.Thread(target=create) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(made), len(beaten)) == (1, 7)
+
+
 def test_a_result_committed_while_the_successor_reconciles_stays(url: str) -> None:
     """The old owner's transaction is open when reconcile reads: it must wait for it and then leave the result alone."""
     with open_store(url) as store:

@@ -16,7 +16,7 @@ from tests.storage.samples import CONFIG, CONSTANT, VERSIONS
 ROOT = Path(__file__).parents[2]
 TRIALS = 25
 
-_RUN = """
+RUN = """
 import sys
 from lrsearch.storage.optuna_mirror import OptunaMirror
 from lrsearch.storage.store import open_store, this_owner
@@ -36,7 +36,7 @@ print("done")
 """
 
 
-def _start(script: str, *arguments: str) -> subprocess.Popen[str]:
+def start_script(script: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         cwd=ROOT,
@@ -51,7 +51,7 @@ def test_four_processes_and_a_reader_share_a_file_without_a_word(tmp_path: Path)
     """All start at once on a database that does not exist yet, so that they also create its tables together."""
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     names = [f"study{i}" for i in range(4)]
-    processes = [_start(_RUN, url, name, str(TRIALS)) for name in names]
+    processes = [start_script(RUN, url, name, str(TRIALS)) for name in names]
     while any(process.poll() is None for process in processes):
         if (tmp_path / "shared.db").exists():
             with open_store(url) as reader:
@@ -89,7 +89,7 @@ time.sleep(600)
 
 def test_a_killed_study_goes_on_at_once_with_the_same_trial(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
-    process = _start(_HANG, url)
+    process = start_script(_HANG, url)
     with process:
         assert process.stdout is not None
         uuid = process.stdout.readline().strip()
@@ -121,6 +121,6 @@ def test_reading_imports_neither_torch_nor_optuna_nor_alembic(tmp_path: Path) ->
     url = f"sqlite:///{tmp_path / 'x.db'}"
     with open_store(url) as store:
         store.create_study("digits", CONFIG, "a")
-    process = _start(_IMPORTED, url)
+    process = start_script(_IMPORTED, url)
     assert process.communicate() == ("\n", "")
     assert CONSTANT.learning_rate is not None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,10 @@ class TestStudies:
         assert (empty.trials, empty.charged_device_seconds) == ({}, 0.0)
 
 
+def _given(phase_seconds: dict[str, float], uuid: str, attempt: int) -> dict[str, float]:
+    return phase_seconds
+
+
 class TestLease:
     def test_a_live_holder_keeps_others_out(self, store: Store) -> None:
         row = held_study(store, owner=this_owner())
@@ -205,6 +210,12 @@ class TestLease:
         store.acquire(row.id, "elsewhere:2:2:2", 60.0)
         with pytest.raises(StudyBusyError, match="process 2 on elsewhere"):
             store.acquire(row.id, OWNER, 60.0)
+
+    def test_a_clock_that_is_set_takes_no_study_from_a_process_that_lives_here(self, store: Store) -> None:
+        row = store.create_study("digits", CONFIG, "a")
+        store.acquire(row.id, this_owner(), 0.0)
+        with pytest.raises(StudyBusyError, match="is being run by process"):
+            store.acquire(row.id, "elsewhere:2:2:2", 60.0)
 
     def test_a_dead_process_of_this_machine_gives_way_at_once(self, store: Store) -> None:
         host, _, start, namespace = this_owner().rsplit(":", 3)
@@ -407,6 +418,27 @@ class TestFaults:
         begun = begin(store, row)
         with pytest.raises(StorageError, match=r"Only a planned trial .* is running"):
             store.retry_trial(begun.uuid, owner=OWNER, versions=VERSIONS)
+
+    def test_a_clock_that_is_set_changes_no_cost(self, store: Store, engine: sa.Engine) -> None:
+        """The seconds so far come with each heartbeat, from a clock that only goes forward."""
+        row = held_study(store)
+        cases: list[tuple[int, dict[str, float]]] = [(1, {}), (-1, {}), (1, {"train": 2.0, "data": 1.0})]
+        for hours, checkpointed in cases:
+            begun = begin(store, row)
+            store.heartbeat(begun.attempt_id, begun.token, [], {"lost": 2.5}, None)
+            store.heartbeat(begun.attempt_id, begun.token, [], {"lost": 3.5}, None)
+            _execute(engine, sa.update(attempt).values(heartbeat_at=datetime.now(UTC) + timedelta(hours=hours)))
+            [lost] = store.reconcile(row.id, partial(_given, checkpointed))
+            assert lost.seconds == 3.5 - checkpointed.get("data", 0.0)
+
+    def test_attempts_that_are_alive_or_whose_lease_holds_are_left_alone(self, store: Store, engine: sa.Engine) -> None:
+        row = held_study(store)
+        mine, fresh, stale = begin(store, row), begin(store, row), begin(store, row)
+        past = datetime.now(UTC) - timedelta(hours=1)
+        expired = sa.update(attempt).where(attempt.c.id.in_([mine.attempt_id, stale.attempt_id]))
+        _execute(engine, expired.values(lease_expires_at=past))
+        assert [lost.uuid for lost in store.reconcile(row.id, alive={mine.token})] == [stale.uuid]
+        assert {lost.uuid for lost in store.reconcile(row.id)} == {mine.uuid, fresh.uuid}
 
     def test_a_killed_attempt_is_charged_up_to_its_last_heartbeat(self, store: Store, engine: sa.Engine) -> None:
         row = held_study(store)
