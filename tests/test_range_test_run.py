@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lrsearch.config import StudyConfig, load_study
 from lrsearch.errors import StudyFailedError, UsageError
+from lrsearch.images import WIDTH
 from lrsearch.range_test import combine_verdicts
 from lrsearch.range_test_run import run_range_test
 from tests.test_cli import ENVIRONMENT
+from tests.test_images import can_draw
 
 STUDY = """\
 version: 1
@@ -110,6 +113,30 @@ def test_json_holds_every_test_with_its_points(tmp_path: Path) -> None:
     assert rates == sorted(rates)
     assert document["tests"][0]["verdict"]["max_lr"] in document["verdict"]["max_lr_interval"]
     assert (tmp_path / document["page"]).is_file()
+
+
+@can_draw
+@pytest.mark.slow
+def test_the_curve_is_written_as_a_picture_too(tmp_path: Path) -> None:
+    written(tmp_path)
+    answer = command(tmp_path, "--png", "curve.png")
+    assert answer.returncode == 0, answer.stderr
+    assert "Image: curve.png" in answer.stderr
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.size[0] == 2 * WIDTH
+        assert len(picture.convert("RGB").getcolors(maxcolors=1_000_000) or ()) > 20  # something is drawn
+    both = command(tmp_path, "--png", "curves", "--repeats", "2", "--json")
+    assert json.loads(both.stdout)["exit_code"] == 0
+    assert sorted(path.name for path in (tmp_path / "curves").iterdir()) == ["seed-3.png", "seed-4.png"]
+
+
+@can_draw
+def test_a_picture_of_another_kind_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    written(tmp_path)
+    answer = command(tmp_path, "--png", "curve.jpg")
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert "takes a file that ends in .png or a folder, got curve.jpg" in answer.stderr
 
 
 @pytest.mark.parametrize(
