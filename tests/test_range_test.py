@@ -160,11 +160,12 @@ def test_raggedness_is_found_before_the_fall(count: int) -> None:
     assert misses <= 3
 
 
-@pytest.mark.parametrize(("count", "share"), [(100, 0.65), (300, 0.84), (1000, 0.95)])
+@pytest.mark.parametrize(("count", "share"), [(50, 0.4), (100, 0.65), (300, 0.84), (1000, 0.95)])
 def test_raggedness_begins_where_the_noise_changes(count: int, share: float) -> None:
     """A plateau that loses 0.06 and scatters six times as much from -0.8 on, as wide as 0.12 around its level.
 
-    Measured on 300 curves: 0.79, 0.94 and 1.00 within the tolerance; where the windows first see it: 0.62, 0.63, 0.69.
+    Measured on 300 curves: 0.60, 0.80, 0.94 and 1.00 within the tolerance, which is less than a step of 50 points;
+    where the windows first see it from 100 points on: 0.62, 0.63, 0.69.
     """
     near = []
     for seed in range(60):
@@ -172,6 +173,17 @@ def test_raggedness_begins_where_the_noise_changes(count: int, share: float) -> 
         past = grid(count) > -0.8
         scatter = rng.normal(0, np.where(past, 0.12, 0.02), count)
         verdict = metric(np.clip(Shape(fall=2)(grid(count)) - 0.06 * past + scatter, 0, 1), evaluation_count=500)
+        near.append(abs(decades(verdict.max_lr) + 0.8) < WITHIN)
+    assert np.mean(near) > share
+
+
+@pytest.mark.parametrize(("count", "share"), [(50, 0.73), (100, 0.9)])
+def test_the_raggedness_of_a_loss_is_not_hidden_by_the_steepness_of_its_fall(count: int, share: float) -> None:
+    """Measured on 200 curves: 0.85 and 0.98; 0.66 and 0.98 when first differences tell the usual noise."""
+    near = []
+    for seed in range(100):
+        spikes = np.abs(np.random.default_rng(seed).normal(0, 0.5, count))
+        verdict = loss(loss_curve(count, 0.04, seed, blow_up=1.0) + np.where(grid(count) > -0.8, spikes, 0))
         near.append(abs(decades(verdict.max_lr) + 0.8) < WITHIN)
     assert np.mean(near) > share
 
@@ -389,10 +401,11 @@ def test_the_constant_rate_is_a_half_for_sgd_and_a_fifth_for_adaptive_optimizers
 def test_the_interval_holds_the_estimate_and_grows_with_the_noise() -> None:
     spreads = []
     for noise in (0.01, 0.1, 0.3):
-        verdict = loss(loss_curve(200, noise), bootstrap=100)
-        low, high = verdict.max_lr_interval or (0.0, 0.0)
-        assert low <= (verdict.max_lr or 0) <= high
-        spreads.append(verdict.spread_decades or 0.0)
+        verdicts = [loss(loss_curve(200, noise, seed), bootstrap=60) for seed in range(8)]
+        for verdict in verdicts:
+            low, high = verdict.max_lr_interval or (0.0, 0.0)
+            assert low <= (verdict.max_lr or 0) <= high
+        spreads.append(np.mean([verdict.spread_decades or 0.0 for verdict in verdicts]))
     assert spreads == sorted(spreads)
 
 
