@@ -2,8 +2,8 @@
 
 `python benchmarks/ledger_scale.py [--database URL] [--trials 1000 10000 20000]` prints, for each number of trials, the
 seconds of a trial among the first and the last thousand, their ratio, the same in processor seconds of the study's
-process, which do not depend on what else the machine does, and the SQL statements, those of the view included; all are
-medians. Half of the trials are a grid's, half a random search's. By default the database is an
+process, also against a yardstick because a busy machine lengthens them too, and the SQL statements, those of the view
+included; all are medians. Half of the trials are a grid's, half a random search's. By default the database is an
 SQLite file in a temporary folder; with --database every size makes a new version of the study in that database.
 """
 
@@ -62,11 +62,16 @@ class Stopwatch:
     times: list[float] = field(default_factory=list)
     processor_times: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    yardsticks: list[float] = field(default_factory=list)
+    """Processor seconds of the same piece of work at the beginning of each trial: what a busy machine does to us."""
 
     def count(self, *_: Any) -> None:
         self.statements += 1
 
     def trial_started(self, trial: TrialRecord) -> None:
+        began = time.process_time()
+        sorted(range(10_000), key=str)
+        self.yardsticks.append(time.process_time() - began)
         self.times.append(time.perf_counter())
         self.processor_times.append(time.process_time())
         self.counts.append(self.statements)
@@ -125,12 +130,11 @@ def _described(watch: Stopwatch) -> str:
     def ends(values: list[float]) -> tuple[float, float]:
         return statistics.median(values[:count]), statistics.median(values[-count:])
 
-    def compared(values: list[float]) -> str:
-        first, last = ends(values)
-        return f"{first * 1e3:.2f} and {last * 1e3:.2f} ms, ratio {last / first:.3f}"
-
+    (first, last), (early, late), (short, long) = ends(wall), ends(processor), ends(watch.yardsticks)
     return (
-        f"a trial of the first and of the last {count}: {compared(wall)}; on the processor {compared(processor)}; "
+        f"a trial of the first and of the last {count}: {first * 1e3:.2f} and {last * 1e3:.2f} ms, ratio "
+        f"{last / first:.3f}; on the processor {early * 1e3:.2f} and {late * 1e3:.2f} ms, ratio {late / early:.3f}, "
+        f"against the yardstick ({short * 1e3:.2f} and {long * 1e3:.2f} ms) {late / long / (early / short):.3f}; "
         "statements {:g} and {:g}".format(*ends(statements))
     )
 

@@ -53,6 +53,7 @@ HEARTBEAT_SECONDS = 1.0
 """A killed attempt is charged up to its last heartbeat, so this bounds how much of its cost can go unseen."""
 FIRST_HEARTBEAT_SECONDS = 0.2
 """So that a short trial that is killed has a cost too."""
+PROPOSED_AT_ONCE = 8
 EQUAL_FAILURES_TO_STOP = 3
 DEATHS_TO_FAIL = 3
 """A trial whose process dies so often, without a new checkpoint in between, has failed."""
@@ -117,6 +118,8 @@ class Search:
     """In the order of their numbers, which are their places."""
     waiting: deque[TrialRecord] = field(default_factory=deque)
     """Trials that were cut short, to be run again first."""
+    proposed: deque[Proposal] = field(default_factory=deque)
+    """What comes next, where that may not depend on how trials end."""
     running: int = 0
     done: bool = False
     shared_tests: tuple[Trial, ...] = ()
@@ -239,14 +242,21 @@ class Turns:
             return None
         record = search.waiting.popleft() if search.waiting else None
         history = search.history(self._config, self._facts, before=record.number if record else None)
-        proposals = [record.proposal] if record else search.strategy.propose(history, 1)
-        if not proposals:
+        proposal = record.proposal if record else self._next_proposal(search, history)
+        if proposal is None:
             if not search.running:
                 search.done = True
                 self._when_done(search)
             return None
         stopper = search.strategy.stopper(history) if isinstance(search.strategy, StopsEarly) else None
-        return Turn(search, proposals[0], record, stopper)
+        return Turn(search, proposal, record, stopper)
+
+    def _next_proposal(self, search: Search, history: History) -> Proposal | None:
+        """Return what the search tries next. A long history takes time to read: it is read once for several."""
+        if not search.proposed:
+            looks_ahead = isinstance(search.strategy, LooksAhead) and search.strategy.looks_ahead
+            search.proposed.extend(search.strategy.propose(history, PROPOSED_AT_ONCE if looks_ahead else 1))
+        return search.proposed.popleft() if search.proposed else None
 
     def _may_look_ahead(self, strategy: Strategy) -> bool:
         return self._config.executor.asynchronous or (isinstance(strategy, LooksAhead) and strategy.looks_ahead)

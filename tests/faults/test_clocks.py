@@ -155,7 +155,6 @@ def server() -> Iterator[Server]:
 
 
 @pytest.mark.faults
-@pytest.mark.postgres
 def test_on_postgresql_leases_go_by_the_servers_clock(clock: Clock, server: Server) -> None:
     url = server.new_database()
     with open_store(url) as store:

@@ -21,7 +21,7 @@ SLACK_SECONDS = 0.75
 Place = Callable[[Path], str]
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """Give the URL of a new database for a study in a folder."""
     if request.param == "sqlite":
