@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/digits.yaml
 
-.PHONY: study test fast-test slow-test faults-short faults postgres-test integration-test ray-test cuts outages check install clean
+.PHONY: study test fast-test slow-test faults-short faults faults-tools postgres-test integration-test ray-test cuts outages check install clean
 
 install: $(VENV)/.installed
 
