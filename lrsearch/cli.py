@@ -467,6 +467,8 @@ def write_report(
     images = _images(png, svg)
     if len(studies) > 1 and (images or study_version is not None):
         raise UsageError("--png, --svg and --study-version are for one study; leave them out, or name one study.")
+    if len(set(studies)) < len(studies):
+        raise UsageError(f"Each study can stand on a page once, got {', '.join(studies)}.")
     with _existing(database) as store:
         records = [store.record(study, study_version) for study in studies]
     page = output or Path("reports") / f"{'studies' if len(records) > 1 else records[0].name}.html"

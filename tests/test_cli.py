@@ -595,8 +595,12 @@ def test_two_ways_are_compared_in_the_terminal(copied: Path) -> None:
 
 
 def test_several_studies_make_one_page(copied: Path) -> None:
-    answer = lrsearch(copied, "report", "tiny", "tiny")
+    write(copied, STUDY.replace("name: tiny", "name: other").replace("[0, 1]", "[0]"))
+    assert lrsearch(copied, "run-study", "study.yaml").returncode == 0
+    answer = lrsearch(copied, "report", "tiny", "other")
     assert answer.returncode == 0, answer.stderr
     assert "2 studies: what each way" in (copied / "reports/studies.html").read_text()
-    refused = lrsearch(copied, "report", "tiny", "tiny", "--png", "a.png")
+    twice = lrsearch(copied, "report", "tiny", "tiny")
+    assert (twice.returncode, "once, got tiny, tiny" in twice.stderr) == (2, True)
+    refused = lrsearch(copied, "report", "tiny", "other", "--png", "a.png")
     assert (refused.returncode, "for one study" in refused.stderr) == (2, True)

@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from lrsearch.errors import UsageError
+
 
 @dataclass(frozen=True)
 class StepCurve:
@@ -46,8 +48,15 @@ def anytime_curve(
 
     METHOD section 4. `costs` are those of the trials in the order run; `values` their validation values, None (or NaN)
     where a trial gave no model (it still costs); `tests` their test values. The incumbent has the best validation value
-    so far, the earliest on ties, so the curve may fall. An incumbent without a test value gives no step.
+    so far, the earliest on ties, so the curve may fall. An incumbent without a test value gives no step. Raises
+    UsageError where the three differ in length, and for a cost below 0.
     """
+    if not len(costs) == len(values) == len(tests):
+        raise UsageError(
+            f"costs, values and tests need an entry per trial, got {len(costs)}, {len(values)} and {len(tests)}."
+        )
+    if not all(cost >= 0 for cost in costs):
+        raise UsageError(f"Costs must be from 0 up, got {min(costs)}.")
     steps: list[tuple[float, float]] = []
     best = math.inf if lower_is_better else -math.inf
     for total, value, test in zip(accumulate(costs), values, tests, strict=True):

@@ -17,6 +17,7 @@ from lrsearch.errors import UsageError
 
 Method = Literal["welch", "bootstrap", "never_reached", "too_few"]
 FEWEST_TO_BE_BETTER = 4
+Z_95 = 1.959963984540054
 FEWEST_FOR_BOOTSTRAP = 10
 """METHOD section 4: below, the percentile bootstrap covers 73-86 % instead of 95 %, Welch's t 93-95 % (simulated)."""
 BOOTSTRAP_DRAWS = 10_000
@@ -198,32 +199,34 @@ class Improvement:
     def is_better(self) -> bool:
         """Whether the first way is better by METHOD's rule: above 0.75, the interval above 0.5, at least four searches.
 
-        The rule is that of Bouthillier et al. (2021, 2103.03098). When all of three searches are better than all of
-        three others the bootstrap has no spread, and yet chance alone does that in one study of ten, 2/C(6, 3); with
-        four, in one of 35 (Mann & Whitney 1947).
+        The rule is that of Bouthillier et al. (2021, 2103.03098). That all of three searches are better than all of
+        three others happens by chance alone in one study of ten, 2/C(6, 3); with four, in one of 35 (Mann & Whitney
+        1947).
         """
         return self.fewest >= FEWEST_TO_BE_BETTER and self.value > 0.75 and self.low is not None and self.low > 0.5
 
 
-def improvement(
-    x: Sequence[float | None], y: Sequence[float | None], *, lower_is_better: bool = False, seed: int = 0
-) -> Improvement:
-    """Return the probability of improvement with the percentile bootstrap's interval over searches of both ways."""
-    value = probability_of_improvement(x, y, lower_is_better=lower_is_better)
-    if min(len(x), len(y)) < 2:
-        return Improvement(value, None, None, min(len(x), len(y)))
-    scores_x, scores_y = _scores(x, lower_is_better), _scores(y, lower_is_better)
-    wins = (scores_x[:, None] > scores_y[None, :]) + (scores_x[:, None] == scores_y[None, :]) / 2
-    generator = np.random.default_rng(seed)
-    drawn_x, drawn_y = (_counts(len(scores), generator) for scores in (scores_x, scores_y))
-    draws = np.einsum("di,ij,dj->d", drawn_x, wins, drawn_y, optimize=True) / (len(x) * len(y))
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return Improvement(value, float(low), float(high), min(len(x), len(y)))
+def improvement(x: Sequence[float | None], y: Sequence[float | None], *, lower_is_better: bool = False) -> Improvement:
+    """Return the probability of improvement P with Newcombe's 95 % interval over searches of both ways.
 
+    All P that are at most 1.96 standard errors from the one seen, the variance being P (1 - P) [1 + ((m + n) / 2 - 1)
+    ((1 - P) / (2 - P) + P / (1 + P))] / (m n): method 5 of Newcombe 2006, "Confidence intervals for an effect size
+    measure based on the Mann-Whitney statistic", part 2, Statistics in Medicine 25. Where every search of one way beats
+    every one of the other, draws with replacement would have no spread at all: on simulated normal values of 3 to 10
+    searches, of ways 0 to 3 standard deviations apart, it covers 90-98 %, the percentile bootstrap 10-95 %.
+    """
+    value, m, n = probability_of_improvement(x, y, lower_is_better=lower_is_better), len(x), len(y)
+    if min(m, n) < 2:
+        return Improvement(value, None, None, min(m, n))
 
-def _counts(size: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return how often each of `size` searches is in each bootstrap draw."""
-    return generator.multinomial(size, np.full(size, 1 / size), size=BOOTSTRAP_DRAWS)
+    def end(outside: float, inside: float) -> float:
+        for _ in range(50):
+            p = (outside + inside) / 2
+            spread = p * (1 - p) * (1 + ((m + n) / 2 - 1) * ((1 - p) / (2 - p) + p / (1 + p))) / (m * n)
+            outside, inside = (p, inside) if (value - p) ** 2 > Z_95**2 * spread else (outside, p)
+        return inside
+
+    return Improvement(value, end(0.0, value), end(1.0, value), min(m, n))
 
 
 def _scores(values: Sequence[float | None], lower_is_better: bool) -> NDArray[np.float64]:

@@ -12,9 +12,9 @@ def caption(record: StudyRecord) -> str:
     goal = "to the target, never against never a tie" if record.config.get("target") else "of the whole search"
     return (
         "Probability that one search of the row's way does better than one of the column's, ties one half, with the "
-        f"bootstrap's 95 % interval over searches: in test value, and in cost ({goal}). ✓ marks better by the "
+        f"95 % interval of Newcombe (2006) over searches: in test value, and in cost ({goal}). ✓ marks better by the "
         "rule of Bouthillier et al. (2021): above 0.75, and the interval above 0.5; never with fewer than four "
-        "searches. With few of them such intervals are too narrow: read them beside the verdict."
+        "searches. Nothing here allows for how many pairs there are: read it beside the verdict."
     )
 
 

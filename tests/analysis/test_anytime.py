@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrsearch.analysis import StepCurve, anytime_curve, combine, common_grid
+from lrsearch.errors import UsageError
 
 trials = st.lists(
     st.tuples(
@@ -36,6 +37,12 @@ def test_there_is_no_value_before_the_first_model_and_the_step_itself_counts() -
     assert curve.at(2.999) is None
     assert curve.at(3.0) == 0.7
     assert curve.end == 3.0
+
+
+@pytest.mark.parametrize(("costs", "values"), [([1.0, 2.0], [0.5]), ([1.0], [0.5, 0.6]), ([-1.0], [0.5])])
+def test_trials_that_do_not_fit_together_are_refused(costs: list[float], values: list[float | None]) -> None:
+    with pytest.raises(UsageError, match=r"an entry per trial|from 0 up, got -1\.0"):
+        anytime_curve(costs, values, values)
 
 
 def test_the_test_value_may_fall_when_a_better_validated_model_tests_worse() -> None:
