@@ -4,7 +4,7 @@ WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY lrsearch lrsearch
 RUN python -m venv /opt/lrsearch \
-    && /opt/lrsearch/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[gpu,lrfree,postgresql]"
+    && /opt/lrsearch/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[gpu,lrfree,postgresql,ray]"
 
 FROM python:3.11.14-slim-bookworm
 COPY --from=build /opt/lrsearch /opt/lrsearch

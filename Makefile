@@ -58,8 +58,8 @@ $(VENV)/.integrations: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fastai,keras,lightning]'
 	touch $@
 
-# A cluster of two nodes on this machine. Ray is installed for this alone.
-ray-test: $(VENV)/.ray
+# A cluster of two nodes on this machine, and docker-compose.yml's. Ray is installed for this alone.
+ray-test: $(VENV)/.ray build/tools
 	$(BIN)/pytest -m ray
 
 # Twenty times the network of a node is cut in the middle of a study. Takes root, and about a quarter of an hour.

@@ -7,11 +7,13 @@ the tests run as root and that user can reach Python.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -31,8 +33,10 @@ from tests.postgresql import ROOT, USER, Server
 pytestmark = pytest.mark.postgres
 
 COMPOSE = ROOT / "build" / "tools" / "bin" / "docker-compose"
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 PASSWORD = "marker-of-compose"  # noqa: S105  # of a server that lives for a minute; searched for in all that is printed
-SERVICES = ("db", "migrate", "web", "worker", "worker-gpu")
+TOKEN = "marker-of-ray-0123456789abcdef"  # noqa: S105  # likewise
+SERVICES = ("db", "migrate", "ray-head", "ray-worker", "web", "worker", "worker-gpu")
 STUDY = """\
 version: 1
 name: composed
@@ -42,6 +46,7 @@ seeds: [0]
 rates: {low: 1e-4, high: 1}
 strategies: {grid: {name: grid, points: 6}}
 """
+ON_RAY = STUDY.replace("points: 6}}", "points: 4}}") + "executor: {name: ray, slots: 2}\n"
 
 
 def compose(*arguments: str, text: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -123,9 +128,25 @@ def test_the_database_is_out_of_reach_and_on_its_volume(model: dict[str, Any]) -
     assert (volume["type"], volume["target"]) == ("volume", "/var/lib/postgresql")  # from image 18 on not .../data
 
 
+def test_the_nodes_of_ray_reach_each_other_alone_and_ask_for_a_token(model: dict[str, Any]) -> None:
+    head, worker = model["services"]["ray-head"], model["services"]["ray-worker"]
+    assert head["profiles"] == worker["profiles"] == ["ray"]
+    assert list(worker["networks"]) == ["cluster"]
+    assert model["networks"]["cluster"]["internal"]
+    assert "ports" not in head
+    assert "ports" not in worker
+    for service in (head, worker):
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"  # noqa: S105  no secret, a place
+        assert service["environment"]["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert [secret["source"] for secret in worker["secrets"]] == ["ray_token"]
+    assert not [name for name in worker["environment"] if "DATABASE" in name]
+    assert worker["depends_on"]["ray-head"]["condition"] == "service_healthy"
+
+
 def test_services_start_in_order(model: dict[str, Any]) -> None:
     wanted = {"db": "service_healthy", "migrate": "service_completed_successfully"}
-    for name in ("worker", "worker-gpu", "web"):
+    for name in ("worker", "worker-gpu", "web", "ray-head"):
         assert {on: how["condition"] for on, how in model["services"][name]["depends_on"].items()} == wanted
     assert model["services"]["migrate"]["depends_on"]["db"]["condition"] == "service_healthy"
 
@@ -134,6 +155,7 @@ def test_no_password_is_in_the_file(model: dict[str, Any]) -> None:
     for service in model["services"].values():
         for name, value in service["environment"].items():
             assert name.endswith("_FILE") or "PASSWORD" not in name
+            assert name.endswith("_PATH") or "TOKEN" not in name
             assert not re.search(r"://[^/]*:[^/]*@", value)
 
 
@@ -166,6 +188,7 @@ class Stage:
         self._folder = folder
         self._volumes = {name: self._new_folder(f"volume-{name}") for name in model["volumes"]}
         self.server: Server | None = None
+        self._ray_port = _free_port()
         self.started: dict[str, subprocess.Popen[str]] = {}
 
     def _new_folder(self, name: str) -> Path:
@@ -186,36 +209,47 @@ class Stage:
     def _places(self, name: str) -> dict[str, Path]:
         """Return what stands in for each of the service's mounts."""
         service = self.model["services"][name]
-        places = {path.split(":")[0]: self._new_folder(f"tmpfs-{name}") for path in service.get("tmpfs", ())}
+        # A short name: Ray makes sockets below, whose paths have 107 bytes at most.
+        places = {path.split(":")[0]: self._new_folder(f"t-{name}") for path in service.get("tmpfs", ())}
         for volume in service.get("volumes", ()):
             bound = volume["type"] == "bind"
             places[volume["target"]] = Path(volume["source"]) if bound else self._volumes[volume["source"]]
         for secret in service["secrets"]:
             # A bind mount shows the file without its folder, with its owner and mode: as a hard link does.
-            link = self._folder / f"secret-{name}"
+            link = self._folder / f"secret-{name}-{secret['source']}"
             link.unlink(missing_ok=True)
             link.hardlink_to(self.model["secrets"][secret["source"]]["file"])
             places[secret["target"]] = link
         return places
 
     def _placed(self, name: str, text: str) -> str:
+        """Return a command's word, or a shell's line of them, with the places and addresses of this machine."""
         assert self.server is not None
+        text = text.replace("$$(getent hosts ray | cut -d' ' -f1)", "127.0.0.1")
+        text = text.replace("ray:6379", f"127.0.0.1:{self._ray_port}").replace(
+            "--port=6379", f"--port={self._ray_port}"
+        )
+        text = text.replace("@db:5432/", f"@127.0.0.1:{self.server.port}/")
+        return " ".join(self._placed_word(name, word) for word in text.split(" "))
+
+    def _placed_word(self, name: str, word: str) -> str:
         for target, place in self._places(name).items():
-            if text == target or text.startswith(f"{target}/"):
-                return str(place) + text[len(target) :]
-        return text.replace("@db:5432/", f"@127.0.0.1:{self.server.port}/")
+            if word == target or word.startswith(f"{target}/"):
+                return str(place) + word[len(target) :]
+        return word
 
     def start(self, name: str, command: list[str] | None = None) -> subprocess.Popen[str]:
         """Start a service, or another command in its place."""
         service = self.model["services"][name]
         command = command or [*(service["entrypoint"] or ["lrsearch"]), *service["command"]]
-        assert command[0] == "lrsearch"
+        assert command[0] in ("lrsearch", "ray", "sh")
+        programs = [sys.executable, "-m", "lrsearch"] if command[0] == "lrsearch" else command[:1]
         user = int(service["user"].split(":")[0]) if os.geteuid() == 0 and _others_may_run_us() else None
         environment = {key: self._placed(name, value) for key, value in service["environment"].items()}
         return subprocess.Popen(
-            [sys.executable, "-m", "lrsearch", *(self._placed(name, part) for part in command[1:])],
+            [*programs, *(self._placed(name, part) for part in command[1:])],
             cwd=self._placed(name, service["working_dir"]),
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+            env={"PATH": PATH, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
             user=user,
             group=user,
             extra_groups=None if user is None else [],
@@ -224,6 +258,9 @@ class Stage:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def study(self, text: str) -> None:
+        (self._folder / "studies" / "composed.yaml").write_text(text)
 
     def start_database(self) -> None:
         service = self.model["services"]["db"]
@@ -263,22 +300,25 @@ def _others_may_run_us() -> bool:
     return all(folder.stat().st_mode & 0o001 for path in needed for folder in path.parents)
 
 
+def _free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return str(probe.getsockname()[1])
+
+
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    folder = Path(tempfile.mkdtemp(prefix="lrsearch-compose-"))  # not tmp_path, whose parents others may not enter
+    folder = Path(tempfile.mkdtemp(prefix="lrs-"))  # not tmp_path, whose parents others may not enter
     folder.chmod(0o755)
     (folder / "studies").mkdir()
     (folder / "studies" / "composed.yaml").write_text(STUDY)
     (folder / "secrets").mkdir(mode=0o700)
-    secret = folder / "secrets" / "db_password"
-    secret.write_text(f"{PASSWORD}\n")
-    secret.chmod(0o444)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
+    for name, content in (("db_password", PASSWORD), ("ray_token", TOKEN)):
+        (folder / "secrets" / name).write_text(f"{content}\n")
+        (folder / "secrets" / name).chmod(0o444)
     file = (ROOT / "docker-compose.yml").read_text()
-    variables = {"LRSEARCH_STUDY": "composed.yaml", "LRSEARCH_PORT": port}
+    variables = {"LRSEARCH_STUDY": "composed.yaml", "LRSEARCH_PORT": _free_port()}
     read = subprocess.run(
-        [COMPOSE, "--file", "-", "--project-directory", folder, "config", "--format", "json"],
+        [COMPOSE, "--file", "-", "--project-directory", folder, "--profile", "*", "config", "--format", "json"],
         input=file,
         env={"PATH": os.environ["PATH"], **variables},
         capture_output=True,
@@ -290,9 +330,18 @@ def stage() -> Iterator[Stage]:
     for process in stage.started.values():
         process.kill()
         process.communicate()
+    _end_processes_of(folder)
     if stage.server is not None:
         stage.server.close()
     shutil.rmtree(folder)
+
+
+def _end_processes_of(folder: Path) -> None:
+    """End what Ray has started in the background, as a container's end would."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def _ask(url: str, **headers: str) -> tuple[int, dict[str, str], str]:
@@ -360,3 +409,22 @@ def test_the_services_work_together_in_the_order_of_the_file(stage: Stage) -> No
     web = stage.started.pop("web")
     web.terminate()
     assert PASSWORD not in web.communicate(timeout=20)[0]
+
+
+@pytest.mark.ray
+def test_ray_trains_without_a_way_to_the_database(stage: Stage) -> None:
+    pytest.importorskip("ray", reason="needs the extra ray: `make ray-test` installs it")
+    stage.study(ON_RAY)
+    stage.start_database()
+    stage.wait_until_healthy("db")
+    migrate = stage.start("migrate")
+    assert migrate.wait(timeout=60) == 0
+    migrate.communicate()
+    for name in ("ray-head", "ray-worker"):
+        stage.started[name] = stage.start(name)
+        stage.wait_until_healthy(name)
+    said, _ = stage.started.pop("ray-head").communicate(timeout=150)
+    assert "Study composed version 1 is done" in said
+    assert PASSWORD not in said
+    assert TOKEN not in said + _process_list()
+    assert stage.server is not None

@@ -50,8 +50,10 @@ class Host:
         self._lock = threading.Lock()
 
     def describe(self) -> tuple[str, dict[str, str]]:
-        """Return the node's name and its versions."""
-        return socket.gethostname(), versions()
+        """Return the node's name and address, and its versions."""
+        import ray
+
+        return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})", versions()
 
     def start(self, variables: Mapping[str, str], code: Mapping[str, bytes], fence_seconds: float) -> str:
         """Start the slot's process, in place of one that runs; return its folder, by which it is known."""

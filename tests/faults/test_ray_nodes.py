@@ -51,19 +51,24 @@ class Study:
 
     def __init__(self, folder: Path, settings: str, **environment: str) -> None:
         self.url = on_sqlite(folder)
-        self.path = write(folder, f"{{name: ray, lost_after_seconds: 4, {settings}}}", EPOCHS)
+        self.path = write(folder, f"{{name: ray, {settings}}}", EPOCHS)
         self.process = start(self.path, self.url, **environment)
 
     def wait_for(self, what: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
         while not what():
-            assert self.process.poll() is None, self.log
+            assert self.process.poll() in (None, 0), self.log
             assert time.monotonic() < deadline, self.log
             time.sleep(0.05)
 
     def wait_until_busy(self, slots: int) -> None:
         """Wait until so many attempts have run for so long that each has a checkpoint."""
-        self.wait_for(lambda: _busy(self.url) == slots)
+        assert self.becomes_busy(slots), self.log
+
+    def becomes_busy(self, slots: int) -> bool:
+        """Wait for that; return False when the study ended before."""
+        self.wait_for(lambda: _busy(self.url) == slots or self.process.poll() == 0)
+        return self.process.poll() is None
 
     @property
     def log(self) -> str:
@@ -102,7 +107,7 @@ def test_a_node_that_dies_costs_one_attempt_and_another_takes_its_place(
     nodes: Nodes, expected: StudyRecord, tmp_path: Path
 ) -> None:
     victim = nodes.add()
-    study = Study(tmp_path, f"address: '{nodes.address}'")
+    study = Study(tmp_path, f"address: '{nodes.address}', lost_after_seconds: 4")
     study.wait_until_busy(2)
     died = datetime.now(UTC)
     nodes.kill(victim)
@@ -119,7 +124,7 @@ def test_a_node_that_falls_silent_is_given_up_and_what_it_still_does_counts_no_m
 ) -> None:
     """It is frozen with all its processes, and wakes up, still at work on its trial, when that runs elsewhere."""
     silent = nodes.add()
-    study = Study(tmp_path, f"address: '{nodes.address}'")
+    study = Study(tmp_path, f"address: '{nodes.address}', lost_after_seconds: 4")
     study.wait_until_busy(2)
     processes = processes_of(silent)
     [worker] = [pid for pid in processes if b"lrsearch.executors.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
