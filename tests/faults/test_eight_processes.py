@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import optuna
 import pytest
 
 from lrsearch.storage.maintenance import check_database
-from lrsearch.storage.store import open_store
-from tests.storage.test_processes import RUN, start_script
+from tests.storage.test_processes import RUN, assert_all_is_there, start_script
 
 TRIALS = int(os.environ.get("LRSEARCH_TRIALS", "12"))
 NAMES = [f"study{number}" for number in range(8)]
@@ -66,14 +64,4 @@ def test_eight_processes_and_a_reading_dashboard_share_a_file_without_a_word(tmp
     assert 200 in answers, "it has read"
     assert set(answers) <= {0, 200}, "0: it had not started yet"
     assert check_database(url).faults == check_database(url).notes == []
-    with open_store(url, must_exist=True) as store:
-        for name in NAMES:
-            assert [(t.number, t.status) for t in store.record(name).trials] == [
-                (i, "completed") for i in range(TRIALS)
-            ]
-    storage = optuna.storages.RDBStorage(url)
-    for name in NAMES:
-        study = optuna.load_study(study_name=f"{name}/grid/0", storage=storage)
-        assert [t.state.name for t in study.trials] == ["COMPLETE"] * TRIALS
-    storage.remove_session()
-    storage.engine.dispose()
+    assert_all_is_there(url, NAMES, TRIALS)

@@ -39,14 +39,14 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
     return unbroken(tmp_path_factory.mktemp("unbroken"), INLINE, EPOCHS, GRID)
 
 
-def killed_inside_an_attempt(path: Path, url: str, *, checkpointed: bool) -> tuple[str, int]:
-    """Start the study, kill it inside its first attempt, and return that."""
+def killed_inside_an_attempt(path: Path, url: str, *, checkpointed: bool = False) -> set[tuple[str, int]]:
+    """Start the study, kill it while its first attempts run, and return those."""
     process = start(path, url)
     assert await_attempt(process, url, set())
     while checkpointed and not list((path.parent / "states").glob("*.ckpt")):
         assert process.poll() is None
         time.sleep(0.01)
-    [landed] = running_attempts(url)
+    landed = set(running_attempts(url))
     process.kill()
     assert process.wait() == -signal.SIGKILL
     return landed
@@ -64,7 +64,7 @@ def test_a_study_file_that_was_changed_beside_a_kill_is_refused_and_the_old_one_
     tmp_path: Path, expected: StudyRecord
 ) -> None:
     path, url = write(tmp_path, INLINE, EPOCHS, GRID), on_sqlite(tmp_path)
-    landed = killed_inside_an_attempt(path, url, checkpointed=False)
+    [landed] = killed_inside_an_attempt(path, url)
     text = path.read_text()
     path.write_text(text.replace(f"epochs: {EPOCHS}", "epochs: 5"))
     assert start(path, url).wait(timeout=120) == 7
@@ -83,13 +83,7 @@ def test_a_study_file_that_was_changed_beside_a_kill_is_refused_and_the_old_one_
 @pytest.mark.parametrize("executor", [INLINE, PROCESSES], ids=["inline", "process"])
 def test_a_model_that_was_changed_beside_a_kill_is_said_to_begin_anew(tmp_path: Path, executor: str) -> None:
     path, url = write(tmp_path, executor, EPOCHS, GRID.replace("points: 3", "points: 2")), on_sqlite(tmp_path)
-    process = start(path, url)
-    assert await_attempt(process, url, set())
-    while not list((tmp_path / "states").glob("*.ckpt")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    landed = killed_inside_an_attempt(path, url, checkpointed=True)
     kept = {file.name.partition(".")[0] for file in (tmp_path / "states").glob("*.ckpt")}
     module = tmp_path / "slow_user.py"
     module.write_text(
@@ -102,7 +96,7 @@ def test_a_model_that_was_changed_beside_a_kill_is_said_to_begin_anew(tmp_path: 
     with open_store(url) as store:
         trials = store.record("small").trials
     assert {trial.status for trial in trials} == {"completed"}
-    assert {trial.uuid for trial in trials if len(trial.attempts) > 1} >= kept
+    assert {trial.uuid for trial in trials if len(trial.attempts) > 1} == {uuid for uuid, _ in landed} >= kept > set()
 
 
 @pytest.mark.faults
@@ -111,7 +105,7 @@ def test_a_checkpoint_with_a_flipped_byte_is_told_and_the_study_ends_as_ever(
     tmp_path: Path, expected: StudyRecord
 ) -> None:
     path, url = write(tmp_path, INLINE, EPOCHS, GRID), on_sqlite(tmp_path)
-    landed = killed_inside_an_attempt(path, url, checkpointed=True)
+    [landed] = killed_inside_an_attempt(path, url, checkpointed=True)
     for file in (tmp_path / "states").glob("*.ckpt"):
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1

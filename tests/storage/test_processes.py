@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
@@ -60,14 +61,19 @@ def test_four_processes_and_a_reader_share_a_file_without_a_word(tmp_path: Path)
     for process in processes:
         assert process.communicate() == ("done\n", "")
         assert process.returncode == 0
+    assert_all_is_there(url, names, TRIALS)
+
+
+def assert_all_is_there(url: str, names: Sequence[str], trials: int) -> None:
+    """Each study has so many trials, in the ledger and in Optuna's view."""
     with open_store(url, must_exist=True) as store:
         for name in names:
             record = store.record(name)
-            assert [(t.number, t.status) for t in record.trials] == [(i, "completed") for i in range(TRIALS)]
+            assert [(t.number, t.status) for t in record.trials] == [(i, "completed") for i in range(trials)]
     storage = optuna.storages.RDBStorage(url)
     for name in names:
         study = optuna.load_study(study_name=f"{name}/grid/0", storage=storage)
-        assert [t.state.name for t in study.trials] == ["COMPLETE"] * TRIALS
+        assert [t.state.name for t in study.trials] == ["COMPLETE"] * trials
     storage.remove_session()
     storage.engine.dispose()
 
