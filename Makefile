@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/digits.yaml
 
-.PHONY: study test fast-test slow-test faults-short faults faults-tools postgres-test integration-test ray-test cuts outages check install clean
+.PHONY: study test fast-test slow-test faults-short faults faults-tools postgres-test integration-test ray-test cuts outages bench check install clean
 
 install: $(VENV)/.installed
 
@@ -68,6 +68,17 @@ cuts: $(VENV)/.ray
 
 $(VENV)/.ray: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	touch $@
+
+# Lightning, fastai, Keras Tuner and Ray Tune are installed for this alone. About half an hour on two cores, which nothing
+# else should use; each part can be run by itself: see `python -m benchmarks.one_trial --help`.
+bench: $(VENV)/.benchmarks
+	failed=0; for part in "one_trial --task lenet" "one_trial --task quick" "grid_search --task lenet" \
+	    "grid_search --task digits" fixed_costs "gangs --threads 1" "gangs --threads 2"; do \
+	    $(BIN)/python -m benchmarks.$$part || failed=1; done; exit $$failed
+
+$(VENV)/.benchmarks: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
 	touch $@
 
 # Kills at named points and at random, full disks, clocks that are set, models that fail. `make faults` kills 200 times on

@@ -14,7 +14,6 @@ import os
 import platform
 import sqlite3
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -140,4 +139,4 @@ def _described(watch: Stopwatch) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

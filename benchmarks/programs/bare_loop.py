@@ -1,0 +1,54 @@
+"""The limit: images in memory, channels last, a batch by index, autocast, one kernel for the optimiser; nothing else.
+
+No schedule, no ledger, no curve, no check of the loss: what lrsearch takes more than this is what its service costs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.tasks import MOMENTUM, SEED, TASKS, Options, TrainClock, new_model, options, read, split, tell_trial
+
+
+def train(chosen: Options, rate: float, clock: TrainClock) -> float:
+    """Train once, evaluate once, and return the validation accuracy."""
+    decoded = read(chosen.task)
+    images = torch.from_numpy(np.ascontiguousarray(decoded.train_images.transpose(0, 2, 3, 1)))
+    labels = torch.from_numpy(np.array(decoded.train_labels))
+    count = min(chosen.images, len(labels))
+    train_rows, validation_rows = (torch.from_numpy(rows) for rows in split(decoded.train_labels, count))
+    task = TASKS[chosen.task]
+    whole = 16.0 if chosen.task == "digits" else 255.0
+    mean = torch.tensor(task.mean).view(1, -1, 1, 1) * whole
+    factor = 1 / (torch.tensor(task.deviation).view(1, -1, 1, 1) * whole)
+
+    def batch(rows: torch.Tensor) -> torch.Tensor:
+        return images.index_select(0, rows).permute(0, 3, 1, 2).float().sub_(mean).mul_(factor)
+
+    torch.manual_seed(SEED)
+    model = new_model(chosen.task).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=MOMENTUM, fused=True)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=chosen.precision == "bfloat16")
+    for _ in range(chosen.epochs):
+        clock.begin()
+        order = train_rows[torch.randperm(len(train_rows))]
+        for rows in order.split(chosen.batch_size):
+            if len(rows) < chosen.batch_size:
+                break
+            optimizer.zero_grad(set_to_none=True)
+            with autocast:
+                loss = F.cross_entropy(model(batch(rows)), labels[rows])
+            loss.backward()
+            optimizer.step()
+            clock.stepped()
+        clock.end()
+    with torch.inference_mode(), autocast:
+        outputs = torch.cat([model(batch(rows)).argmax(1) for rows in validation_rows.split(500)])
+    return float((outputs == labels[validation_rows]).float().mean())
+
+
+if __name__ == "__main__":
+    chosen, clock = options(), TrainClock()
+    tell_trial(clock, train(chosen, chosen.rates[0], clock), chosen)
