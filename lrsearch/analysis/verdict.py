@@ -220,7 +220,8 @@ def _power_text(power: Power, count: int) -> str:
         return (
             f"{count} seeds per way detect {wording.times(power.detectable)} (80 % power): a larger ratio is unlikely"
         )
-    number = f"{power.more} or more" if power.searches_needed >= MOST_SEARCHES else f"about {power.more}"
+    more = int(float(f"{power.more:.2g}"))  # few searches tell the spread in no more than two digits
+    number = f"{more} or more" if power.searches_needed >= MOST_SEARCHES else f"about {more}"
     return f"{number} more seeds per way would detect {wording.times(power.ratio)} (80 % power)"
 
 
