@@ -164,7 +164,7 @@ def test_raggedness_is_found_before_the_fall(count: int) -> None:
 def test_raggedness_begins_where_the_noise_changes(count: int, share: float) -> None:
     """A plateau that loses 0.06 and scatters six times as much from -0.8 on, as wide as 0.12 around its level.
 
-    Measured on 300 curves: 0.60, 0.80, 0.94 and 1.00 within the tolerance, which is less than a step of 50 points;
+    Measured on 300 curves: 0.59, 0.81, 0.94 and 1.00 within the tolerance, which is less than a step of 50 points;
     where the windows first see it from 100 points on: 0.62, 0.63, 0.69.
     """
     near = []
@@ -177,9 +177,9 @@ def test_raggedness_begins_where_the_noise_changes(count: int, share: float) -> 
     assert np.mean(near) > share
 
 
-@pytest.mark.parametrize(("count", "share"), [(50, 0.73), (100, 0.9)])
+@pytest.mark.parametrize(("count", "share"), [(50, 0.7), (100, 0.9)])
 def test_the_raggedness_of_a_loss_is_not_hidden_by_the_steepness_of_its_fall(count: int, share: float) -> None:
-    """Measured on 200 curves: 0.85 and 0.98; 0.66 and 0.98 when first differences tell the usual noise."""
+    """Measured on 200 curves: 0.83 and 0.98; 0.66 and 0.98 when first differences tell the usual noise."""
     near = []
     for seed in range(100):
         spikes = np.abs(np.random.default_rng(seed).normal(0, 0.5, count))
