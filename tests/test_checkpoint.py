@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lrsearch.checkpoint import Header, newest, remove, write
+from lrsearch.checkpoint import Header, Incoming, newest, remove, write
 from lrsearch.errors import StorageError
 from tests.resuming import UUID
 
@@ -122,3 +122,24 @@ def test_torch_says_nothing_of_positions_when_the_disk_is_full(small_disk: Path)
     with pytest.raises(StorageError, match=r"No space left on device") as error:
         write(small_disk, Header(UUID, 1, 1, {}), lambda file: torch.save(state, file))  # type: ignore[arg-type]  # torch asks for more than `write`
     assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_that_comes_in_pieces_counts_when_it_is_whole(tmp_path: Path) -> None:
+    there = write(tmp_path / "there", Header(UUID, 1, 7, {"train": 1.5}), lambda file: file.write(b"x" * 1000))
+    content, here = there.read_bytes(), tmp_path / "here"
+    incoming = Incoming(here, there.name)
+    incoming.append(content[:600])
+    assert newest(here, UUID) is None
+    incoming.append(content[600:])
+    incoming.finish()
+    found = newest(here, UUID)
+    assert found is not None
+    assert (found[0].step, bytes(found[1])) == (7, b"x" * 1000)
+    assert [path.name for path in here.iterdir()] == [there.name]
+
+
+@pytest.mark.parametrize("name", ["../evil.000000000007.ckpt", "x.7.ckpt", f"{UUID}.seven.ckpt", "/etc/passwd"])
+def test_no_other_name_than_a_checkpoints_is_taken_from_another_machine(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  whatever it says: it is no user's mistake
+        Incoming(tmp_path / "here", name)
+    assert not (tmp_path / "here").exists()

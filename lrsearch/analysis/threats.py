@@ -62,7 +62,12 @@ def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
             "Searches proposed while trials of theirs still ran (asynchronous): which rates they tried depends on the "
             "order in which trials ended, and another run would try others."
         )
-    if executor.get("slots", 1) > 1 and summary.is_processor_time:
+    if executor.get("name") == "ray":
+        yield (
+            f"Trials ran on {executor['slots']} slots of a Ray cluster: nodes may differ in speed, and trials that "
+            "shared one slowed each other down."
+        )
+    elif executor.get("slots", 1) > 1 and summary.is_processor_time:
         yield f"{executor['slots']} trials ran side by side on one processor and slowed each other down."
     yield from _records(record)
 

@@ -107,23 +107,25 @@ def _connect(settings: Ray) -> Any:
             f"executor.address {address!r}: the study's process must run on a node of the cluster, not behind Ray's "
             "client. Start it there, as with `ray start --address HOST:PORT --num-cpus 0`, and say HOST:PORT or auto."
         )
-    if address == "local":
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    elif not _is_loopback(address):
-        _ask_for_token(address)
-    ray = _import_ray()
-    if ray.is_initialized():
-        raise UsageError("This process has joined a Ray cluster already: call ray.shutdown() before the study.")
     options: dict[str, Any] = {"address": address}
+    variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    # We watch nodes ourselves, and stop in order when the cluster is gone; Ray would abort this process.
+    variables["RAY_gcs_rpc_server_reconnect_timeout_s"] = "86400"
     if address == "local":
+        variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         options |= {
             "num_cpus": settings.slots * settings.threads_per_slot,
             "include_dashboard": False,
             "object_store_memory": 200_000_000,
             "_node_ip_address": "127.0.0.1",
         }
-    _keep_quiet()
-    with _as_before(), _without_secrets():
+    elif not _is_loopback(address):
+        _ask_for_token(address)
+        variables["RAY_AUTH_MODE"] = "token"
+    with _surroundings(variables):
+        ray = _import_ray()
+        if ray.is_initialized():
+            raise UsageError("This process has joined a Ray cluster already: call ray.shutdown() before the study.")
         try:
             ray.init(**options, log_to_driver=False, logging_level="ERROR")
             if address != "local" and not _is_loopback(address):
@@ -140,16 +142,16 @@ def _connect(settings: Ray) -> Any:
 
 
 def _import_ray() -> Any:
-    """Return the module, which reads its settings from the environment at its first import."""
+    """Return the module, with the settings that are in the environment now; by itself it reads them once."""
     was_imported = "ray" in sys.modules
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # We watch nodes ourselves, and stop in order when the cluster is gone; Ray would abort this process.
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "86400")
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     try:
         import ray
     except ImportError as error:
         raise MissingExtraError("The executor 'ray'", "ray") from error
+    from ray._private import worker
+
+    # It would print a page of a raylet's log when a node is lost, which the study says in a line.
+    worker.print_to_stdstream = lambda *arguments, **more: None
     if was_imported:
         from ray._raylet import AuthenticationTokenLoader, Config
 
@@ -167,7 +169,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _ask_for_token(address: str) -> None:
-    """Turn token authentication on for this process. Raises UsageError when it is off or there is no token."""
+    """Raise UsageError when token authentication is off here, or there is no token."""
     home = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or home.is_file()
     if os.environ.get("RAY_AUTH_MODE", "token") != "token" or not has_token:
@@ -177,7 +179,6 @@ def _ask_for_token(address: str) -> None:
             "one in ~/.ray/auth_token; copy it to each node (mode 0600), and set RAY_AUTH_MODE=token here and before "
             "each `ray start`."
         )
-    os.environ["RAY_AUTH_MODE"] = "token"
 
 
 PROBE = """
@@ -204,32 +205,24 @@ def _refuse_open_cluster(address: str) -> None:
 
 
 @contextmanager
-def _without_secrets() -> Iterator[None]:
-    """Hide from the Ray that may be started here what its processes must not inherit."""
-    hidden = {name: os.environ.pop(name) for name in SECRETS if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ |= hidden
+def _surroundings(variables: Mapping[str, str]) -> Iterator[None]:
+    """Add these to the environment, without what a Ray started here must not inherit; afterwards it is as before.
 
-
-@contextmanager
-def _as_before() -> Iterator[None]:
-    """Keep the signal handler that Ray replaces, which it does in the main thread."""
+    So is the signal handler that Ray replaces, which it does in the main thread.
+    """
+    before = dict(os.environ)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
+    os.environ |= variables
+    for name in SECRETS:
+        os.environ.pop(name, None)
     try:
         yield
     finally:
+        os.environ.clear()
+        os.environ |= before
         if main and handler is not None:
             signal.signal(signal.SIGTERM, handler)
-
-
-def _keep_quiet() -> None:
-    """Have Ray not print a page of a raylet's log when a node is lost: the study says that in a line."""
-    from ray._private import worker
-
-    worker.print_to_stdstream = lambda *arguments, **more: None
 
 
 def _first_line(error: BaseException) -> str:
@@ -272,7 +265,8 @@ class RayExecutor(SlotsExecutor["_RaySlot"]):
         if not ray.is_initialized():
             return
         stopping = [slot.worker.stop() for slot in self._slots if slot.worker is not None]
-        ray.wait(stopping, num_returns=len(stopping), timeout=STOP_SECONDS) if stopping else None
+        if stopping:
+            ray.wait(stopping, num_returns=len(stopping), timeout=STOP_SECONDS)
         super().close()
         ray.shutdown()
 
@@ -520,7 +514,9 @@ class _RayWorker(Worker):
             except ray.exceptions.ActorUnavailableError:  # it may be reached again
                 time.sleep(POLL_SECONDS / 5)
                 asked = call()
-            except ray.exceptions.RayActorError as error:
+            except ray.exceptions.RayTaskError:  # a fault of ours
+                raise
+            except ray.exceptions.RayError as error:
                 raise self._lost("has ended") from error
             if self._closed.is_set():
                 raise self._lost("is given back")

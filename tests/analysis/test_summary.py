@@ -376,3 +376,10 @@ def test_trials_side_by_side_and_asynchronous_proposals_are_threats() -> None:
     crowded = replace(record, config={**record.config, "executor": executor})
     new = set(threats(crowded, summarise(crowded))) - set(threats(record, summarise(record)))
     assert {text.split()[0] for text in new} == {"3", "Searches"}
+
+
+def test_nodes_of_a_cluster_are_a_threat() -> None:
+    record = make_record()
+    spread = replace(record, config={**record.config, "executor": {"name": "ray", "slots": 3}})
+    [new] = set(threats(spread, summarise(spread))) - set(threats(record, summarise(record)))
+    assert new.startswith("Trials ran on 3 slots of a Ray cluster: nodes may differ in speed")

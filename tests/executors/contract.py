@@ -11,19 +11,22 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lrsearch import checkpoint
 from lrsearch.errors import LrsearchError, StorageError, WorkerDiedError, WorkloadError
 from lrsearch.executors.slots import SECRETS
 from lrsearch.interfaces import Channel, Executor, Watched
-from lrsearch.trial import Choice, CurvePoint, DeviceInfo, TrialResult, TrialSpec
+from lrsearch.trial import CheckpointPlan, Choice, CurvePoint, DeviceInfo, TrialResult, TrialSpec
 from tests.resuming import UUID, spec
 
 TRIAL = spec(Choice("digits", {}))
 CPU = DeviceInfo("cpu", "a processor")
+LARGE = b"a state" * 1_500_000
 
 
 class Listener:
@@ -86,12 +89,23 @@ class Does:
         module = importlib.import_module("inside.shipped")
         return str(module.__file__), module.WORD
 
+    def _keeps(self, specs: tuple[TrialSpec, ...], channel: Channel) -> None:
+        assert specs[0].checkpoint
+        folder = Path(specs[0].checkpoint.folder)
+        checkpoint.write(folder, checkpoint.Header(UUID, 1, 5, {"train": 1.0}), lambda file: file.write(LARGE))
+        self._slow(specs, channel)  # so that there is time for it to come back
+
+    def _goes_on(self, specs: tuple[TrialSpec, ...], channel: Channel) -> bool:
+        assert specs[0].checkpoint
+        found = checkpoint.newest(Path(specs[0].checkpoint.folder), UUID)
+        return found is not None and bytes(found[1]) == LARGE
+
     def _prints(self, specs: Any, channel: Channel | None) -> None:
         print("the user's own words")  # noqa: T201
 
 
-def do(executor: Executor, what: str, slot: int = 0, channel: Channel | None = None) -> Any:
-    return executor.submit(Does(what), [TRIAL], channel or Listener(), slot).result(timeout=60)
+def do(executor: Executor, what: str, slot: int = 0, channel: Channel | None = None, trial: TrialSpec = TRIAL) -> Any:
+    return executor.submit(Does(what), [trial], channel or Listener(), slot).result(timeout=60)
 
 
 class SlotsContract:
@@ -150,3 +164,15 @@ class SlotsContract:
     ) -> None:
         do(executor, "prints")
         assert capfd.readouterr().out == ""
+
+    def test_a_checkpoint_is_where_the_ledger_looks_for_it_and_goes_to_any_slot(
+        self, executor: Executor, tmp_path: Path
+    ) -> None:
+        trial = replace(TRIAL, checkpoint=CheckpointPlan(str(tmp_path / "kept"), 60.0))
+        assert not do(executor, "goes_on", trial=trial)
+        do(executor, "keeps", trial=trial)
+        found = checkpoint.newest(tmp_path / "kept", UUID)
+        assert found is not None
+        assert found[0].step == 5
+        assert bytes(found[1]) == LARGE
+        assert do(executor, "goes_on", slot=1, trial=trial)

@@ -143,12 +143,12 @@ def test_when_all_nodes_are_lost_the_study_stops_and_the_same_command_goes_on(
     nodes: Nodes, expected: StudyRecord, tmp_path: Path
 ) -> None:
     [only] = nodes.cluster.worker_nodes
-    settings = f"slots: 1, wait_seconds: 3, address: '{nodes.address}'"
-    study = Study(tmp_path, settings)
+    settings = f"slots: 1, address: '{nodes.address}'"
+    study = Study(tmp_path, f"{settings}, wait_seconds: 10")
     study.wait_until_busy(1)
     nodes.kill(only)
     assert study.process.wait(timeout=60) == 9, study.log
-    assert "Ray has had no others for 3 s" in study.log.replace("\n", " ")
+    assert "Ray has had no others for 10 s" in study.log.replace("\n", " ")
     assert "the same command continues when they are back" in study.log.replace("\n", " ")
     nodes.add()
     assert outcome(Study(tmp_path, settings).record()) == outcome(expected)
