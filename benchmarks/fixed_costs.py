@@ -135,7 +135,7 @@ def sides(folder: Path) -> dict[str, list[Side]]:
     from benchmarks.grid_search import our_side
 
     lrsearch = [sys.executable, "-m", "lrsearch"]
-    study = our_side("first_step", DIGITS, {}, folder)
+    study = our_side("first_step", DIGITS, {"rates": {"low": 1e-4, "high": 1.0}}, folder)  # one rate: no gang
     tutorial = ["--task", "digits", "--images", 1_438, "--epochs", 1, "--batch-size", 32, "--rates", 0.05]
     own = {name: [Side(name, [sys.executable, "-m", __spec__.name, "--measure", name])] for name in MEASURES}
     return {

@@ -152,10 +152,11 @@ class TestPrograms:
         assert gang["values"]["loss"][0] == pytest.approx(alone["values"]["loss"][0], rel=1e-3)
 
     def test_fixed_costs_are_measured(self, tmp_path: Path) -> None:
-        few = ["--only", "help", "worker", "trial", "--repeats", "1", "--results", str(tmp_path)]
+        few = ["--only", "help", "first_step", "worker", "trial", "--repeats", "1", "--results", str(tmp_path)]
         assert fixed_costs.main(few) == 0
         (written,) = tmp_path.glob("*.json")
         numbers = json.loads(written.read_text())["numbers"]
+        assert 0 < numbers["lrsearch run-study: exec to first step, s"]["median"] < 120
         assert numbers["a trial of one step, ms"]["median"] > numbers["a step, ms"]["median"] > 0
 
 
