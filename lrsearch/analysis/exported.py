@@ -112,27 +112,31 @@ def record_of_rows(rows: Sequence[Row]) -> StudyRecord:
         version=int(studies[0][1]),
         created_at=UNKNOWN_TIME,
         config=config,
-        facts=_facts_of(told["facts"]) if told else _facts(rows),
+        facts=told["facts"] if told else _facts(rows),
         finished=told["finished"] if told else True,
         trials=tuple(record for record in records if not record.is_confirmation),
         confirmations=tuple(record for record in records if record.is_confirmation),
-        events=tuple(_event(event) for event in told["events"]) if told else (),
+        events=told["events"] if told else (),
     )
 
 
 def _study_record(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """Return what the table says of the study as a whole; None where it does not. Raises UsageError."""
+    """Return config, facts, finished and events of the study; None where the table is silent. Raises UsageError."""
+    cell = next((row["study_record"] for row in rows if row.get("study_record")), None)
+    if cell is None:
+        return None
     try:
-        told = next((_json(row["study_record"]) for row in rows if row.get("study_record")), None)
-        if told is not None:
-            _facts_of(told["facts"])
-            if lacking := [key for key in NEEDED_SETTINGS if not told["config"].get(key)]:
-                raise KeyError(*lacking)
-            known = ("config", "facts", "finished", "events")
-            told = {key: told[key] for key in known}
+        told = _json(cell)
+        if lacking := [key for key in NEEDED_SETTINGS if not told["config"].get(key)]:
+            raise KeyError(*lacking)
+        return {
+            "config": told["config"],
+            "facts": _facts_of(told["facts"]),
+            "finished": bool(told["finished"]),
+            "events": tuple(map(_event, told["events"])),
+        }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"The table's cell study_record cannot be read: {error!r}. Export the study again.") from error
-    return cast("dict[str, Any] | None", told)
 
 
 def _facts_of(told: Mapping[str, Any] | None) -> WorkloadFacts | None:

@@ -193,10 +193,10 @@ def test_without_evaluations_costs_to_the_target_are_still_true_and_nothing_is_m
     assert not FIGURES["learning_curves"].table(back).rows
 
 
-@pytest.mark.parametrize("cell", ["{", "[]", '{"config": {}}', '{"config": {"seeds": [0]}, "facts": null}'])
-def test_a_study_record_that_is_none_is_refused(cell: str) -> None:
+@pytest.mark.parametrize("change", [{"config": {}}, {"facts": {"metric": "x"}}, {"events": [{"at": "now"}]}, None])
+def test_a_study_record_that_is_none_is_refused(change: dict[str, Any] | None) -> None:
     rows = [dict(row) for row in read_rows(as_csv(make_record(seeds=[0])))]
-    rows[0]["study_record"] = cell
+    rows[0]["study_record"] = "{" if change is None else json.dumps({**json.loads(rows[0]["study_record"]), **change})
     with pytest.raises(UsageError, match="study_record cannot be read"):
         record_of_rows(rows)
 
