@@ -26,6 +26,7 @@ from lrsearch.executors.slots import SECRETS
 from lrsearch.interfaces import CODE_COPY_VARIABLE
 
 PACKAGES = ("lrsearch", "torch", "torchvision", "numpy", "ray")
+PREFIX = "lrsearch-node-"
 PIECE_BYTES = 4_000_000
 """Of a checkpoint, in one message: small enough to pass well within the time that a node may be silent."""
 
@@ -40,6 +41,17 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def remove_left_folders() -> None:
+    """Remove what was left here by those whose process was killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        try:
+            os.kill(int(folder.name.removeprefix(PREFIX).partition("-")[0]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (PermissionError, ValueError):  # another user's, or none of ours
+            continue
 
 
 class Host:
@@ -59,7 +71,8 @@ class Host:
         """Start the slot's process, in place of one that runs; return its folder, by which it is known."""
         import ray
 
-        folder = Path(tempfile.mkdtemp(prefix="lrsearch-"))
+        remove_left_folders()
+        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         environment = {
             name: value
             for name, value in os.environ.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from multiprocessing.reduction import ForkingPickler
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lrsearch.executors.ray_node import PIECE_BYTES, _Line
+from lrsearch.executors.ray_node import PIECE_BYTES, _Line, remove_left_folders
 from tests.executors.contract import TRIAL, Does
 
 pytestmark = pytest.mark.slow
@@ -97,3 +98,20 @@ def test_checkpoints_go_out_in_pieces_the_newest_alone_and_before_the_end_is_tol
     assert wait_for(line, "ended", taken) == [("ended", -9)]
     line.exchange(1, [("forget",)], taken, 0.0, busy=True)
     assert not list(line.folder.glob("*.ckpt"))
+
+
+def test_what_a_killed_one_left_is_removed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    names = [
+        f"lrsearch-node-{ended.pid}-x",
+        f"lrsearch-node-{os.getpid()}-x",
+        "lrsearch-node-1-x",
+        "lrsearch-node-mine-x",
+    ]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "7.ckpt").touch()
+    remove_left_folders()
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
