@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/digits.yaml
 
-.PHONY: study test fast-test slow-test faults-short faults faults-tools postgres-test integration-test ray-test cuts outages bench check install clean
+.PHONY: study test fast-test slow-test faults-short faults faults-tools postgres-test integration-test ray-test ray-long-test cuts outages bench check install clean
 
 install: $(VENV)/.installed
 
@@ -25,7 +25,7 @@ check: install
 	$(BIN)/lint-imports
 
 # With two threads of torch in each of two busy processes a trial may take forty times as long as with one.
-fast-test slow-test postgres-test integration-test ray-test cuts faults-short faults outages: export OMP_NUM_THREADS := 1
+fast-test slow-test postgres-test integration-test ray-test ray-long-test cuts faults-short faults outages: export OMP_NUM_THREADS := 1
 
 fast-test: install
 	$(BIN)/pytest -n 2
@@ -58,9 +58,13 @@ $(VENV)/.integrations: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fastai,keras,lightning]'
 	touch $@
 
-# A cluster of two nodes on this machine, and docker-compose.yml's. Ray is installed for this alone.
-ray-test: $(VENV)/.ray build/tools
+# A cluster of two nodes on this machine. Ray is installed for this alone.
+ray-test: $(VENV)/.ray
 	$(BIN)/pytest -m ray
+
+# Other ways to end, the Slurm script, and docker-compose.yml's profile `ray`.
+ray-long-test: $(VENV)/.ray build/tools
+	$(BIN)/pytest -m ray_long
 
 # Twenty times the network of a node is cut in the middle of a study. Takes root, and about a quarter of an hour.
 cuts: $(VENV)/.ray

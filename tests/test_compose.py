@@ -411,7 +411,7 @@ def test_the_services_work_together_in_the_order_of_the_file(stage: Stage) -> No
     assert PASSWORD not in web.communicate(timeout=20)[0]
 
 
-@pytest.mark.ray
+@pytest.mark.ray_long
 def test_ray_trains_without_a_way_to_the_database(stage: Stage) -> None:
     pytest.importorskip("ray", reason="needs the extra ray: `make ray-test` installs it")
     stage.study(ON_RAY)

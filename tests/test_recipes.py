@@ -68,7 +68,7 @@ wait
 """Runs the command twice, as on two nodes, and ends both when it is ended. On one machine Ray starts one at a time."""
 
 
-@pytest.mark.ray
+@pytest.mark.ray_long
 def test_the_slurm_script_runs_a_study_on_a_ray_of_its_own_and_leaves_nothing(tmp_path: Path) -> None:
     """Slurm's part is played by a stand-in for srun; the rest is real."""
     pytest.importorskip("ray", reason="needs the extra ray: `make ray-test` installs it")

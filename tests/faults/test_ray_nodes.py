@@ -23,8 +23,6 @@ from tests.faults.harness import on_sqlite, running_attempts, said, start, unbro
 from tests.ray_cluster import ROOT, Nodes, descendants, freeze, processes_of, running, thaw
 from tests.test_study import outcome
 
-pytestmark = pytest.mark.ray
-
 HEARD_WITHIN = 1.5
 """Seconds: a node answers once a second, and a busy machine is slow."""
 
@@ -103,6 +101,7 @@ def check(record: StudyRecord, expected: StudyRecord, fault: datetime) -> None:
     assert event.data["seconds_out_of_reach"] > 0
 
 
+@pytest.mark.ray
 def test_a_node_that_dies_costs_one_attempt_and_another_takes_its_place(
     nodes: Nodes, expected: StudyRecord, tmp_path: Path
 ) -> None:
@@ -119,6 +118,7 @@ def test_a_node_that_dies_costs_one_attempt_and_another_takes_its_place(
     check(record, expected, died)
 
 
+@pytest.mark.ray
 def test_a_node_that_falls_silent_is_given_up_and_what_it_still_does_counts_no_more(
     nodes: Nodes, expected: StudyRecord, tmp_path: Path
 ) -> None:
@@ -139,6 +139,7 @@ def test_a_node_that_falls_silent_is_given_up_and_what_it_still_does_counts_no_m
     check(record, expected, frozen)
 
 
+@pytest.mark.ray_long
 def test_when_all_nodes_are_lost_the_study_stops_and_the_same_command_goes_on(
     nodes: Nodes, expected: StudyRecord, tmp_path: Path
 ) -> None:
@@ -157,7 +158,14 @@ def test_when_all_nodes_are_lost_the_study_stops_and_the_same_command_goes_on(
 # On a Ray of its own
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.ray),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.ray_long),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.ray_long),
+    ],
+)
 def test_a_study_that_is_stopped_or_killed_leaves_no_process_and_goes_on(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
