@@ -844,7 +844,7 @@ class _Channel:
         self._observer.curve_point(self._trial, point)
         return self._stopper is None or not self._stopper(self._points)
 
-    def message(self, text: str) -> None:
+    def message(self, uuid: str, text: str) -> None:
         trial = self._trial
         self._observer.message(f"{trial.strategy}, seed {trial.seed}, trial {trial.number}: {text}")
 

@@ -210,8 +210,8 @@ class Watched(Protocol):
 class Told(Protocol):
     """A channel to somebody who wants to know what a trial meets."""
 
-    def message(self, text: str) -> None:
-        """Take a sentence that goes on after the trial's name and a colon."""
+    def message(self, uuid: str, text: str) -> None:
+        """Take a sentence that goes on after the name of the trial with that UUID and a colon."""
         ...
 
 

@@ -544,7 +544,9 @@ def _resumed(
         checkpoints.resume(run, outcome)
     except (ValueError, RuntimeError, KeyError):  # the user's model or data are others by now
         if isinstance(channel, Told):
-            channel.message("its checkpoint does not fit the model or the data, which have changed; it begins anew.")
+            channel.message(
+                spec.uuid, "its checkpoint does not fit the model or the data, which have changed; it begins anew."
+            )
         progressed, run = run.progressed, new_run(run.loaded, spec.training, device, spec.seed)
         run.progressed, run.batches.keeps_place = progressed, True
         outcome.curve, outcome.train_steps = [], 0

@@ -33,7 +33,7 @@ class Worker(ABC):
     def __init__(self, patience_seconds: float) -> None:
         self._patience_seconds = patience_seconds
         self._longest_gap = 0.0
-        self._tell: Callable[[str], None] = _nobody
+        self._tell: Callable[[str, str], None] = _nobody
         """Who hears what the trial that runs has to say."""
 
     @abstractmethod
@@ -178,7 +178,7 @@ class SlotsExecutor(Generic[AnySlot]):
                 slot.worker.bury()
 
 
-def _nobody(text: str) -> None:
+def _nobody(uuid: str, text: str) -> None:
     pass
 
 

@@ -1,8 +1,8 @@
 """The process of one slot: takes orders over a socket until that closes. `python -m lrsearch.executors.worker FD PPID`.
 
 Orders are ("call", function) and ("run", run_trials, specs); answers ("point", uuid, point), to which a bool comes
-back, ("message", text), ("progress",), ("done", result) and ("error", class, text). Both ends are our own processes
-and trust each other.
+back, ("message", uuid, text), ("progress",), ("done", result) and ("error", class, text). Both ends are our own
+processes and trust each other.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class WireChannel:
     def progressed(self) -> None:
         self._signs += 1
 
-    def message(self, text: str) -> None:
-        self.send("message", text)
+    def message(self, uuid: str, text: str) -> None:
+        self.send("message", uuid, text)
 
     def send(self, *message: Any) -> None:
         with self._lock:
