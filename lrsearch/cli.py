@@ -313,6 +313,43 @@ def range_test(
 
 
 @app.command()
+def probe(
+    file: StudyFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Time a training step of a study's model: alone and in gangs, by precision, in one process and in several."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from lrsearch.config import load_study
+    from lrsearch.probing import survey
+
+    _forget_passwords()
+    found = survey(load_study(file))
+    if as_json:
+        _print_json({**asdict(found), "best": asdict(found.best), "exit_code": 0})
+        return
+    alone = found.timings[0].step_seconds
+    table = Table(title=f"One training step of one trial on {found.device}", box=None)
+    for name in ("precision", "processes", "threads each", "trials together", "ms per step", "times as fast"):
+        table.add_column(name, justify="left" if name == "precision" else "right")
+    for timing in sorted(found.timings, key=lambda one: one.step_seconds):
+        counts = (timing.processes, timing.threads, timing.gang_size)
+        speed = f"{alone / timing.step_seconds:.2f}"
+        table.add_row(timing.precision, *map(str, counts), f"{timing.step_seconds * 1e3:.3g}", speed)
+    _print(table)
+    for note in found.notes:
+        typer.echo(f"Not every size could be timed: {note}")
+    best = found.best
+    slots = f"{{name: process, slots: {best.processes}, threads_per_slot: {best.threads}}}"
+    typer.echo(
+        f"Fastest: executor: {slots if best.processes > 1 else '{name: inline}'}, precision: {best.precision}, "
+        f"gangs: {'auto' if best.gang_size > 1 else 'off'}. Gangs are chosen anew by each study where gangs is auto."
+    )
+
+
+@app.command()
 def validate(file: StudyFile) -> None:
     """Check a study file without running anything."""
     from lrsearch.config import load_study

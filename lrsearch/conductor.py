@@ -34,6 +34,7 @@ from lrsearch.trial import (
     CheckpointPlan,
     Choice,
     CurvePoint,
+    GangChoice,
     History,
     Proposal,
     StudyRecord,
@@ -43,6 +44,7 @@ from lrsearch.trial import (
     TrialResult,
     TrialSpec,
     WorkloadFacts,
+    likeness,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ HEARTBEAT_SECONDS = 1.0
 FIRST_HEARTBEAT_SECONDS = 0.2
 """So that a short trial that is killed has a cost too."""
 PROPOSED_AT_ONCE = 8
+ALONE = GangChoice(1)
 EQUAL_FAILURES_TO_STOP = 3
 DEATHS_TO_FAIL = 3
 """A trial whose process dies so often, without a new checkpoint in between, has failed."""
@@ -229,6 +232,10 @@ class Turns:
         search.waiting.appendleft(record)
         search.done = False
 
+    def another(self, search: Search) -> Turn | None:
+        """Return a turn of a search that can take one more beside those that it has running, or None."""
+        return None if search.done else self._turn_of(search)
+
     def _has_its_tests(self, search: Search) -> bool:
         """Whether a search that goes by the range tests of the first seed's can have them."""
         first = self._first[search.key]
@@ -271,9 +278,9 @@ class Budget:
         self._longest: dict[tuple[object, ...], float] = {}
         for trial in (*record.trials, *record.confirmations):
             for attempt in trial.attempts:
-                self.spend(sum(attempt.phase_seconds.values()))
+                self.spend(attempt.billed_seconds)
             if trial.status in FINISHED_STATUSES:
-                self.learn(trial.strategy, trial.proposal, sum(trial.attempts[-1].phase_seconds.values()))
+                self.learn(trial.strategy, trial.proposal, trial.attempts[-1].billed_seconds)
 
     def spend(self, seconds: float) -> None:
         self.spent_seconds += seconds
@@ -297,15 +304,22 @@ def _kinds(strategy: str, proposal: Proposal) -> tuple[tuple[object, ...], ...]:
 
 
 @dataclass
-class _Running:
-    """An attempt on its slot."""
+class _Attempt:
+    """One try at a trial, under way."""
 
     turn: Turn
     trial: TrialRecord
     begun: Begun
     channel: _Channel
     started_at: datetime
-    started: float
+
+
+@dataclass
+class _Running:
+    """What a slot works at: mostly one attempt, else those of a gang."""
+
+    attempts: list[_Attempt] = field(default_factory=list)
+    started: float = 0.0
     future: Future[Sequence[TrialResult]] | None = None
     done: float = 0.0
     """When the future had its result, or its machine was last heard from."""
@@ -438,8 +452,8 @@ class Conductor:
 
     def _fits(self, turn: Turn) -> bool:
         """Whether the budget, of which running trials have their share, allows one more."""
-        expected = [(slot.running.trial.strategy, slot.running.trial.proposal) for slot in self._slots if slot.running]
-        turns = [*expected, (turn.search.key, turn.proposal)]
+        trials = [attempt.trial for slot in self._slots if slot.running for attempt in slot.running.attempts]
+        turns = [*((trial.strategy, trial.proposal) for trial in trials), (turn.search.key, turn.proposal)]
         return self._budget.allows(sum(self._budget.forecast(*one) for one in turns))
 
     def _next_turn(self) -> Turn | None:
@@ -468,9 +482,27 @@ class Conductor:
     # One attempt
 
     def _begin(self, slot: _Slot, turn: Turn) -> None:
-        """Plan the trial, or claim it again, and hand it to the slot."""
+        """Plan the trial, or claim it again, with those that can train beside it, and hand them to the slot."""
         from lrsearch.training import run_trials
 
+        slot.used = True
+        slot.running = running = _Running()
+        next_turn: Turn | None = turn
+        while next_turn is not None:
+            running.attempts.append(self._claim(slot, next_turn))
+            next_turn = self._companion(running.attempts)
+        running.started = time.perf_counter()
+        for attempt in running.attempts:
+            attempt.channel.start(members=len(running.attempts))
+        solo = self._gang_of(turn).solo if len(running.attempts) > 1 else None
+        specs = [replace(self._spec(attempt.trial), solo=solo) for attempt in running.attempts]
+        channels = {attempt.trial.uuid: attempt.channel for attempt in running.attempts}
+        with self._signals.interruptible():
+            running.future = self._executor.submit(run_trials, specs, _Channels(channels), slot.number)
+            running.future.add_done_callback(partial(_note_end, running))
+
+    def _claim(self, slot: _Slot, turn: Turn) -> _Attempt:
+        """Write down that the trial begins."""
         search, record = turn.search, turn.record
         owner, settle = self._lease.owner, slot.take_unsettled()
         there = self._executor.versions(slot.number) if isinstance(self._executor, OnOtherMachines) else {}
@@ -489,12 +521,31 @@ class Conductor:
         channel = _Channel(
             self._store, begun, trial, turn.stopper, self._observer, self._publish_live, since=slot.boundary
         )
-        slot.used = True
-        slot.running = running = _Running(turn, trial, begun, channel, datetime.now(UTC), time.perf_counter())
-        channel.start()
-        with self._signals.interruptible():
-            running.future = self._executor.submit(run_trials, [self._spec(trial)], channel, slot.number)
-            running.future.add_done_callback(partial(_note_end, running))
+        return _Attempt(turn, trial, begun, channel, datetime.now(UTC))
+
+    def _companion(self, attempts: Sequence[_Attempt]) -> Turn | None:
+        """Return the turn of one more trial of the same search that can train beside these."""
+        first = attempts[0].turn
+        if len(attempts) >= self._gang_of(first).size:
+            return None
+        turn = self._turns.another(first.search)
+        if turn is None or (self._likeness(turn) == self._likeness(first) and not _was_lost(turn) and self._fits(turn)):
+            return turn
+        if turn.record is not None:
+            turn.search.waiting.appendleft(turn.record)
+        else:
+            turn.search.proposed.appendleft(turn.proposal)
+        return None
+
+    def _gang_of(self, turn: Turn) -> GangChoice:
+        """Return how many trials like this one train together. One that took its process down trains alone."""
+        chosen = self._prepared.gangs.get(self._likeness(turn))
+        together = turn.proposal.stage == "train" and turn.proposal.confirmation_seed is None and not _was_lost(turn)
+        return chosen if chosen is not None and together else ALONE
+
+    def _likeness(self, turn: Turn) -> str:
+        workload = with_batch_size(self._config.workload_choice(), turn.proposal.batch_size)
+        return likeness(workload, training_of(turn.proposal, self._config.training_plan()))
 
     def _spec(self, trial: TrialRecord) -> TrialSpec:
         proposal, confirmation_seed = trial.proposal, trial.proposal.confirmation_seed
@@ -534,25 +585,39 @@ class Conductor:
         running = slot.running
         assert running is not None
         assert running.future is not None
-        running.channel.stop()
+        for attempt in running.attempts:
+            attempt.channel.stop()
         error = running.future.exception()
         if error is not None and not isinstance(error, WorkerDiedError):
             raise error
         if isinstance(error, MachineLostError):  # the seconds until that was noticed are nobody's
             running.done = max(slot.boundary, running.done - error.silent_seconds)
             running.machine_lost = True
-        if error is not None and not self._has_failed(running, error):
-            self._lose(slot, running, error)
-            return
-        result = self._dead(slot, running, error) if error is not None else running.future.result()[0]
-        before, held = running.started - slot.boundary, running.done - slot.boundary
-        # What no phase explains of the span since the last trial went into thinking and writing: the device was idle.
-        result = _with_idle(result, before, held - sum(result.phase_seconds.values()))
-        verdict = self._verdict(running.trial, result)
-        self._store.finish_attempt(running.begun.attempt_id, running.begun.token, result, verdict)
         slot.running = None
-        checkpoint.remove(self._folder, running.trial.uuid)
-        finished = replace(_finished(running, result, self._lease.owner), verdict=verdict)
+        count = len(running.attempts)
+        before, held = (running.started - slot.boundary) / count, (running.done - slot.boundary) / count
+        results = running.future.result() if error is None else ()
+        # What no phase explains of the span since the last trial went into thinking and writing: the device was idle.
+        idle = held - sum(result.billed_seconds for result in results) / count
+        finished = []
+        for place, attempt in enumerate(running.attempts):
+            if error is None:
+                finished.append(self._finish(attempt, _with_idle(results[place], before, idle)))
+            elif self._has_failed(attempt, error):
+                finished.append(self._finish(attempt, self._dead(attempt, held, error)))
+            else:
+                self._lose(attempt, held, error)
+        self._budget.spend(held * count)
+        self._settle_slot(slot, running)
+        for trial in finished:
+            self._stop_on_equal_failures(trial)
+
+    def _finish(self, attempt: _Attempt, result: TrialResult) -> TrialRecord:
+        """Write the result, tell of it and return the trial as it is now."""
+        verdict = self._verdict(attempt.trial, result)
+        self._store.finish_attempt(attempt.begun.attempt_id, attempt.begun.token, result, verdict)
+        checkpoint.remove(self._folder, attempt.trial.uuid)
+        finished = replace(_finished(attempt, result, self._lease.owner), verdict=verdict)
         self._observer.trial_finished(finished)
         if finished.stage == "train" and result.status == "completed" and result.validation_metric is None:
             self._observer.message(
@@ -560,69 +625,63 @@ class Conductor:
             )
         faults.point("before_mirror")
         self._publish([finished])
-        self._budget.spend(held)
-        self._budget.learn(finished.strategy, finished.proposal, held)
-        running.turn.search.running -= 1
+        self._budget.learn(finished.strategy, finished.proposal, result.billed_seconds)
+        attempt.turn.search.running -= 1
         if not finished.is_confirmation:
-            running.turn.search.note(finished)
-        self._settle_slot(slot, running)
-        self._stop_on_equal_failures(finished)
+            attempt.turn.search.note(finished)
+        return finished
 
     def _settle_slot(self, slot: _Slot, running: _Running) -> None:
         if running.machine_lost:
             slot.boundary, slot.out_of_reach = running.done, True
             return
         slot.boundary = time.perf_counter()
-        slot.unsettled = (running.begun.attempt_id, slot.boundary - running.done)
+        slot.unsettled = (running.attempts[-1].begun.attempt_id, slot.boundary - running.done)
         self._budget.spend(slot.boundary - running.done)
 
-    def _lose(self, slot: _Slot, running: _Running, error: BaseException) -> None:
-        """Close the attempt of a process that died, and have the trial run again."""
-        spent, kept = running.done - slot.boundary, self._kept(running.trial.uuid, len(running.trial.attempts) + 1)
-        begun = running.begun
+    def _lose(self, attempt: _Attempt, spent: float, error: BaseException) -> None:
+        """Close an attempt, which has cost `spent` seconds, of a process that died, and have the trial run again."""
+        trial, begun = attempt.trial, attempt.begun
+        kept = self._kept(trial.uuid, len(trial.attempts) + 1)
         self._store.interrupt_attempt(
             begun.attempt_id, begun.token, {"lost": spent}, None, kept=kept, error=_sentence(error)
         )
-        slot.running = None
-        trial = running.trial
         self._observer.message(
             f"{trial.strategy}, seed {trial.seed}, trial {trial.number} runs again: {error}; its {spent:.1f} s are "
             "charged."
         )
         record = self._store.trial_record(trial.uuid)
         self._publish([record])
-        self._budget.spend(spent)
-        search = running.turn.search
+        search = attempt.turn.search
         search.running -= 1
         if trial.is_confirmation:
             assert self._confirmations is not None
-            self._confirmations.appendleft(replace(running.turn, record=record))
+            self._confirmations.appendleft(replace(attempt.turn, record=record))
         else:
             search.note(record)
             search.waiting.appendleft(record)
-        self._settle_slot(slot, running)
 
-    def _has_failed(self, running: _Running, error: BaseException) -> bool:
+    def _has_failed(self, attempt: _Attempt, error: BaseException) -> bool:
         """Whether the trial's process has died too often without getting any further."""
-        found = checkpoint.newest(self._folder, running.trial.uuid, self._observer.message)
+        found = checkpoint.newest(self._folder, attempt.trial.uuid, self._observer.message)
         step = found[0].step if found else 0
-        at, deaths = self._deaths.get(running.trial.uuid, (step, 0))
+        at, deaths = self._deaths.get(attempt.trial.uuid, (step, 0))
         deaths = deaths + 1 if at == step else 1
-        self._deaths[running.trial.uuid] = step, deaths
+        self._deaths[attempt.trial.uuid] = step, deaths
         return deaths >= (KILLS_TO_FAIL if getattr(error, "from_outside", False) else DEATHS_TO_FAIL)
 
-    def _dead(self, slot: _Slot, running: _Running, error: BaseException) -> TrialResult:
-        """Return the result of a trial whose process dies each time."""
-        kept = self._kept(running.trial.uuid, len(running.trial.attempts) + 1)
-        lost = max(0.0, running.done - slot.boundary - sum(kept.values()))
+    def _dead(self, attempt: _Attempt, spent: float, error: BaseException) -> TrialResult:
+        """Return the result of a trial whose process dies each time; this time after `spent` seconds."""
+        uuid = attempt.trial.uuid
+        kept = self._kept(uuid, len(attempt.trial.attempts) + 1)
         return TrialResult(
-            running.trial.uuid,
+            uuid,
             "failed",
             self._prepared.device,
             0,
-            {**kept, "lost": lost},
+            {**kept, "lost": max(0.0, spent - sum(kept.values()))},
             0.0,
-            error=f"{self._deaths[running.trial.uuid][1]} times in a row the trial did not survive: {_sentence(error)}",
+            error=f"{self._deaths[uuid][1]} times in a row the trial did not survive: {_sentence(error)}",
             facts=self._facts,
         )
 
@@ -639,13 +698,14 @@ class Conductor:
             running, slot.running = slot.running, None
             if running is None:
                 continue
-            running.channel.stop()
-            begun, trial = running.begun, running.trial
-            with contextlib.suppress(LrsearchError):
-                kept = self._kept(trial.uuid, len(trial.attempts) + 1)
-                spent = {"lost": (running.done or now) - slot.boundary}
-                self._store.interrupt_attempt(begun.attempt_id, begun.token, spent, None, kept=kept)
-                self._publish([replace(trial, status="planned")])
+            spent = ((running.done or now) - slot.boundary) / len(running.attempts) if running.attempts else 0.0
+            for attempt in running.attempts:
+                attempt.channel.stop()
+                begun, trial = attempt.begun, attempt.trial
+                with contextlib.suppress(LrsearchError):
+                    kept = self._kept(trial.uuid, len(trial.attempts) + 1)
+                    self._store.interrupt_attempt(begun.attempt_id, begun.token, {"lost": spent}, None, kept=kept)
+                    self._publish([replace(trial, status="planned")])
 
     # Around the attempts
 
@@ -655,7 +715,8 @@ class Conductor:
         None is left behind unless something went wrong that nobody thought of; then the trial shall still run again.
         """
         try:
-            alive = {slot.running.begun.token for slot in self._slots if slot.running}
+            running = [slot.running for slot in self._slots]
+            alive = {attempt.begun.token for one in running if one for attempt in one.attempts}
             for lost in self._store.reconcile(self._study.id, self._kept, alive):
                 self._left_behind.put(lost)
             if self._mirror is not None:
@@ -769,6 +830,11 @@ class Conductor:
             )
 
 
+def _was_lost(turn: Turn) -> bool:
+    """Whether the trial's process died under it before: then it trains alone, and takes no other with it."""
+    return turn.record is not None and any(attempt.error is not None for attempt in turn.record.attempts)
+
+
 def _note_end(running: _Running, future: Future[Any]) -> None:
     running.done = time.perf_counter()
 
@@ -810,6 +876,19 @@ class _OneAtATime:
             self._observer.study_finished(record)
 
 
+class _Channels:
+    """The channels of the trials that run on one slot, as one."""
+
+    def __init__(self, channels: Mapping[str, _Channel]) -> None:
+        self._channels = channels
+
+    def report(self, uuid: str, point: CurvePoint) -> bool:
+        return self._channels[uuid].report(uuid, point)
+
+    def message(self, uuid: str, text: str) -> None:
+        self._channels[uuid].message(uuid, text)
+
+
 class _Channel:
     """Takes the curve points of a running attempt to the observer at once, to ledger and mirror about once a second.
 
@@ -835,6 +914,7 @@ class _Channel:
         self._observer = observer
         self._publish_live = publish_live
         self._since = since
+        self._members = 1
         self._points: list[CurvePoint] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat_until, args=(self._stop,), name="heartbeat", daemon=True)
@@ -848,20 +928,22 @@ class _Channel:
         trial = self._trial
         self._observer.message(f"{trial.strategy}, seed {trial.seed}, trial {trial.number}: {text}")
 
-    def start(self) -> None:
-        """Write what is new every HEARTBEAT_SECONDS until `stop`."""
+    def start(self, members: int) -> None:
+        """Write what is new every HEARTBEAT_SECONDS until `stop`; seconds are shared by so many trials."""
+        self._members = members
         self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _beat_until(self, stop: threading.Event) -> None:
         written = 0
         first = True
         while not stop.wait(FIRST_HEARTBEAT_SECONDS if first else HEARTBEAT_SECONDS):
             points = tuple(self._points)
-            lost_if_killed_now = {"lost": time.perf_counter() - self._since}
+            lost_if_killed_now = {"lost": (time.perf_counter() - self._since) / self._members}
             begun = self._begun
             try:
                 self._store.heartbeat(begun.attempt_id, begun.token, points[written:], lost_if_killed_now, None)
@@ -898,21 +980,22 @@ def _with_idle(result: TrialResult, before: float, idle_seconds: float) -> Trial
     return replace(result, phase_seconds=phases, curve=tuple(curve))
 
 
-def _finished(running: _Running, result: TrialResult, owner: str) -> TrialRecord:
-    trial = running.trial
-    attempt = AttemptRecord(
+def _finished(attempt: _Attempt, result: TrialResult, owner: str) -> TrialRecord:
+    trial = attempt.trial
+    record = AttemptRecord(
         number=len(trial.attempts) + 1,
         status="finished",
         owner=owner,
-        started_at=running.started_at,
+        started_at=attempt.started_at,
         finished_at=datetime.now(UTC),
         phase_seconds=result.phase_seconds,
         core_seconds=result.core_seconds,
         estimated=False,
         device=result.device,
         gang_size=result.gang_size,
+        billed_phase_seconds=result.billed_phase_seconds,
     )
-    return replace(trial, status=result.status, attempts=(*trial.attempts, attempt), result=result)
+    return replace(trial, status=result.status, attempts=(*trial.attempts, record), result=result)
 
 
 def _versions() -> dict[str, str]:

@@ -46,7 +46,7 @@ from lrsearch.yaml_file import KeyPath, Problem, YamlFile, dotted, read_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 
-PASSING = ("budget", "checkpoint")
+PASSING = ("budget", "checkpoint", "gangs")
 """Keys of a study file that may change while its study runs."""
 NAME_PATTERN = r"^[A-Za-z0-9._-]+$"
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"
@@ -233,7 +233,8 @@ class Training(Settings):
 
     epochs: Positive
     optimizer: Annotated[Settings, OPTIMIZER]
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """`auto`: bfloat16 autocast where the device computes in it, float32 elsewhere."""
     gradient_clip_norm: Positive | None = None
     device: Annotated[str, StringConstraints(pattern=DEVICE_PATTERN)] = "auto"
     groups: tuple[Group, ...] = ()
@@ -270,6 +271,11 @@ class StudyConfig(Settings):
     price: Price | None = None
     strategies: Annotated[dict[Name, Annotated[Strategy, STRATEGY]], Field(min_length=1)]
     executor: Annotated[ExecutorSettings, EXECUTOR] = Field(default_factory=Inline)
+    gangs: Literal["auto", "off"] = "off"
+    """`auto`: trials of a search that differ in their rates alone train together where timing shows that it pays.
+
+    Each then gives what it gives alone up to rounding; `off`, a study that is run again gives the same bits.
+    """
     checkpoint: Checkpoint = Checkpoint()
     budget: Budget | None = None
     _folder: Path = PrivateAttr(default_factory=Path)
@@ -374,7 +380,8 @@ class StudyConfig(Settings):
     def fingerprint(self) -> str:
         """Return the sha256 of the resolved study.
 
-        Comments, key order and the file's folder do not count, nor does what changes no trial: budget and checkpoints.
+        Comments, key order and the file's folder do not count, nor does what changes no trial beyond rounding:
+        budget, checkpoints and gangs.
         """
         lasting = {key: value for key, value in self.resolved().items() if key not in PASSING}
         canonical = json.dumps(lasting, sort_keys=True, separators=(",", ":"), allow_nan=False)

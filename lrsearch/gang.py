@@ -15,7 +15,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ from lrsearch.checkpoint import newest
 from lrsearch.errors import LrsearchError, StorageError
 from lrsearch.interfaces import Channel, FitsMetric, HasStackedLoss, LoadedWorkload, Split, Watched
 from lrsearch.schedules.plan import PlannedSchedule
-from lrsearch.stacked_optimizers import OF_EACH_COPY, STACKABLE, StackedOptimizer
+from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
 from lrsearch.stacking import StackedModel
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
     EnergyMeter,
     Outcome,
     Run,
+    autocast,
     device_info,
     finite,
     first_non_finite,
@@ -41,12 +42,23 @@ from lrsearch.training import (
     one_line,
     peak_memory,
     pick_device,
+    pick_precision,
     plan_of,
     run_trial,
     segment_ends,
     write_checkpoint,
 )
-from lrsearch.trial import Choice, CurvePoint, SoloCost, TrainingPlan, TrialResult, TrialSpec, charged_seconds
+from lrsearch.trial import (
+    Choice,
+    CurvePoint,
+    GangChoice,
+    SoloCost,
+    TrainingPlan,
+    TrialResult,
+    TrialSpec,
+    charged_seconds,
+    likeness,
+)
 from lrsearch.workloads._image_cache import cache_folder
 from lrsearch.workloads.user_code import user_line
 
@@ -80,16 +92,11 @@ def check_alike(specs: Sequence[TrialSpec]) -> None:
             raise CannotGangError("a range test trains alone")
         if spec.solo is None:
             raise CannotGangError("what a trial costs alone was not measured")
-        if _what_must_be_equal(spec) != _what_must_be_equal(first):
+        alike = likeness(spec.workload, spec.training) == likeness(first.workload, first.training)
+        if spec.seed != first.seed or not alike:
             raise CannotGangError("they differ in more than rate, schedule, momentum and weight decay")
         if optimizer.settings.get("dampening") and not spec.training.optimizer.settings.get("momentum"):
             raise CannotGangError("dampening without momentum has no effect alone, but would have one together")
-
-
-def _what_must_be_equal(spec: TrialSpec) -> tuple[object, ...]:
-    optimizer = spec.training.optimizer
-    settings = {name: value for name, value in optimizer.settings.items() if name not in OF_EACH_COPY}
-    return spec.seed, spec.workload, replace(spec.training, optimizer=replace(optimizer, settings=settings), epochs=1.0)
 
 
 class StackedRun:
@@ -183,8 +190,7 @@ class StackedRun:
         self._metrics = [self._metrics[row] for row in rows]
 
     def _autocast(self) -> torch.autocast:
-        bfloat16 = self.training.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        return autocast(self.training, self.device)
 
 
 def _clipped(gradients: Sequence[torch.Tensor], limit: float) -> list[torch.Tensor]:
@@ -223,6 +229,7 @@ class _Member:
             "train": steps * self.solo.step_seconds,
             "evaluate": self.evaluations * self.solo.validation_seconds,
             "test_evaluation": self.billed.get("test_evaluation", 0.0),
+            "idle": self.billed.get("idle", 0.0),
         }
 
 
@@ -316,7 +323,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
                 phase_seconds=member.solo_seconds(),
                 core_seconds=member.core_seconds,
                 gang_size=len(specs),
-                billed_phase_seconds=member.billed,
+                billed_phase_seconds={phase: spent for phase, spent in member.billed.items() if phase != "idle"},
                 peak_device_memory_bytes=memory,
                 energy_joules=None if joules is None else joules * sum(member.billed.values()) / billed,
             ),
@@ -487,25 +494,6 @@ def _judge_leaving(leaving: Sequence[_Member], rows: Sequence[int], run: Stacked
 # The choice
 
 
-@dataclass(frozen=True)
-class GangChoice:
-    """How many trials of a kind to train together, and what one of them takes alone."""
-
-    size: int
-    solo: SoloCost
-    measured: tuple[tuple[int, float], ...] = ()
-    """(members, seconds of one step of the gang per member)."""
-    reason: str = ""
-    """Why trials of this kind train alone; empty when they do not."""
-
-
-def likeness(workload: Choice, training: TrainingPlan) -> str:
-    """Return a text that is equal for trials that may train together, as far as their settings go."""
-    settings = {name: value for name, value in training.optimizer.settings.items() if name not in OF_EACH_COPY}
-    others = {**asdict(training), "optimizer": [training.optimizer.name, settings], "epochs": None}
-    return json.dumps([workload.name, dict(workload.settings), others], sort_keys=True, default=str)
-
-
 def choose(workload: Choice, training: TrainingPlan, seed: int, *, most: int, search_steps: int) -> GangChoice:
     """Time trials alone and together, and return what costs least per trial.
 
@@ -544,6 +532,22 @@ def choose(workload: Choice, training: TrainingPlan, seed: int, *, most: int, se
         reason = ""
     _remember(key, size)
     return GangChoice(size, solo, tuple(measured), reason)
+
+
+def timings(
+    workload: Choice, training: TrainingPlan, seed: int, sizes: Sequence[int]
+) -> tuple[SoloCost, dict[int, float], str]:
+    """Time trials alone and in gangs of `sizes`; return seconds of a step per member by size, and why sizes lack."""
+    device = pick_device(training.device)
+    loaded = load(workload, device, seed)
+    solo, losses = _solo_cost(loaded, training, device, seed)
+    found: dict[int, float] = {}
+    try:
+        for size in sizes:
+            found[size] = _seconds_per_member(size, loaded, training, device, seed, losses)
+    except Exception as error:  # as in `choose`
+        return solo, found, one_line(error)
+    return solo, found, ""
 
 
 def _candidates(most: int) -> Iterator[int]:
@@ -599,7 +603,7 @@ def _seconds_per_member(
     rates = torch.full((size,), CHECKED_RATE, dtype=like.dtype, device=device)
     for _ in range(2):
         run.step(rates)
-    tolerance = TOLERANCE[training.precision]
+    tolerance = TOLERANCE[pick_precision(training.precision, device)]
     for together in run.take_losses():
         for found, expected in zip(together, solo_losses, strict=True):
             if not abs(found - expected) <= tolerance * max(1.0, abs(expected)):

@@ -21,9 +21,10 @@ from lrsearch.figures import FIGURES, figure_tables
 from lrsearch.figures._style import way_styles
 from lrsearch.page import GLYPHS, Download, download, moment, plot_of, render_page, write_page
 from lrsearch.storage.export import TableName, export_rows, write_rows
-from lrsearch.trial import APART_PHASES, Event, StudyRecord, TrialRecord
+from lrsearch.trial import Event, StudyRecord, TrialRecord
 
 HERO = "accuracy_versus_cost"
+BILLS = ("billed_device_seconds", "charged_device_seconds")
 THREATS_AT_ONCE = 3
 MOST_PROBLEMS = 200
 MOST_CURVE_POINTS = 5_000
@@ -128,6 +129,7 @@ def _facts(record: StudyRecord, summary: StudySummary) -> list[tuple[str, str]]:
     facts = [
         ("Searches", f"{done} of {planned} done, {len(summary.ways)} ways × {len(record.seeds)} seeds"),
         ("Trials", str(len(record.trials))),
+        *_gangs(record),
         ("Workload", record.facts.description if record.facts else str(record.config["workload"]["name"])),
         ("Device", ", ".join(map(str, summary.devices)) or "not known yet"),
         ("Threads", ", ".join(map(str, threads)) or "–"),
@@ -208,6 +210,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
+def _gangs(record: StudyRecord) -> list[tuple[str, str]]:
+    """Return, where trials trained together, how many and which of their two bills the page is about."""
+    members = [trial for trial in record.trials if trial.gang_size > 1]
+    if not members:
+        return []
+    billed, alone = (sum(getattr(trial, name) for trial in members) for name in BILLS)
+    text = (
+        f"{len(members)} trials, up to {max(trial.gang_size for trial in members)} at a time, in "
+        f"{wording.significant(billed)} s; all costs below charge what each takes alone, "
+        f"{wording.significant(alone)} s"
+    )
+    return [("Trained together", text)]
+
+
 def _account(record: StudyRecord) -> dict[str, str] | None:
     """Return how much of the time that the process held the device is on a bill; None where that time is not known.
 
@@ -218,10 +234,10 @@ def _account(record: StudyRecord) -> dict[str, str] | None:
     held = sum(runs)
     if not held or len(processes) > len(runs):
         return None
-    charged = sum(trial.charged_device_seconds for trial in record.trials)
+    charged = sum(trial.billed_device_seconds for trial in record.trials)
     confirming = sum(trial.charged_device_seconds for trial in record.confirmations)
     trials = (*record.trials, *record.confirmations)
-    apart = sum(trial.phase_seconds[phase] for trial in trials for phase in APART_PHASES)
+    apart = sum(attempt.billed_seconds - attempt.billed_device_seconds for one in trials for attempt in one.attempts)
     return {
         "held": wording.significant(held, 4),
         "charged": wording.significant(charged, 4),

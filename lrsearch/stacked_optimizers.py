@@ -15,13 +15,12 @@ from lrsearch.optimizers import OPTIMIZERS as SETTINGS
 from lrsearch.stacking import select_rows
 
 STACKABLE = ("sgd", "adam", "adamw")
-OF_EACH_COPY = ("momentum", "weight_decay")
-"""Settings that may differ between the copies; all others are the first copy's."""
 
 
 @dataclass
 class StackedOptimizer:
-    """`settings`: those of torch.optim's class of that `name`, one mapping for each copy.
+    """`settings`: those of torch.optim's class of that `name`, one mapping for each copy; they may differ in momentum
+    and weight decay (trial.OF_EACH_MEMBER), all others are the first copy's.
 
     `parameters` are the tensors to train, (K, ...) each; `multipliers` say by what to multiply each one's rate and
     weight decay. `step` takes rates and momenta as (K,) tensors of the parameters' type, on their device.

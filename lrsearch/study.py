@@ -20,16 +20,16 @@ from lrsearch.conductor import (
 )
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError
-from lrsearch.interfaces import Executor, Observer, Strategy
+from lrsearch.interfaces import Executor, LooksAhead, Observer, Strategy
 from lrsearch.schedules import plan_schedule
 from lrsearch.storage.store import Store, StudyRow
 from lrsearch.storage.upkeep import LEASE_SECONDS, Lease
 from lrsearch.surroundings import noted
-from lrsearch.trial import Choice, StudyRecord, TrainingPlan, WorkloadFacts
+from lrsearch.trial import Choice, StudyRecord, TrainingPlan, WorkloadFacts, likeness
 
 if TYPE_CHECKING:
     from lrsearch.storage.optuna_mirror import OptunaMirror
-    from lrsearch.training import Preparation
+    from lrsearch.training import GangRequest, Preparation
 
 LOOK_SECONDS = 2.0
 """How often a process that waits for a study looks whether its turn has come."""
@@ -211,7 +211,8 @@ def _prepare(config: StudyConfig, executor: Executor) -> Preparation:
     """
     from lrsearch import training
 
-    prepared = executor.prepare(partial(training.prepare_all, _variants(config), config.seeds[0]))
+    work = partial(training.prepare_all, _variants(config), config.seeds[0], _gang_requests(config))
+    prepared = executor.prepare(work)
     for key, strategy in config.strategies.items():
         _check_schedule(config, key, strategy, prepared.facts)
     metric = prepared.facts.metric
@@ -232,6 +233,22 @@ def _variants(config: StudyConfig) -> list[tuple[Choice, TrainingPlan]]:
             for optimizer, batch_size in config.variants()
         ),
     ]
+
+
+def _gang_requests(config: StudyConfig) -> list[GangRequest]:
+    """Return the kinds of trials that may train together: those of ways whose next trials do not wait for the last."""
+    from lrsearch.training import GangRequest
+
+    found: dict[str, GangRequest] = {}
+    for key, strategy in config.strategies.items():
+        if config.gangs == "off" or not (isinstance(strategy, LooksAhead) and strategy.looks_ahead):
+            continue
+        workload, plan, count = config.workload_choice(), config.training_plan_of(key), strategy.planned_trials
+        kind = likeness(workload, plan)
+        known = found.get(kind, GangRequest(workload, plan, 0, 0.0))
+        epochs = known.epochs + count * plan.epochs * len(config.seeds)
+        found[kind] = replace(known, most=max(known.most, count), epochs=epochs)
+    return [request for request in found.values() if request.most > 1]
 
 
 def _check_schedule(config: StudyConfig, key: str, strategy: Strategy, facts: WorkloadFacts) -> None:

@@ -51,6 +51,7 @@ from lrsearch.trial import (
     Choice,
     CurvePoint,
     DeviceInfo,
+    GangChoice,
     ParameterGroup,
     RangeTestPlan,
     RangeTestPoint,
@@ -59,6 +60,7 @@ from lrsearch.trial import (
     TrialResult,
     TrialSpec,
     WorkloadFacts,
+    likeness,
 )
 from lrsearch.workloads import WORKLOADS
 from lrsearch.workloads.user_code import user_line
@@ -104,6 +106,8 @@ class Preparation:
     facts: WorkloadFacts
     device: DeviceInfo
     seconds: float
+    gangs: Mapping[str, GangChoice] = field(default_factory=dict)
+    """By `trial.likeness`: how many trials of a kind train together."""
 
 
 def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
@@ -129,10 +133,34 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
     return Preparation(loaded.facts, device_info(device), time.perf_counter() - began)
 
 
-def prepare_all(variants: Sequence[tuple[Choice, TrainingPlan]], seed: int) -> Preparation:
-    """Prepare each variant and return the first's preparation, with the seconds of all."""
+@dataclass(frozen=True)
+class GangRequest:
+    """A kind of trials of which several may train together, if that pays."""
+
+    workload: Choice
+    training: TrainingPlan
+    most: int
+    """How many there are at once."""
+    epochs: float
+    """Of all of them together, in the whole study."""
+
+
+def prepare_all(
+    variants: Sequence[tuple[Choice, TrainingPlan]], seed: int, gangs: Sequence[GangRequest] = ()
+) -> Preparation:
+    """Prepare each variant and return the first's preparation, with the seconds of all and the choice of gangs."""
     prepared = [prepare(workload, training, seed) for workload, training in variants]
-    return replace(prepared[0], seconds=sum(one.seconds for one in prepared))
+    seconds, chosen = sum(one.seconds for one in prepared), {}
+    if gangs:
+        from lrsearch.gang import choose
+
+        began = time.perf_counter()
+        for request in gangs:
+            steps = round(request.epochs * prepared[0].facts.steps_per_epoch)
+            kind = likeness(request.workload, request.training)
+            chosen[kind] = choose(request.workload, request.training, seed, most=request.most, search_steps=steps)
+        seconds += time.perf_counter() - began
+    return replace(prepared[0], seconds=seconds, gangs=chosen)
 
 
 @dataclass(frozen=True)
@@ -186,6 +214,34 @@ def pick_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("Device 'mps' is not here. Use 'auto' or 'cpu'.")
     return torch.device("cuda", 0) if name == "cuda" else device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """Return `float32` or `bfloat16`; `auto` is bfloat16 where the device has instructions for it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= FIRST_WITH_BFLOAT16 else "float32"
+    return "bfloat16" if device.type == "cpu" and _PROCESSOR_BFLOAT16 & _processor_flags() else "float32"
+
+
+FIRST_WITH_BFLOAT16 = (8, 0)
+"""Compute capability (Ampere)."""
+_PROCESSOR_BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@functools.cache
+def _processor_flags() -> frozenset[str]:
+    """Return the instruction sets that Linux names; none elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return frozenset(word for line in lines if line.lower().startswith(("flags", "features")) for word in line.split())
+
+
+def autocast(training: TrainingPlan, device: torch.device) -> torch.autocast:
+    """Return the context in which a model of this training computes."""
+    bfloat16 = pick_precision(training.precision, device) == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
 
 def device_info(device: torch.device) -> DeviceInfo:
@@ -402,8 +458,7 @@ class Run:
         self.batches.go_to(state["batches"])
 
     def _autocast(self) -> torch.autocast:
-        bfloat16 = self.training.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        return autocast(self.training, self.device)
 
 
 @dataclass

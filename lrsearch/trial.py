@@ -7,8 +7,9 @@ trial; a trial that was killed half-way has several, and each of them costs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
@@ -36,6 +37,13 @@ def charged_seconds(phase_seconds: Mapping[str, float]) -> float:
     2.5
     """
     return sum(phase_seconds.get(phase, 0.0) for phase in CHARGED_PHASES)
+
+
+def billed_seconds(phase_seconds: Mapping[str, float], billed: Mapping[str, float] | None) -> float:
+    """Return the sum of all phases as billed; those that a gang does not divide are taken from `phase_seconds`."""
+    if billed is None:
+        return sum(phase_seconds.values())
+    return sum(billed.values()) + sum(phase_seconds.get(phase, 0.0) for phase in ("idle", "lost"))
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,8 @@ class TrainingPlan:
 
     epochs: float
     optimizer: Choice
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """`auto`: bfloat16 where the device computes in it."""
     gradient_clip_norm: float | None = None
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
@@ -131,6 +140,29 @@ class SoloCost:
     setup_seconds: float
     step_seconds: float
     validation_seconds: float
+
+
+@dataclass(frozen=True)
+class GangChoice:
+    """How many trials of a kind to train together, and what one of them takes alone."""
+
+    size: int
+    solo: SoloCost | None = None
+    measured: tuple[tuple[int, float], ...] = ()
+    """(members, seconds of one step of the gang per member)."""
+    reason: str = ""
+    """Why trials of this kind train alone; empty when they do not."""
+
+
+OF_EACH_MEMBER = ("momentum", "weight_decay")
+"""Settings of the optimizer that may differ between trials that train together."""
+
+
+def likeness(workload: Choice, training: TrainingPlan) -> str:
+    """Return a text that is equal for trials that may train together, as far as their settings go."""
+    settings = {name: value for name, value in training.optimizer.settings.items() if name not in OF_EACH_MEMBER}
+    others = {**asdict(training), "optimizer": [training.optimizer.name, settings], "epochs": None}
+    return json.dumps([workload.name, dict(workload.settings), others], sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)
@@ -265,7 +297,10 @@ class TrialResult:
     gang_size: int = 1
     """How many trials began together with this one."""
     billed_phase_seconds: Mapping[str, float] | None = None
-    """Its share of what the gang really took; None for a trial that trained alone: the same as `phase_seconds`."""
+    """Its share of what the gang really took, idle and lost seconds apart, which are the same on both bills.
+
+    None for a trial that trained alone: `phase_seconds` are what it took.
+    """
     peak_device_memory_bytes: int | None = None
     energy_joules: float | None = None
     error: str | None = None
@@ -273,6 +308,11 @@ class TrialResult:
     traceback: str | None = None
     facts: WorkloadFacts | None = None
     """None when the workload could not be loaded."""
+
+    @property
+    def billed_seconds(self) -> float:
+        """Seconds that it really took on its device, of all phases."""
+        return billed_seconds(self.phase_seconds, self.billed_phase_seconds)
 
 
 @dataclass(frozen=True)
@@ -337,10 +377,23 @@ class AttemptRecord:
     gang_size: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
+    billed_phase_seconds: Mapping[str, float] | None = None
+    """See TrialResult."""
 
     @property
     def charged_device_seconds(self) -> float:
         return charged_seconds(self.phase_seconds)
+
+    @property
+    def billed_seconds(self) -> float:
+        """Seconds that it really took on its device, of all phases."""
+        return billed_seconds(self.phase_seconds, self.billed_phase_seconds)
+
+    @property
+    def billed_device_seconds(self) -> float:
+        """The same of the charged phases alone."""
+        apart = self.phase_seconds if self.billed_phase_seconds is None else self.billed_phase_seconds
+        return self.billed_seconds - sum(apart.get(phase, 0.0) for phase in APART_PHASES)
 
 
 @dataclass(frozen=True)
@@ -375,6 +428,16 @@ class TrialRecord:
     @cached_property
     def charged_device_seconds(self) -> float:
         return charged_seconds(self.phase_seconds)
+
+    @property
+    def billed_device_seconds(self) -> float:
+        """Charged seconds that all attempts really took: less than `charged_device_seconds` for a member of a gang."""
+        return sum(attempt.billed_device_seconds for attempt in self.attempts)
+
+    @property
+    def gang_size(self) -> int:
+        """How many trials began together with it, the last time."""
+        return self.attempts[-1].gang_size if self.attempts else 1
 
 
 @dataclass(frozen=True)

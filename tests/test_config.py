@@ -123,7 +123,7 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
          "learning_rates, name, optimizer, points, schedule."),
         ("cycles: 2", "cycle: 2", "15:60: strategies.clr.schedule.cycle: unknown key; known: base_fraction, "
          "base_momentum, cycles, max_momentum, name, rise_fraction, stepsize_epochs, warmup_epochs. Did you mean 'cycles'?"),
-        ("price:", "prize:", "11:1: prize: unknown key; known: budget, checkpoint, confirmation_seeds, executor, name, price, rates, seeds, strategies, target, training, "
+        ("price:", "prize:", "11:1: prize: unknown key; known: budget, checkpoint, confirmation_seeds, executor, gangs, name, price, rates, seeds, strategies, target, training, "
          "version, workload. Did you mean 'price'?"),
         ("  epochs: 5", "  epochs: 5\n  groups: [{patern: '*'}]", "7:13: training.groups.0.patern: unknown key; known: "
          "pattern, rate_multiplier, weight_decay_multiplier. Did you mean 'pattern'?"),
@@ -217,7 +217,7 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
          "13:9: strategies.grid: cmaes cannot search choices, as batch_size has them; give low and high, or take the sampler "
          "tpe or gp."),
         # The rest.
-        ("  epochs: 5", "  epochs: 5\n  precision: half", "7:14: training.precision: must be 'float32' or 'bfloat16', "
+        ("  epochs: 5", "  epochs: 5\n  precision: half", "7:14: training.precision: must be 'auto', 'float32' or 'bfloat16', "
          "got 'half'."),
         ("  epochs: 5", "  epochs: 5\n  device: gpu", "7:11: training.device: must be auto, cpu, cuda, cuda:N or mps, "
          "got 'gpu'."),

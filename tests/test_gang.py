@@ -13,7 +13,7 @@ import torch
 
 from lrsearch import gang
 from lrsearch.errors import StorageError
-from lrsearch.gang import CannotGangError, check_alike, choose, likeness, run_gang
+from lrsearch.gang import CannotGangError, check_alike, choose, run_gang
 from lrsearch.training import run_trials
 from lrsearch.trial import (
     CheckpointPlan,
@@ -27,6 +27,7 @@ from lrsearch.trial import (
     TrialResult,
     TrialSpec,
     charged_seconds,
+    likeness,
 )
 
 SGD = Choice("sgd", {"momentum": 0.9, "weight_decay": 5e-4})
@@ -288,6 +289,7 @@ class TestChoice:
         again = choose(DIGITS, replace(plan, epochs=7), 0, most=6, search_steps=10**5)
         assert again.size == first.size
         assert again.measured == ()
+        assert again.solo is not None
         assert 0 < again.solo.step_seconds < 1
         assert again.solo != first.solo
 

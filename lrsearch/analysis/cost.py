@@ -11,7 +11,7 @@ from lrsearch.analysis.plain import plain_number
 from lrsearch.errors import UsageError
 from lrsearch.trial import PHASES, StudyRecord, TrialRecord, charged_seconds
 
-OTHER_SECONDS = ("charged_device_seconds", "core_seconds", "last_attempt_seconds")
+OTHER_SECONDS = ("charged_device_seconds", "billed_device_seconds", "core_seconds", "last_attempt_seconds")
 """Columns of the exported table that are no phases."""
 WASTED_STATUSES = ("diverged", "failed", "pruned")
 

@@ -11,6 +11,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TextIO, cast
 
@@ -275,7 +276,12 @@ def _attempts(
     ]
     rest = {phase: seconds for phase, seconds in phases.items() if phase != "lost" or not lost}
     ended: AttemptStatus = "running" if status == "running" else "finished"
-    return (*lost, _attempt(count, ended, rest, device, cores)) if count else ()
+    last = _attempt(count, ended, rest, device, cores)
+    size, billed = _whole(row.get("gang_size")) or 1, plain_number(row.get("billed_device_seconds"))
+    if size > 1 and billed is not None:
+        undivided = phases.get("idle", 0.0) + phases.get("lost", 0.0)
+        last = replace(last, gang_size=size, billed_phase_seconds={"train": billed - undivided})
+    return (*lost, last) if count else ()
 
 
 def _attempt(

@@ -79,6 +79,9 @@ def further_columns(summary: StudySummary) -> list[Column]:
             ),
             _whole_searches(summary),
         ]
+    if any(row.billed for row in summary.ways):
+        together = "what trials that trained together took, each its share, where charged is what each takes alone"
+        found.append(Column("Really billed", f"{together}; mean ± sd", _billed))
     found += [
         Column("Overhead", "charged / the chosen training run alone; mean ± sd", _overhead),
         Column(f"Validation {summary.metric}", "of the chosen model; mean ± sd over searches", _validation),
@@ -175,6 +178,10 @@ def _two_digits(sd: float) -> str:
 
 def _charged(row: WaySummary) -> Cell:
     return _with_sd(row.charged, wording.significant)
+
+
+def _billed(row: WaySummary) -> Cell:
+    return _with_sd(row.billed or row.charged, wording.significant)
 
 
 def _overhead(row: WaySummary) -> Cell:

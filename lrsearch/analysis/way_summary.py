@@ -31,6 +31,8 @@ class WaySummary:
     """Everything that the way cost, unfinished searches included; None when devices of several models ran it."""
     charged: Mean | None
     """Charged device seconds of a whole search."""
+    billed: Mean | None
+    """What a whole search really took, by the share of each trial in its gang; None where none trained together."""
     charged_costs: tuple[float, ...]
     """The same of each search."""
     usd: Mean | None
@@ -90,6 +92,7 @@ def _row(record: StudyRecord, way: Way, found: Sequence[Search], comparable: boo
         lost_attempts=sum(attempt.status in ("lost", "interrupted") for trial in trials for attempt in trial.attempts),
         bill=bill(trials, price) if comparable else None,
         charged=mean_of(charged),
+        billed=_mean_billed(paid),
         charged_costs=charged,
         usd=None if price is None else mean_of([seconds / 3600 * price for seconds in charged]),
         energy=_mean_energy(paid),
@@ -121,6 +124,12 @@ def _overhead(search: Search) -> float | None:
     result = incumbent.trial.result if incumbent else None
     alone = charged_seconds(result.phase_seconds) if result else 0.0
     return search.charged_device_seconds / alone if alone else None
+
+
+def _mean_billed(paid: Sequence[Search]) -> Mean | None:
+    if not any(trial.gang_size > 1 for search in paid for trial in search.billed):
+        return None
+    return mean_of([sum(trial.billed_device_seconds for trial in search.billed) for search in paid])
 
 
 def _mean_energy(paid: Sequence[Search]) -> Mean | None:

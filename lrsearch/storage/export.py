@@ -9,8 +9,9 @@ seconds x devices held, times are UTC in ISO 8601, an empty cell is a value that
   model_guided; optimizer with optimizer_settings (JSON), batch_size and planned epochs; the last attempt's train_steps,
   diverged_step, validation_* and test_* (of the end of the run; `metric` names the metric), gang_size, device_*,
   peak_device_memory_bytes, energy_joules and error. Over all attempts: attempts (how many), charged_device_seconds, one
-  <phase>_seconds per phase, core_seconds, estimated (whether any seconds were read off a heartbeat), started_at of the
-  first and finished_at of the last.
+  <phase>_seconds per phase, billed_device_seconds (what trials that trained together really took, each its share; the
+  charged ones are what each would have taken alone), core_seconds, estimated (whether any seconds were read off a
+  heartbeat), started_at of the first and finished_at of the last.
   The rest is what `lrsearch analyze` needs to compute the report's tables from this one: target, higher_is_better,
   chance, price (USD per device hour), last_attempt_seconds (charged, of the attempt that finished), seconds_to_target
   (charged seconds of the trial until an evaluation first met the target); evaluations: JSON [epoch, charged seconds of
@@ -65,6 +66,7 @@ COLUMNS: Mapping[TableName, tuple[str, ...]] = {
         *("train_steps", "diverged_step", "metric"),
         *("validation_loss", "validation_metric", "test_loss", "test_metric"),
         "attempts",
+        "billed_device_seconds",
         *_SECONDS,
         *_DEVICE,
         *("peak_device_memory_bytes", "energy_joules"),
@@ -143,6 +145,7 @@ def _trial_rows(
         "epochs": None if proposal.range_test else proposal.epochs or training["epochs"],
         "metric": facts.metric if facts else None,
         "attempts": len(trial.attempts),
+        "billed_device_seconds": trial.billed_device_seconds,
         "core_seconds": _sum([attempt.core_seconds for attempt in trial.attempts]),
         "estimated": any(attempt.estimated for attempt in trial.attempts),
         "started_at": _time(trial.attempts[0].started_at) if trial.attempts else None,

@@ -73,6 +73,7 @@ def attempt_columns(result: TrialResult) -> dict[str, Any]:
         "core_seconds": result.core_seconds,
         "peak_device_memory_bytes": result.peak_device_memory_bytes,
         "energy_joules": result.energy_joules,
+        "billed_phase_seconds": None if result.billed_phase_seconds is None else dict(result.billed_phase_seconds),
         "error": result.error,
     }
 
@@ -251,6 +252,7 @@ def _attempt_record(row: Row[Any], phases: Sequence[Row[Any]]) -> AttemptRecord:
         gang_size=row.gang_size,
         versions=row.versions,
         error=row.error,
+        billed_phase_seconds=row.billed_phase_seconds,
     )
 
 
@@ -273,6 +275,7 @@ def _result(
         range_test=tuple(RangeTestPoint(*tuple(point)[1:]) for point in range_test),
         diverged_step=row.diverged_step,
         gang_size=last.gang_size,
+        billed_phase_seconds=last.billed_phase_seconds,
         peak_device_memory_bytes=last.peak_device_memory_bytes,
         energy_joules=last.energy_joules,
         error=row.error,

@@ -13,8 +13,8 @@ from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Table, Unique
 
 from lrsearch.trial import PHASES, AttemptStatus, Stage, TrialStatus
 
-HEAD = "0001"
-"""The migration that makes the tables below."""
+HEAD = "0002"
+"""The migration after which the tables are those below."""
 VERSION_TABLE = "lrsearch_alembic_version"
 
 metadata = sa.MetaData(
@@ -146,6 +146,8 @@ attempt = Table(
     Column("energy_joules", sa.Double),
     Column("versions", Json, nullable=False),
     Column("error", sa.Text),
+    # What a member of a gang really took, by phase; null for an attempt that had its device to itself.
+    Column("billed_phase_seconds", Json),
     UniqueConstraint("token"),
     UniqueConstraint("trial_id", "number"),
     _one_of("status", get_args(AttemptStatus)),

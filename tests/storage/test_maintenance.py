@@ -207,9 +207,8 @@ FAULTS = {
     "UPDATE lrsearch_trial SET status = 'planned' WHERE id = 2": "trial 1 is planned with 1 finished attempts",
     "INSERT INTO lrsearch_attempt SELECT 99, trial_id, 2, status, owner, lease_expires_at, 'other', heartbeat_at, "
     "started_at, finished_at, device_kind, device_name, device_count, device_threads, gang_size, core_seconds, "
-    "estimated, peak_device_memory_bytes, energy_joules, versions, error FROM lrsearch_attempt WHERE id = 3": (
-        "seed 1, trial 0 is completed with 2 finished attempts"
-    ),
+    "estimated, peak_device_memory_bytes, energy_joules, versions, error, billed_phase_seconds FROM lrsearch_attempt "
+    "WHERE id = 3": ("seed 1, trial 0 is completed with 2 finished attempts"),
     "UPDATE lrsearch_attempt SET status = 'running' WHERE id = 4": "trial 1 is completed with 1 running attempts",
     "UPDATE lrsearch_trial SET number = 7 WHERE id = 4": "grid, seed 1 has 2 trials, numbered to 7",
     "DELETE FROM lrsearch_search WHERE id = 1": "belongs to no row of lrsearch_search",

@@ -1,0 +1,200 @@
+"""Studies whose trials train together: the same findings as one after another, kills and budgets included."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import get_num_threads
+
+from lrsearch import gang
+from lrsearch.analysis import summarise
+from lrsearch.analysis.exported import read_trials
+from lrsearch.config import load_study
+from lrsearch.report import render
+from lrsearch.storage.export import export_rows, write_rows
+from lrsearch.storage.store import open_store
+from lrsearch.study import run_study
+from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord
+from tests.test_study import Quiet
+
+FILE = """
+version: 1
+name: together
+workload: {workload}
+training: {{epochs: 2, device: cpu, optimizer: {{name: sgd, momentum: 0.9}}}}
+seeds: [0, 1]
+rates: {{low: 1e-3, high: 0.1}}
+target: {{metric: accuracy, value: 0.5}}
+strategies:
+  grid: {{name: grid, points: 3}}
+  random: {{name: random_search, trials: 2, schedule: {{name: triangular2, cycles: 1}}}}
+  tpe: {{name: optuna_search, sampler: tpe, trials: 2, startup_trials: 1}}
+  clr: {{name: range_tested, schedule: {{name: linear_to_zero}}}}
+"""
+DIGITS = "{name: digits, model: mlp, batch_size: 128}"
+
+
+@pytest.fixture(autouse=True)
+def gangs_always_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the machine does."""
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
+
+
+def run(folder: Path, more: str, watcher: Quiet | None = None, workload: str = DIGITS) -> StudyRecord:
+    file = folder / "study.yaml"
+    file.write_text(FILE.format(workload=workload) + more)
+    with open_store(f"sqlite:///{folder}/study.db") as store:
+        return run_study(
+            load_study(file), store, observer=watcher or Quiet(), mirror_url=f"sqlite:///{folder}/study.db"
+        )
+
+
+def sizes(record: StudyRecord, key: str) -> set[int]:
+    return {trial.gang_size for trial in record.trials if trial.strategy == key}
+
+
+@pytest.fixture
+def together(tmp_path: Path) -> StudyRecord:
+    folder = tmp_path / "together"
+    folder.mkdir()
+    return run(folder, "gangs: auto\n")
+
+
+def test_a_study_whose_trials_train_together_finds_what_one_after_another_finds(
+    tmp_path: Path, together: StudyRecord
+) -> None:
+    alone = run(tmp_path, "gangs: off\n")
+    assert {key: sizes(together, key) for key in together.strategies} == {
+        "grid": {3},
+        "random": {2},
+        "tpe": {1},
+        "clr": {1},
+    }
+    assert all(sizes(alone, key) == {1} for key in alone.strategies)
+    for found, expected in zip(together.trials, alone.trials, strict=True):
+        assert (found.strategy, found.seed, found.number) == (expected.strategy, expected.seed, expected.number)
+        if found.strategy not in ("grid", "random"):
+            continue
+        assert found.proposal == expected.proposal
+        assert found.result is not None
+        assert expected.result is not None
+        assert found.result.validation_loss == pytest.approx(expected.result.validation_loss, rel=1e-3)
+        assert found.result.train_steps == expected.result.train_steps
+        assert len(found.result.curve) == len(expected.result.curve)
+
+
+def test_a_gang_s_trials_are_charged_what_each_takes_alone_and_all_seconds_are_on_the_other_bill(
+    together: StudyRecord,
+) -> None:
+    members = [trial for trial in together.trials if trial.gang_size > 1]
+    [first, *others] = [trial for trial in members if trial.strategy == "grid" and trial.seed == 0]
+    for trial in others:
+        for phase in ("setup", "train", "evaluate"):
+            assert trial.phase_seconds[phase] == pytest.approx(first.phase_seconds[phase])
+    solo = [trial for trial in together.trials if trial.gang_size == 1]
+    assert all(trial.billed_device_seconds == pytest.approx(trial.charged_device_seconds) for trial in solo)
+    [run] = [event.data for event in together.events if event.kind == "run"]
+    billed = sum(attempt.billed_seconds for trial in together.trials for attempt in trial.attempts)
+    assert billed == pytest.approx(run["held_seconds"], rel=0.01)
+
+
+def test_the_page_and_its_table_say_both_bills(together: StudyRecord) -> None:
+    page = render(together)
+    assert "Trained together" in page
+    assert "10 trials, up to 3 at a time" in page
+    assert "Really billed" in page
+    text = io.StringIO()
+    write_rows(export_rows(together, "trials"), "csv", text)
+    text.seek(0)
+    again = summarise(read_trials(text))
+    for row, expected in zip(again.ways, summarise(together).ways, strict=True):
+        assert (row.billed is None) == (expected.key in ("tpe", "clr"))
+        if row.billed and expected.billed:
+            assert row.billed.value == pytest.approx(expected.billed.value)
+
+
+class Impatient(Quiet):
+    """Types Ctrl-C when the first gang has told its second epoch."""
+
+    def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None:
+        if point.epoch > 1.5:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_a_gang_charges_every_member_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "gangs: auto\n", Impatient())
+    record = run(tmp_path, "gangs: auto\n")
+    grid = [trial for trial in record.trials if trial.strategy == "grid" and trial.seed == 0]
+    assert [len(trial.attempts) for trial in grid] == [2, 2, 2]
+    lost = [trial.attempts[0].phase_seconds["lost"] for trial in grid]
+    assert min(lost) > 0
+    assert max(lost) == pytest.approx(min(lost), rel=0.05)
+    assert {trial.status for trial in record.trials} == {"completed"}
+
+
+DYING = """
+import os
+import pathlib
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+        self.layer = torch.nn.Linear(5, 2)
+
+    def train(self, mode=True):
+        folder = pathlib.Path(__file__).parent
+        if not mode and (folder / "armed").exists():
+            (folder / "armed").unlink()
+            os._exit(7)
+        return super().train(mode)
+
+    def forward(self, inputs):
+        return self.layer(inputs)
+
+def model():
+    return Net()
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, 5, generator=generator)
+    targets = (inputs[:, 0] > 0).long()
+    return (inputs[:300], targets[:300]), (inputs[300:], targets[300:])
+"""
+
+
+class Arming(Quiet):
+    """Lets the first gang take its process down."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._armed = folder / "armed"
+
+    def trial_started(self, trial: TrialRecord) -> None:
+        if not self.started:
+            self._armed.touch()
+        super().trial_started(trial)
+
+
+def test_a_gang_that_takes_its_process_down_runs_again_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "gang_dying.py").write_text(DYING)
+    code = "model: 'gang_dying:model', data: 'gang_dying:data'"
+    workload = f"{{name: callable, {code}, batch_size: 8, python_path: {tmp_path}}}"
+    watcher, more = Arming(tmp_path), f"executor: {{name: process, slots: 1, threads_per_slot: {get_num_threads()}}}\n"
+    (tmp_path / "study.yaml").write_text(FILE.format(workload=workload))
+    config = load_study(tmp_path / "study.yaml")
+    # The process will find this choice in the cache.
+    gang.choose(config.workload_choice(), config.training_plan_of("grid"), 0, most=3, search_steps=10**6)
+    record = run(tmp_path, f"gangs: auto\n{more}", watcher, workload)
+    first = [trial for trial in record.trials if trial.strategy == "grid" and trial.seed == 0]
+    assert [[attempt.status for attempt in trial.attempts] for trial in first] == [["lost", "finished"]] * 3
+    assert [trial.gang_size for trial in first] == [1, 1, 1]
+    assert sum("ended by itself with exit code 7" in text for text in watcher.messages) == 3
+    later = replace(record, trials=tuple(trial for trial in record.trials if trial.seed == 1))
+    assert sizes(later, "grid") == {3}
