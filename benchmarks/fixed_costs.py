@@ -64,7 +64,8 @@ def jpeg() -> None:
 def trial() -> None:
     """Print the milliseconds of a trial of one step, of a step, and of what is neither step nor evaluation."""
     from benchmarks.programs.ours import Silence, checked, specs
-    from lrsearch.training import probe, run_trials
+    from lrsearch.engine import run_trials
+    from lrsearch.training import probe
 
     spec = specs(DIGITS)[0]
     one_step = replace(spec, training=replace(spec.training, epochs=1e-9))
@@ -89,9 +90,9 @@ def ledger(trials: int = 200) -> None:
     """Print the milliseconds of an all but empty trial: in a study, in a study without the mirror, and alone."""
     from benchmarks.programs.ours import Silence, checked
     from lrsearch.config import load_study
+    from lrsearch.engine import run_trials
     from lrsearch.storage.store import open_store
     from lrsearch.study import run_study
-    from lrsearch.training import run_trials
     from lrsearch.trial import TrialSpec
 
     with tempfile.TemporaryDirectory() as name:

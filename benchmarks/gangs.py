@@ -43,7 +43,7 @@ HIGHEST_RATE = 0.03
 def measure(case: Case, side: str, epochs: int | None) -> None:
     """Train one member alone, or all of them together, and print the milliseconds of a step of all that was trained."""
     from benchmarks.programs.ours import Silence, checked, specs
-    from lrsearch.training import run_trials
+    from lrsearch.engine import run_trials
 
     grid = rates(1e-3, HIGHEST_RATE, case.members)
     chosen = tasks.Options(case.task, case.images, case.batch_size, epochs or case.epochs, case.precision, 0, grid)

@@ -483,7 +483,7 @@ class Conductor:
 
     def _begin(self, slot: _Slot, turn: Turn) -> None:
         """Plan the trial, or claim it again, with those that can train beside it, and hand them to the slot."""
-        from lrsearch.training import run_trials
+        from lrsearch.engine import run_trials
 
         slot.used = True
         slot.running = running = _Running()

@@ -216,7 +216,7 @@ class Told(Protocol):
 
 
 RunTrials = Callable[[Sequence[TrialSpec], Channel], Sequence[TrialResult]]
-"""training.run_trials: runs trials as one gang and returns their results in order; failures are results too.
+"""engine.run_trials: runs trials as one gang and returns their results in order; failures are results too.
 
 Raises StorageError alone: when a checkpoint cannot be written or read.
 """

@@ -105,7 +105,7 @@ def _strategy(config: StudyConfig, way: str | None) -> tuple[str | None, RangeTe
 
 
 def _one_test(config: StudyConfig, strategy: RangeTested, key: str, seed: int, facts: WorkloadFacts) -> OneTest:
-    from lrsearch.training import run_trials
+    from lrsearch.engine import run_trials
 
     plan = config.training_plan()
     history = History(

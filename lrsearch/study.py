@@ -28,8 +28,9 @@ from lrsearch.surroundings import noted
 from lrsearch.trial import Choice, StudyRecord, TrainingPlan, WorkloadFacts, likeness
 
 if TYPE_CHECKING:
+    from lrsearch.engine import GangRequest
     from lrsearch.storage.optuna_mirror import OptunaMirror
-    from lrsearch.training import GangRequest, Preparation
+    from lrsearch.training import Preparation
 
 LOOK_SECONDS = 2.0
 """How often a process that waits for a study looks whether its turn has come."""
@@ -209,9 +210,9 @@ def _prepare(config: StudyConfig, executor: Executor) -> Preparation:
 
     Raises what the user must mend before any trial can run.
     """
-    from lrsearch import training
+    from lrsearch.engine import prepare_all
 
-    work = partial(training.prepare_all, _variants(config), config.seeds[0], _gang_requests(config))
+    work = partial(prepare_all, _variants(config), config.seeds[0], _gang_requests(config))
     prepared = executor.prepare(work)
     for key, strategy in config.strategies.items():
         _check_schedule(config, key, strategy, prepared.facts)
@@ -237,7 +238,7 @@ def _variants(config: StudyConfig) -> list[tuple[Choice, TrainingPlan]]:
 
 def _gang_requests(config: StudyConfig) -> list[GangRequest]:
     """Return the kinds of trials that may train together: those of ways whose next trials do not wait for the last."""
-    from lrsearch.training import GangRequest
+    from lrsearch.engine import GangRequest
 
     found: dict[str, GangRequest] = {}
     for key, strategy in config.strategies.items():

@@ -60,7 +60,6 @@ from lrsearch.trial import (
     TrialResult,
     TrialSpec,
     WorkloadFacts,
-    likeness,
 )
 from lrsearch.workloads import WORKLOADS
 from lrsearch.workloads.user_code import user_line
@@ -84,19 +83,6 @@ LEARNING_RATE_FREE = {
 BATCH_NORM_BATCHES = 50  # the number in Schedule-Free's README
 RANGE_TEST_EVALUATIONS = 75
 """Evaluations during a range test: METHOD asks for 50 to 100, enough for the smoothing window to see the shape."""
-
-
-def run_trials(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
-    """Run `specs` and return their results in order. What goes wrong inside a trial is its result, never an exception.
-
-    Only a checkpoint that cannot be written or read raises: StorageError.
-    Several are trained together where they can be (see gang.py); else one after another on the whole device.
-    """
-    if len(specs) > 1:
-        from lrsearch.gang import run_together
-
-        return run_together(specs, channel)
-    return [run_trial(spec, channel) for spec in specs]
 
 
 @dataclass(frozen=True)
@@ -131,36 +117,6 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
         ) from error
     synchronizer(device)()
     return Preparation(loaded.facts, device_info(device), time.perf_counter() - began)
-
-
-@dataclass(frozen=True)
-class GangRequest:
-    """A kind of trials of which several may train together, if that pays."""
-
-    workload: Choice
-    training: TrainingPlan
-    most: int
-    """How many there are at once."""
-    epochs: float
-    """Of all of them together, in the whole study."""
-
-
-def prepare_all(
-    variants: Sequence[tuple[Choice, TrainingPlan]], seed: int, gangs: Sequence[GangRequest] = ()
-) -> Preparation:
-    """Prepare each variant and return the first's preparation, with the seconds of all and the choice of gangs."""
-    prepared = [prepare(workload, training, seed) for workload, training in variants]
-    seconds, chosen = sum(one.seconds for one in prepared), {}
-    if gangs:
-        from lrsearch.gang import choose
-
-        began = time.perf_counter()
-        for request in gangs:
-            steps = round(request.epochs * prepared[0].facts.steps_per_epoch)
-            kind = likeness(request.workload, request.training)
-            chosen[kind] = choose(request.workload, request.training, seed, most=request.most, search_steps=steps)
-        seconds += time.perf_counter() - began
-    return replace(prepared[0], seconds=seconds, gangs=chosen)
 
 
 @dataclass(frozen=True)

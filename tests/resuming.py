@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 
 from lrsearch import checkpoint
-from lrsearch.training import run_trials
+from lrsearch.engine import run_trials
 from lrsearch.trial import CheckpointPlan, Choice, CurvePoint, Proposal, TrainingPlan, TrialResult, TrialSpec
 
 UUID = "6f1c8a52-0f4e-4b0e-9c39-0c2a5f4f7d11"

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lrsearch import gang
+from lrsearch.engine import run_trials
 from lrsearch.errors import StorageError
 from lrsearch.gang import CannotGangError, check_alike, choose, run_gang
-from lrsearch.training import run_trials
 from lrsearch.trial import (
     CheckpointPlan,
     Choice,

@@ -11,11 +11,11 @@ import pytest
 from lrsearch.analysis.searches import searches
 from lrsearch.analysis.summary import summarise
 from lrsearch.config import load_study
+from lrsearch.engine import run_trials
 from lrsearch.range_test import judge
 from lrsearch.report import write_report
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
-from lrsearch.training import run_trials
 from lrsearch.trial import (
     Choice,
     CurvePoint,

@@ -30,7 +30,8 @@ strategies:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_every_step_has_the_momentum_of_the_schedule(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lrsearch.training import OPTIMIZERS, run_trials
+    from lrsearch.engine import run_trials
+    from lrsearch.training import OPTIMIZERS
 
     seen: list[float] = []
     kind = OPTIMIZERS[optimizer]

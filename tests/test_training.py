@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from lrsearch.engine import run_trials
 from lrsearch.errors import DataError, MissingExtraError, UsageError, WorkloadError
 from lrsearch.optimizers import OPTIMIZERS as SETTINGS
 from lrsearch.strategies.default_rate import USUAL_RATES
@@ -23,7 +24,6 @@ from lrsearch.training import (
     pick_device,
     prepare,
     probe,
-    run_trials,
 )
 from lrsearch.trial import (
     CHARGED_PHASES,

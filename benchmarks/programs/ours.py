@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.tasks import MOMENTUM, SEED, Options, options, tell, workload
+from lrsearch.engine import run_trials
 from lrsearch.optimizers import Sgd
-from lrsearch.training import run_trials
 from lrsearch.trial import Choice, CurvePoint, Proposal, TrainingPlan, TrialResult, TrialSpec
 
 

@@ -60,7 +60,7 @@ def main() -> None:
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     connection = Connection(descriptor)
-    importlib.import_module("lrsearch.training")  # what the first order will need, while the parent is still busy
+    importlib.import_module("lrsearch.engine")  # what the first order will need, while the parent is still busy
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             kind, *content = connection.recv()

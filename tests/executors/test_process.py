@@ -92,7 +92,7 @@ def _lives(pid: int) -> bool:
 def test_a_trial_in_a_process_gives_what_it_gives_here(tmp_path: Path) -> None:
     import torch
 
-    from lrsearch.training import prepare_all, run_trials
+    from lrsearch.engine import prepare_all, run_trials
 
     trial = replace(spec(Choice("digits", {"batch_size": 128})), checkpoint=CheckpointPlan(str(tmp_path), 60.0))
     executor = Process(slots=1, threads_per_slot=torch.get_num_threads()).start("cpu")

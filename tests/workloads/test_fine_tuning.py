@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from lrsearch.engine import run_trials
 from lrsearch.range_test import RangeTestVerdict, judge
-from lrsearch.training import run_trials
 from lrsearch.trial import (
     Choice,
     CurvePoint,

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from lrsearch.engine import run_trials
 from lrsearch.errors import DataError
 from lrsearch.interfaces import FitsMetric
 from lrsearch.range_test import judge
-from lrsearch.training import run_trials
 from lrsearch.trial import Choice, CurvePoint, Proposal, RangeTestPlan, TrainingPlan, TrialResult, TrialSpec
 from lrsearch.workloads._multi_label import FittedMicroF1, micro_f1_chance
 from lrsearch.workloads.multi_label_images import MultiLabelImages
