@@ -178,9 +178,21 @@ class StackedRun:
         return {
             "model": model,
             "buffers": {name: one[row].clone() for name, one in self.stacked.buffers.items() if name not in model},
-            "optimizer": {"state": self._optimizer.state_of(row), "param_groups": self._groups},
+            "optimizer": {"state": self._state_of(row), "param_groups": self._groups},
             "losses": torch.cat([torch.tensor(losses, dtype=untaken.dtype), untaken.cpu()]),
             "batches": self.batches.position(),
+        }
+
+    def _state_of(self, row: int) -> dict[int, dict[str, torch.Tensor]]:
+        """Return the optimiser's state, each tensor in its parameter's layout: torch's fused kernels count on that."""
+        own = dict(self.stacked.model.named_parameters())
+        like = [own[name] for name in self._names]
+        return {
+            index: {
+                key: torch.empty_like(like[index]).copy_(value) if value.shape == like[index].shape else value
+                for key, value in entries.items()
+            }
+            for index, entries in self._optimizer.state_of(row).items()
         }
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -42,6 +42,8 @@ class StackedOptimizer:
         )
         decay = torch.tensor([one["weight_decay"] for one in self.settings], dtype=torch.float64)
         self._decays = [(decay * by).to(first) for _, by in self.multipliers]
+        self._alike = all(by == 1 for _, by in self.multipliers)
+        self._scheduled = False
         self._has_momentum = self.name != "sgd" or any(one["momentum"] for one in self.settings)
 
     def step(
@@ -90,28 +92,39 @@ class StackedOptimizer:
     def _sgd(self, gradients: list[torch.Tensor], rates: torch.Tensor, momentum: torch.Tensor | None) -> None:
         """torch.optim.SGD, https://pytorch.org/docs/stable/generated/torch.optim.SGD.html."""
         if momentum is not None:
-            self._momentum, self._has_momentum = momentum, True
-        if any(one["weight_decay"] for one in self.settings):
+            self._momentum, self._has_momentum, self._scheduled = momentum, True, True
+        decays = {one["weight_decay"] for one in self.settings}
+        if len(decays) == 1 and self._alike:  # one call for all parameters
+            if any(decays):
+                gradients = list(torch._foreach_add(gradients, self.parameters, alpha=decays.pop()))
+        else:
             for index, parameter in enumerate(self.parameters):
                 gradients[index] = gradients[index].addcmul(parameter, self._column(self._decays[index], index))
         if self._has_momentum:
             fresh = "momentum_buffer" not in self.state
             if fresh:
-                # In the parameters' layout: torch's fused kernels go by it when a copy's state is loaded there.
+                # In the parameters' layout, so that the loops below go through both in order.
                 for buffer, gradient in zip(self._tensors("momentum_buffer"), gradients, strict=True):
                     buffer.copy_(gradient)
-            buffers, dampening = self.state["momentum_buffer"], self._common["dampening"]
-            for index, gradient in enumerate(gradients):
-                factor = self._column(self._momentum, index)
-                if not fresh:
-                    buffers[index].mul_(factor).add_(gradient, alpha=1 - dampening)
-                gradients[index] = gradient.addcmul(buffers[index], factor) if self._nesterov else buffers[index]
+            buffers, left = self.state["momentum_buffer"], 1 - self._common["dampening"]
+            factors = [self._column(self._momentum, index) for index in range(len(buffers))]
+            if not fresh:
+                momenta = {one["momentum"] for one in self.settings}
+                if len(momenta) == 1 and not self._scheduled:
+                    torch._foreach_mul_(buffers, momenta.pop())
+                else:
+                    for buffer, factor in zip(buffers, factors, strict=True):
+                        buffer.mul_(factor)
+                torch._foreach_add_(buffers, gradients, alpha=left)
+            if self._common["nesterov"]:
+                gradients = [
+                    gradient.addcmul(buffer, factor)
+                    for gradient, buffer, factor in zip(gradients, buffers, factors, strict=True)
+                ]
+            else:
+                gradients = list(buffers)
         for index, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
             parameter.addcmul_(gradient, self._rates(rates, index), value=-1)
-
-    @property
-    def _nesterov(self) -> bool:
-        return bool(self._common["nesterov"])
 
     def _adam(self, gradients: list[torch.Tensor], rates: torch.Tensor, beta1: torch.Tensor | None) -> None:
         """torch.optim.Adam and AdamW, https://pytorch.org/docs/stable/generated/torch.optim.AdamW.html."""

@@ -45,7 +45,12 @@ class StackedModel:
     def __init__(self, model: nn.Module, count: int) -> None:
         self.model = model
         self.count = count
-        self.parameters = {name: _copies(one, count) for name, one in model.named_parameters()}
+        # A product's gradient comes out transposed; where weights lie so too, an optimiser goes through both in order.
+        turned = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        self.parameters = {
+            name: _copies(one.mT.contiguous(), count).mT if name in turned else _copies(one, count)
+            for name, one in model.named_parameters()
+        }
         self.buffers = {name: _copies(one, count) for name, one in model.named_buffers()}
         for name, parameter in model.named_parameters():
             self.parameters[name].requires_grad_(parameter.requires_grad)

@@ -71,7 +71,7 @@ def alone(specs: Sequence[TrialSpec], listener: Listener | None = None) -> list[
 
 
 def assert_equal(together: Sequence[TrialResult], alone: Sequence[TrialResult]) -> None:
-    """Compare all but times; numbers to float32's rounding over a short run."""
+    """Compare all but times; numbers to what float32's rounding does over a short run."""
     for found, expected in zip(together, alone, strict=True):
         for name in ("uuid", "status", "train_steps", "diverged_step", "error", "device"):
             assert getattr(found, name) == getattr(expected, name), name
@@ -79,7 +79,8 @@ def assert_equal(together: Sequence[TrialResult], alone: Sequence[TrialResult]) 
         for point, wanted in zip((*found.curve, found), (*expected.curve, expected), strict=True):
             for key, value in dataclasses.asdict(wanted).items():  # type: ignore[call-overload]
                 if isinstance(value, float) and "seconds" not in key:
-                    assert getattr(point, key) == pytest.approx(value, rel=2e-4, abs=3e-3), key
+                    slack = 3 / 288 if "metric" in key else 3e-3  # rounding may turn an answer or two of 288
+                    assert getattr(point, key) == pytest.approx(value, rel=2e-4, abs=slack), key
 
 
 CASES: dict[str, list[TrialSpec]] = {
