@@ -111,7 +111,7 @@ def test_a_study_whose_clock_is_set_goes_on_and_its_cost_is_true(
 def test_a_kill_after_the_clock_was_set_is_charged_what_it_took_and_nobody_takes_a_live_study(
     tmp_path: Path, clock: Clock, offset: str
 ) -> None:
-    path, url = write(tmp_path, INLINE, 2000, GRID), on_sqlite(tmp_path)
+    path, url = write(tmp_path, INLINE, 50_000, GRID), on_sqlite(tmp_path)
     process = start(path, url, **clock.variables)
     assert await_attempt(process, url, set())
     began = time.monotonic()
