@@ -215,7 +215,14 @@ def test_a_study_on_two_nodes_equals_the_one_on_one_slot(nodes: Nodes, tmp_path:
 
 
 OF_ITS_RUN = (
-    *("uuid", "owner", "charged_device_seconds", *(f"{phase}_seconds" for phase in PHASES), "core_seconds"),
+    *(
+        "uuid",
+        "owner",
+        "charged_device_seconds",
+        "billed_device_seconds",
+        *(f"{phase}_seconds" for phase in PHASES),
+        "core_seconds",
+    ),
     *("started_at", "finished_at", "last_attempt_seconds", "seconds_to_target", "evaluations", "study_record"),
 )
 """Columns that hold clocks and identities."""
