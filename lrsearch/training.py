@@ -40,6 +40,7 @@ from lrsearch.interfaces import (
     Watched,
     Workload,
 )
+from lrsearch.plain_optimizer import plain_step, spare_dynamo
 from lrsearch.range_test import DivergenceStop, ladder
 from lrsearch.registry import lookup
 from lrsearch.restore import find_generators
@@ -245,6 +246,7 @@ def build_optimizer(training: TrainingPlan, model: torch.nn.Module) -> torch.opt
     Until then its rate is 1, because Prodigy refuses 0.
     """
     found = optimizer_class(training.optimizer.name)
+    spare_dynamo()
     groups = _parameter_groups(model, training.groups)
     one_kernel: dict[str, Any] = {"fused": True} if found in FUSED and _device_of(model).type in ("cpu", "cuda") else {}
     with contextlib.redirect_stdout(None):  # Prodigy prints how it decays weights
@@ -323,6 +325,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.switch(training=True)
+        self._optimizer_step = plain_step(self.optimizer)
+        self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def step(self, learning_rate: float, momentum: float | None = None) -> None:
         """Take one optimiser step at `learning_rate`; the loss stays on the device until `take_losses`."""
@@ -331,13 +335,14 @@ class Run:
             if momentum is not None:
                 set_momentum(group, momentum)
         inputs, targets = next(self.batches)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._trained:
+            parameter.grad = None
         with self._autocast():
             loss = self.loaded.loss(self.model(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
         if self.training.gradient_clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip_norm)
-        self.optimizer.step()
+        self._optimizer_step()
         self._losses.append(loss.detach())
         self.progressed()
 

@@ -1,7 +1,9 @@
-"""Image workloads on a device: uint8 tensors that stay there, index tensors for splits, one gather per batch."""
+"""Image workloads on a device: uint8 tensors that stay there, index tensors for splits, batches gathered together."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +29,13 @@ from lrsearch.workloads._splits import (
     stratified_split,
 )
 from lrsearch.workloads._weights import origin, started
+
+AT_ONCE_BYTES = defaultdict(lambda: 2**24, cpu=2**20)
+"""By device: as many batches as make at most so many bytes are gathered and normalised at once, but at least one.
+
+What fits a core's second-level cache on the processor; on a GPU, where each call takes some microseconds, more.
+"""
+FLOAT_BYTES = 4
 
 
 def load_images(settings: ImageWorkload, device: torch.device, seed: int) -> LoadedImages:
@@ -175,10 +184,13 @@ class LoadedImages:
         images, device = self._prepared.images, self._prepared.train.device
         order = self._prepared.train[torch.randperm(len(self._prepared.train), generator=generator).to(device)]
         draws = Draws.of(self._settings.augment, len(order), generator, device)
-        for step in range(self.facts.steps_per_epoch):
-            rows = slice(step * self.facts.batch_size, (step + 1) * self.facts.batch_size)
-            batch = draws.apply(_gather(images.train, order[rows]), rows)
-            yield self._normalise(batch), images.train_labels[order[rows]]
+        size, steps = self.facts.batch_size, self.facts.steps_per_epoch
+        at_once = max(1, AT_ONCE_BYTES[device.type] // (FLOAT_BYTES * size * math.prod(self.facts.input_shape)))
+        for first in range(0, steps, at_once):
+            rows = slice(first * size, min(first + at_once, steps) * size)
+            pixels = self._normalise(draws.apply(_gather(images.train, order[rows]), rows))
+            labels = images.train_labels[order[rows]]
+            yield from zip(torch.split(pixels, size), torch.split(labels, size), strict=True)
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
         images = self._prepared.images
