@@ -26,6 +26,7 @@ from lrsearch.storage.maintenance import check_database
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
 from lrsearch.trial import Choice, Proposal, StudyRecord, TrialRecord
+from tests.processes import workers_of
 from tests.records import make_record
 from tests.test_study import Quiet, outcome
 
@@ -183,7 +184,7 @@ def test_a_signal_in_a_terminal_leaves_no_worker_and_no_open_attempt(
         while not store.studies() or store.studies()[0].trials.get("running", 0) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        workers = _children(process.pid)
+        workers = workers_of(process.pid)
         assert len(workers) == 2
         time.sleep(2.5)
         os.killpg(process.pid, number)
@@ -205,12 +206,6 @@ def test_a_signal_in_a_terminal_leaves_no_worker_and_no_open_attempt(
         assert all(2 < attempt.charged_device_seconds < 30 for attempt in attempts)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     os.close(main_side)
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] or [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
 
 
 def test_a_budget_ends_the_study_before_the_trial_that_would_break_it(tmp_path: Path) -> None:

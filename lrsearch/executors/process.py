@@ -1,8 +1,8 @@
 """Trials in persistent processes of this machine, one per slot: what dies there takes one attempt with it.
 
 A slot is a CUDA device of its own, or a share of the processor's threads. Both are set in the environment of the
-process before it starts; it imports torch and takes its throw-away steps before the clock starts, and dies with its
-parent.
+process before it starts; it has imported torch, is forked where that can be, takes its throw-away steps before the
+clock starts, and dies with its parent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lrsearch.errors import UsageError, WorkerDiedError
+from lrsearch.executors.forked import IS_SAFE, ForkedProcess, Forker
 from lrsearch.executors.slots import SECRETS, THREAD_VARIABLES, Slot, SlotsExecutor, Worker
 from lrsearch.interfaces import Settings
 
@@ -85,8 +86,18 @@ class ProcessExecutor(SlotsExecutor[Slot["ProcessWorker"]]):
 
     def __init__(self, environments: Sequence[Mapping[str, str]], patience_seconds: float) -> None:
         path = os.pathsep.join(path for path in sys.path if path)
-        starts = [partial(ProcessWorker, {**one, "PYTHONPATH": path}, patience_seconds) for one in environments]
-        super().__init__([Slot(start) for start in starts])
+        complete = [{**one, "PYTHONPATH": path} for one in environments]
+        self._forker = Forker(complete[0]) if IS_SAFE else None
+        new_process = self._forker.fork if self._forker else WorkerProcess
+        super().__init__([Slot(partial(_worker, new_process, one, patience_seconds)) for one in complete])
+
+    def close(self) -> None:
+        """End all processes at once, whatever they do."""
+        for slot in self._slots:
+            slot.closed.set()
+        if self._forker is not None:
+            self._forker.close()
+        super().close()
 
     @property
     def pids(self) -> list[int]:
@@ -97,9 +108,9 @@ class ProcessExecutor(SlotsExecutor[Slot["ProcessWorker"]]):
 class ProcessWorker(Worker):
     """A process of this machine, at the other end of a socket."""
 
-    def __init__(self, environment: Mapping[str, str], patience_seconds: float) -> None:
+    def __init__(self, process: WorkerProcess | ForkedProcess, patience_seconds: float) -> None:
         super().__init__(patience_seconds)
-        self.process = WorkerProcess(environment)
+        self.process = process
 
     def is_alive(self) -> bool:
         return self.process.is_alive()
@@ -124,6 +135,14 @@ class ProcessWorker(Worker):
 
     def bury(self) -> None:
         self.process.bury()
+
+
+def _worker(
+    new_process: Callable[[Mapping[str, str]], WorkerProcess | ForkedProcess],
+    environment: Mapping[str, str],
+    patience_seconds: float,
+) -> ProcessWorker:
+    return ProcessWorker(new_process(environment), patience_seconds)
 
 
 class WorkerProcess:

@@ -57,17 +57,21 @@ class WireChannel:
 
 def main() -> None:
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
-    _die_with(parent)
+    die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    connection = Connection(descriptor)
     importlib.import_module("lrsearch.engine")  # what the first order will need, while the parent is still busy
+    serve(Connection(descriptor))
+
+
+def serve(connection: Connection) -> None:
+    """Take orders until the other end closes."""
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             kind, *content = connection.recv()
             _obey(connection, kind, content)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Have the kernel end this process with the parent's thread that started it; elsewhere the socket closes."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from lrsearch.errors import UsageError, WorkerDiedError, WorkloadError
 from lrsearch.executors.process import Process, ProcessExecutor
 from lrsearch.trial import CheckpointPlan, Choice
 from tests.executors.contract import TRIAL, Does, Listener, SlotsContract, do
+from tests.processes import children
 from tests.resuming import spec
 
 
@@ -57,6 +60,32 @@ def test_closing_ends_a_process_whatever_it_does() -> None:
     assert isinstance(future.exception(timeout=10), WorkerDiedError)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_the_process_that_workers_are_forked_from_comes_again_as_they_do() -> None:
+    others = set(children(os.getpid()))
+    executor = Process(slots=2, threads_per_slot=1).start("cpu")
+    with closing(executor):
+        executor.prepare(Does("pid"))
+        [forker] = set(children(os.getpid())) - others
+        assert sorted(children(forker)) == sorted(executor.pids)
+        os.kill(forker, signal.SIGKILL)
+        for slot in (0, 1):
+            future = executor.submit(Does("pid"), [TRIAL], Listener(), slot)
+            assert isinstance(future.exception(timeout=60), (WorkerDiedError, type(None))), "died, or was dead before"
+        pids = [do(executor, "pid", slot) for slot in (0, 1)]
+        [forker] = set(children(os.getpid())) - others
+        assert sorted(children(forker)) == sorted(pids) == sorted(executor.pids)
+    assert set(children(os.getpid())) == others
+
+
+def test_an_executor_that_closes_before_its_workers_have_begun_leaves_nothing() -> None:
+    others = set(children(os.getpid()))
+    executor = Process(slots=2, threads_per_slot=1).start("cpu")
+    time.sleep(0.3)
+    assert set(children(os.getpid())) > others
+    executor.close()
+    assert set(children(os.getpid())) == others
 
 
 ORPHANS = """

@@ -23,6 +23,7 @@ from lrsearch.storage.engine import make_engine, parse_url, sqlite_path
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
 from lrsearch.trial import AttemptRecord, StudyRecord
+from tests.processes import workers_of
 from tests.test_study import Quiet, outcome
 
 USER = """
@@ -123,16 +124,6 @@ def running_attempts(url: str) -> dict[tuple[str, int], datetime]:
 @functools.lru_cache(maxsize=1)
 def _engine(url: str) -> sa.Engine:
     return make_engine(parse_url(url))
-
-
-def workers_of(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += [int(child) for child in task.read_text().split()]
-        except OSError:
-            continue
-    return found
 
 
 @dataclass

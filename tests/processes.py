@@ -1,0 +1,21 @@
+"""Which processes a process has started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that any of its threads has started and that have not been reaped."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [int(child) for child in task.read_text().split()]
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+def workers_of(pid: int) -> list[int]:
+    """Return the workers of a study that runs in process `pid`: they are forked by a process that it started."""
+    return [worker for forker in children(pid) for worker in children(forker)]
