@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from lrsearch import checkpoint, faults
 from lrsearch.analysis.confirm import confirmations_wanted
 from lrsearch.config import StudyConfig
+from lrsearch.engine import run_trials
 from lrsearch.errors import LrsearchError, MachineLostError, StudyFailedError, WorkerDiedError
 from lrsearch.interfaces import Executor, LooksAhead, Observer, OnOtherMachines, SharesTests, StopsEarly, Strategy
 from lrsearch.range_test import judge
@@ -36,6 +37,7 @@ from lrsearch.trial import (
     CurvePoint,
     GangChoice,
     History,
+    Preparation,
     Proposal,
     StudyRecord,
     TrainingPlan,
@@ -49,7 +51,6 @@ from lrsearch.trial import (
 
 if TYPE_CHECKING:
     from lrsearch.storage.optuna_mirror import OptunaMirror
-    from lrsearch.training import Preparation
 
 HEARTBEAT_SECONDS = 1.0
 """A killed attempt is charged up to its last heartbeat, so this bounds how much of its cost can go unseen."""
@@ -483,8 +484,6 @@ class Conductor:
 
     def _begin(self, slot: _Slot, turn: Turn) -> None:
         """Plan the trial, or claim it again, with those that can train beside it, and hand them to the slot."""
-        from lrsearch.engine import run_trials
-
         slot.used = True
         slot.running = running = _Running()
         next_turn: Turn | None = turn

@@ -1,4 +1,7 @@
-"""What a worker does: get ready for a study, and run trials, alone or together."""
+"""What a worker does: get ready for a study, and run trials, alone or together.
+
+Who only asks for it, by these functions, need not import torch.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lrsearch.interfaces import Channel
-from lrsearch.training import Preparation, prepare, run_trial
-from lrsearch.trial import Choice, TrainingPlan, TrialResult, TrialSpec, likeness
+from lrsearch.trial import Choice, Preparation, TrainingPlan, TrialResult, TrialSpec, likeness
 
 
 def run_trials(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
@@ -17,6 +19,8 @@ def run_trials(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult
     Only a checkpoint that cannot be written or read raises: StorageError.
     Several are trained together where they can be (see gang.py); else one after another on the whole device.
     """
+    from lrsearch.training import run_trial
+
     if len(specs) > 1:
         from lrsearch.gang import run_together
 
@@ -40,6 +44,8 @@ def prepare_all(
     variants: Sequence[tuple[Choice, TrainingPlan]], seed: int, gangs: Sequence[GangRequest] = ()
 ) -> Preparation:
     """Prepare each variant and return the first's preparation, with the seconds of all and the choice of gangs."""
+    from lrsearch.training import prepare
+
     prepared = [prepare(workload, training, seed) for workload, training in variants]
     seconds, chosen = sum(one.seconds for one in prepared), {}
     if gangs:

@@ -19,18 +19,25 @@ from lrsearch.conductor import (
     with_batch_size,
 )
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
+from lrsearch.engine import GangRequest, prepare_all
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError
 from lrsearch.interfaces import Executor, LooksAhead, Observer, Strategy
 from lrsearch.schedules import plan_schedule
 from lrsearch.storage.store import Store, StudyRow
 from lrsearch.storage.upkeep import LEASE_SECONDS, Lease
 from lrsearch.surroundings import noted
-from lrsearch.trial import Choice, StudyRecord, TrainingPlan, WorkloadFacts, likeness
+from lrsearch.trial import (
+    Choice,
+    Preparation,
+    StudyRecord,
+    TrainingPlan,
+    WorkloadFacts,
+    likeness,
+    planned_steps,
+)
 
 if TYPE_CHECKING:
-    from lrsearch.engine import GangRequest
     from lrsearch.storage.optuna_mirror import OptunaMirror
-    from lrsearch.training import Preparation
 
 LOOK_SECONDS = 2.0
 """How often a process that waits for a study looks whether its turn has come."""
@@ -71,6 +78,8 @@ def run_study(
             if _is_done(config, study):  # by the process that was waited for
                 return _done(study, store, observer)
         executor = stack.enter_context(closing(config.executor.start(config.training.device, _user_code(config))))
+        if mirror_url is not None:
+            import lrsearch.storage.optuna_mirror  # noqa: F401  # while processes of the executor's import torch
         observer.message("Preparing workload and device ...")
         with signals.interruptible():
             prepared = _prepare(config, executor)
@@ -210,8 +219,6 @@ def _prepare(config: StudyConfig, executor: Executor) -> Preparation:
 
     Raises what the user must mend before any trial can run.
     """
-    from lrsearch.engine import prepare_all
-
     work = partial(prepare_all, _variants(config), config.seeds[0], _gang_requests(config))
     prepared = executor.prepare(work)
     for key, strategy in config.strategies.items():
@@ -238,7 +245,6 @@ def _variants(config: StudyConfig) -> list[tuple[Choice, TrainingPlan]]:
 
 def _gang_requests(config: StudyConfig) -> list[GangRequest]:
     """Return the kinds of trials that may train together: those of ways whose next trials do not wait for the last."""
-    from lrsearch.engine import GangRequest
 
     found: dict[str, GangRequest] = {}
     for key, strategy in config.strategies.items():
@@ -254,8 +260,6 @@ def _gang_requests(config: StudyConfig) -> list[GangRequest]:
 
 def _check_schedule(config: StudyConfig, key: str, strategy: Strategy, facts: WorkloadFacts) -> None:
     """Raise UsageError when a way's schedule does not fit into its run, or its optimizer has no momentum for it."""
-    from lrsearch import training
-
     schedule = getattr(strategy, "schedule", None)
     if schedule is None:
         return
@@ -266,7 +270,7 @@ def _check_schedule(config: StudyConfig, key: str, strategy: Strategy, facts: Wo
             learning_rate=config.rates.high,
             base_lr=None,
             max_lr=config.rates.high,
-            total_steps=training.planned_steps(plan, facts),
+            total_steps=planned_steps(plan, facts),
             steps_per_epoch=facts.steps_per_epoch,
         )
     except UsageError as error:

@@ -52,8 +52,8 @@ from lrsearch.trial import (
     Choice,
     CurvePoint,
     DeviceInfo,
-    GangChoice,
     ParameterGroup,
+    Preparation,
     RangeTestPlan,
     RangeTestPoint,
     ResultStatus,
@@ -61,6 +61,7 @@ from lrsearch.trial import (
     TrialResult,
     TrialSpec,
     WorkloadFacts,
+    planned_steps,
 )
 from lrsearch.workloads import WORKLOADS
 from lrsearch.workloads.user_code import user_line
@@ -84,17 +85,6 @@ LEARNING_RATE_FREE = {
 BATCH_NORM_BATCHES = 50  # the number in Schedule-Free's README
 RANGE_TEST_EVALUATIONS = 75
 """Evaluations during a range test: METHOD asks for 50 to 100, enough for the smoothing window to see the shape."""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What getting ready took: one-off, on no way's bill."""
-
-    facts: WorkloadFacts
-    device: DeviceInfo
-    seconds: float
-    gangs: Mapping[str, GangChoice] = field(default_factory=dict)
-    """By `trial.likeness`: how many trials of a kind train together."""
 
 
 def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
@@ -591,11 +581,6 @@ def plan_of(spec: TrialSpec, facts: WorkloadFacts) -> PlannedSchedule | None:
         total_steps=planned_steps(spec.training, facts),
         steps_per_epoch=facts.steps_per_epoch,
     )
-
-
-def planned_steps(training: TrainingPlan, facts: WorkloadFacts) -> int:
-    """Return the steps that a run may take; a schedule may end it earlier, with a whole cycle."""
-    return max(1, round(training.epochs * facts.steps_per_epoch))
 
 
 def _repeat_seed(seed: int, repeat: int) -> int:

@@ -478,3 +478,19 @@ class StudyRecord:
     def search(self, strategy: str, seed: int) -> tuple[TrialRecord, ...]:
         """The trials of one search in order of their number."""
         return tuple(t for t in self.trials if t.strategy == strategy and t.seed == seed)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What getting ready took: one-off, on no way's bill."""
+
+    facts: WorkloadFacts
+    device: DeviceInfo
+    seconds: float
+    gangs: Mapping[str, GangChoice] = field(default_factory=dict)
+    """By `trial.likeness`: how many trials of a kind train together."""
+
+
+def planned_steps(training: TrainingPlan, facts: WorkloadFacts) -> int:
+    """Return the steps that a run may take; a schedule may end it earlier, with a whole cycle."""
+    return max(1, round(training.epochs * facts.steps_per_epoch))

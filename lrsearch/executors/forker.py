@@ -31,7 +31,7 @@ LONGEST_REQUEST = 65_536
 def main() -> NoReturn:
     requests = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    importlib.import_module("lrsearch.engine")
+    importlib.import_module("lrsearch.gang")
     gc.freeze()  # what is there now is shared with the workers, as long as nobody writes to it
     woken, wake = os.pipe()
     os.set_blocking(wake, False)

@@ -26,6 +26,9 @@ from lrsearch.executors.forked import IS_SAFE, ForkedProcess, Forker
 from lrsearch.executors.slots import SECRETS, THREAD_VARIABLES, Slot, SlotsExecutor, Worker
 from lrsearch.interfaces import Settings
 
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Of which Linux has one when a GPU can be used: NVIDIA's, Windows's below WSL, AMD's."""
+
 
 class Process(Settings):
     """Trials run in `slots` processes beside the orchestrator, each on a device or a share of the threads of its own.
@@ -74,6 +77,8 @@ def refuse_one_device(device: str) -> None:
 
 def _cuda_devices(environment: Mapping[str, str]) -> list[str]:
     """Return the CUDA devices that may be used, by the names that CUDA_VISIBLE_DEVICES knows them by."""
+    if sys.platform == "linux" and not any(Path(file).exists() for file in DRIVER_FILES):
+        return []  # and torch need not be imported to find that out
     import torch
 
     count = torch.cuda.device_count()  # asks the driver's library; no context is made here

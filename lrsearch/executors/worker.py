@@ -59,7 +59,7 @@ def main() -> None:
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    importlib.import_module("lrsearch.engine")  # what the first order will need, while the parent is still busy
+    importlib.import_module("lrsearch.gang")  # what the first order will need, while the parent is still busy
     serve(Connection(descriptor))
 
 

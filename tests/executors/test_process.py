@@ -140,6 +140,7 @@ def test_a_trial_in_a_process_gives_what_it_gives_here(tmp_path: Path) -> None:
 
 def test_slots_get_cuda_devices_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("lrsearch.executors.process.DRIVER_FILES", ["/dev/null"])
     base = {"CUDA_VISIBLE_DEVICES": "4,GPU-a1b2,7", "PATH": "/bin"}
     environments = Process(slots=2).environments("auto", base)
     assert [one["CUDA_VISIBLE_DEVICES"] for one in environments] == ["4", "GPU-a1b2"]
