@@ -759,6 +759,7 @@ class Conductor:
             "prepare_seconds": self._prepared.seconds,
             "device_kind": self._prepared.device.kind,
             "device_name": self._prepared.device.name,
+            "precision": self._prepared.precision,
         }
         if len(self._slots) > 1:
             data |= {"slots": len(self._slots), "seconds_without_work": waited}

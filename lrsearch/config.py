@@ -235,6 +235,8 @@ class Training(Settings):
     optimizer: Annotated[Settings, OPTIMIZER]
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """`auto`: bfloat16 autocast where the device computes in it, float32 elsewhere."""
+    compile: Annotated[Literal["off", "on"], Field(exclude_if=lambda value: value == "off")] = "off"
+    """`on`: torch.compile for the training steps. Left out of the stored study while off: it came later than others."""
     gradient_clip_norm: Positive | None = None
     device: Annotated[str, StringConstraints(pattern=DEVICE_PATTERN)] = "auto"
     groups: tuple[Group, ...] = ()
@@ -393,6 +395,7 @@ class StudyConfig(Settings):
             epochs=training.epochs,
             optimizer=_choice(training.optimizer),
             precision=training.precision,
+            compiled=training.compile == "on",
             gradient_clip_norm=training.gradient_clip_norm,
             device=training.device,
             groups=tuple(ParameterGroup(**group.model_dump()) for group in training.groups),

@@ -87,6 +87,8 @@ def check_alike(specs: Sequence[TrialSpec]) -> None:
     optimizer = first.training.optimizer
     if optimizer.name not in STACKABLE or optimizer.settings.get("amsgrad"):
         raise CannotGangError(f"the optimizer {optimizer.name!r} is not written for several models at once")
+    if first.training.compiled:
+        raise CannotGangError("what is compiled trains alone")
     for spec in specs:
         if spec.proposal.schedule is None:
             raise CannotGangError("a range test trains alone")
@@ -520,6 +522,8 @@ def choose(workload: Choice, training: TrainingPlan, seed: int, *, most: int, se
         return GangChoice(1, solo, reason="there is only one trial at a time")
     if training.optimizer.name not in STACKABLE or training.optimizer.settings.get("amsgrad"):
         return GangChoice(1, solo, reason=f"{training.optimizer.name} is not written for several models at once")
+    if training.compiled:
+        return GangChoice(1, solo, reason="training.compile is on, and what is compiled trains alone")
     key = _cache_key(workload, training, device, most)
     size = _remembered(key)
     if size is not None:

@@ -133,6 +133,7 @@ def _facts(record: StudyRecord, summary: StudySummary) -> list[tuple[str, str]]:
         ("Workload", record.facts.description if record.facts else str(record.config["workload"]["name"])),
         ("Device", ", ".join(map(str, summary.devices)) or "not known yet"),
         ("Threads", ", ".join(map(str, threads)) or "–"),
+        ("Precision", _precision(record)),
         ("Shared with others?", _sharing(record)),
         ("Ran", f"{moment(times[0])} to {moment(ends[-1])}" if times and ends else "–"),
         ("Versions", ", ".join(f"{name} {' and '.join(found)}" for name, found in package_versions(record).items())),
@@ -143,6 +144,14 @@ def _facts(record: StudyRecord, summary: StudySummary) -> list[tuple[str, str]]:
     if price:
         facts.append(("Price", f"{wording.usd(price['usd_per_device_hour'])} per device hour, as of {price['as_of']}"))
     return [(name, text or "–") for name, text in facts]
+
+
+def _precision(record: StudyRecord) -> str:
+    """Return in what the models computed; runs of one study may differ when `auto` found another device."""
+    found = dict.fromkeys(str(event.data["precision"]) for event in record.events if "precision" in event.data)
+    training = record.config["training"]
+    compiled = ", compiled by torch.compile" if training.get("compile") == "on" else ""
+    return " and ".join(found or [str(training.get("precision", "not recorded"))]) + compiled
 
 
 def _surroundings(record: StudyRecord) -> list[Event]:

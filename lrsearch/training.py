@@ -11,14 +11,17 @@ import importlib
 import io
 import itertools
 import math
+import os
 import platform
 import random
+import shutil
 import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,8 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
     began = time.perf_counter()
     device = pick_device(training.device)
     loaded = load(workload, device, seed)
+    if training.compiled:
+        check_compiler(device)
     try:
         run = new_run(loaded, training, device, seed)
         for _ in range(2):
@@ -107,7 +112,8 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
             f"The workload {workload.name!r} cannot take one training step: {one_line(error)}{user_line(error)}"
         ) from error
     synchronizer(device)()
-    return Preparation(loaded.facts, device_info(device), time.perf_counter() - began)
+    precision = pick_precision(training.precision, device)
+    return Preparation(loaded.facts, device_info(device), precision, time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -294,6 +300,29 @@ def _own_generators(loaded: LoadedWorkload, model: torch.nn.Module) -> list[obje
     return find_generators(sources) + [found for part in model.modules() for found in find_generators(vars(part))]
 
 
+def check_compiler(device: torch.device) -> None:
+    """Raise UsageError where torch.compile has nothing to compile with."""
+    if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise UsageError(
+            "training.compile is on, and on a processor torch.compile needs a C++ compiler; there is no g++ here. "
+            "Install one, name it in CXX, or say off."
+        )
+
+
+@functools.cache
+def compiled() -> Callable[[torch.nn.Module, Any], Any]:
+    """Return what calls a model with its inputs, compiled for each kind of model and inputs at its first call.
+
+    All runs of a process share it, so that the trials of a study are compiled once, when the study is prepared.
+    """
+    function: Callable[[torch.nn.Module, Any], Any] = torch.compile(_call)
+    return function
+
+
+def _call(model: torch.nn.Module, inputs: Any) -> Any:
+    return model(inputs)
+
+
 def _no_news() -> None:
     """Take a sign of progress that nobody waits for."""
 
@@ -315,6 +344,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.switch(training=True)
+        self._forward = partial(compiled(), self.model) if self.training.compiled else self.model
         self._optimizer_step = plain_step(self.optimizer)
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
@@ -328,7 +358,7 @@ class Run:
         for parameter in self._trained:
             parameter.grad = None
         with self._autocast():
-            loss = self.loaded.loss(self.model(inputs), targets)
+            loss = self.loaded.loss(self._forward(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
         if self.training.gradient_clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip_norm)

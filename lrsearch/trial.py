@@ -114,6 +114,8 @@ class TrainingPlan:
     optimizer: Choice
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """`auto`: bfloat16 where the device computes in it."""
+    compiled: bool = False
+    """Whether torch.compile is to make the model's training steps faster."""
     gradient_clip_norm: float | None = None
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
@@ -486,6 +488,8 @@ class Preparation:
 
     facts: WorkloadFacts
     device: DeviceInfo
+    precision: str
+    """What the study's `precision` comes to on the device: float32 or bfloat16."""
     seconds: float
     gangs: Mapping[str, GangChoice] = field(default_factory=dict)
     """By `trial.likeness`: how many trials of a kind train together."""

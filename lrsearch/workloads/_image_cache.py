@@ -41,7 +41,7 @@ class DecodedImages:
 
 def cached(
     name: str,
-    sources: Iterable[Path],
+    sources: Iterable[str | Path],
     settings: Mapping[str, str | int | float | None],
     decode: Callable[[], DecodedImages],
 ) -> DecodedImages:
@@ -71,10 +71,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrsearch"
 
 
-def _fingerprint(sources: Iterable[Path]) -> str:
+def _fingerprint(sources: Iterable[str | Path]) -> str:
     digest = hashlib.sha256(str(FORMAT).encode())
     for source in sources:
-        stat = source.stat()
+        stat = os.stat(source)
         digest.update(f"\n{source}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
     return digest.hexdigest()
 

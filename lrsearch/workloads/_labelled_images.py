@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lrsearch.errors import DataError
 from lrsearch.workloads._image_cache import DecodedImages, cached
-from lrsearch.workloads._image_files import MODES, decode_all
+from lrsearch.workloads._image_files import EXTENSIONS, MODES, decode_all
 from lrsearch.workloads._splits import stratified_split
 
 
@@ -151,7 +150,7 @@ def _find(root: Path, name: str, source: Path, ids: Sequence[str]) -> list[Path]
     found: dict[str, Path] = {}
     wanted = set(ids)
     for path in sorted(folder.iterdir()):
-        if path.stem not in wanted or path.suffix.lower() not in IMG_EXTENSIONS:
+        if path.stem not in wanted or path.suffix.lower() not in EXTENSIONS:
             continue
         if path.stem in found:
             raise DataError(f"{found[path.stem]} and {path} are both the image {path.stem!r}: remove one.")

@@ -23,13 +23,6 @@ def download(name: str, root: Path) -> None:
         ) from error
 
 
-def cifar_files(name: str, root: Path) -> list[Path]:
-    """Return where torchvision expects the files of CIFAR10 or CIFAR100."""
-    dataset = getattr(torchvision.datasets, name)
-    names = [file for file, _ in [*dataset.train_list, *dataset.test_list]] + [dataset.meta["filename"]]
-    return [root / dataset.base_folder / file for file in names]
-
-
 def decode_cifar(name: str, root: Path) -> DecodedImages:
     """Return the images; torchvision checks the MD5 of every file before it unpickles it."""
     dataset = getattr(torchvision.datasets, name)

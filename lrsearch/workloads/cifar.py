@@ -17,14 +17,17 @@ class _CifarWorkload(ImageWorkload):
     """Folder above cifar-10-batches-py or cifar-100-python; default: `data` in the current directory."""
     download: bool = False
     _torchvision_name: ClassVar[str]
+    _files: ClassVar[tuple[str, ...]]
+    """Where torchvision has them below its root; it need not be imported once they are in the cache."""
 
     def read(self) -> DecodedImages:
         from lrsearch.workloads._image_cache import cached
-        from lrsearch.workloads._torchvision_data import cifar_files, decode_cifar, download
 
-        files = cifar_files(self._torchvision_name, self.data_root)
+        files = [self.data_root / file for file in self._files]
         missing = [file for file in files if not file.is_file()]
         if missing and self.download:
+            from lrsearch.workloads._torchvision_data import download
+
             download(self._torchvision_name, self.data_root)
         elif missing:
             raise DataError(
@@ -35,8 +38,13 @@ class _CifarWorkload(ImageWorkload):
             self._torchvision_name.lower(),
             files,
             {"root": str(self.data_root)},
-            lambda: decode_cifar(self._torchvision_name, self.data_root),
+            self._decode,
         )
+
+    def _decode(self) -> DecodedImages:
+        from lrsearch.workloads._torchvision_data import decode_cifar
+
+        return decode_cifar(self._torchvision_name, self.data_root)
 
 
 class Cifar10(_CifarWorkload):
@@ -44,6 +52,10 @@ class Cifar10(_CifarWorkload):
 
     title: ClassVar[str] = "CIFAR-10"
     _torchvision_name: ClassVar[str] = "CIFAR10"
+    _files: ClassVar[tuple[str, ...]] = tuple(
+        f"cifar-10-batches-py/{name}"
+        for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
+    )
     name: Literal["cifar10"] = "cifar10"
     model: str = "cifar10_quick"
 
@@ -53,5 +65,6 @@ class Cifar100(_CifarWorkload):
 
     title: ClassVar[str] = "CIFAR-100"
     _torchvision_name: ClassVar[str] = "CIFAR100"
+    _files: ClassVar[tuple[str, ...]] = tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))
     name: Literal["cifar100"] = "cifar100"
     model: str = "resnet9"

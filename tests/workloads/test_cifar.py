@@ -73,6 +73,13 @@ class TestCifar10(ImageContract):
             Cifar10(data_root=tmp_path / "empty", download=True).read()
 
 
+@pytest.mark.parametrize("kind", [Cifar10, Cifar100])
+def test_files_are_where_torchvision_has_them(kind: type[Cifar10 | Cifar100]) -> None:
+    theirs = getattr(torchvision.datasets, kind._torchvision_name)
+    names = [name for name, _ in [*theirs.train_list, *theirs.test_list]] + [theirs.meta["filename"]]
+    assert [Path(file) for file in kind._files] == [Path(theirs.base_folder, name) for name in names]
+
+
 class TestCifar100(ImageContract):
     @pytest.fixture
     def workload(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cifar100:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torchvision.datasets
 from PIL import Image
 
 from lrsearch.errors import DataError
+from lrsearch.workloads._image_files import EXTENSIONS, list_images
 from lrsearch.workloads.image_folder import ImageFolder
 from tests.workloads.contract import ImageContract, epoch, load, whole
 
@@ -38,6 +41,22 @@ class TestTreeWithTestFolder(ImageContract):
                 expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
             assert np.array_equal(images.train_images[row], expected)
             assert images.train_labels[row] == CLASSES.index(name)
+
+    def test_files_are_listed_as_torchvision_does(self, workload: ImageFolder) -> None:
+        train = workload.data_root / "train"
+        (train / "dog" / "more" / "yet").mkdir(parents=True)
+        for file in (
+            "dog/more/a.JPG",
+            "dog/more/yet/b.png",
+            "dog/00.webp",
+            "cat/notes.txt",
+            "cat/.hidden.png",
+            "top.png",
+        ):
+            shutil.copy(train / "bird" / "000.png", train / file)
+        listed = torchvision.datasets.ImageFolder(str(train))
+        assert list_images(workload.data_root, None).train == listed.samples
+        assert EXTENSIONS == torchvision.datasets.folder.IMG_EXTENSIONS
 
     def test_grey_images_have_one_channel(self, workload: ImageFolder) -> None:
         grey = load(workload, color="grayscale")

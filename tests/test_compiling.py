@@ -1,0 +1,72 @@
+"""training.compile: the same training up to rounding, compiled once for all trials of a process."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lrsearch.config import load_study
+from lrsearch.engine import prepare_all, run_trials
+from lrsearch.errors import UsageError
+from lrsearch.gang import CannotGangError, run_gang
+from lrsearch.trial import Choice, TrainingPlan
+from tests.executors.contract import Listener
+from tests.test_training import spec
+
+CNN = Choice("digits", {"model": "small_cnn"})
+PLAN = TrainingPlan(1, Choice("sgd", {"momentum": 0.9}), device="cpu", compiled=True)
+FILE = """
+version: 1
+name: small
+workload: {name: digits}
+training: {epochs: 1, optimizer: {name: sgd}COMPILE}
+seeds: [0]
+rates: {low: 1e-3, high: 1.0}
+strategies: {grid: {name: grid, points: 2, schedule: {name: constant}}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_trials_learn_as_others_do_and_share_what_was_compiled() -> None:
+    from torch._dynamo.utils import counters
+
+    prepare_all([(CNN, PLAN)], 0)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    for rate in (0.01, 0.05):
+        trial = spec(rate, workload=CNN, training=PLAN)
+        [ours] = run_trials([trial], Listener())
+        [plain] = run_trials([replace(trial, training=replace(PLAN, compiled=False))], Listener())
+        assert ours.status == plain.status == "completed"
+        assert ours.validation_loss == pytest.approx(plain.validation_loss, rel=0.02)
+        assert ours.validation_metric == pytest.approx(plain.validation_metric, abs=0.02)
+        assert ours.phase_seconds["warmup"] < 2, "nothing is compiled on a trial's bill"
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_without_a_compiler_the_study_is_refused_before_its_first_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UsageError, match=r"training\.compile is on.*C\+\+ compiler.*say off"):
+        prepare_all([(CNN, PLAN)], 0)
+
+
+def test_what_is_compiled_trains_alone() -> None:
+    with pytest.raises(CannotGangError, match="compiled trains alone"):
+        run_gang([spec(rate, workload=CNN, training=PLAN) for rate in (0.01, 0.1)], Listener())
+
+
+def test_a_study_that_compiles_is_another_study_and_one_that_does_not_is_the_one_it_was(tmp_path: Path) -> None:
+    studies = {}
+    for compiles in ("", ", compile: off", ", compile: on"):
+        path = tmp_path / "study.yaml"
+        path.write_text(FILE.replace("COMPILE", compiles))
+        studies[compiles] = load_study(path)
+    default, off, on = studies.values()
+    assert "compile" not in default.resolved()["training"], "as in studies from before there was such a key"
+    assert default.fingerprint() == off.fingerprint() != on.fingerprint()
+    assert [study.training_plan().compiled for study in (default, off, on)] == [False, False, True]
