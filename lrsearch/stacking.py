@@ -7,14 +7,24 @@ copies side by side in the channels, convolutions in groups); anything else goes
 from __future__ import annotations
 
 import operator
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.func import functional_call, vmap
+
+from lrsearch import chance
+from lrsearch.restore import find_generators
+
+SLOW_IN_VMAP = "There is a performance drop because we have not yet implemented the batching rule"
+"""What torch warns of; whether training together pays is measured anyway."""
+warnings.filterwarnings("ignore", SLOW_IN_VMAP, UserWarning)
 
 
 class Layout(Enum):
@@ -66,11 +76,16 @@ class StackedModel:
         program = self._programs[training]
         if program is not None and isinstance(inputs, torch.Tensor):
             return program.run(self, inputs)
-        tensors = self.parameters | self.buffers
-        outputs: torch.Tensor = vmap(lambda own: functional_call(self.model, own, (inputs,)), randomness="same")(
-            tensors
-        )
-        return outputs
+
+        def call(own: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            outputs = functional_call(self.model, own, (inputs,))
+            return outputs, {name: own[name] for name in self.buffers}  # functional_call puts replaced ones there
+
+        outputs, buffers = vmap(call, randomness="same")(self.parameters | self.buffers)
+        if training:
+            self.buffers = {name: buffer.detach() for name, buffer in buffers.items()}
+        result: torch.Tensor = outputs
+        return result
 
     def keep(self, rows: Sequence[int]) -> None:
         """Let the other copies go."""
@@ -82,9 +97,11 @@ class StackedModel:
         self.count = len(rows)
 
     def state_dict(self, row: int) -> dict[str, torch.Tensor]:
-        """Return what `state_dict` of that copy alone would be."""
-        own = self.parameters | self.buffers
-        return {name: own[self._own_name[name]].detach()[row].clone() for name in self.model.state_dict()}
+        """Return what `state_dict` of that copy alone would be, with the versions of its parts, which some look at."""
+        own, like = self.parameters | self.buffers, self.model.state_dict()
+        state = OrderedDict((name, own[self._own_name[name]].detach()[row].clone()) for name in like)
+        vars(state)["_metadata"] = vars(like)["_metadata"]
+        return state
 
 
 def select_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -120,13 +137,29 @@ class _Program:
 
     @classmethod
     def of(cls, model: nn.Module) -> _Program | None:
-        """Return the program; None when the model cannot be traced, ties weights, or takes or gives several tensors."""
+        """Return the program; None when vmap must have the model as a whole.
+
+        That is when it cannot be traced, ties weights, takes or gives several tensors, has hooks, or when tracing it
+        drew chance or changed attributes: then what its Python does once per step would have been done once for all.
+        Raises ValueError when it draws chance from python's or numpy's generators.
+        """
         tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
         if len(tensors) != len({id(tensor) for _, tensor in tensors}):
             return None
+        if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
+            return None
+        own = find_generators([vars(part) for part in model.modules()])
+        drawn, before = chance.snapshot(own), [_Attributes(part) for part in model.modules()]
         try:
-            graph = fx.Tracer().trace(model)
-        except Exception:  # a model may do anything while it is traced: then vmap has it as a whole
+            graph = _Tracer().trace(model)
+        except Exception:  # a model may do anything while it is traced
+            graph = None
+        after = chance.snapshot(own)
+        chance.restore(drawn, own)
+        changed = [attributes.restore() for attributes in before]
+        if not all(_is_alike(drawn[source], after[source]) for source in ("python", "numpy")):
+            raise ValueError("the model throws its dice in Python, by which parameters may come and go with each step")
+        if graph is None or not _is_alike(drawn, after) or any(changed):
             return None
         nodes = list(graph.nodes)
         placeholders = [node for node in nodes if node.op == "placeholder"]
@@ -142,6 +175,56 @@ class _Program:
             keywords = {key: _filled(argument, values) for key, argument in node.kwargs.items()}
             values[node] = rule(stacked, arguments, keywords)
         return to_stacked(values[self._output], stacked.count)
+
+
+class _Tracer(fx.Tracer):
+    """Records what a model does with its buffers too, as it may write to them."""
+
+    proxy_buffer_attributes = True
+
+
+class _Attributes:
+    """What a module holds, beside its parts and hooks."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._before = self._now()
+
+    def _now(self) -> dict[str, Any]:
+        own = vars(self._module)
+        plain = {name: value for name, value in own.items() if not isinstance(value, dict)}
+        return plain | {name: dict(own[name]) for name in ("_parameters", "_buffers")}
+
+    def restore(self) -> bool:
+        """Put all back as it was, and return whether anything was not."""
+        now = self._now()
+        same = now.keys() == self._before.keys() and all(_is_same(now[name], self._before[name]) for name in now)
+        if not same:
+            for name in now.keys() - self._before.keys():
+                delattr(self._module, name)
+            for name, value in self._before.items():
+                if isinstance(value, dict):
+                    vars(self._module)[name].update(value)
+                else:
+                    vars(self._module)[name] = value
+        return not same
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(one[key] is other[key] for key in one)
+    return one is other
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    """Whether two nested values hold the same, tensors and arrays included."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_is_alike(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_is_alike, one, other))
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return bool(np.array_equal(one, other))
 
 
 def _filled(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
@@ -265,7 +348,7 @@ ARITHMETIC = frozenset(
 
 
 def _module_rule(name: str, module: nn.Module) -> Rule:
-    if not type(module).__module__.startswith("torch.nn."):
+    if not type(module).__module__.startswith("torch.nn.") or hasattr(module, "parametrizations"):
         return _any_module(name, module)  # a subclass may do what it likes
     if isinstance(module, Elementwise):
         return _same_layout(module)
@@ -471,17 +554,31 @@ def _through_vmap(function: Callable[..., Any], count: int, arguments: list[Any]
     own = [value.layout is not Layout.SHARED for value in values]
     tensors = [to_stacked(value, count) if mine else value.tensor for value, mine in zip(values, own, strict=True)]
 
-    def call(*tensors: torch.Tensor) -> Any:
+    shape: Any = None
+    """The result with places for its tensors, which are all that vmap lets a function return."""
+
+    def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        nonlocal shape
         rest = iter(tensors)
         filled = _each(lambda one: next(rest) if isinstance(one, Value) else one, [arguments, keywords])
-        return function(*filled[0], **filled[1])
+        results: list[torch.Tensor] = []
+
+        def take(one: Any) -> Any:
+            if not isinstance(one, torch.Tensor):
+                return one
+            results.append(one)
+            return Value(Layout.STACKED, one)
+
+        shape = _each(take, function(*filled[0], **filled[1]))
+        return tuple(results)
 
     if not any(own):
-        layout, result = Layout.SHARED, call(*tensors)
+        layout, results = Layout.SHARED, call(*tensors)
     else:
         layout = Layout.STACKED
-        result = vmap(call, in_dims=tuple(0 if mine else None for mine in own), randomness="same")(*tensors)
-    return _each(lambda one: Value(layout, one) if isinstance(one, torch.Tensor) else one, result)
+        results = vmap(call, in_dims=tuple(0 if mine else None for mine in own), randomness="same")(*tensors)
+    found = iter(results)
+    return _each(lambda one: Value(layout, next(found)) if isinstance(one, Value) else one, shape)
 
 
 def _each(function: Callable[[Any], Any], nested: Any) -> Any:

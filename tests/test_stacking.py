@@ -6,7 +6,9 @@ In float64, so that what differs is a wrong formula and not rounding.
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lrsearch.stacked_optimizers import StackedOptimizer
-from lrsearch.stacking import StackedModel
+from lrsearch.stacking import SLOW_IN_VMAP, StackedModel
 from lrsearch.training import OPTIMIZERS
 from lrsearch.workloads import models
 
@@ -68,6 +70,55 @@ class Branching(nn.Module):
         return self.layer(x if len(x) > 2 else -x)  # type: ignore[no-any-return]
 
 
+class Own(nn.Module):
+    """Writes to buffers and attributes of its own while it computes."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.first, self.last, self.what, self.calls = nn.Linear(6, 8), nn.Linear(8, 5), what, 0
+        self.mean: torch.Tensor
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        if self.what == "changes a buffer" and self.training:
+            self.mean.mul_(0.9).add_(hidden.detach().mean(0), alpha=0.1)
+        elif self.what == "replaces a buffer" and self.training:
+            self.mean = 0.9 * self.mean + 0.1 * hidden.detach().mean(0)
+        elif self.what == "counts":
+            self.calls += 1
+            hidden = hidden * min(1.0, self.calls / 3)
+        elif self.what == "keeps a value":
+            self.kept = hidden.relu()
+        elif self.what == "draws" and self.training:
+            hidden = hidden + torch.randn(8, dtype=hidden.dtype)
+        return self.last(torch.relu(hidden - self.mean))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Whose one part gives a tensor and None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.attention(x, x, x, need_weights=False)[0].mean(1))  # type: ignore[no-any-return]
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    model[0].register_forward_hook(lambda module, inputs, output: 1.5 * output)
+    return model
+
+
+def weight_normed() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 5))
+
+
+WRITES = ("changes a buffer", "replaces a buffer", "counts", "keeps a value", "draws")
+
+
 def images(*shape: int) -> torch.Tensor:
     return torch.randn(7, *shape, dtype=torch.float64)
 
@@ -95,6 +146,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = {
         lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)),
         lambda: images(6),
     ),
+    **{what: (partial(Own, what), lambda: images(6)) for what in WRITES},
+    "attention": (Attention, lambda: images(4, 6)),
+    "hooked": (hooked, lambda: images(6)),
+    "weight normed": (weight_normed, lambda: images(6)),
     "frozen": (lambda: frozen_first(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))), lambda: images(6)),
 }
 
@@ -116,8 +171,12 @@ def shaken(stacked: StackedModel) -> list[nn.Module]:
     return alone
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.filterwarnings(f"ignore:{SLOW_IN_VMAP}")
+@pytest.mark.parametrize(
+    ("name", "training"),
+    # Attention in evaluation has a path in torch that vmap cannot differentiate; nobody asks it to.
+    [(name, training) for name in CASES for training in (True, False) if training or name != "attention"],
+)
 def test_each_copy_of_a_stacked_model_computes_what_it_computes_alone(name: str, training: bool) -> None:
     torch.manual_seed(0)
     build, make_inputs = CASES[name]
@@ -143,6 +202,38 @@ def test_each_copy_of_a_stacked_model_computes_what_it_computes_alone(name: str,
             torch.testing.assert_close(found[row], wanted, rtol=1e-8, atol=1e-9)
         for key, tensor in stacked.state_dict(row).items():
             torch.testing.assert_close(tensor, single.state_dict()[key], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_what_a_model_does_at_each_step_is_done_at_each_step(what: str) -> None:
+    model = Own(what).double()
+    stacked = StackedModel(model, COPIES)
+    alone = shaken(stacked)
+    batches = [images(6) for _ in range(5)]
+    torch.manual_seed(1)
+    together = [stacked(batch).detach() for batch in batches]
+    for row, single in enumerate(alone):
+        torch.manual_seed(1)
+        for outputs, batch in zip(together, batches, strict=True):
+            torch.testing.assert_close(outputs[row], single(batch), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(stacked.state_dict(row)["mean"], single.mean, rtol=1e-9, atol=1e-9)
+    assert not any(isinstance(value, torch.fx.Proxy) for part in model.modules() for value in vars(part).values())
+
+
+def test_a_model_that_draws_chance_in_python_is_refused_before_its_first_step() -> None:
+    class Skips(Own):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x if random.random() < 0.5 else 2 * x)
+
+    state = random.getstate()
+    with pytest.raises(ValueError, match="dice in Python"):
+        StackedModel(Skips("nothing").double(), COPIES)(images(6))
+    assert random.getstate() == state
+
+
+def test_a_copy_s_state_has_the_versions_that_its_parts_look_at() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    assert vars(StackedModel(model, COPIES).state_dict(0))["_metadata"] == vars(model.state_dict())["_metadata"]
 
 
 def test_copies_that_stay_keep_their_weights_buffers_and_memory_layout() -> None:
