@@ -113,7 +113,7 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
     ("before", "after", "message"),
     [
         # Keys.
-        ("  epochs: 5", "  epoch: 5", "6:3: training.epoch: unknown key; known: device, epochs, gradient_clip_norm, "
+        ("  epochs: 5", "  epoch: 5", "6:3: training.epoch: unknown key; known: compile, device, epochs, gradient_clip_norm, "
          "groups, optimizer, precision. Did you mean 'epochs'?"),
         ("momentum:", "momentun:", "7:26: training.optimizer.momentun: unknown key; known: dampening, momentum, name, "
          "nesterov, weight_decay. Did you mean 'momentum'?"),
