@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from lrsearch.errors import DataError
 from lrsearch.workloads._image_cache import DecodedImages, cached
-from lrsearch.workloads._progress import with_progress
+from lrsearch.workloads._image_decoding import MODES, decode_all
 from lrsearch.workloads._splits import stratified_split
 
-PART, WINDOW = 50, 20
-"""Files per task, enough to hide the threads' own cost on tiny images, and tasks under way at once."""
-MODES = {"rgb": "RGB", "grayscale": "L"}
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Of images; torchvision.datasets.folder.IMG_EXTENSIONS."""
 
@@ -115,48 +110,3 @@ def _is_image(name: str) -> bool:
 
 def _labels(samples: Sequence[tuple[str, int]]) -> NDArray[np.int64]:
     return np.fromiter((label for _, label in samples), np.int64, len(samples))
-
-
-def decode_all(files: Sequence[str | Path], image_size: int | None, mode: str) -> NDArray[np.uint8]:
-    """Return the images as (count, channels, height, width). Raises DataError that names an unreadable file."""
-    first = _decode_one(files[0], image_size, mode)
-    images = np.empty((len(files), *first.shape), np.uint8)
-    decoded = with_progress(_decode_each(files, image_size, mode), len(files), "Decoding images")
-    for index, image in enumerate(decoded):
-        if image.shape != first.shape:
-            raise DataError(
-                f"All images must have one size, but {files[0]} is {_size(first)} and {files[index]} is "
-                f"{_size(image)}: set workload.image_size."
-            )
-        images[index] = image
-    return images
-
-
-def _decode_each(files: Sequence[str | Path], image_size: int | None, mode: str) -> Iterator[NDArray[np.uint8]]:
-    """Decode in order, in threads: Pillow decodes outside the interpreter's lock."""
-
-    def decode(part: Sequence[str | Path]) -> list[NDArray[np.uint8]]:
-        return [_decode_one(path, image_size, mode) for path in part]
-
-    parts = [files[start : start + PART] for start in range(0, len(files), PART)]
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(parts), WINDOW):
-            for images in pool.map(decode, parts[start : start + WINDOW]):
-                yield from images
-
-
-def _decode_one(path: str | Path, image_size: int | None, mode: str) -> NDArray[np.uint8]:
-    """Return the image as (channels, height, width)."""
-    try:
-        with Image.open(path) as image:
-            pixels = image.convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"The image {path} cannot be read ({error}): replace or remove it.") from error
-    if image_size is not None:
-        pixels = ImageOps.fit(pixels, (image_size, image_size), Image.Resampling.BILINEAR)
-    array = np.asarray(pixels)
-    return array[np.newaxis] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-
-def _size(image: NDArray[np.uint8]) -> str:
-    return f"{image.shape[2]}x{image.shape[1]}"

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lrsearch.errors import DataError
 from lrsearch.workloads._image_cache import DecodedImages, cached
-from lrsearch.workloads._image_files import EXTENSIONS, MODES, decode_all
+from lrsearch.workloads._image_decoding import MODES, decode_all
+from lrsearch.workloads._image_files import EXTENSIONS
 from lrsearch.workloads._splits import stratified_split
 
 

@@ -10,6 +10,8 @@ import torchvision.datasets
 from PIL import Image
 
 from lrsearch.errors import DataError
+from lrsearch.workloads import _image_decoding
+from lrsearch.workloads._image_decoding import decode_all
 from lrsearch.workloads._image_files import EXTENSIONS, list_images
 from lrsearch.workloads.image_folder import ImageFolder
 from tests.workloads.contract import ImageContract, epoch, load, whole
@@ -92,6 +94,27 @@ class TestTreeWithTestFolder(ImageContract):
             (workload.data_root / "train" / name / "005.png").write_bytes(b"no image")
         with pytest.raises(DataError, match=r"train/bird/005\.png"):
             workload.read()
+
+    @pytest.mark.parametrize("files", [1, 2, 7])
+    def test_many_files_are_decoded_in_processes_to_the_same_pixels(
+        self, workload: ImageFolder, monkeypatch: pytest.MonkeyPatch, files: int
+    ) -> None:
+        before = workload.read()
+        monkeypatch.setattr(_image_decoding, "WORTH_A_PROCESS", 90 // files)
+        monkeypatch.setattr(_image_decoding, "_processors", lambda: files)
+        monkeypatch.setattr(_image_decoding, "_in_threads", None if files > 1 else _image_decoding._in_threads)
+        paths = [Path(path) for path, _ in list_images(workload.data_root, None).train]
+        assert np.array_equal(decode_all(paths, None, "RGB"), before.train_images)
+        if files > 1:
+            for name in ("dog", "cat"):
+                (workload.data_root / "train" / name / "005.png").write_bytes(b"no image")
+            with pytest.raises(
+                DataError, match=r"The image .*train/cat/005\.png cannot be read .*replace or remove it"
+            ):
+                decode_all(paths, None, "RGB")
+            Image.new("RGB", (13, 12)).save(workload.data_root / "train" / "bird" / "007.png")
+            with pytest.raises(DataError, match=r"000.png is 12x12 and .*bird/007.png is 13x12: set"):
+                decode_all(paths, None, "RGB")
 
     def test_a_changed_added_or_removed_image_is_seen(self, workload: ImageFolder) -> None:
         before = workload.read().train_images[0].copy()
