@@ -33,13 +33,13 @@ fast-test: install
 # Some slow tests draw the report in a real browser; they are skipped where there is none and none can be installed.
 slow-test: install
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || true
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 -m slow
 
 # PostgreSQL 15 is Debian's; 18 and the Compose binary come from tests/tools.txt.
 postgres-test: install build/tools
 	test -x /usr/lib/postgresql/15/bin/postgres \
 	    || { apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-15; }
-	$(BIN)/pytest -m postgres
+	$(BIN)/pytest -n 2 -m postgres
 
 # Half an hour: 30 outages in the middle of a study on each version, one of them of 30 s.
 outages: install build/tools
@@ -88,7 +88,7 @@ $(VENV)/.benchmarks: $(VENV)/.installed
 # Kills at named points and at random, full disks, clocks that are set, models that fail. `make faults` kills 200 times on
 # SQLite and 200 times on PostgreSQL, which takes an hour and more. Needs root for the disk, libfaketime for the clocks.
 faults-short: install build/tools faults-tools
-	$(BIN)/pytest -m faults
+	$(BIN)/pytest -n 2 -m faults
 
 faults: install build/tools faults-tools
 	LRSEARCH_KILLS=200 LRSEARCH_TRIALS=100 $(BIN)/pytest -m faults

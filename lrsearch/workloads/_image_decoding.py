@@ -29,7 +29,7 @@ MODES = {"rgb": "RGB", "grayscale": "L"}
 PART, WINDOW = 50, 20
 """Files per task, enough to hide the threads' own cost on tiny images, and tasks under way at once."""
 WORTH_A_PROCESS = 5_000
-"""Files. Pillow opens small ones inside the interpreter's lock, where threads gain nothing; a process starts in 0.3 s."""
+"""Files: Pillow opens small ones inside the interpreter's lock, so threads gain nothing; a process starts in 0.3 s."""
 DAMAGED = 3
 """The exit code of a process that met a file which it cannot use."""
 

@@ -19,7 +19,6 @@ from lrsearch.conductor import HEARTBEAT_SECONDS
 from lrsearch.storage.store import open_store
 from lrsearch.trial import StudyRecord
 from tests.faults.harness import (
-    GRID,
     INLINE,
     Figures,
     await_attempt,
@@ -105,13 +104,18 @@ def test_a_study_whose_clock_is_set_goes_on_and_its_cost_is_true(
     assert run.data["held_seconds"] < time.monotonic() - began
 
 
+STEADY = """
+  grid: {name: grid, learning_rates: [1e-3, 2e-3], schedule: {name: constant}}"""
+"""Rates at which a trial of many epochs does not diverge meanwhile."""
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("offset", ["+1h", "-1h"])
 def test_a_kill_after_the_clock_was_set_is_charged_what_it_took_and_nobody_takes_a_live_study(
     tmp_path: Path, clock: Clock, offset: str
 ) -> None:
-    path, url = write(tmp_path, INLINE, 50_000, GRID), on_sqlite(tmp_path)
+    path, url = write(tmp_path, INLINE, 50_000, STEADY), on_sqlite(tmp_path)
     process = start(path, url, **clock.variables)
     assert await_attempt(process, url, set())
     began = time.monotonic()
