@@ -13,7 +13,6 @@ import math
 import os
 import statistics
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch.func import vmap
 
 from lrsearch.checkpoint import newest
 from lrsearch.errors import LrsearchError, StorageError
-from lrsearch.interfaces import Channel, FitsMetric, HasStackedLoss, LoadedWorkload, Split, Watched
+from lrsearch.interfaces import Channel, FitsMetric, HasStackedLoss, LoadedWorkload, Split, Told, Watched
 from lrsearch.schedules.plan import PlannedSchedule
 from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
 from lrsearch.stacking import StackedModel
@@ -60,13 +59,13 @@ from lrsearch.trial import (
     likeness,
 )
 from lrsearch.workloads._image_cache import cache_folder
-from lrsearch.workloads.user_code import user_line
 
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
 PROBE_SHARE = 0.01
 MUST_SAVE = 0.98
-SOLO_BLOCKS, SOLO_STEPS = 5, 10
+SOLO_BLOCKS, SOLO_STEPS = 7, 8
+"""Blocks of steps that are timed: more than 50 steps together. See workloads._images.AT_ONCE."""
 CHECKED_RATE = 1e-4
 """Of the steps after which a stacked model is compared with the model alone."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -228,6 +227,8 @@ class _Member:
     losses: list[float] = field(default_factory=list)
     """Since its last point."""
     evaluations: int = 0
+    ended: bool = False
+    """Whether it has left the gang with all its values."""
 
     @property
     def solo(self) -> SoloCost:
@@ -294,6 +295,7 @@ def _in_gangs(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]
 def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     """Train the trials together and return their results in order.
 
+    What goes wrong later sends those that are still there to train alone, from their checkpoint or from the start.
     Raises CannotGangError before anything was reported when that cannot be; StorageError as `run_trials` does.
     """
     check_alike(specs)
@@ -304,7 +306,8 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     loaded = load(specs[0].workload, device, specs[0].seed)
     watch.switch("setup")
     members = [_member(spec, loaded) for spec in specs]
-    told = _Told(channel)
+    told = _Reported(channel)
+    broken = ""
     try:
         run = StackedRun(
             new_run(loaded, specs[0].training, device, specs[0].seed),
@@ -318,15 +321,13 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     except Exception as error:
         if not told.anything:
             raise _cannot(error) from error
-        for member in members:
-            if member.outcome.status == "failed":
-                member.outcome.error = one_line(error) + user_line(error)
-                member.outcome.traceback = traceback.format_exc()
-    bill.share([member for member in members if member.outcome.error] or members[:1])
+        broken = one_line(error)
+    left = [member for member in members if not member.ended]
+    bill.share(left or members[:1])
     watch.stop()
     joules, billed = meter.joules(), sum(sum(member.billed.values()) for member in members)
     memory = peak_memory(device)
-    return [
+    results = [
         _result(
             member,
             TrialResult(
@@ -344,6 +345,47 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         )
         for member in members
     ]
+    return [
+        result if member.ended else _alone(member, result, channel, broken)
+        for member, result in zip(members, results, strict=True)
+    ]
+
+
+def _alone(member: _Member, so_far: TrialResult, channel: Channel, reason: str) -> TrialResult:
+    """Train a member alone whose gang broke down; what the gang took of it is billed beside what it takes alone."""
+    if isinstance(channel, Told):
+        channel.message(member.spec.uuid, f"what trained together broke down ({reason}); it trains alone now")
+    curve = member.outcome.curve
+    result = run_trial(member.spec, _Rest(channel, curve[-1].step if curve else 0))
+    billed = dict(so_far.billed_phase_seconds or {})
+    for phase, seconds in result.phase_seconds.items():
+        if phase != "idle":
+            billed[phase] = billed.get(phase, 0.0) + seconds
+    joules = [one.energy_joules for one in (so_far, result) if one.energy_joules is not None]
+    return replace(
+        result,
+        core_seconds=result.core_seconds + so_far.core_seconds,
+        billed_phase_seconds=billed,
+        energy_joules=sum(joules) if joules else None,
+    )
+
+
+class _Rest:
+    """A channel over which the points up to a step have gone already."""
+
+    def __init__(self, channel: Channel, step: int) -> None:
+        self._channel, self._step = channel, step
+
+    def report(self, uuid: str, point: CurvePoint) -> bool:
+        return point.step <= self._step or self._channel.report(uuid, point)
+
+    def progressed(self) -> None:
+        if isinstance(self._channel, Watched):
+            self._channel.progressed()
+
+    def message(self, uuid: str, text: str) -> None:
+        if isinstance(self._channel, Told):
+            self._channel.message(uuid, text)
 
 
 def _cannot(error: Exception) -> CannotGangError:
@@ -370,7 +412,7 @@ def _result(member: _Member, so_far: TrialResult) -> TrialResult:
     )
 
 
-class _Told:
+class _Reported:
     """The channel, and whether anything has gone over it."""
 
     def __init__(self, channel: Channel) -> None:
@@ -388,7 +430,7 @@ def _member(spec: TrialSpec, loaded: LoadedWorkload) -> _Member:
     return _Member(spec, planned, segment_ends(planned, loaded.facts.steps_per_epoch), Outcome(facts=loaded.facts))
 
 
-def _train(members: Sequence[_Member], run: StackedRun, watch: DeviceStopwatch, bill: _Bill, told: _Told) -> None:
+def _train(members: Sequence[_Member], run: StackedRun, watch: DeviceStopwatch, bill: _Bill, told: _Reported) -> None:
     """Train until the last member has ended."""
     live = list(members)
     keeper = _Keeper([member.spec for member in members], watch, bill)
@@ -413,6 +455,8 @@ def _train(members: Sequence[_Member], run: StackedRun, watch: DeviceStopwatch, 
         if leaving:
             watch.switch("test_evaluation")
             _judge_leaving([live[row] for row in leaving], leaving, run)
+            for row in leaving:
+                live[row].ended = True
             bill.share([live[row] for row in leaving])
             stay = [row for row in range(len(live)) if row not in leaving]
             live = [live[row] for row in stay]
@@ -466,7 +510,7 @@ def _step_to(end: int, step: int, live: Sequence[_Member], run: StackedRun, keep
 
 
 def _goes_on(
-    member: _Member, end: int, found: tuple[float | None, float | None], loaded: LoadedWorkload, told: _Told
+    member: _Member, end: int, found: tuple[float | None, float | None], loaded: LoadedWorkload, told: _Reported
 ) -> bool:
     """Note and tell how the member does after `end` steps; return whether it is to train on."""
     outcome, losses = member.outcome, member.losses

@@ -34,7 +34,7 @@ def plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     Where somebody listens to the steps of all optimisers (torch's global hooks), it is `step` itself.
     """
     hooks = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
-    if not type(optimizer).__module__.startswith("torch.optim.") or any(getattr(_torchs, h) for h in hooks):
+    if not type(optimizer).__module__.startswith("torch.optim.") or any(getattr(_torchs, hook, None) for hook in hooks):
         return optimizer.step
     step = inspect.unwrap(type(optimizer).step)
 

@@ -11,6 +11,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,9 +51,15 @@ class StackedModel:
 
     `parameters` and `buffers` hold, by name, one tensor with a row per copy. Training and evaluation mode are
     `model`'s own, whose weights are never used. A call returns the outputs, (K, N, ...).
+
+    Raises ValueError for a model with hooks on its gradients: nobody would call them.
     """
 
     def __init__(self, model: nn.Module, count: int) -> None:
+        if any(part._backward_hooks or part._backward_pre_hooks for part in model.modules()) or any(
+            one._backward_hooks or getattr(one, "_post_accumulate_grad_hooks", None) for one in model.parameters()
+        ):
+            raise ValueError("the model has hooks on its gradients, which only a model alone calls")
         self.model = model
         self.count = count
         # A product's gradient comes out transposed; where weights lie so too, an optimiser goes through both in order.
@@ -82,8 +89,8 @@ class StackedModel:
             return outputs, {name: own[name] for name in self.buffers}  # functional_call puts replaced ones there
 
         outputs, buffers = vmap(call, randomness="same")(self.parameters | self.buffers)
-        if training:
-            self.buffers = {name: buffer.detach() for name, buffer in buffers.items()}
+        with torch.inference_mode(False):  # for training to go on with
+            self.buffers = {name: buffer.detach() if training else buffer.clone() for name, buffer in buffers.items()}
         result: torch.Tensor = outputs
         return result
 
@@ -100,7 +107,7 @@ class StackedModel:
         """Return what `state_dict` of that copy alone would be, with the versions of its parts, which some look at."""
         own, like = self.parameters | self.buffers, self.model.state_dict()
         state = OrderedDict((name, own[self._own_name[name]].detach()[row].clone()) for name in like)
-        vars(state)["_metadata"] = vars(like)["_metadata"]
+        vars(state)["_metadata"] = getattr(like, "_metadata", {})
         return state
 
 
@@ -119,6 +126,8 @@ def _copies(tensor: torch.Tensor, count: int) -> torch.Tensor:
     return select_rows(tensor.detach().unsqueeze(0), torch.zeros(count, dtype=torch.int64, device=tensor.device))
 
 
+DEEPEST = 4
+"""Levels of what a module holds that are looked at: a list in an object in a dictionary of the module."""
 Rule = Callable[[StackedModel, list[Any], dict[str, Any]], Any]
 
 
@@ -149,17 +158,17 @@ class _Program:
         if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
             return None
         own = find_generators([vars(part) for part in model.modules()])
-        drawn, before = chance.snapshot(own), [_Attributes(part) for part in model.modules()]
+        drawn, before = chance.snapshot(own), _Contents(model)
         try:
             graph = _Tracer().trace(model)
         except Exception:  # a model may do anything while it is traced
             graph = None
         after = chance.snapshot(own)
         chance.restore(drawn, own)
-        changed = [attributes.restore() for attributes in before]
+        changed = before.restore()
         if not all(_is_alike(drawn[source], after[source]) for source in ("python", "numpy")):
             raise ValueError("the model throws its dice in Python, by which parameters may come and go with each step")
-        if graph is None or not _is_alike(drawn, after) or any(changed):
+        if graph is None or not _is_alike(drawn, after) or changed:
             return None
         nodes = list(graph.nodes)
         placeholders = [node for node in nodes if node.op == "placeholder"]
@@ -178,42 +187,71 @@ class _Program:
 
 
 class _Tracer(fx.Tracer):
-    """Records what a model does with its buffers too, as it may write to them."""
+    """Records what a model does with its buffers too, as it may write to them.
+
+    What is computed inside `torch.no_grad` or an autocast of the model's own raises, as a graph does not say so.
+    """
 
     proxy_buffer_attributes = True
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._modes = _modes()
 
-class _Attributes:
-    """What a module holds, beside its parts and hooks."""
+    def create_node(self, *arguments: Any, **keywords: Any) -> fx.Node:
+        if _modes() != self._modes:
+            raise ValueError("the model changes how it computes on the way")
+        return super().create_node(*arguments, **keywords)
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._before = self._now()
 
-    def _now(self) -> dict[str, Any]:
-        own = vars(self._module)
-        plain = {name: value for name, value in own.items() if not isinstance(value, dict)}
-        return plain | {name: dict(own[name]) for name in ("_parameters", "_buffers")}
+def _modes() -> tuple[Any, ...]:
+    kinds = ("cpu", "cuda")
+    autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+
+
+class _Contents:
+    """What the modules of a model hold, and what these lists, dictionaries, sets and objects hold in turn."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept: list[tuple[Any, Any]] = []
+        seen: set[int] = set()
+        level: list[Any] = [vars(part) for part in model.modules()]
+        for _ in range(DEEPEST):
+            new = [_contents(one) for one in level]
+            level = []
+            for container in new:
+                if container is not None and id(container) not in seen:
+                    seen.add(id(container))
+                    self._kept.append((container, container.copy()))
+                    level += container.values() if isinstance(container, dict) else container
 
     def restore(self) -> bool:
         """Put all back as it was, and return whether anything was not."""
-        now = self._now()
-        same = now.keys() == self._before.keys() and all(_is_same(now[name], self._before[name]) for name in now)
-        if not same:
-            for name in now.keys() - self._before.keys():
-                delattr(self._module, name)
-            for name, value in self._before.items():
-                if isinstance(value, dict):
-                    vars(self._module)[name].update(value)
-                else:
-                    vars(self._module)[name] = value
-        return not same
+        changed = False
+        for container, before in self._kept:
+            if not _is_same(container, before):
+                changed = True
+                container.clear()
+                container.extend(before) if isinstance(container, list) else container.update(before)
+        return changed
+
+
+def _contents(value: Any) -> Any:
+    """Return the list, set or dictionary in which a value has what it holds; None for what holds nothing of its own."""
+    if isinstance(value, (list, set, dict)):
+        return value
+    if isinstance(value, (nn.Module, torch.Tensor, type, ModuleType)) or callable(value):
+        return None
+    return getattr(value, "__dict__", None)
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    if isinstance(one, dict) and isinstance(other, dict):
+    if isinstance(one, dict):
         return one.keys() == other.keys() and all(one[key] is other[key] for key in one)
-    return one is other
+    if isinstance(one, set):
+        return bool(one == other)
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _is_alike(one: Any, other: Any) -> bool:

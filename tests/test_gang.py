@@ -14,7 +14,7 @@ import torch
 from lrsearch import gang
 from lrsearch.engine import run_trials
 from lrsearch.errors import StorageError
-from lrsearch.gang import CannotGangError, check_alike, choose, run_gang
+from lrsearch.gang import CannotGangError, StackedRun, check_alike, choose, run_gang
 from lrsearch.trial import (
     CheckpointPlan,
     Choice,
@@ -226,6 +226,43 @@ def test_a_model_that_goes_by_its_data_trains_alone_and_the_choice_says_why(own_
     chosen = choose(own_gradient, specs[0].training, 0, most=4, search_steps=10**6)
     assert chosen.size == 1
     assert "control flow" in chosen.reason or "vmap" in chosen.reason
+
+
+def test_members_of_a_gang_that_breaks_down_train_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One has ended by then and keeps what it has; the others tell no point twice."""
+    specs = [replace(spec(0, 0.01), training=replace(spec(0, 0.01).training, epochs=1)), spec(1, 0.02), spec(2, 0.05)]
+    step, steps, reports = StackedRun.step, 0, Reports()
+
+    def breaks(run: StackedRun, *arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 30:  # of two epochs of 17
+            raise RuntimeError("something broke")
+        step(run, *arguments)
+
+    monkeypatch.setattr(StackedRun, "step", breaks)
+    results = run_gang(specs, reports)
+    assert [result.status for result in results] == ["completed"] * 3
+    assert_equal(results, alone(specs))
+    assert results[0].gang_size == 3
+    for result in results[1:]:
+        assert [point.step for point in reports.points[result.uuid]] == [point.step for point in result.curve]
+        assert result.gang_size == 1
+        own, billed = result.phase_seconds, result.billed_phase_seconds or {}
+        assert billed["train"] > own["train"], "what the gang took of it is billed too"
+    assert [uuid for uuid, _ in reports.said] == [result.uuid for result in results[1:]]
+    assert "broke down (RuntimeError: something broke)" in reports.said[0][1]
+
+
+class Reports(Listener):
+    """Hears what trials have to say, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[tuple[str, str]] = []
+
+    def message(self, uuid: str, text: str) -> None:
+        self.said.append((uuid, text))
 
 
 def test_where_memory_is_short_two_smaller_gangs_train(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import copy
 import random
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,6 +77,8 @@ class Own(nn.Module):
     def __init__(self, what: str) -> None:
         super().__init__()
         self.first, self.last, self.what, self.calls = nn.Linear(6, 8), nn.Linear(8, 5), what, 0
+        self.counts, self.counter = {"calls": 0}, SimpleNamespace(calls=0)
+        self.list: list[torch.Tensor] = []
         self.mean: torch.Tensor
         self.register_buffer("mean", torch.zeros(8))
 
@@ -92,6 +95,19 @@ class Own(nn.Module):
             self.kept = hidden.relu()
         elif self.what == "draws" and self.training:
             hidden = hidden + torch.randn(8, dtype=hidden.dtype)
+        elif self.what == "counts in a dictionary":
+            self.counts["calls"] += 1
+            hidden = hidden * min(1.0, self.counts["calls"] / 3)
+        elif self.what == "counts in an object":
+            self.counter.calls += 1
+            hidden = hidden * min(1.0, self.counter.calls / 3)
+        elif self.what == "keeps a list":
+            self.list.append(hidden.relu())
+        elif self.what == "trains its last layer alone":
+            with torch.no_grad():
+                hidden = self.first(x)
+        elif self.what == "replaces a buffer in evaluation" and not self.training:
+            self.mean = self.mean + 1.0
         return self.last(torch.relu(hidden - self.mean))  # type: ignore[no-any-return]
 
 
@@ -116,7 +132,10 @@ def weight_normed() -> nn.Module:
     return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 5))
 
 
-WRITES = ("changes a buffer", "replaces a buffer", "counts", "keeps a value", "draws")
+WRITES = (
+    *("changes a buffer", "replaces a buffer", "counts", "keeps a value", "draws", "counts in a dictionary"),
+    *("counts in an object", "keeps a list", "replaces a buffer in evaluation"),
+)
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -218,6 +237,39 @@ def test_what_a_model_does_at_each_step_is_done_at_each_step(what: str) -> None:
             torch.testing.assert_close(outputs[row], single(batch), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(stacked.state_dict(row)["mean"], single.mean, rtol=1e-9, atol=1e-9)
     assert not any(isinstance(value, torch.fx.Proxy) for part in model.modules() for value in vars(part).values())
+
+
+def test_what_a_model_computes_without_gradients_has_none_in_a_gang() -> None:
+    model = Own("trains its last layer alone").double()
+    stacked = StackedModel(model, COPIES)
+    loss = stacked(images(6)).square().sum()
+    first, last = (stacked.parameters[f"{part}.weight"] for part in ("first", "last"))
+    without, some = torch.autograd.grad(loss, [first, last], allow_unused=True)
+    assert without is None
+    assert some is not None
+
+
+def test_a_buffer_that_evaluation_replaces_stays_so_and_training_goes_on() -> None:
+    stacked = StackedModel(Own("replaces a buffer in evaluation").double().eval(), COPIES)
+    with torch.inference_mode():
+        for _ in range(3):
+            stacked(images(6))
+    assert stacked.state_dict(1)["mean"].tolist() == [3.0] * 8
+    stacked.model.train()
+    torch.autograd.grad(stacked(images(6)).square().sum(), stacked.parameters["last.weight"])
+
+
+@pytest.mark.parametrize("where", ["module", "parameter", "accumulated"])
+def test_a_model_with_hooks_on_its_gradients_is_refused(where: str) -> None:
+    model = nn.Linear(6, 5)
+    if where == "module":
+        model.register_full_backward_hook(lambda module, inputs, outputs: None)
+    elif where == "parameter":
+        model.weight.register_hook(lambda gradient: 2 * gradient)  # type: ignore[no-untyped-call]  # torch: untyped
+    else:
+        model.weight.register_post_accumulate_grad_hook(lambda parameter: None)  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match="hooks on its gradients"):
+        StackedModel(model, COPIES)
 
 
 def test_a_model_that_draws_chance_in_python_is_refused_before_its_first_step() -> None:

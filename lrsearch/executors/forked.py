@@ -15,11 +15,15 @@ import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 
+from lrsearch.errors import WorkerDiedError
+
 IS_SAFE = sys.platform == "linux"
 """Elsewhere a process that has loaded system libraries may not be forked, or not end with its parent."""
 READY = b"r"
 """What the forker says when it has imported all and listens."""
-NUMBER = struct.Struct("i")
+NEWS = struct.Struct("=ci")
+"""What comes through a worker's pipe: PID and its process id, then ENDED and its exit code, below 0 by a signal."""
+PID, ENDED = b"p", b"e"
 
 
 class Forker:
@@ -28,6 +32,7 @@ class Forker:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = dict(environment)
         self._lock = threading.Lock()
+        self._closed = False
         self._start()
 
     def _start(self) -> None:
@@ -44,30 +49,42 @@ class Forker:
         theirs.close()
 
     def fork(self, environment: Mapping[str, str]) -> ForkedProcess:
-        """Return a new worker with that environment. It is there only when its `pid` is."""
+        """Return a new worker with that environment. It is there only when its `pid` is.
+
+        Raises WorkerDiedError after `close`.
+        """
         variables = {name: value for name, value in environment.items() if self._environment.get(name) != value}
         ours, theirs = socket.socketpair()
         status, told = os.pipe()
         try:
-            self._ask(json.dumps(variables).encode(), [theirs.fileno(), told])
+            forker = self._ask(json.dumps(variables).encode(), [theirs.fileno(), told])
+        except BaseException:
+            ours.close()
+            os.close(status)
+            raise
         finally:
             theirs.close()
             os.close(told)
-        return ForkedProcess(Connection(ours.detach()), status)
+        return ForkedProcess(Connection(ours.detach()), status, forker)
 
-    def _ask(self, request: bytes, descriptors: list[int]) -> None:
+    def _ask(self, request: bytes, descriptors: list[int]) -> subprocess.Popen[bytes]:
+        """Send the request and return the process that has it."""
         with self._lock:
+            if self._closed:
+                raise WorkerDiedError("the study stops")
             if self.process.poll() is None:
                 with contextlib.suppress(OSError):  # it has just died
                     socket.send_fds(self._socket, [request], descriptors)
-                    return
+                    return self.process
             self._end()
             self._start()
             socket.send_fds(self._socket, [request], descriptors)
+            return self.process
 
     def close(self) -> None:
         """End the process and all workers that it has forked."""
         with self._lock:
+            self._closed = True
             self._end()
 
     def _end(self) -> None:
@@ -86,8 +103,9 @@ class Forker:
 class ForkedProcess:
     """A worker that a Forker's process has forked, with the methods of `process.WorkerProcess`."""
 
-    def __init__(self, connection: Connection, status: int) -> None:
+    def __init__(self, connection: Connection, status: int, forker: subprocess.Popen[bytes]) -> None:
         self.connection = connection
+        self._forker = forker
         self._status = status
         self._pid: int | None = None
         self._code: int | None = None
@@ -100,19 +118,18 @@ class ForkedProcess:
         """Its process id, once it runs; 0 when it never came to that."""
         with self._lock:
             if self._pid is None:
-                self._pid = self._read() or 0
-                self._ended = self._pid == 0
-            return self._pid
+                self._take_news()
+            return self._pid or 0
 
     def is_alive(self) -> bool:
         with self._lock:
             if self.pid and not self._ended and select.select([self._status], [], [], 0)[0]:
-                self._take_code()
+                self._take_news()
             return not self._ended
 
     def kill(self) -> None:
         """End the process and its children."""
-        if self.is_alive():
+        if self.is_alive() or (self._code is None and self.pid):  # or its forker died, and its children live
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
@@ -120,22 +137,26 @@ class ForkedProcess:
         """Wait for the end of the killed process, give everything back and return its exit code."""
         with self._lock:
             if self.pid and not self._ended:
-                self._take_code()
+                self._take_news()
             self.connection.close()
             if self._status >= 0:
                 os.close(self._status)
                 self._status = -1
-            return -signal.SIGKILL if self._code is None else self._code  # without a word: all of them were killed
+            if self._code is not None:
+                return self._code
+            # Without a word: it died with its forker, or never began because that could not.
+            return -signal.SIGKILL if self.pid else self._forker.wait(timeout=5)
 
     def end(self) -> int:
         """Return the exit code of a process whose connection has closed; what is left of it and its children ends."""
         self.kill()
         return self.bury()
 
-    def _take_code(self) -> None:
-        self._code, self._ended = self._read(), True
-
-    def _read(self) -> int | None:
-        """Return the next number from the pipe; None when whoever could have written it is dead."""
-        read = os.read(self._status, NUMBER.size)
-        return int(NUMBER.unpack(read)[0]) if read else None
+    def _take_news(self) -> None:
+        """Take the next news from the pipe; when whoever could have written some is dead, that is the end."""
+        news = os.read(self._status, NEWS.size)
+        kind, number = NEWS.unpack(news) if news else (ENDED, None)
+        if kind == PID:
+            self._pid = number
+        else:
+            self._pid, self._code, self._ended = self._pid or 0, number, True

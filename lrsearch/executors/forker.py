@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from typing import NoReturn
 
 from lrsearch.executors import worker
-from lrsearch.executors.forked import NUMBER, READY
+from lrsearch.executors.forked import ENDED, NEWS, PID, READY
 
 LONGEST_REQUEST = 65_536
 
@@ -50,6 +50,7 @@ def main() -> NoReturn:
             if not request:
                 for pid in told:
                     _kill_group(pid)
+                    os.kill(pid, signal.SIGKILL)  # which may have no group of its own yet
                     os.waitpid(pid, 0)
                 os._exit(0)
             connection, status = descriptors
@@ -84,11 +85,12 @@ def _tell_the_ends(told: dict[int, int]) -> None:
         if ended is None:
             return
         _kill_group(ended.si_pid)
-        _, status = os.waitpid(ended.si_pid, 0)
         pipe = told.pop(ended.si_pid)
+        code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         with contextlib.suppress(BrokenPipeError):
-            os.write(pipe, NUMBER.pack(os.waitstatus_to_exitcode(status)))
+            os.write(pipe, NEWS.pack(ENDED, code))  # before its number is free for another process
         os.close(pipe)
+        os.waitpid(ended.si_pid, 0)
 
 
 def _kill_group(pid: int) -> None:
@@ -104,16 +106,20 @@ def _be_a_worker(variables: Mapping[str, str], connection: int, status: int, for
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.environ.update(variables)
-        os.write(status, NUMBER.pack(os.getpid()))
+        os.write(status, NEWS.pack(PID, os.getpid()))
         os.close(status)
-        worker.serve(Connection(connection))
+        orders = Connection(connection)  # which must not close before the exit code is certain
+        worker.serve(orders)
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if error.code is not None and not isinstance(error.code, int):
+            sys.stderr.write(f"{error.code}\n")
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         os._exit(code)
 
 

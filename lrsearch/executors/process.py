@@ -26,8 +26,8 @@ from lrsearch.executors.forked import IS_SAFE, ForkedProcess, Forker
 from lrsearch.executors.slots import SECRETS, THREAD_VARIABLES, Slot, SlotsExecutor, Worker
 from lrsearch.interfaces import Settings
 
-DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""Of which Linux has one when a GPU can be used: NVIDIA's, Windows's below WSL, AMD's."""
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")
+"""Of which Linux has one when a GPU can be used: NVIDIA's, Jetson's, Windows's below WSL, AMD's."""
 
 
 class Process(Settings):
@@ -87,7 +87,7 @@ def _cuda_devices(environment: Mapping[str, str]) -> list[str]:
 
 
 class ProcessExecutor(SlotsExecutor[Slot["ProcessWorker"]]):
-    """Runs trials in processes of this machine; each dies with the slot's thread, and that with this process."""
+    """Runs trials in processes of this machine, which die with this one."""
 
     def __init__(self, environments: Sequence[Mapping[str, str]], patience_seconds: float) -> None:
         path = os.pathsep.join(path for path in sys.path if path)

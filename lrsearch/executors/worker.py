@@ -60,7 +60,8 @@ def main() -> None:
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     importlib.import_module("lrsearch.gang")  # what the first order will need, while the parent is still busy
-    serve(Connection(descriptor))
+    connection = Connection(descriptor)  # which must not close before the exit code is certain
+    serve(connection)
 
 
 def serve(connection: Connection) -> None:

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,13 +56,31 @@ def cached(
     key = _fingerprint(sources)
     images = _read(path, key)
     if images is None:
-        _write(path, key, decode())
-        images = _read(path, key)
+        with _alone(path):  # other processes of this study wait, and find it made
+            images = _read(path, key)
+            if images is None:
+                _write(path, key, decode())
+                images = _read(path, key)
     if images is None:
         raise StorageError(
             f"The image cache {path} does not read back as written: check the disk, or set LRSEARCH_CACHE."
         )
     return images
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock beside `path` where the system has such; it goes with the process."""
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):  # Windows; file systems without locks: then each makes its own
+            import fcntl
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.with_suffix(".lock")
+            file = stack.enter_context(lock.open("w"))
+            stack.callback(lock.unlink, missing_ok=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def cache_folder() -> Path:

@@ -10,13 +10,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +86,10 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many may be busy: in a worker those of its slot."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = os.environ.get("OMP_NUM_THREADS", "")
+    return min(here, int(own)) if own.isdecimal() and int(own) else here
 
 
 def _in_threads(images: NDArray[np.uint8], files: Sequence[str], decoder: Decoder) -> Iterator[None]:
@@ -110,48 +115,49 @@ def _in_processes(images: NDArray[np.uint8], files: Sequence[str], decoder: Deco
     with ThreadPoolExecutor(processes) as pool, ExitStack() as stack:
         readers = []
         for start, stop in pairwise(bounds):
-            process = stack.enter_context(_started())
+            said = stack.enter_context(tempfile.TemporaryFile())
+            process = stack.enter_context(_started(decoder, files[start:stop], said))
             stack.callback(process.kill)
-            readers.append(pool.submit(_take, process, decoder, files[start:stop], images[start:stop], news))
+            readers.append(pool.submit(_take, process, said, images[start:stop], news))
         for _ in readers:
             for count in iter(news.get, None):
                 yield from [None] * count
-        for reader in readers:  # in order, so that the first damaged file is named
+            for reader in readers:  # in order, so that the first damaged file is named; what comes after it is killed
+                if not reader.done():
+                    break
+                reader.result()
+        for reader in readers:
             reader.result()
 
 
-def _started() -> subprocess.Popen[bytes]:
+def _started(decoder: Decoder, files: Sequence[str], said: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a process that decodes the files; what it has to say goes to `said`, which never blocks it."""
     path = os.pathsep.join(path for path in sys.path if path)
-    return subprocess.Popen(  # noqa: S603  our own program
-        [sys.executable, "-m", __name__],
-        env={**os.environ, "PYTHONPATH": path},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    with tempfile.TemporaryFile() as order:
+        order.write(json.dumps({**asdict(decoder), "files": files}).encode())
+        order.seek(0)
+        return subprocess.Popen(  # noqa: S603  our own program
+            [sys.executable, "-m", __name__],
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=order,
+            stdout=subprocess.PIPE,
+            stderr=said,
+        )
 
 
 def _take(
-    process: subprocess.Popen[bytes],
-    decoder: Decoder,
-    files: Sequence[str],
-    images: NDArray[np.uint8],
-    news: SimpleQueue[int | None],
+    process: subprocess.Popen[bytes], said: IO[bytes], images: NDArray[np.uint8], news: SimpleQueue[int | None]
 ) -> None:
-    """Have `process` decode the files into `images`; tell how many came, and None at the end. Raises DataError."""
-    assert process.stdin is not None
+    """Take `images` from the process; tell how many came, and None at the end. Raises DataError."""
     assert process.stdout is not None
-    assert process.stderr is not None
     try:
-        with suppress(BrokenPipeError):  # it has ended, and says why below
-            process.stdin.write(json.dumps({**asdict(decoder), "files": files}).encode())
-            process.stdin.close()
         for start in range(0, len(images), PART):
             part = images[start : start + PART]
             if process.stdout.readinto(part.data.cast("B")) != part.nbytes:  # type: ignore[attr-defined]  # buffered
-                said = process.stderr.read().decode(errors="replace").strip()
                 code = process.wait()
-                raise DataError(said if code == DAMAGED else f"Decoding images ended with exit code {code}: {said}")
+                said.seek(0)
+                *_, last = ["", *said.read().decode(errors="replace").splitlines()]
+                raise DataError(last if code == DAMAGED else f"Decoding images ended with exit code {code}: {last}")
             news.put(len(part))
     finally:
         news.put(None)
@@ -166,7 +172,7 @@ def main() -> int:
             sys.stdout.buffer.write(np.ascontiguousarray(decoder.decode(path)).data)
     except DataError as error:
         sys.stdout.flush()
-        sys.stderr.write(str(error))
+        sys.stderr.write(" ".join(str(error).split()))
         return DAMAGED
     sys.stdout.flush()
     return 0

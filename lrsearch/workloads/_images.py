@@ -30,6 +30,9 @@ from lrsearch.workloads._splits import (
 )
 from lrsearch.workloads._weights import origin, started
 
+AT_ONCE = 8
+"""Batches that are gathered and normalised together at most. gang.SOLO_STEPS is a multiple, so that each block of steps
+which is timed has its share of the gathering."""
 AT_ONCE_BYTES = defaultdict(lambda: 2**24, cpu=2**20)
 """By device: as many batches as make at most so many bytes are gathered and normalised at once, but at least one.
 
@@ -185,7 +188,8 @@ class LoadedImages:
         order = self._prepared.train[torch.randperm(len(self._prepared.train), generator=generator).to(device)]
         draws = Draws.of(self._settings.augment, len(order), generator, device)
         size, steps = self.facts.batch_size, self.facts.steps_per_epoch
-        at_once = max(1, AT_ONCE_BYTES[device.type] // (FLOAT_BYTES * size * math.prod(self.facts.input_shape)))
+        fitting = AT_ONCE_BYTES[device.type] // (FLOAT_BYTES * size * math.prod(self.facts.input_shape))
+        at_once = max(1, min(AT_ONCE, fitting))
         for first in range(0, steps, at_once):
             rows = slice(first * size, min(first + at_once, steps) * size)
             pixels = self._normalise(draws.apply(_gather(images.train, order[rows]), rows))

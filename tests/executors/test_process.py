@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,43 @@ def test_the_process_that_workers_are_forked_from_comes_again_as_they_do() -> No
     assert set(children(os.getpid())) == others
 
 
+def test_a_process_that_cannot_begin_is_told_with_its_own_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('this torch is broken')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with closing(Process(slots=1).start("cpu")) as executor, pytest.raises(WorkloadError, match="with exit code 1"):
+        executor.prepare(os.getpid)
+
+
+def test_after_its_end_an_executor_starts_no_process() -> None:
+    others = set(children(os.getpid()))
+    executor = Process(slots=1, threads_per_slot=1).start("cpu")
+    executor.prepare(os.getpid)
+    executor.close()
+    assert executor._forker is not None
+    with pytest.raises(WorkerDiedError, match="the study stops"):
+        executor._forker.fork({})
+    assert set(children(os.getpid())) == others
+
+
+def test_what_a_model_says_when_it_ends_its_process_is_heard(capfd: pytest.CaptureFixture[str]) -> None:
+    with closing(Process(slots=1, threads_per_slot=1).start("cpu")) as executor:
+        for _ in range(5):
+            future = executor.submit(Leaves("my last words"), [TRIAL], Listener())
+            with pytest.raises(WorkerDiedError, match="by itself with exit code 1"):
+                future.result(timeout=60)
+    assert capfd.readouterr().err.count("my last words") == 5
+
+
+@dataclass(frozen=True)
+class Leaves:
+    words: str
+
+    def __call__(self, specs: Any, channel: Any) -> Any:
+        sys.exit(self.words)
+
+
 def test_an_executor_that_closes_before_its_workers_have_begun_leaves_nothing() -> None:
     others = set(children(os.getpid()))
     executor = Process(slots=2, threads_per_slot=1).start("cpu")
@@ -106,6 +144,8 @@ def test_processes_die_with_a_parent_that_is_killed() -> None:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
         assert len(pids) == 2
+        pids += children(parent.pid)
+        assert len(pids) == 3, "and the one that they were forked from"
         parent.kill()
     deadline = time.monotonic() + 10
     while any(_lives(pid) for pid in pids):

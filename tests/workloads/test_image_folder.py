@@ -116,6 +116,16 @@ class TestTreeWithTestFolder(ImageContract):
             with pytest.raises(DataError, match=r"000.png is 12x12 and .*bird/007.png is 13x12: set"):
                 decode_all(paths, None, "RGB")
 
+    def test_a_process_that_has_much_to_say_decodes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Pillow warns of a palette whose transparency is given in bytes."""
+        monkeypatch.setattr(_image_decoding, "WORTH_A_PROCESS", 500)
+        monkeypatch.setattr(_image_decoding, "_processors", lambda: 2)
+        monkeypatch.setenv("PYTHONWARNINGS", "always")
+        picture = Image.new("P", (8, 8))
+        picture.save(tmp_path / "one.png", transparency=bytes(range(4)))
+        images = decode_all([tmp_path / "one.png"] * 1_000, None, "RGB")
+        assert images.shape == (1_000, 3, 8, 8)
+
     def test_a_changed_added_or_removed_image_is_seen(self, workload: ImageFolder) -> None:
         before = workload.read().train_images[0].copy()
         Image.new("RGB", (12, 12), (1, 2, 3)).save(workload.data_root / "train" / "bird" / "000.png")
