@@ -44,7 +44,9 @@ def measure(case: Case, side: str, epochs: int | None) -> None:
     """Train one member alone, or all of them together, and print the milliseconds of a step of all that was trained."""
     from benchmarks.programs.ours import Silence, checked, specs
     from lrsearch.engine import run_trials
+    from lrsearch.training import keep_freed_memory
 
+    keep_freed_memory()  # as preparing a study does
     grid = rates(1e-3, HIGHEST_RATE, case.members)
     chosen = tasks.Options(case.task, case.images, case.batch_size, epochs or case.epochs, case.precision, 0, grid)
     made = [

@@ -60,6 +60,8 @@ from lrsearch.trial import (
 )
 from lrsearch.workloads._image_cache import cache_folder
 
+GENERATION = 2
+"""Raised when gangs become faster or slower than those that were timed before."""
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
 PROBE_SHARE = 0.01
@@ -680,7 +682,7 @@ def _seconds_per_member(
 
 
 def _cache_key(workload: Choice, training: TrainingPlan, device: torch.device, most: int) -> str:
-    where = [device_info(device).name, torch.get_num_threads(), torch.__version__, min(most, LARGEST_GANG)]
+    where = [GENERATION, device_info(device).name, torch.get_num_threads(), torch.__version__, min(most, LARGEST_GANG)]
     return hashlib.sha256(json.dumps([likeness(workload, training), where]).encode()).hexdigest()
 
 

@@ -4,6 +4,8 @@ import importlib
 import inspect
 import itertools
 import math
+import platform
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -492,3 +494,26 @@ def test_a_trial_on_a_gpu_agrees_with_the_processor() -> None:
     assert on_gpu.device.kind == "cuda"
     assert on_gpu.peak_device_memory_bytes
     assert on_gpu.validation_metric == pytest.approx(on_cpu.validation_metric, abs=0.05)
+
+
+FAULTS = """
+import resource, sys, torch
+from lrsearch.training import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(20_000_000)
+before = faults()
+for _ in range(5):
+    torch.ones(20_000_000)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_large_tensors_find_the_memory_of_those_before_them() -> None:
+    def pages(how: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
+
+    assert pages("kept") < pages("given back") / 10

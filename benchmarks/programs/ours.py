@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.tasks import MOMENTUM, SEED, Options, options, tell, workload
 from lrsearch.engine import run_trials
 from lrsearch.optimizers import Sgd
+from lrsearch.training import keep_freed_memory
 from lrsearch.trial import Choice, CurvePoint, Proposal, TrainingPlan, TrialResult, TrialSpec
 
 
@@ -47,6 +48,7 @@ def checked(result: TrialResult) -> TrialResult:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as preparing a study does
     chosen = options()
     result = checked(run_trials(specs(chosen), Silence())[0])
     tell(
