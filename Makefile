@@ -74,7 +74,7 @@ $(VENV)/.ray: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	touch $@
 
-# Lightning, fastai, Keras Tuner and Ray Tune are installed for this alone. About half an hour on two cores, which nothing
+# Lightning, fastai, Keras Tuner and Ray Tune are installed for this alone. About 40 minutes on two cores, which nothing
 # else should use; each part can be run by itself: see `python -m benchmarks.one_trial --help`.
 bench: $(VENV)/.benchmarks
 	failed=0; for part in "one_trial --task lenet" "one_trial --task quick" "grid_search --task lenet" \

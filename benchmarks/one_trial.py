@@ -1,6 +1,6 @@
 """One training run: images per second of lrsearch, of the usual ways, and of the bare loop, which is the limit.
 
-`python -m benchmarks.one_trial --task lenet` (about three minutes on two cores; quick, four). The usual ways run in
+`python -m benchmarks.one_trial --task lenet` (about three minutes on two cores; quick, seven). The usual ways run in
 float32, with --peers-in-bfloat16 the first two in bfloat16 too; with 0 or 2 DataLoader workers, whichever is faster in
 one run each of the tutorial's loop, or as --workers says. The clock runs from the end of the first step on, evaluations
 left out.
