@@ -23,7 +23,7 @@ from torch.func import vmap
 
 from lrsearch.checkpoint import newest
 from lrsearch.errors import LrsearchError, StorageError
-from lrsearch.interfaces import Channel, FitsMetric, HasStackedLoss, LoadedWorkload, Split, Told, Watched
+from lrsearch.interfaces import BLOCK_STEPS, Channel, FitsMetric, HasStackedLoss, LoadedWorkload, Split, Told, Watched
 from lrsearch.schedules.plan import PlannedSchedule
 from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
 from lrsearch.stacking import StackedModel
@@ -66,8 +66,8 @@ LARGEST_GANG = 16
 SMALLEST_GANG = 2
 PROBE_SHARE = 0.01
 MUST_SAVE = 0.98
-SOLO_BLOCKS, SOLO_STEPS = 7, 8
-"""Blocks of steps that are timed: more than 50 steps together. See workloads._images.AT_ONCE."""
+SOLO_BLOCKS = 7
+"""Blocks of steps that are timed: more than 50 steps together."""
 CHECKED_RATE = 1e-4
 """Of the steps after which a stacked model is compared with the model alone."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -82,14 +82,20 @@ class OutOfDeviceMemoryError(CannotGangError):
     """So many cannot, but fewer may."""
 
 
+def _why_alone(training: TrainingPlan) -> str:
+    """Return why no two trials of this training can train together; nothing where they can."""
+    optimizer = training.optimizer
+    if optimizer.name not in STACKABLE or optimizer.settings.get("amsgrad"):
+        return f"the optimizer {optimizer.name!r} is not written for several models at once"
+    return "training.compile is on, and what is compiled trains alone" if training.compiled else ""
+
+
 def check_alike(specs: Sequence[TrialSpec]) -> None:
     """Raise CannotGangError unless the trials differ in rates, schedules, momentum and weight decay alone."""
     first = specs[0]
     optimizer = first.training.optimizer
-    if optimizer.name not in STACKABLE or optimizer.settings.get("amsgrad"):
-        raise CannotGangError(f"the optimizer {optimizer.name!r} is not written for several models at once")
-    if first.training.compiled:
-        raise CannotGangError("what is compiled trains alone")
+    if reason := _why_alone(first.training):
+        raise CannotGangError(reason)
     for spec in specs:
         if spec.proposal.schedule is None:
             raise CannotGangError("a range test trains alone")
@@ -566,10 +572,8 @@ def choose(workload: Choice, training: TrainingPlan, seed: int, *, most: int, se
     solo, first_losses = _solo_cost(loaded, training, device, seed)
     if most < SMALLEST_GANG:
         return GangChoice(1, solo, reason="there is only one trial at a time")
-    if training.optimizer.name not in STACKABLE or training.optimizer.settings.get("amsgrad"):
-        return GangChoice(1, solo, reason=f"{training.optimizer.name} is not written for several models at once")
-    if training.compiled:
-        return GangChoice(1, solo, reason="training.compile is on, and what is compiled trains alone")
+    if reason := _why_alone(training):
+        return GangChoice(1, solo, reason=reason)
     key = _cache_key(workload, training, device, most)
     size = _remembered(key)
     if size is not None:
@@ -638,10 +642,10 @@ def _solo_cost(
     for _ in range(SOLO_BLOCKS):
         wait()
         began = time.perf_counter()
-        for _ in range(SOLO_STEPS):
+        for _ in range(BLOCK_STEPS):
             run.step(0.0)
         wait()
-        blocks.append((time.perf_counter() - began) / SOLO_STEPS)
+        blocks.append((time.perf_counter() - began) / BLOCK_STEPS)
     run.evaluate("validation")
     wait()
     began = time.perf_counter()

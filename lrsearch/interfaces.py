@@ -46,6 +46,9 @@ CODE_COPY_VARIABLE = "LRSEARCH_PYTHON_PATH_COPY"
 
 Batch = tuple[Any, Any]
 """(inputs, targets), both on the trial's device. Inputs are a tensor, or whatever the user's model takes."""
+BLOCK_STEPS = 8
+"""What times steps times so many at once, and a workload may prepare as many batches together: then each block of timed
+steps has its share of the preparing."""
 
 
 class Settings(BaseModel):

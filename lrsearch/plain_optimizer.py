@@ -18,7 +18,7 @@ _LAZY = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
 def spare_dynamo() -> None:
-    """Let torch.optim's optimisers do without torch._dynamo; a no-op where that is loaded.
+    """Let torch.optim's optimisers do without torch._dynamo; methods that it has been told of already stay as they are.
 
     torch._compile looks for what it would make of each method in an attribute of that method; here it finds the method.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from lrsearch.config import StudyConfig
 from lrsearch.executors import Inline
 from lrsearch.executors.process import Process
 from lrsearch.interfaces import ExecutorSettings
+from lrsearch.timing import processors
 
 GANG_SIZES = (2, 4, 8, 16)
 
@@ -74,6 +74,6 @@ def survey(config: StudyConfig) -> Survey:
 def _layouts(device_kind: str) -> Iterator[tuple[ExecutorSettings, int]]:
     """Yield executors with their number of processes: one, and on the processor one for each of its cores."""
     yield Inline(), 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = processors()
     if device_kind == "cpu" and cores > 1:
         yield Process(slots=cores, threads_per_slot=1), cores

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from types import ModuleType
@@ -233,13 +233,13 @@ class _Contents:
             if not _is_same(container, before):
                 changed = True
                 container.clear()
-                container.extend(before) if isinstance(container, list) else container.update(before)
+                container.update(before) if isinstance(container, (set, dict)) else container.extend(before)
         return changed
 
 
 def _contents(value: Any) -> Any:
     """Return the list, set or dictionary in which a value has what it holds; None for what holds nothing of its own."""
-    if isinstance(value, (list, set, dict)):
+    if isinstance(value, (list, deque, set, dict)):
         return value
     if isinstance(value, (nn.Module, torch.Tensor, type, ModuleType)) or callable(value):
         return None

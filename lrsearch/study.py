@@ -245,7 +245,6 @@ def _variants(config: StudyConfig) -> list[tuple[Choice, TrainingPlan]]:
 
 def _gang_requests(config: StudyConfig) -> list[GangRequest]:
     """Return the kinds of trials that may train together: those of ways whose next trials do not wait for the last."""
-
     found: dict[str, GangRequest] = {}
     for key, strategy in config.strategies.items():
         if config.gangs == "off" or not (isinstance(strategy, LooksAhead) and strategy.looks_ahead):

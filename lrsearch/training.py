@@ -34,6 +34,7 @@ from lrsearch.batches import Batches
 from lrsearch.chance import seed_own
 from lrsearch.errors import LrsearchError, MissingExtraError, StorageError, UsageError, WorkloadError
 from lrsearch.interfaces import (
+    BLOCK_STEPS,
     Channel,
     FitsMetric,
     HasOwnChance,
@@ -147,7 +148,7 @@ def probe(workload: Choice, training: TrainingPlan, seed: int) -> Probe:
         return statistics.median(blocks)
 
     return Probe(
-        median_seconds(lambda: run.step(0.0), 8),  # see workloads._images.AT_ONCE
+        median_seconds(lambda: run.step(0.0), BLOCK_STEPS),
         median_seconds(lambda: run.evaluate("validation"), 1),
         median_seconds(lambda: run.evaluate("range_test"), 1),
     )

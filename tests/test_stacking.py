@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -79,6 +80,7 @@ class Own(nn.Module):
         self.first, self.last, self.what, self.calls = nn.Linear(6, 8), nn.Linear(8, 5), what, 0
         self.counts, self.counter = {"calls": 0}, SimpleNamespace(calls=0)
         self.list: list[torch.Tensor] = []
+        self.queue: deque[torch.Tensor] = deque(maxlen=2)
         self.mean: torch.Tensor
         self.register_buffer("mean", torch.zeros(8))
 
@@ -103,6 +105,8 @@ class Own(nn.Module):
             hidden = hidden * min(1.0, self.counter.calls / 3)
         elif self.what == "keeps a list":
             self.list.append(hidden.relu())
+        elif self.what == "keeps a queue":
+            self.queue.append(hidden.relu())
         elif self.what == "trains its last layer alone":
             with torch.no_grad():
                 hidden = self.first(x)
@@ -134,7 +138,7 @@ def weight_normed() -> nn.Module:
 
 WRITES = (
     *("changes a buffer", "replaces a buffer", "counts", "keeps a value", "draws", "counts in a dictionary"),
-    *("counts in an object", "keeps a list", "replaces a buffer in evaluation"),
+    *("counts in an object", "keeps a list", "keeps a queue", "replaces a buffer in evaluation"),
 )
 
 

@@ -129,7 +129,8 @@ class ForkedProcess:
 
     def kill(self) -> None:
         """End the process and its children."""
-        if self.is_alive() or (self._code is None and self.pid):  # or its forker died, and its children live
+        outlived = self._status >= 0 and self._code is None and self.pid  # by its children, when its forker died
+        if self.is_alive() or outlived:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from lrsearch.errors import DataError
+from lrsearch.timing import processors
 from lrsearch.workloads._progress import with_progress
 
 MODES = {"rgb": "RGB", "grayscale": "L"}
@@ -87,9 +88,8 @@ def _size(shape: Sequence[int]) -> str:
 
 def _processors() -> int:
     """Return how many may be busy: in a worker those of its slot."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = os.environ.get("OMP_NUM_THREADS", "")
-    return min(here, int(own)) if own.isdecimal() and int(own) else here
+    return min(processors(), int(own)) if own.isdecimal() and int(own) else processors()
 
 
 def _in_threads(images: NDArray[np.uint8], files: Sequence[str], decoder: Decoder) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from lrsearch.errors import DataError
-from lrsearch.interfaces import Batch, Split
+from lrsearch.interfaces import BLOCK_STEPS, Batch, Split
 from lrsearch.trial import WorkloadFacts
 from lrsearch.workloads import models
 from lrsearch.workloads._augment import Draws
@@ -30,14 +29,9 @@ from lrsearch.workloads._splits import (
 )
 from lrsearch.workloads._weights import origin, started
 
-AT_ONCE = 8
-"""Batches that are gathered and normalised together at most. gang.SOLO_STEPS is a multiple, so that each block of steps
-which is timed has its share of the gathering."""
-AT_ONCE_BYTES = defaultdict(lambda: 2**24, cpu=2**20)
-"""By device: as many batches as make at most so many bytes are gathered and normalised at once, but at least one.
-
-What fits a core's second-level cache on the processor; on a GPU, where each call takes some microseconds, more.
-"""
+PROCESSOR_BYTES, DEVICE_BYTES = 2**20, 2**24
+"""As many batches as make at most so many bytes are gathered and normalised at once, but at least one: on the processor
+what fits a core's second-level cache; on a GPU, where each call takes some microseconds, more."""
 FLOAT_BYTES = 4
 
 
@@ -188,8 +182,9 @@ class LoadedImages:
         order = self._prepared.train[torch.randperm(len(self._prepared.train), generator=generator).to(device)]
         draws = Draws.of(self._settings.augment, len(order), generator, device)
         size, steps = self.facts.batch_size, self.facts.steps_per_epoch
-        fitting = AT_ONCE_BYTES[device.type] // (FLOAT_BYTES * size * math.prod(self.facts.input_shape))
-        at_once = max(1, min(AT_ONCE, fitting))
+        most_bytes = PROCESSOR_BYTES if device.type == "cpu" else DEVICE_BYTES
+        fitting = most_bytes // (FLOAT_BYTES * size * math.prod(self.facts.input_shape))
+        at_once = max(1, min(BLOCK_STEPS, fitting))
         for first in range(0, steps, at_once):
             rows = slice(first * size, min(first + at_once, steps) * size)
             pixels = self._normalise(draws.apply(_gather(images.train, order[rows]), rows))
