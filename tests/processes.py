@@ -16,6 +16,14 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def lives(pid: int) -> bool:
+    """Whether the process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def workers_of(pid: int) -> list[int]:
     """Return the workers of a study that runs in process `pid`: they are forked by a process that it started."""
     return [worker for forker in children(pid) for worker in children(forker)]

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes import children
+
 ROOT = Path(__file__).parent.parent
 TOKEN = "a-token-of-the-tests-0123456789abcdef"  # noqa: S105  # of clusters that live for a minute
 SETTINGS = {
@@ -67,9 +69,7 @@ def descendants(pid: int) -> list[int]:
     while queue:
         pid = queue.pop()
         found.append(pid)
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                queue += [int(child) for child in task.read_text().split()]
+        queue += children(pid)
     return found[1:]
 
 

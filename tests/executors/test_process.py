@@ -20,7 +20,7 @@ from lrsearch.errors import UsageError, WorkerDiedError, WorkloadError
 from lrsearch.executors.process import Process, ProcessExecutor
 from lrsearch.trial import CheckpointPlan, Choice
 from tests.executors.contract import TRIAL, Does, Listener, SlotsContract, do
-from tests.processes import children
+from tests.processes import children, lives
 from tests.resuming import spec
 
 
@@ -148,14 +148,9 @@ def test_processes_die_with_a_parent_that_is_killed() -> None:
         assert len(pids) == 3, "and the one that they were forked from"
         parent.kill()
     deadline = time.monotonic() + 10
-    while any(_lives(pid) for pid in pids):
+    while any(lives(pid) for pid in pids):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
-
-
-def _lives(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_trial_in_a_process_gives_what_it_gives_here(tmp_path: Path) -> None:

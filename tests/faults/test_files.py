@@ -27,6 +27,7 @@ from tests.faults.harness import (
     unbroken,
     write,
 )
+from tests.processes import lives, workers_of
 
 EPOCHS = 16
 SLACK_SECONDS = 0.75
@@ -46,9 +47,11 @@ def killed_inside_an_attempt(path: Path, url: str, *, checkpointed: bool = False
     while checkpointed and not list((path.parent / "states").glob("*.ckpt")):
         assert process.poll() is None
         time.sleep(0.01)
-    landed = set(running_attempts(url))
+    landed, workers = set(running_attempts(url)), workers_of(process.pid)
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    while any(lives(pid) for pid in workers):  # some milliseconds more, in which one may write a checkpoint
+        time.sleep(0.01)
     return landed
 
 
@@ -84,7 +87,6 @@ def test_a_study_file_that_was_changed_beside_a_kill_is_refused_and_the_old_one_
 def test_a_model_that_was_changed_beside_a_kill_is_said_to_begin_anew(tmp_path: Path, executor: str) -> None:
     path, url = write(tmp_path, executor, EPOCHS, GRID.replace("points: 3", "points: 2")), on_sqlite(tmp_path)
     landed = killed_inside_an_attempt(path, url, checkpointed=True)
-    time.sleep(1)  # its workers end some milliseconds later, and may write a checkpoint yet
     kept = {file.name.partition(".")[0] for file in (tmp_path / "states").glob("*.ckpt")}
     module = tmp_path / "slow_user.py"
     module.write_text(

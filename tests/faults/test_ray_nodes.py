@@ -20,6 +20,7 @@ import pytest
 from lrsearch.storage.store import open_store
 from lrsearch.trial import StudyRecord
 from tests.faults.harness import on_sqlite, running_attempts, said, start, unbroken, write
+from tests.processes import lives
 from tests.ray_cluster import ROOT, Nodes, descendants, freeze, processes_of, running, thaw
 from tests.test_study import outcome
 
@@ -39,8 +40,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
     return unbroken(tmp_path_factory.mktemp("unbroken"), "{name: inline}", epochs=EPOCHS)
 
 
-EPOCHS = 25
-"""A trial takes one and a half to two seconds, and keeps its state every 0.2 s."""
+EPOCHS = 50
+"""A trial takes three seconds, and keeps its state every 0.2 s: another node is there before the study ends."""
 BUSY_SECONDS = 0.8
 
 
@@ -197,7 +198,7 @@ def test_a_study_that_is_stopped_or_killed_leaves_no_process_and_goes_on(
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     assert process.wait(timeout=30) == code
     deadline = time.monotonic() + 20
-    while left := [pid for pid in children if _lives(pid)]:
+    while left := [pid for pid in children if lives(pid)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
     reader.join()
@@ -217,10 +218,3 @@ def _read_all(descriptor: int, into: list[bytes]) -> None:
     with contextlib.suppress(OSError):  # its other side is closed
         while part := os.read(descriptor, 65536):
             into.append(part)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
