@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import IO, Any, LiteralString
 
 import psycopg
 import pytest
@@ -140,17 +140,18 @@ def test_a_study_outlives_its_database(server: Server, on_sqlite: str, tmp_path:
     (tmp_path / "study.yaml").write_text(LONG)
     draw = random.Random(server.major)
     ways = itertools.islice(itertools.cycle(("fast", "immediate", "kill")), OUTAGES)
-    process = _start(tmp_path, url)
-    landed = 0
+    heard = tmp_path / "heard.txt"
+    with heard.open("w") as file:
+        process = _start(tmp_path, url, stderr=file)
     for number, how in enumerate(ways):
-        landed += _wait_until_a_trial_runs(url, process)
-        time.sleep(draw.uniform(0, 0.8))
+        assert _wait_until_a_trial_runs(url, process), f"ended before outage {number}: {heard.read_text()}"
+        time.sleep(draw.uniform(0, 0.2))
         server.kill() if how == "kill" else server.stop(how)
         time.sleep(draw.uniform(1, 10) if number != 3 else 30)
         server.start()
-    _, said = process.communicate(timeout=3000)
-    assert process.returncode == 0, said
-    assert landed == OUTAGES
+        _wait_until_it_says("Database away for ", number + 1, heard)
+    assert process.wait(timeout=3000) == 0, heard.read_text()
+    said = heard.read_text()
     assert said.count("Database away for ") == OUTAGES, said
     assert "Traceback" not in said
     assert PASSWORD not in said
@@ -250,15 +251,23 @@ def _without(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> list[dict[
     return [{key: value for key, value in row.items() if key not in columns} for row in rows]
 
 
-def _start(folder: Path, url: str, *prefix: str) -> subprocess.Popen[str]:
+def _start(folder: Path, url: str, *prefix: str, stderr: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*prefix, sys.executable, "-m", "lrsearch", "run-study", "study.yaml"],
         cwd=folder,
         env={**ENVIRONMENT, "LRSEARCH_DATABASE": url},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
+
+
+def _wait_until_it_says(words: str, times: int, heard: Path) -> None:
+    """Wait until a study has said these words so often: it has noticed that its database was away, and is back."""
+    deadline = time.monotonic() + 60
+    while heard.read_text().count(words) < times:
+        assert time.monotonic() < deadline, f"not said {times} times: {words!r} in {heard.read_text()}"
+        time.sleep(0.05)
 
 
 def _wait_until_a_trial_runs(url: str, process: subprocess.Popen[Any]) -> bool:
