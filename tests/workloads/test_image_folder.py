@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import torchvision.datasets
 from PIL import Image
 
 from lrsearch.errors import DataError
-from lrsearch.workloads import _image_decoding
 from lrsearch.workloads._image_decoding import decode_all
 from lrsearch.workloads._image_files import EXTENSIONS, list_images
 from lrsearch.workloads.image_folder import ImageFolder
@@ -95,36 +95,36 @@ class TestTreeWithTestFolder(ImageContract):
         with pytest.raises(DataError, match=r"train/bird/005\.png"):
             workload.read()
 
-    @pytest.mark.parametrize("files", [1, 2, 7])
-    def test_many_files_are_decoded_in_processes_to_the_same_pixels(
-        self, workload: ImageFolder, monkeypatch: pytest.MonkeyPatch, files: int
-    ) -> None:
-        before = workload.read()
-        monkeypatch.setattr(_image_decoding, "WORTH_A_PROCESS", 90 // files)
-        monkeypatch.setattr(_image_decoding, "_processors", lambda: files)
-        monkeypatch.setattr(_image_decoding, "_in_threads", None if files > 1 else _image_decoding._in_threads)
-        paths = [Path(path) for path, _ in list_images(workload.data_root, None).train]
-        assert np.array_equal(decode_all(paths, None, "RGB"), before.train_images)
-        if files > 1:
-            for name in ("dog", "cat"):
-                (workload.data_root / "train" / name / "005.png").write_bytes(b"no image")
-            with pytest.raises(
-                DataError, match=r"The image .*train/cat/005\.png cannot be read .*replace or remove it"
-            ):
-                decode_all(paths, None, "RGB")
-            Image.new("RGB", (13, 12)).save(workload.data_root / "train" / "bird" / "007.png")
-            with pytest.raises(DataError, match=r"000.png is 12x12 and .*bird/007.png is 13x12: set"):
-                decode_all(paths, None, "RGB")
+    @pytest.mark.parametrize("color", ["RGB", "L"])
+    @pytest.mark.parametrize("made_of", ["RGB", "L", "CMYK"])
+    def test_a_jpeg_has_the_pixels_that_pillow_gives(self, tmp_path: Path, made_of: str, color: str) -> None:
+        noise = np.random.default_rng(0)
+        for number, (subsampling, progressive, size) in enumerate(
+            itertools.product((0, 1, 2), (False, True), ((32, 32), (33, 31), (500, 333)))
+        ):
+            pixels = noise.integers(0, 256, (*size, 3), np.uint8)
+            path = tmp_path / f"{number}.jpg"
+            Image.fromarray(pixels).convert(made_of).save(path, subsampling=subsampling, progressive=progressive)
+            with Image.open(path) as image:
+                expected = np.asarray(image.convert(color)).reshape(*size, -1).transpose(2, 0, 1)
+            assert np.array_equal(decode_all([path], None, color)[0], expected)
 
-    def test_a_process_that_has_much_to_say_decodes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Pillow warns of a palette whose transparency is given in bytes."""
-        monkeypatch.setattr(_image_decoding, "WORTH_A_PROCESS", 500)
-        monkeypatch.setattr(_image_decoding, "_processors", lambda: 2)
-        monkeypatch.setenv("PYTHONWARNINGS", "always")
-        picture = Image.new("P", (8, 8))
-        picture.save(tmp_path / "one.png", transparency=bytes(range(4)))
-        images = decode_all([tmp_path / "one.png"] * 1_000, None, "RGB")
-        assert images.shape == (1_000, 3, 8, 8)
+    def test_a_jpeg_is_not_left_to_pillow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        Image.new("RGB", (8, 8), (200, 100, 50)).save(tmp_path / "one.jpg")
+        monkeypatch.setattr(Image, "open", None)
+        assert decode_all([tmp_path / "one.jpg"] * 3, None, "RGB").shape == (3, 3, 8, 8)
+
+    @pytest.mark.parametrize("damage", ["text", "truncated", "empty", "bomb"])
+    def test_a_corrupt_jpeg_is_named(self, tmp_path: Path, damage: str) -> None:
+        path = tmp_path / "one.jpg"
+        Image.effect_noise((64, 64), 100).convert("RGB").save(path)
+        whole = path.read_bytes()
+        size = whole.index(b"\xff\xc0") + 5
+        bomb = whole[:size] + b"\xff\xdc\xff\xdc" + whole[size + 4 :]
+        damaged = {"text": b"no image", "truncated": whole[: len(whole) // 2], "empty": b"", "bomb": bomb}[damage]
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"The image .*one.jpg cannot be read .*replace or remove it"):
+            decode_all([path], None, "RGB")
 
     def test_a_changed_added_or_removed_image_is_seen(self, workload: ImageFolder) -> None:
         before = workload.read().train_images[0].copy()
