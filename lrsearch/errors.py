@@ -92,6 +92,8 @@ class StudyBusyError(LrsearchError):
     exit_code = 6
     holder = ""
     """That process in words, as far as it is known."""
+    turn = 0
+    """Which it is among all that have held the study, counted from 1."""
 
 
 class StudyChangedError(LrsearchError):

@@ -60,7 +60,8 @@ def run_study(
 
     Raises StudyChangedError when the stored study of this name says something else (`extend` allows more seeds, trials
     or strategies, `fresh` starts a new version), StudyBusyError when another process runs it (on PostgreSQL that one
-    is waited for), StudyFailedError when its trials keep failing, DataError and WorkloadError before the first trial.
+    is waited for), StudyFailedError when its trials keep failing, here or in a process that was waited for, DataError
+    and WorkloadError before the first trial.
     On Ctrl-C or SIGTERM the running attempt is closed with its cost, and KeyboardInterrupt or Terminated goes on to the
     caller.
     """
@@ -94,12 +95,16 @@ def run_study(
             observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
         mirror = _open_mirror(mirror_url, store)
         conductor = Conductor(config, store, study, lease, observer, mirror, signals, executor, prepared)
-        with noted(partial(store.add_event, study.id, "surroundings"), config.folder):
-            finished = conductor.run()
-        record = store.record(study.name, study.version)
-        if not finished:
-            return record
-        _check_any_model(record)
+        try:
+            with noted(partial(store.add_event, study.id, "surroundings"), config.folder):
+                finished = conductor.run()
+            record = store.record(study.name, study.version)
+            if not finished:
+                return record
+            _check_any_model(record)
+        except StudyFailedError as error:
+            store.note_failure(study.id, str(error))
+            raise
         store.finish_study(study.id)
     record = replace(record, finished=True)
     observer.study_finished(record)
@@ -140,10 +145,11 @@ def _create_study(config: StudyConfig, store: Store, before: StudyRow | None) ->
 def _take_lease(study: StudyRow, store: Store, observer: Observer, signals: Signals, stack: ExitStack) -> Lease:
     """Take the study's lease and keep it until the end of `stack`; on PostgreSQL wait for whoever has it.
 
-    Raises StudyBusyError on SQLite, which is for one machine: there the other process is at hand.
+    Raises StudyBusyError on SQLite, which is for one machine: there the other process is at hand. Raises
+    StudyFailedError when the study failed while it was waited for: its next trials would fail here as well.
     """
     lease = Lease(store, study.id, observer.message)
-    holder = ""
+    holder, turn = "", 0
     while True:
         try:
             lease.take()
@@ -152,7 +158,7 @@ def _take_lease(study: StudyRow, store: Store, observer: Observer, signals: Sign
             if store.sqlite_file is not None:
                 raise
             if error.holder != holder:
-                holder = error.holder
+                holder, turn = error.holder, turn or error.turn
                 observer.message(
                     f"Study {study.name!r} is being run by {holder}. Waiting until it ends; if it dies, this process "
                     f"takes the study over {LEASE_SECONDS:.0f} s after its last sign of life. Ctrl-C leaves."
@@ -161,6 +167,9 @@ def _take_lease(study: StudyRow, store: Store, observer: Observer, signals: Sign
             time.sleep(LOOK_SECONDS)
     stack.enter_context(lease.kept())
     if holder:
+        failure = store.failure_since(study.id, turn)
+        if failure is not None:
+            raise StudyFailedError(f"Study {study.name!r}, which was waited for, has failed in {holder}. {failure}")
         observer.message(f"The lease of {holder} has ended: it is this process's turn.")
     return lease
 

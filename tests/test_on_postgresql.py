@@ -56,6 +56,39 @@ strategies:
   grid: {{name: grid, points: {5 * OUTAGES}}}
 """
 """Enough trials of one to two seconds for one in the middle of which each outage falls."""
+WEARING = """
+import pathlib, time, torch
+
+def data():
+    inputs = torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
+    targets = (inputs.sum(1) > 0).long()
+    return (inputs[:120], targets[:120]), (inputs[120:], targets[120:])
+
+class Model(torch.nn.Linear):
+    calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        if self.calls > 20 and pathlib.Path(__file__).with_name("worn").exists():
+            raise RuntimeError("worn out")
+        time.sleep(0.004)
+        return super().forward(inputs)
+
+def model():
+    return Model(4, 2)
+"""
+"""A user's module whose models fail in their trials, not while these are prepared, for as long as a file lies there."""
+WEARING_STUDY = """\
+version: 1
+name: wearing
+workload: {name: callable, model: 'wearing:model', data: 'wearing:data', batch_size: 8, python_path: .}
+training: {epochs: 30, device: cpu, optimizer: {name: sgd}}
+gangs: off
+seeds: [0]
+rates: {low: 1e-3, high: 1.0}
+strategies:
+  grid: {name: grid, points: 10}
+"""
 PREPARATION_SECONDS = 30
 """What a busy machine may need to import torch and to get ready."""
 DRAWN = re.compile(
@@ -234,6 +267,35 @@ def test_when_the_process_that_runs_a_study_is_killed_another_takes_it_over(
     for table in ("trials", "curves"):
         ended = ("attempts", "attempt", "estimated")
         assert _without(exported(url, "long")[table], ended) == _without(exported(on_sqlite, "long")[table], ended)
+
+
+def test_who_waited_for_a_study_that_fails_says_so_and_runs_nothing(server: Server, tmp_path: Path) -> None:
+    """And whoever then types the command again, the cause mended, has the trials that were not tried."""
+    url = server.new_database()
+    (tmp_path / "study.yaml").write_text(WEARING_STUDY)
+    (tmp_path / "wearing.py").write_text(WEARING)
+    worn = tmp_path / "worn"
+    first = _start(tmp_path, url)
+    assert _wait_until_a_trial_runs(url, first)
+    others = [_start(tmp_path, url) for _ in range(3)]
+    assert [_line_with(process, "Waiting until it ends") for process in others] == [True] * 3
+    assert first.poll() is None
+    worn.touch()
+    said = [" ".join(process.communicate(timeout=900)[1].split()) for process in (first, *others)]
+    assert [process.returncode for process in (first, *others)] == [5] * 4, said
+    assert "Stopped after 3 trials in a row failed in the same way: RuntimeError: worn out" in said[0]
+    for text in said[1:]:
+        assert "Study 'wearing', which was waited for, has failed in process" in text
+        assert "Stopped after 3 trials in a row failed in the same way: RuntimeError: worn out" in text
+        assert "start a new version with --fresh" in text
+    tried = exported(url, "wearing")["trials"]
+    assert [row["status"] for row in tried].count("failed") == 3
+    worn.unlink()
+    lrsearch(tmp_path, "run-study", "study.yaml", LRSEARCH_DATABASE=url)
+    trials = exported(url, "wearing")["trials"]
+    assert len(trials) == 10
+    assert trials[: len(tried)] == tried
+    assert {row["status"] for row in trials[len(tried) :]} == {"completed"}
 
 
 def _line_with(process: subprocess.Popen[str], words: str) -> bool:

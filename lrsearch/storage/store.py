@@ -43,7 +43,7 @@ from lrsearch.storage.reading import (
     read_trials,
     result_columns,
 )
-from lrsearch.storage.schema import attempt, curve_point, range_test_point, search, study, trial
+from lrsearch.storage.schema import attempt, curve_point, event, range_test_point, search, study, trial
 from lrsearch.storage.statements import (
     Begun,
     LostAttempt,
@@ -231,6 +231,22 @@ class Store:
         now = datetime.now(UTC)
         self._write(lambda connection: insert_event(connection, study_id, now, kind, data))
 
+    def note_failure(self, study_id: int, error: str) -> None:
+        """Store why the study's holder gives it up."""
+        now = datetime.now(UTC)
+
+        def work(connection: Connection) -> None:
+            turn = study_for_update(connection, study_id).token
+            insert_event(connection, study_id, now, "failed", {"error": error, "turn": turn})
+
+        self._write(work)
+
+    def failure_since(self, study_id: int, turn: int) -> str | None:
+        """Return why the last holder that gave the study up did so, if that was the one of this turn or a later one."""
+        failures = sa.select(event.c.data).where(event.c.study_id == study_id, event.c.kind == "failed")
+        last = self._read(lambda connection: connection.scalar(failures.order_by(event.c.id.desc()).limit(1)))
+        return last["error"] if last is not None and last["turn"] >= turn else None
+
     def finish_study(self, study_id: int) -> None:
         statement = sa.update(study).where(study.c.id == study_id, study.c.finished_at.is_(None))
         now = datetime.now(UTC)
@@ -256,7 +272,7 @@ class Store:
                     f"Study {row.name!r} is being run by {spoken(row.owner)} (sign of life due by "
                     f"{row.lease_expires_at:%Y-%m-%d %H:%M:%S} UTC); wait for it or stop it, then try again."
                 )
-                busy.holder = spoken(row.owner)
+                busy.holder, busy.turn = spoken(row.owner), row.token
                 raise busy
             values: dict[str, Any] = {"owner": owner, "lease_seconds": lease_seconds}
             if row.owner != owner:

@@ -366,6 +366,7 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(cut_url: str, cutter: Co
         left = cut(begin, store, study)
         cut(store.reconcile, study.id)
         cut(store.add_event, study.id, "run", {"held_seconds": 1.0})
+        cut(store.note_failure, study.id, "worn out")
         cut(store.finish_study, study.id)
         cut(store.release, study.id, OWNER)
         record = store.record("digits")
@@ -376,7 +377,7 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(cut_url: str, cutter: Co
     assert record.trials[0].attempts[1].phase_seconds["idle"] == 0.05 + 0.125
     assert record.trials[0].result is not None
     assert record.trials[0].result.curve == points()
-    assert [event.kind for event in record.events] == ["attempts_lost", "run"]
+    assert [event.kind for event in record.events] == ["attempts_lost", "run", "failed"]
     assert record.finished
 
 

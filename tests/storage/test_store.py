@@ -211,6 +211,24 @@ class TestLease:
         with pytest.raises(StudyBusyError, match="process 2 on elsewhere"):
             store.acquire(row.id, OWNER, 60.0)
 
+    def test_whoever_waits_learns_of_a_failure_since_then_and_of_none_before(self, store: Store) -> None:
+        row = store.create_study("digits", CONFIG, "a")
+
+        def hold_and_wait(owner: str) -> int:
+            store.acquire(row.id, owner, 60.0)
+            with pytest.raises(StudyBusyError) as busy:
+                store.acquire(row.id, "elsewhere:2:2:2", 60.0)
+            return busy.value.turn
+
+        first = hold_and_wait(OWNER)
+        assert store.failure_since(row.id, first) is None
+        store.note_failure(row.id, "worn out")
+        store.release(row.id, OWNER)
+        assert store.failure_since(row.id, first) == "worn out"
+        second = hold_and_wait(OWNER)
+        assert store.failure_since(row.id, second) is None, "that was before"
+        assert store.failure_since(row.id, first) == "worn out"
+
     def test_a_clock_that_is_set_takes_no_study_from_a_process_that_lives_here(self, store: Store) -> None:
         row = store.create_study("digits", CONFIG, "a")
         store.acquire(row.id, this_owner(), 0.0)
