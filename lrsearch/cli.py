@@ -438,7 +438,7 @@ def analyze(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """Compute every number of a report's tables again, from an exported table of trials alone."""
+    """Compute every number of a report again, from an exported table of trials alone."""
     from lrsearch.analysis.document import study_document
     from lrsearch.analysis.exported import notes_on, read_rows, record_of_rows
     from lrsearch.figures import figure_tables
@@ -464,12 +464,14 @@ def analyze(
 
 
 def _print_analysis(record: StudyRecord) -> None:
-    """Print the verdict and all tables in the words of the report."""
+    """Print the verdict, all tables, what could be wrong and what ran in the words of the report."""
     from rich.table import Table
     from rich.text import Text
 
     from lrsearch.analysis import summarise
+    from lrsearch.analysis.strip import strip, strip_lines
     from lrsearch.analysis.table import columns, row_cells
+    from lrsearch.analysis.threats import threats
     from lrsearch.figures import FIGURES
     from lrsearch.figures import Table as Rows
 
@@ -489,6 +491,8 @@ def _print_analysis(record: StudyRecord) -> None:
                 drawn.add_row(*map(Text, row))
             typer.echo()
             _print(drawn)
+    typer.echo("\n  ".join(["\nWhat could be wrong", *threats(record, summary)]))
+    typer.echo("\n  ".join(["\nWhat ran", *(f"{name}: {text}" for name, text in strip_lines(strip(record)))]))
 
 
 @app.command("report")

@@ -25,6 +25,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lrsearch import __version__, faults
+from lrsearch.analysis import wording
 from lrsearch.errors import StorageError
 from lrsearch.figures import Drawing, Table
 from lrsearch.figures._style import WayStyle
@@ -91,7 +92,7 @@ def render_page(template: str, *, way_styles: Sequence[WayStyle] = (), draws: bo
             policy=content_security_policy(scripts, [style]),
             is_small=is_small or not draws,
             version=__version__,
-            written_at=moment(datetime.now(UTC)),
+            written_at=wording.moment(datetime.now(UTC)),
             **context,
         )
     )
@@ -187,10 +188,6 @@ def download(name: str, what: str, text: str) -> Download:
         content, kind, name = gzip.compress(content, mtime=0), "application/gzip", f"{name}.gz"
     address = f"data:{kind};base64,{base64.b64encode(content).decode()}"
     return Download(name, what, address, f"{max(1, round(len(content) / 1000)):,} kB")
-
-
-def moment(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def write_page(page: str, path: Path) -> Path:

@@ -274,7 +274,7 @@ class DeviceInfo:
     name: str
     count: int = 1
     threads: int = 1
-    """Threads that torch used for one operation."""
+    """Threads that torch used for one operation; 0 where nobody noted it."""
 
 
 @dataclass(frozen=True)

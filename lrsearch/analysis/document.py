@@ -1,22 +1,38 @@
-"""Every number of a report's tables as one JSON document."""
+"""Every number of a report as one JSON document, and beside them its words that say numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from datetime import datetime
 from typing import Any
 
 from lrsearch.analysis import details
+from lrsearch.analysis.held import held_time, sentence
+from lrsearch.analysis.problems import problems
+from lrsearch.analysis.strip import strip, strip_lines
 from lrsearch.analysis.summary import summarise
+from lrsearch.analysis.table import columns
+from lrsearch.analysis.threats import threats
 from lrsearch.trial import StudyRecord
 
 
 def study_document(record: StudyRecord) -> dict[str, Any]:
     """Return the numbers as JSON values: "infinite" for never and for an interval without an end, null for unknown."""
     summary = summarise(record)
+    held, shown = held_time(record), columns(summary)
     return {
         **plain(summary),
+        "cells": {
+            row.key: {column.title: [cell.text, *cell.notes] for column in shown for cell in [column.cell(row)]}
+            for row in summary.ways
+        },
+        "strip": {**plain(found := strip(record)), "lines": dict(strip_lines(found))},
+        "threats": threats(record, summary),
+        "held_time": None if held is None else {**plain(held), "share": held.share, "line": sentence(held)},
+        "problems": plain(problems(record)),
+        "events": plain(record.events),
         "ways": {row.key: _row(row) for row in summary.ways},
         "cross_table": [
             {"origin": cell.origin, "schedule": cell.schedule, "ways": [row.key for row in cell.ways]}
@@ -58,6 +74,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "infinite" if value > 0 else "minus infinite"
     return value

@@ -12,17 +12,17 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TextIO, cast
 
 from lrsearch.analysis.plain import plain_number
+from lrsearch.analysis.strip import UNKNOWN_TIME
 from lrsearch.errors import UsageError
 from lrsearch.trial import (
     CHARGED_PHASES,
     FINISHED_STATUSES,
     PHASES,
     AttemptRecord,
-    AttemptStatus,
     Choice,
     CurvePoint,
     DeviceInfo,
@@ -49,7 +49,7 @@ ORIGINS = {
     "default": "default_rate",
 }
 """What a way does whose settings the table lacks, by the beginning of its name; else it is some search over rates."""
-UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+TIMES = ("started_at", "finished_at")
 Row = Mapping[str, Any]
 
 
@@ -81,6 +81,11 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
     tests = [row for row in rows if row.get("stage") == "range_test"]
     if tests and not any(row.get("range_test_points") for row in tests):
         notes.append("The table has no points of range tests (column range_test_points): their verdicts are left out.")
+    if not any(row.get("attempt_records") for row in rows):
+        notes.append(
+            "The table does not tell one attempt from another (column attempt_records): versions are unknown, and how "
+            "much of the time that the device was held is accounted for."
+        )
     return notes
 
 
@@ -192,6 +197,8 @@ def _trial(row: Row, place: int) -> TrialRecord:
     result = None
     if status in FINISHED_STATUSES:
         last = plain_number(row.get("last_attempt_seconds"))
+        if row.get("attempt_records") or len(attempts) == 1:
+            last = None
         result = TrialResult(
             uuid=str(row.get("uuid") or place),
             status=status,
@@ -259,45 +266,61 @@ def _phase_seconds(row: Row) -> dict[str, float]:
 
 def _device(row: Row) -> DeviceInfo | None:
     kind = row.get("device_kind")
-    return DeviceInfo(str(kind), str(row.get("device_name") or "unnamed")) if kind else None
+    name, threads = str(row.get("device_name") or "unnamed"), _whole(row.get("device_threads")) or 0
+    return DeviceInfo(str(kind), name, _whole(row.get("device_count")) or 1, threads) if kind else None
 
 
 def _attempts(
     row: Row, status: str, phases: Mapping[str, float], device: DeviceInfo | None
 ) -> tuple[AttemptRecord, ...]:
-    """Return the attempts: the table has their number and their sums, the seconds of the lost ones as a phase."""
+    told = _json(row.get("attempt_records"))
+    return _summed_attempts(row, status, phases, device) if told is None else tuple(map(_attempt_of, told))
+
+
+def _attempt_of(told: Mapping[str, Any]) -> AttemptRecord:
+    times = {name: datetime.fromisoformat(told[name]) if told[name] else None for name in TIMES}
+    return AttemptRecord(**{**told, **times, "device": told["device"] and DeviceInfo(**told["device"])})
+
+
+def _summed_attempts(
+    row: Row, status: str, phases: Mapping[str, float], device: DeviceInfo | None
+) -> tuple[AttemptRecord, ...]:
+    """Return the attempts of a table that has their number and their sums, the seconds of the lost ones as a phase."""
     count = _whole(row.get("attempts"))
     count = (0 if status == "planned" else 1) if count is None else count
     estimated = row.get("estimated") in ("true", True)
-    cores = plain_number(row.get("core_seconds"))
+    began, ended = (datetime.fromisoformat(row[name]) if row.get(name) else None for name in TIMES)
+    rest = {phase: seconds for phase, seconds in phases.items() if phase != "lost" or count < 2}
     lost = [
-        _attempt(number, "lost", {"lost": phases["lost"] if number == 1 else 0.0}, None, None if estimated else 0.0)
+        AttemptRecord(
+            number=number,
+            status="lost",
+            owner="",
+            started_at=began or UNKNOWN_TIME,
+            finished_at=None,
+            phase_seconds={"lost": phases["lost"] if number == 1 else 0.0},
+            core_seconds=None if estimated else 0.0,
+            estimated=estimated and number == 1,
+            device=None,
+        )
         for number in range(1, count)
     ]
-    rest = {phase: seconds for phase, seconds in phases.items() if phase != "lost" or not lost}
-    ended: AttemptStatus = "running" if status == "running" else "finished"
-    last = _attempt(count, ended, rest, device, cores)
+    last = AttemptRecord(
+        number=count,
+        status="running" if status == "running" else "finished",
+        owner="",
+        started_at=began or UNKNOWN_TIME,
+        finished_at=ended,
+        phase_seconds=rest,
+        core_seconds=plain_number(row.get("core_seconds")),
+        estimated=False,
+        device=device,
+    )
     size, billed = _whole(row.get("gang_size")) or 1, plain_number(row.get("billed_device_seconds"))
     if size > 1 and billed is not None:
         undivided = phases.get("idle", 0.0) + phases.get("lost", 0.0)
         last = replace(last, gang_size=size, billed_phase_seconds={"train": billed - undivided})
     return (*lost, last) if count else ()
-
-
-def _attempt(
-    number: int, status: AttemptStatus, seconds: Mapping[str, float], device: DeviceInfo | None, cores: float | None
-) -> AttemptRecord:
-    return AttemptRecord(
-        number=number,
-        status=status,
-        owner="",
-        started_at=UNKNOWN_TIME,
-        finished_at=None,
-        phase_seconds=seconds,
-        core_seconds=cores,
-        estimated=False,
-        device=device,
-    )
 
 
 def _curve(row: Row, attempts: Sequence[AttemptRecord]) -> tuple[CurvePoint, ...]:

@@ -7,11 +7,11 @@ from statistics import median
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.searches import tests_once
+from lrsearch.analysis.strip import EXCLUSIVE_BELOW, busy_with_others, package_versions
 from lrsearch.analysis.summary import StudySummary
 from lrsearch.trial import StudyRecord
 
 EDGE_SHARE = 0.5
-EXCLUSIVE_BELOW = 0.1  # processors kept busy by others, assumed: what an idle system's own services take
 STEP_TIME_RATIO = 1.5  # assumed: trials differ in their rates alone, so that their steps should take equally long
 
 
@@ -108,21 +108,3 @@ def _records(record: StudyRecord) -> Iterator[str]:
     differing = {name for name, found in package_versions(record).items() if len(found) > 1}
     if differing:
         yield f"Attempts ran with different versions of {', '.join(sorted(differing))}."
-
-
-def busy_with_others(record: StudyRecord) -> float | None:
-    """Return how many processors other programs kept busy, the mean over runs by their length; None if not recorded."""
-    noted = [event.data for event in record.events if event.kind == "surroundings"]
-    known = [one for one in noted if one.get("busy_with_others") is not None]
-    seconds = sum(one["seconds"] for one in known)
-    return sum(one["busy_with_others"] * one["seconds"] for one in known) / seconds if seconds else None
-
-
-def package_versions(record: StudyRecord) -> dict[str, list[str]]:
-    """Return the versions of each package that attempts ran with, in order of appearance."""
-    found: dict[str, dict[str, None]] = {}
-    for trial in record.trials:
-        for attempt in trial.attempts:
-            for name, version in attempt.versions.items():
-                found.setdefault(name, {})[version] = None
-    return {name: list(versions) for name, versions in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 THIN_SPACE = "\u2009"
 MINUS = "\u2212"
@@ -93,3 +94,12 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     ('1 trial', '3 trials')
     """
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def moment(at: datetime) -> str:
+    """Return a time to the minute.
+
+    >>> moment(datetime(2026, 11, 23, 9, 5, 59, tzinfo=UTC))
+    '2026-11-23 09:05 UTC'
+    """
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

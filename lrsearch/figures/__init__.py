@@ -43,11 +43,16 @@ FIGURES: Mapping[str, Drawing] = {
 
 
 def figure_tables(record: StudyRecord) -> dict[str, dict[str, Any]]:
-    """Return, as the report shows them, the tables of all figures that have one."""
-    tables = {key: (drawing.title, drawing.table(record)) for key, drawing in FIGURES.items()}
+    """Return, as the report shows them, the tables of all figures that have one, with the figures' captions."""
+    tables = {key: drawing.table(record) for key, drawing in FIGURES.items()}
     return {
-        key: {"title": title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
-        for key, (title, table) in tables.items()
+        key: {
+            "title": FIGURES[key].title,
+            "caption": FIGURES[key].caption(record),
+            "columns": list(table.columns),
+            "rows": [list(row) for row in table.rows],
+        }
+        for key, table in tables.items()
         if table.rows
     }
 

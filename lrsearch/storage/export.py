@@ -18,8 +18,9 @@ seconds x devices held, times are UTC in ISO 8601, an empty cell is a value that
   the trial so far, validation value], all of the run that its search chose, of other runs those that were better than
   all before and the first at or after 10, 20, 30, 40 and 50 % of the epochs (the table curves has them all);
   range_test_points: JSON, the plan and of each rung [learning rate, training loss, validation loss, validation value];
-  and study_record, in the first row alone: JSON, the study file with its defaults, what is known of the workload,
-  whether the study is finished, and the events of its ledger.
+  attempt_records: JSON, each attempt with its times, device, versions, seconds by phase and the number of the process
+  that ran it, counted through the table; and study_record, in the first row alone: JSON, the study file with its
+  defaults, what is known of the workload, whether the study is finished, and the events of its ledger.
 - attempts: the same of each attempt, with its own number, status (finished, interrupted, lost, running) and owner.
 - curves: the points of the attempt that finished; charged_device_seconds is cumulative within it.
 - range_tests: the rungs; values belong to the model after the step at learning_rate.
@@ -73,7 +74,7 @@ COLUMNS: Mapping[TableName, tuple[str, ...]] = {
         *_TIMES,
         "error",
         *("target", "higher_is_better", "chance", "price", "last_attempt_seconds", "seconds_to_target"),
-        *("evaluations", "range_test_points", "study_record"),
+        *("evaluations", "range_test_points", "attempt_records", "study_record"),
     ),
     "attempts": (*_TRIAL, "attempt", "status", "owner", *_SECONDS, *_DEVICE, *_TIMES, "versions", "error"),
     "curves": (*_TRIAL, "attempt", *CurvePoint.__dataclass_fields__),
@@ -92,8 +93,10 @@ class Rows(list[dict[str, Any]]):
 def export_rows(record: StudyRecord, table: TableName, *, without: Collection[str] = ()) -> Rows:
     """Return the table's rows in the order of the trials; the columns are `COLUMNS[table]` but for those `without`."""
     chosen = {one.trial.uuid for key in record.strategies for s in searches(record, key) if (one := s.incumbent)}
+    owners = {attempt.owner: None for trial in _all_trials(record) for attempt in trial.attempts}
+    processes = {owner: str(number) for number, owner in enumerate(owners, start=1)}
     makers: Mapping[TableName, Callable[[StudyRecord, TrialRecord], Iterator[dict[str, Any]]]] = {
-        "trials": partial(_trial_rows, chosen=chosen, without=without),
+        "trials": partial(_trial_rows, chosen=chosen, processes=processes, without=without),
         "attempts": _attempt_rows,
         "curves": _curve_rows,
         "range_tests": _range_test_rows,
@@ -118,7 +121,12 @@ def _cell(value: Any) -> Any:
 
 
 def _trial_rows(
-    record: StudyRecord, trial: TrialRecord, *, chosen: Collection[str], without: Collection[str]
+    record: StudyRecord,
+    trial: TrialRecord,
+    *,
+    chosen: Collection[str],
+    processes: Mapping[str, str],
+    without: Collection[str],
 ) -> Iterator[dict[str, Any]]:
     proposal, result = trial.proposal, trial.result
     facts = (result.facts if result else None) or record.facts
@@ -158,6 +166,7 @@ def _trial_rows(
         "seconds_to_target": _seconds_to_target(record, trial),
         "evaluations": None if "evaluations" in without else _evaluations(record, trial, trial.uuid in chosen),
         "range_test_points": None if "range_test_points" in without else _range_test(trial),
+        "attempt_records": [_attempt_record(attempt, processes) for attempt in trial.attempts],
         "study_record": _study_record(record) if trial is next(_all_trials(record)) else None,
     }
 
@@ -171,6 +180,12 @@ def _study_record(record: StudyRecord) -> dict[str, Any]:
     rest = {"config": record.config, "facts": record.facts and asdict(record.facts), "finished": record.finished}
     events = [{"at": event.at.isoformat(), "kind": event.kind, "data": event.data} for event in record.events]
     return dict(json.loads(json.dumps({**rest, "events": events}, default=str)))
+
+
+def _attempt_record(attempt: AttemptRecord, processes: Mapping[str, str]) -> dict[str, Any]:
+    """Return an attempt as plain values; its process by number, because pages are shown to those who need no host."""
+    times = {"started_at": _time(attempt.started_at), "finished_at": _time(attempt.finished_at)}
+    return {**asdict(attempt), **times, "owner": processes[attempt.owner]}
 
 
 def _range_test(trial: TrialRecord) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from lrsearch import __version__
 from lrsearch.analysis import summarise
 from lrsearch.analysis.details import early_clues
 from lrsearch.analysis.document import study_document
@@ -22,13 +23,13 @@ from lrsearch.analysis.exported import notes_on, read_rows, read_trials, record_
 from lrsearch.analysis.table import columns, row_cells
 from lrsearch.config import load_study
 from lrsearch.errors import UsageError
-from lrsearch.figures import FIGURES
+from lrsearch.figures import FIGURES, figure_tables
 from lrsearch.report import render
 from lrsearch.storage.export import export_rows, write_rows
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
 from lrsearch.trial import Event, StudyRecord
-from tests.records import STARTED, make_record, unfinished
+from tests.records import STARTED, VERSIONS, make_record, unfinished
 from tests.test_study import Quiet
 
 STUDY = """
@@ -97,18 +98,25 @@ def test_a_real_study_is_the_same_from_its_csv_cell_by_cell(ran: StudyRecord) ->
     assert summarise(ran).way("grid").confirmed is not None
 
 
-class Tables(HTMLParser):
-    """The rows of all tables of a page, each a list of the texts of its cells, below the section that it stands in."""
+class Page(HTMLParser):
+    """What a page says: `rows` of all tables, each a list of the texts of its cells, and `words`, all text outside of
+    scripts, both with the section that they stand in.
+    """
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.rows: list[tuple[str, list[str]]] = []
-        self._section, self._in_cell = "", False
+        self.words: list[tuple[str, str]] = []
+        self._section, self._in_cell, self._in_script = "", False, False
         self.feed(page)
 
+    def text(self, section: str) -> str:
+        return " ".join(" ".join(words for place, words in self.words if place == section).split())
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "section":
-            self._section = dict(attrs).get("id") or ""
+        self._in_script = tag in ("script", "style")
+        if tag in ("section", "footer"):
+            self._section = dict(attrs).get("id") or tag
         elif tag == "tr":
             self.rows.append((self._section, []))
         elif tag in ("th", "td"):
@@ -117,16 +125,21 @@ class Tables(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self._in_cell = self._in_cell and tag not in ("th", "td")
+        self._in_script = False
+        if tag == "section":
+            self._section = ""
 
     def handle_data(self, data: str) -> None:
+        if not self._in_script:
+            self.words.append((self._section, data))
         if self._in_cell:
             self.rows[-1][1][-1] += data
 
 
-def test_every_cell_of_every_table_of_the_page_is_what_the_csv_alone_gives(ran: StudyRecord, tmp_path: Path) -> None:
-    page = Tables(render(ran)).rows
-    assert {section for section, _ in page} >= {*OF_A_STUDY, "ways", "more", "events"}
-    assert page == Tables(render(through_csv(ran))).rows
+def test_every_word_of_the_page_is_what_the_csv_alone_gives(ran: StudyRecord, tmp_path: Path) -> None:
+    page = Page(render(ran))
+    assert {section for section, _ in page.rows} >= {*OF_A_STUDY, "ways", "more", "events"}
+    assert_same(page, Page(render(through_csv(ran))))
     (tmp_path / "trials.csv").write_text(as_csv(ran).getvalue())
     said = subprocess.run(
         [sys.executable, "-m", "lrsearch", "analyze", str(tmp_path / "trials.csv"), "--json"],
@@ -135,16 +148,101 @@ def test_every_cell_of_every_table_of_the_page_is_what_the_csv_alone_gives(ran: 
         check=True,
     )
     document = json.loads(said.stdout)
-    for key, table in document["tables"].items():
-        assert [cells for section, cells in page if section == key] == [table["columns"], *table["rows"]], key
-    assert set(document["tables"]) == {section for section, _ in page} & set(FIGURES)
+    assert_numbers_of_the_page(document, page)
     assert document["notes"] == []
+    assert document["strip"]["versions"]["lrsearch"] == [__version__]
+    assert document["strip"]["seeds"] == 2
+    assert document["held_time"]["share"] == pytest.approx(1.0, abs=0.2)
+
+
+def assert_same(page: Page, other: Page) -> None:
+    """Hold two pages to the same words, but for the sizes of their downloads and when they were written."""
+    assert page.rows == other.rows
+    apart = ("downloads", "footer")
+    kept, others = ([(s, w) for s, w in one.words if s not in apart] for one in (page, other))
+    assert kept == others
+
+
+def assert_numbers_of_the_page(document: dict[str, Any], page: Page) -> None:
+    """Hold the JSON's words to those of the page, section by section."""
+    for key, table in document["tables"].items():
+        assert [cells for section, cells in page.rows if section == key] == [table["columns"], *table["rows"]], key
+        assert " ".join(table["caption"].split()) in page.text(key)
+    assert set(document["tables"]) == {section for section, _ in page.rows} & set(FIGURES)
+    lines = " ".join(f"{name} {text}" for name, text in document["strip"]["lines"].items())
+    assert page.text("facts") == f"What ran {lines}"
+    threats = page.text("threats")
+    assert document["threats"]
+    assert all(threat in threats for threat in document["threats"])
+    rest = threats
+    for threat in document["threats"]:
+        rest = rest.replace(threat, "", 1)
+    assert rest.split()[:4] == ["What", "could", "be", "wrong"]
+    assert len(rest.split()) <= 6, "and how many more there are"
+    line = (document["held_time"] or {"line": ""})["line"]
+    assert line in page.text("methods")
+    assert bool(line) == ("accounted for" in page.text("methods"))
+    of_ways = [cells for section, cells in page.rows if section in ("ways", "more") and cells[0] != "Way"]
+    shown = [text for cells in of_ways for text in cells[1:]]
+    assert sorted(shown) == sorted("".join(cell) for cells in document["cells"].values() for cell in cells.values())
+    troubled = [tuple(cells[:3]) for section, cells in page.rows if section == "problems" and cells[0] != "Way"]
+    assert troubled == [(one["way"], str(one["seed"]), str(one["trial"])) for one in document["problems"]]
 
 
 def test_the_page_of_a_study_with_failures_is_that_of_its_csv() -> None:
-    page = Tables(render(record := make_record(seeds=[0, 1]))).rows
-    assert "problems" in {section for section, _ in page}
-    assert page == Tables(render(through_csv(record))).rows
+    record = with_surroundings(make_record(seeds=[0, 1]))
+    page = Page(render(record))
+    assert "problems" in {section for section, _ in page.rows}
+    assert "died unseen" in page.text("threats")
+    assert "different versions of torch" in page.text("threats")
+    assert_same(page, Page(render(through_csv(record))))
+    document = study_document(through_csv(record))
+    assert_numbers_of_the_page({**document, "tables": figure_tables(record)}, page)
+    assert document["strip"]["busy_with_others"] == 0.75
+    assert document["strip"]["commits"] == ["abc"]
+
+
+def with_surroundings(record: StudyRecord) -> StudyRecord:
+    """Another process, with another torch, ended the study; the first was killed; the machine was shared."""
+    *others, last = record.trials
+    attempts = tuple(
+        replace(one, owner="other:1:1:1", versions={**one.versions, "torch": "2.11.0"}) for one in last.attempts
+    )
+    noted = {"processors": 2, "seconds": 9.0, "busy_with_others": 0.75, "commit": "abc"}
+    return replace(
+        record,
+        trials=(*others, replace(last, attempts=attempts)),
+        events=(*record.events, Event(STARTED, "surroundings", noted)),
+    )
+
+
+def test_no_host_is_named_in_a_table_that_pages_carry() -> None:
+    record = make_record(seeds=[0])
+    owners = {attempt.owner for trial in record.trials for attempt in trial.attempts}
+    assert owners
+    assert not any(owner in as_csv(record).getvalue() for owner in owners)
+
+
+def test_tables_of_before_attempts_were_told_apart_are_still_read() -> None:
+    record = make_record(seeds=[0, 1])
+    rows = read_rows(as_csv(record, "attempt_records"))
+    assert [note for note in notes_on(rows) if "attempt_records" in note] == notes_on(rows) != []
+    expected, found = (study_document(one) for one in (record, record_of_rows(rows)))
+    assert found["held_time"] is None, "it is not known which process ran what"
+    assert found["strip"].pop("versions") == {}
+    different = {key for key, value in plain_numbers(expected).items() if plain_numbers(found).get(key) != value}
+    assert {key.split("/")[1] for key in different} <= {"held_time", "strip"}
+    assert {key for key in different if key.startswith("/strip")} == {
+        *(f"/strip/versions/{name}/0" for name in VERSIONS),
+        "/strip/lines/Versions",
+    }
+
+
+def plain_numbers(document: dict[str, Any]) -> dict[str, Any]:
+    """Every leaf of a document by its path, numbers to nine digits."""
+    return {
+        key: float(f"{value:.9g}") if isinstance(value, float) else value for key, value in numbers(document).items()
+    }
 
 
 OF_A_STUDY = ("range_test", "schedules", "learning_curves", "value_versus_rate", "cost_by_phase", "leaderboard")
@@ -179,7 +277,7 @@ def test_what_a_table_cannot_give_is_said(ran: StudyRecord) -> None:
     assert notes_on(read_rows(as_csv(ran))) == []
     notes = " ".join(notes_on(read_rows(as_csv(ran, "study_record", "evaluations", "range_test_points"))))
     assert all(column in notes for column in ("study_record", "evaluations", "range_test_points"))
-    assert len(notes_on(read_rows(io.StringIO(HAND_MADE)))) == 2
+    assert len(notes_on(read_rows(io.StringIO(HAND_MADE)))) == 3
 
 
 def test_without_evaluations_costs_to_the_target_are_still_true_and_nothing_is_made_up(ran: StudyRecord) -> None:
