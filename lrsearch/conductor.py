@@ -56,6 +56,8 @@ HEARTBEAT_SECONDS = 1.0
 """A killed attempt is charged up to its last heartbeat, so this bounds how much of its cost can go unseen."""
 FIRST_HEARTBEAT_SECONDS = 0.2
 """So that a short trial that is killed has a cost too."""
+LIVE_AFTER_SECONDS = 5.0
+"""Optuna takes a transaction for each value of a running trial. One that ends sooner is shown in one piece."""
 PROPOSED_AT_ONCE = 8
 ALONE = GangChoice(1)
 EQUAL_FAILURES_TO_STOP = 3
@@ -948,7 +950,7 @@ class _Channel:
             try:
                 self._store.heartbeat(begun.attempt_id, begun.token, points[written:], lost_if_killed_now, None)
                 written = len(points)
-                if not first:
+                if time.perf_counter() - self._since > LIVE_AFTER_SECONDS:
                     self._publish_live(self._trial, points)
             except Exception as error:  # whatever it is, the training goes on and the commit of its result decides
                 self._observer.message(f"A heartbeat was not written: {error}")
