@@ -399,6 +399,7 @@ def test_a_running_trial_is_seen_in_the_ledger_and_in_optuna_before_it_ends(
                     self.seen.append((len(shown.intermediate_values), int(point.epoch)))
 
     monkeypatch.setattr("lrsearch.conductor.HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr("lrsearch.conductor.LIVE_AFTER_SECONDS", 0.5)
     url = f"sqlite:///{tmp_path / 'study.db'}"
     began = time.monotonic()
     run_study(config(write(epochs=30, points=2)), store, observer=Peeking(), mirror_url=url)
