@@ -264,12 +264,12 @@ class Turns:
     def _next_proposal(self, search: Search, history: History) -> Proposal | None:
         """Return what the search tries next. A long history takes time to read: it is read once for several."""
         if not search.proposed:
-            looks_ahead = isinstance(search.strategy, LooksAhead) and search.strategy.looks_ahead
-            search.proposed.extend(search.strategy.propose(history, PROPOSED_AT_ONCE if looks_ahead else 1))
+            count = PROPOSED_AT_ONCE if at_once(search.strategy) > 1 else 1
+            search.proposed.extend(search.strategy.propose(history, count))
         return search.proposed.popleft() if search.proposed else None
 
     def _may_look_ahead(self, strategy: Strategy) -> bool:
-        return self._config.executor.asynchronous or (isinstance(strategy, LooksAhead) and strategy.looks_ahead)
+        return self._config.executor.asynchronous or at_once(strategy) > 1
 
 
 class Budget:
@@ -955,6 +955,11 @@ class _Channel:
             except Exception as error:  # whatever it is, the training goes on and the commit of its result decides
                 self._observer.message(f"A heartbeat was not written: {error}")
             first = False
+
+
+def at_once(strategy: Strategy) -> int:
+    """Return how many trials of one search may run at the same time without making a difference."""
+    return strategy.at_once if isinstance(strategy, LooksAhead) else 1
 
 
 def training_of(proposal: Proposal, plan: TrainingPlan) -> TrainingPlan:

@@ -177,8 +177,12 @@ class LooksAhead(Protocol):
     """A strategy whose proposals may not depend on how its trials that still run will end."""
 
     @property
-    def looks_ahead(self) -> bool:
-        """Whether `propose` gives the same while earlier trials run as when they have ended, or nothing until then."""
+    def at_once(self) -> int:
+        """How many of its trials may run at once; 1: each waits for the one before.
+
+        Where it is more, `propose` gives the same while earlier trials run as when they have ended, or nothing until
+        then.
+        """
         ...
 
 

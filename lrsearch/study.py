@@ -15,13 +15,14 @@ from lrsearch.conductor import (
     Search,
     Signals,
     Terminated,
+    at_once,
     planned_trials,
     with_batch_size,
 )
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.engine import GangRequest, prepare_all
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError
-from lrsearch.interfaces import Executor, LooksAhead, Observer, Strategy
+from lrsearch.interfaces import Executor, Observer, Strategy
 from lrsearch.schedules import plan_schedule
 from lrsearch.storage.store import Store, StudyRow
 from lrsearch.storage.upkeep import LEASE_SECONDS, Lease
@@ -256,13 +257,13 @@ def _gang_requests(config: StudyConfig) -> list[GangRequest]:
     """Return the kinds of trials that may train together: those of ways whose next trials do not wait for the last."""
     found: dict[str, GangRequest] = {}
     for key, strategy in config.strategies.items():
-        if config.gangs == "off" or not (isinstance(strategy, LooksAhead) and strategy.looks_ahead):
+        if config.gangs == "off" or at_once(strategy) == 1:
             continue
-        workload, plan, count = config.workload_choice(), config.training_plan_of(key), strategy.planned_trials
+        workload, plan = config.workload_choice(), config.training_plan_of(key)
         kind = likeness(workload, plan)
         known = found.get(kind, GangRequest(workload, plan, 0, 0.0))
-        epochs = known.epochs + count * plan.epochs * len(config.seeds)
-        found[kind] = replace(known, most=max(known.most, count), epochs=epochs)
+        epochs = known.epochs + strategy.planned_trials * plan.epochs * len(config.seeds)
+        found[kind] = replace(known, most=max(known.most, at_once(strategy)), epochs=epochs)
     return [request for request in found.values() if request.most > 1]
 
 

@@ -87,6 +87,24 @@ def test_a_study_whose_trials_train_together_finds_what_one_after_another_finds(
         assert len(found.result.curve) == len(expected.result.curve)
 
 
+def test_the_trials_of_a_round_train_together_and_propose_what_they_would_alone(tmp_path: Path) -> None:
+    rounds = "  rounds: {name: optuna_search, sampler: tpe, trials: 5, startup_trials: 2, round_size: 2}\n"
+    alone, together = (tmp_path / "alone", tmp_path / "together")
+    for folder in (alone, together):
+        folder.mkdir()
+    found = run(together, rounds + "gangs: auto\n")
+    assert [trial.gang_size for trial in found.trials if (trial.strategy, trial.seed) == ("rounds", 0)] == [
+        2,
+        2,
+        2,
+        2,
+        1,
+    ]
+    expected = [trial for trial in run(alone, rounds).trials if trial.strategy == "rounds"]
+    for trial, other in zip([t for t in found.trials if t.strategy == "rounds"], expected, strict=True):
+        assert trial.proposal.learning_rate == pytest.approx(other.proposal.learning_rate, rel=0.01)
+
+
 def test_a_gang_s_trials_are_charged_what_each_takes_alone_and_all_seconds_are_on_the_other_bill(
     together: StudyRecord,
 ) -> None:

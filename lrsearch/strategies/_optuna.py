@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from lrsearch.errors import UsageError
+from lrsearch.strategies.optuna_search import generation_size
 from lrsearch.strategies.space import Dimension, Number, value_in
 from lrsearch.trial import FINISHED_STATUSES, CurvePoint, History, Trial
 
@@ -26,19 +27,25 @@ Values = dict[str, Number]
 
 
 def draw_model(
-    history: History, space: Space, sampler: Literal["tpe", "gp"], startup_trials: int
-) -> tuple[Values, bool]:
-    """Return the next values of TPE or GP, and whether a model made them.
+    history: History, space: Space, sampler: Literal["tpe", "gp"], startup_trials: int, round_size: int = 1
+) -> tuple[Values, bool] | None:
+    """Return the next values of TPE or GP, and whether a model made them; None while the round before is not over.
 
-    Failed and diverged trials are told as the worst value (see `told_value`), running ones as running.
+    Failed and diverged trials are told as the worst value (see `told_value`), running ones as running; so are, whatever
+    became of them, those of the same round, so that it makes no difference how many of a round run at once.
     """
+    number = len(history.trials)
+    begun = number - number % round_size
+    known = history.trials[:begun]
+    if round_size > 1 and any(trial.status not in FINISHED_STATUSES for trial in known):
+        return None
     samplers = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}
-    seed = stable_seed(history, len(history.trials))
-    study = new_study(history, samplers[sampler](seed=seed, n_startup_trials=startup_trials))
-    worst = worst_value(history, history.trials)
-    for trial in history.trials:
+    study = new_study(history, samplers[sampler](seed=stable_seed(history, number), n_startup_trials=startup_trials))
+    worst = worst_value(history, known)
+    for trial in (*known, *(Trial(one.number, one.proposal, "running") for one in history.trials[begun:])):
         study.add_trial(_frozen(trial, space, worst, keep_pruned=sampler == "tpe"))
-    return _asked(study, space), len(history.finished) >= startup_trials
+    ended = sum(trial.status in FINISHED_STATUSES for trial in known)
+    return _asked(study, space), ended >= startup_trials
 
 
 def draw_cmaes(history: History, space: Space) -> tuple[Values, bool] | None:
@@ -64,15 +71,6 @@ def draw_cmaes(history: History, space: Space) -> tuple[Values, bool] | None:
     for trial in history.trials[bred:]:
         _ask_again(study, space, trial)
     return _asked(study, space), bred > 0
-
-
-def generation_size(dimensions: int) -> int:
-    """Return Hansen's population size of CMA-ES, https://arxiv.org/abs/1604.00772, equation 48.
-
-    >>> generation_size(1), generation_size(3)
-    (4, 7)
-    """
-    return 4 + math.floor(3 * math.log(dimensions))
 
 
 def draw_qmc(history: History, space: Space) -> tuple[Values, bool]:

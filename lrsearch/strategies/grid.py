@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,6 @@ class Grid(TrainingStrategy):
     """
 
     name: Literal["grid"] = "grid"
-    looks_ahead: ClassVar[bool] = True
     points: Annotated[int, Field(ge=2)] | None = None
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
 
@@ -40,6 +39,10 @@ class Grid(TrainingStrategy):
     @property
     def planned_trials(self) -> int:
         return self.points or len(self.learning_rates or ())
+
+    @property
+    def at_once(self) -> int:
+        return self.planned_trials
 
     def propose(self, history: History, max_count: int) -> Sequence[Proposal]:
         """Return the next rates of the shuffled grid. Raises UsageError for a listed rate outside the study's range."""

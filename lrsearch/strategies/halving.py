@@ -29,7 +29,7 @@ class HalvingSearch(SampledSearch):
     min_epochs: Annotated[int, Field(ge=1)] = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
 
-    def _draw(self, history: History) -> tuple[Mapping[str, Number], bool | None]:
+    def _draw(self, history: History) -> tuple[Mapping[str, Number], bool | None] | None:
         if self.sampler == "random":
             return random_values(history, self.search), None
         from lrsearch.strategies import _optuna

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -20,6 +21,8 @@ class OptunaSearch(SampledSearch):
     The sampler keeps nothing: it is rebuilt from the history for every proposal. `tpe` and `gp` draw their first
     `startup_trials` rates at random. `cmaes` proposes in generations and waits for the end of one before the next.
     `qmc` is a scrambled Sobol sequence; it learns nothing, and is best with 2, 4, 8, ... trials.
+    With a `round_size`, `tpe` and `gp` propose in rounds of so many, each of which waits for the end of the one before:
+    those of a round may run at once, and know of each other only where the others are.
     With a pruner, trials that look bad at an epoch's end are stopped there. `search` adds settings of the optimizer, of
     the schedule, and the batch size to what is drawn.
     """
@@ -28,6 +31,18 @@ class OptunaSearch(SampledSearch):
     sampler: Literal["tpe", "gp", "cmaes", "qmc"] = "tpe"
     pruner: Literal["none", "median", "hyperband"] = "none"
     startup_trials: Annotated[int, Field(ge=1)] | None = None
+    round_size: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> OptunaSearch:
+        if self.round_size > 1 and self.sampler in ("cmaes", "qmc"):
+            has = "generations of its own" if self.sampler == "cmaes" else "no rounds, as it learns nothing"
+            raise ValueError(f"round_size is for the samplers tpe and gp; {self.sampler} has {has}: remove it")
+        if self.round_size > 1 and self.pruner != "none":
+            raise ValueError(
+                "round_size does not go with a pruner, which judges each trial by those before; remove one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_startup(self) -> OptunaSearch:
@@ -46,9 +61,14 @@ class OptunaSearch(SampledSearch):
         return self
 
     @property
-    def looks_ahead(self) -> bool:
-        """CMA-ES waits for whole generations, QMC learns nothing; TPE, GP and pruners go by all that has ended."""
-        return self.sampler in ("cmaes", "qmc") and self.pruner == "none"
+    def at_once(self) -> int:
+        """Return the size of a round or generation; QMC learns nothing, and a pruner goes by all that has ended."""
+        if self.pruner != "none":
+            return 1
+        if self.sampler == "qmc":
+            return self.trials
+        own = generation_size(1 + len(self.search)) if self.sampler == "cmaes" else self.round_size
+        return min(own, self.trials)
 
     def _draw(self, history: History) -> tuple[Mapping[str, Number], bool] | None:
         from lrsearch.strategies import _optuna  # here: it imports Optuna
@@ -58,7 +78,7 @@ class OptunaSearch(SampledSearch):
             return _optuna.draw_cmaes(history, space)
         if self.sampler == "qmc":
             return _optuna.draw_qmc(history, space)
-        return _optuna.draw_model(history, space, self.sampler, self.startup_trials or STARTUP_TRIALS)
+        return _optuna.draw_model(history, space, self.sampler, self.startup_trials or STARTUP_TRIALS, self.round_size)
 
     def stopper(self, history: History) -> Callable[[Sequence[CurvePoint]], bool]:
         if self.pruner == "none" or history.facts is None:
@@ -67,6 +87,15 @@ class OptunaSearch(SampledSearch):
 
         pruner = _pruning.median() if self.pruner == "median" else _pruning.hyperband(history.epochs)
         return _pruning.stopper(history, pruner)
+
+
+def generation_size(dimensions: int) -> int:
+    """Return Hansen's population size of CMA-ES, https://arxiv.org/abs/1604.00772, equation 48.
+
+    >>> generation_size(1), generation_size(3)
+    (4, 7)
+    """
+    return 4 + math.floor(3 * math.log(dimensions))
 
 
 def never(points: Sequence[CurvePoint]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 from lrsearch.strategies._sampled import SampledSearch
 from lrsearch.strategies.space import Number, Searched, dimensions
@@ -15,7 +15,10 @@ class RandomSearch(SampledSearch):
     """Draws `trials` rates, uniform in the logarithm over the study's range, and what else is in `search`."""
 
     name: Literal["random_search"] = "random_search"
-    looks_ahead: ClassVar[bool] = True
+
+    @property
+    def at_once(self) -> int:
+        return self.trials
 
     def _draw(self, history: History) -> tuple[dict[str, Number], None]:
         return random_values(history, self.search), None

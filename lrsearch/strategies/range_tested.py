@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,7 +48,6 @@ class RangeTested(TrainingStrategy):
     """
 
     name: Literal["range_tested"] = "range_tested"
-    looks_ahead: ClassVar[bool] = True
     schedule: ScheduleTemplate = ScheduleTemplate(name="triangular2", cycles=2)
     range_epochs: Positive = 2.0
     min_steps: Annotated[int, Field(ge=20)] = 100
@@ -84,6 +83,11 @@ class RangeTested(TrainingStrategy):
     @property
     def planned_trials(self) -> int:
         return 1 if self.max_lr is not None else self.repeats + 1
+
+    @property
+    def at_once(self) -> int:
+        """The repeats of the test need not wait for each other."""
+        return 1 if self.max_lr is not None else self.repeats
 
     @property
     def tests_once(self) -> bool:

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from lrsearch.errors import UsageError
 from lrsearch.interfaces import Strategy
 from lrsearch.strategies import OptunaSearch
-from lrsearch.strategies._optuna import generation_size, stable_seed, told_value, worst_value
+from lrsearch.strategies._optuna import stable_seed, told_value, worst_value
+from lrsearch.strategies.optuna_search import generation_size
 from lrsearch.trial import History, Proposal, ResultStatus, Trial, TrialStatus
 from tests.strategies.contract import (
     BEST_RATE,
@@ -55,6 +56,18 @@ class TestGp(StrategyContract):
     @pytest.fixture
     def make(self) -> Callable[[], Strategy]:
         return partial(OptunaSearch, sampler="gp", trials=6, startup_trials=3)
+
+
+class TestTpeInRounds(StrategyContract):
+    @pytest.fixture
+    def make(self) -> Callable[[], Strategy]:
+        return partial(OptunaSearch, sampler="tpe", trials=9, startup_trials=3, round_size=4)
+
+
+class TestGpInRounds(StrategyContract):
+    @pytest.fixture
+    def make(self) -> Callable[[], Strategy]:
+        return partial(OptunaSearch, sampler="gp", trials=6, startup_trials=3, round_size=2)
 
 
 class TestCmaes(StrategyContract):
@@ -211,6 +224,34 @@ def test_cmaes_gives_the_same_search_for_every_number_of_slots() -> None:
     assert [rates(search(strategy, slots=slots)) for slots in (2, 3, 8)] == [alone] * 3
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_rounds_give_the_same_search_for_every_number_of_slots(sampler: Sampler) -> None:
+    strategy = OptunaSearch(sampler=sampler, trials=10, startup_trials=4, round_size=4)
+    alone = rates(search(strategy))
+    assert len(set(alone)) == 10
+    assert [rates(search(strategy, slots=slots)) for slots in (2, 3, 8)] == [alone] * 3
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_round_waits_for_the_end_of_the_one_before_and_then_goes_by_it(sampler: Sampler) -> None:
+    strategy = OptunaSearch(sampler=sampler, trials=12, startup_trials=4, round_size=4)
+    assert strategy.at_once == 4
+    first = planned(EMPTY, strategy.propose(EMPTY, 8))
+    assert len(first.trials) == 4
+    half = replace(first, trials=(*finished(first, hill).trials[:3], first.trials[3]))
+    assert strategy.propose(half, 8) == []
+    high = strategy.propose(finished(first, lambda proposal: Outcome("completed", proposal.learning_rate)), 8)
+    low = strategy.propose(finished(first, lambda proposal: Outcome("completed", -(proposal.learning_rate or 0))), 8)
+    assert [proposal.model_guided for proposal in (*high, *low)] == [True] * 8
+    assert [proposal.learning_rate for proposal in high] != [proposal.learning_rate for proposal in low]
+
+
+def test_a_round_of_one_is_a_search_without_rounds() -> None:
+    plain = OptunaSearch(trials=12, startup_trials=3)
+    assert rates(search(OptunaSearch(trials=12, startup_trials=3, round_size=1))) == rates(search(plain))
+    assert plain.at_once == 1
+
+
 def test_cmaes_waits_for_the_end_of_a_generation() -> None:
     strategy = OptunaSearch(sampler="cmaes", trials=14)
     started = planned(EMPTY, strategy.propose(EMPTY, 8))
@@ -288,6 +329,8 @@ def test_optunas_lines_are_kept_back_and_its_verbosity_is_left_alone(capfd: pyte
             {"trials": 4, "sampler": "qmc", "startup_trials": 3},
             "startup_trials is for the samplers tpe and gp; qmc has",
         ),
+        ({"trials": 4, "sampler": "cmaes", "round_size": 2}, "round_size is for .* cmaes has generations of its own"),
+        ({"trials": 4, "pruner": "median", "round_size": 2}, "round_size does not go with a pruner"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
