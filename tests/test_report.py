@@ -116,6 +116,10 @@ def test_the_page_has_every_cell_of_the_summary(record: StudyRecord, seen: Reade
     assert all(sentence in seen.text for sentence in summary.verdict.sentences)
 
 
+def test_where_no_search_reached_the_target_there_is_no_range_of_costs(seen: Reader) -> None:
+    assert "never to never" not in seen.text
+
+
 def test_misses_are_shown_as_misses(seen: Reader) -> None:
     assert "0/5" in seen.text
     assert "4/5" in seen.text

@@ -29,8 +29,10 @@ class Confirmed:
     high: float | None
     searches: int
     seeds: int
+    runs: int
+    """Fewer than searches x seeds where several searches chose the same setting: it is trained once."""
     device_seconds: float
-    """What it took, apart from every bill; a setting that several searches chose is trained once."""
+    """What it took, apart from every bill."""
 
 
 def fresh_seeds(record: StudyRecord, number: int) -> list[int]:
@@ -64,8 +66,8 @@ def confirmed(record: StudyRecord, strategy: str) -> Confirmed | None:
     seeds = fresh_seeds(record, record.config.get("confirmation_seeds") or 0)
     found = [search for search in searches(record, strategy) if search.done]
     runs = [one for one in record.confirmations if one.strategy == strategy]
-    table = [[_test_value(runs, proposal) for proposal in _proposals(search, seeds)] for search in found]
-    values = [[value for value in row if value is not None] for row in table]
+    table = [[_run_of(runs, proposal) for proposal in _proposals(search, seeds)] for search in found]
+    values = [[value for run in row if (value := _test_value(run)) is not None] for row in table]
     if not seeds or not values or any(len(row) < len(seeds) for row in values):
         return None
     columns = list(zip(*values, strict=True))
@@ -78,6 +80,7 @@ def confirmed(record: StudyRecord, strategy: str) -> Confirmed | None:
         high,
         len(values),
         len(seeds),
+        len({run.uuid for row in table for run in row if run}),
         confirmation_seconds(runs),
     )
 
@@ -94,9 +97,12 @@ def _proposals(search: Search, seeds: Sequence[int]) -> Iterator[Proposal]:
             yield replace(incumbent.trial.proposal, model_guided=None, confirmation_seed=seed)
 
 
-def _test_value(runs: Sequence[TrialRecord], proposal: Proposal) -> float | None:
-    results = (run.result for run in runs if run.proposal == proposal and run.status == "completed")
-    return next((result.test_metric for result in results if result is not None), None)
+def _run_of(runs: Sequence[TrialRecord], proposal: Proposal) -> TrialRecord | None:
+    return next((run for run in runs if run.proposal == proposal and run.status == "completed"), None)
+
+
+def _test_value(run: TrialRecord | None) -> float | None:
+    return run.result.test_metric if run and run.result else None
 
 
 def _half_width(rows: Sequence[float], columns: Sequence[float]) -> float | None:

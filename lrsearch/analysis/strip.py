@@ -12,6 +12,7 @@ from lrsearch.analysis.summary import summarise
 from lrsearch.trial import Event, StudyRecord
 
 EXCLUSIVE_BELOW = 0.1  # processors kept busy by others, assumed: what an idle system's own services take
+COUNTS = ("train_count", "validation_count", "test_count")
 UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 """Of attempts in a table that has no times."""
 
@@ -40,6 +41,10 @@ class Strip:
     trials: int
     together: Together | None
     workload: str
+    train_count: int | None
+    """Examples of a search's training part; None where nobody noted it."""
+    validation_count: int | None
+    test_count: int | None
     devices: tuple[DeviceModel, ...]
     threads: tuple[int, ...]
     """That torch used for one operation; empty where nobody noted it."""
@@ -71,6 +76,7 @@ def strip(record: StudyRecord) -> Strip:
         seeds=len(record.seeds),
         trials=len(record.trials),
         together=_together(record),
+        **{name: getattr(record.facts, name, 0) or None for name in COUNTS},
         workload=record.facts.description if record.facts else str(record.config["workload"]["name"]),
         devices=summary.devices,
         threads=tuple(sorted({one.device.threads for one in attempts if one.device and one.device.threads})),
@@ -138,6 +144,7 @@ def strip_lines(found: Strip) -> list[tuple[str, str]]:
         ("Trials", str(found.trials)),
         *_trained_together(found.together),
         ("Workload", found.workload),
+        *_examples(found),
         ("Device", ", ".join(map(str, found.devices)) or "not known yet"),
         ("Threads", ", ".join(map(str, found.threads))),
         ("Precision", found.precision),
@@ -162,6 +169,13 @@ def _trained_together(together: Together | None) -> list[tuple[str, str]]:
         f"{wording.significant(together.charged_seconds)} s"
     )
     return [("Trained together", text)]
+
+
+def _examples(found: Strip) -> list[tuple[str, str]]:
+    counts = (found.train_count, found.validation_count, found.test_count)
+    if None in counts:
+        return []
+    return [("Examples", "{} to train, {} for validation, {} to test".format(*counts))]
 
 
 def _sharing(found: Strip) -> str:

@@ -104,7 +104,10 @@ def _test_values(summary: StudySummary) -> Column:
 
 
 def _confirmed_values(summary: StudySummary) -> Column:
-    meaning = "the chosen settings trained again with fresh seeds, on nobody's bill; mean, below: 95 % interval"
+    meaning = (
+        "the chosen settings trained again with fresh seeds, on nobody's bill; what several searches chose, once; "
+        "mean, below: 95 % interval"
+    )
     return Column(f"Confirmed test {summary.metric}", meaning, _confirmed)
 
 
@@ -145,6 +148,8 @@ def _spread(row: WaySummary) -> Cell:
     if row.reach is None:
         return NOTHING
     costs = [outcome.cost for outcome in row.outcomes]
+    if not row.reach.reached:
+        return Cell(wording.NEVER, (_n(len(costs)),))
     return Cell(
         _seconds(row.reach.median_cost), (f"{_seconds(min(costs))} to {_seconds(max(costs))}, {_n(len(costs))}",)
     )
@@ -213,6 +218,8 @@ def _confirmed(row: WaySummary) -> Cell:
     if one is None:
         return NOTHING
     counts = f"{_n(one.searches)} × {wording.counted(one.seeds, 'seed')}"
+    if one.runs < one.searches * one.seeds:
+        counts += f", {wording.counted(one.runs, 'run')}"
     if one.low is None or one.high is None:
         return Cell(wording.metric(one.value), ("no interval", counts))
     return Cell(wording.metric(one.value), (f"{wording.metric(one.low)} to {wording.metric(one.high)}", counts))

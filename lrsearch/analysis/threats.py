@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from statistics import median
+from statistics import fmean, median
 
 from lrsearch.analysis import wording
+from lrsearch.analysis.details import grid_orders
 from lrsearch.analysis.searches import tests_once
 from lrsearch.analysis.strip import EXCLUSIVE_BELOW, busy_with_others, package_versions
 from lrsearch.analysis.summary import StudySummary
@@ -13,6 +15,7 @@ from lrsearch.trial import StudyRecord
 
 EDGE_SHARE = 0.5
 STEP_TIME_RATIO = 1.5  # assumed: trials differ in their rates alone, so that their steps should take equally long
+ORDER_RATIO = 1.3  # the ratio that power notes are about
 
 
 def threats(record: StudyRecord, summary: StudySummary) -> list[str]:
@@ -32,6 +35,7 @@ def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
             f"{wording.counted(fewest, 'search', 'searches').capitalize()} per way: t intervals assume that costs and "
             "accuracies are roughly normal, which so few cannot show."
         )
+    yield from _orders(record)
     yield "One workload and one target: another model, data set or target can turn the order around."
     if summary.is_processor_time:
         yield (
@@ -44,6 +48,11 @@ def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
         )
     if not any(row.confirmed for row in summary.ways):
         yield "Test values are of the model that each search chose once; it was not trained again with fresh seeds."
+    if record.facts and record.facts.test_count:
+        yield (
+            f"Test values are all of one test set, {record.facts.test_count} examples: what another draw of it would "
+            "give is in no interval."
+        )
     yield "The cheapest and the best rival were picked after the fact; the grade allows for that, the intervals do not."
     yield "Searches of one seed share their data split and initial weights; intervals treat them as independent."
     yield from _edges(summary)
@@ -72,6 +81,17 @@ def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
     yield from _records(record)
 
 
+def _orders(record: StudyRecord) -> Iterator[str]:
+    """A grid has no order of its own: the one that ran may have been lucky, or the opposite."""
+    for key, orders in grid_orders(record).items():
+        ran, expected = (fmean(getattr(one, name) for _, one in orders) for name in ("as_executed", "expected"))
+        if math.isfinite(ran) and max(ran / expected, expected / ran) > ORDER_RATIO:
+            yield (
+                f"{key} reached the target after {wording.significant(ran)} s in the orders in which its points ran; "
+                f"over all orders the mean is {wording.significant(expected)} s. Its cost to target is partly luck."
+            )
+
+
 def _edges(summary: StudySummary) -> Iterator[str]:
     for row in summary.ways:
         if row.models and row.edges / row.models > EDGE_SHARE:
@@ -82,18 +102,29 @@ def _edges(summary: StudySummary) -> Iterator[str]:
 
 
 def step_time_ratio(record: StudyRecord) -> float:
-    """Return the slowest trial's seconds per training step over the median trial's; 1 without two completed trials."""
-    results = [trial.result for trial in record.trials if trial.stage == "train" and trial.status == "completed"]
-    paces = [one.phase_seconds.get("train", 0.0) / one.train_steps for one in results if one and one.train_steps]
-    return max(paces) / median(paces) if len(paces) > 1 and median(paces) > 0 else 1.0
+    """Return the most by which a trial's seconds per training step exceed the median of its like; 1 where none do.
+
+    Alike are completed trials of one optimizer and batch size.
+    """
+    paces: dict[tuple[str, int | None], list[float]] = {}
+    for trial in record.trials:
+        result, proposal = trial.result, trial.proposal
+        if trial.stage == "train" and trial.status == "completed" and result and result.train_steps:
+            optimizer = (
+                proposal.optimizer.name if proposal.optimizer else record.config["training"]["optimizer"]["name"]
+            )
+            size = proposal.batch_size or (record.facts.batch_size if record.facts else None)
+            pace = result.phase_seconds.get("train", 0.0) / result.train_steps
+            paces.setdefault((optimizer, size), []).append(pace)
+    return max((max(alike) / median(alike) for alike in paces.values() if median(alike) > 0), default=1.0)
 
 
 def _records(record: StudyRecord) -> Iterator[str]:
     ratio = step_time_ratio(record)
     if ratio > STEP_TIME_RATIO:
         yield (
-            f"The slowest trial took {wording.times(ratio)} the median trial's time per training step: something else "
-            "used the device, and costs carry that noise."
+            f"One trial took {wording.times(ratio)} the median time per training step of trials like it: something "
+            "held it up, such as another program, and costs carry that noise."
         )
     busy = busy_with_others(record)
     if busy is not None and busy >= EXCLUSIVE_BELOW:

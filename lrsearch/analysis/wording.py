@@ -29,10 +29,10 @@ def significant(value: float, digits: int = 3) -> str:
 def rate(value: float) -> str:
     """Return a learning rate in three digits, without trailing zeros.
 
-    >>> rate(0.1), rate(2.154e-05), rate(0.05)
-    ('0.1', '2.15e-05', '0.05')
+    >>> rate(0.1), rate(2.154e-05), rate(0.05), rate(1000)
+    ('0.1', '2.15e-05', '0.05', '1000')
     """
-    return f"{value:.3g}"
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def metric(value: float) -> str:

@@ -78,12 +78,19 @@ def draw(record: StudyRecord) -> go.Figure | None:
 
 def _band(key: str, band: Band, style: WayStyle) -> list[go.Scatter]:
     edge: dict[str, Any] = {"x": band.epochs, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", **of_way(key)}
-    hover = "median at epoch %{x}: %{y:.4f}"
+    hover = "median at epoch %{x:.4~g}: %{y:.4f}"
+    mode = "lines" if len(band.epochs) > 1 else "markers"
     return [
         go.Scatter(y=band.low, **edge),
         go.Scatter(y=band.high, fill="tonexty", fillcolor=style.faint(0.15), **edge),
         go.Scatter(
-            x=band.epochs, y=band.median, line=way_line(style), hovertemplate=hover, mode="lines", **of_way(key)
+            x=band.epochs,
+            y=band.median,
+            line=way_line(style),
+            marker={"symbol": style.symbol, "color": style.color, "size": 9},
+            hovertemplate=hover,
+            mode=mode,
+            **of_way(key),
         ),
     ]
 
@@ -105,7 +112,7 @@ def caption(record: StudyRecord) -> str:
 
 def table(record: StudyRecord) -> Table:
     rows = [
-        (key, f"{epoch:g}", *(wording.metric(value) for value in values), str(len(curves)))
+        (key, f"{round(epoch, 2):g}", *(wording.metric(value) for value in values), str(len(curves)))
         for key, curves in numbers(record).items()
         for band in [band_of(curves)]
         for epoch, *values in zip(band.epochs, band.median, band.low, band.high, strict=True)

@@ -107,9 +107,11 @@ def draw(record: StudyRecord) -> go.Figure | None:
 
 
 def caption(record: StudyRecord) -> str:
+    others = min(max(map(len, chosen_runs(record).values()), default=1) - 1, MOST_THIN_LINES)
+    thin = f", thin {'the next' if others == 1 else f'up to {others} more'}" if others else ""
     return (
-        "The rate at every step of the run that each search chose; bold is the first seed with a model, thin the next "
-        f"{MOST_THIN_LINES}. Long runs are drawn at {MOST_POINTS} steps."
+        f"The rate at every step of the run that each search chose; bold is the first seed with a model{thin}. Long "
+        f"runs are drawn at {MOST_POINTS} steps."
     )
 
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from lrsearch.analysis import wording
 from lrsearch.analysis.budget import AtTarget
 from lrsearch.analysis.cost import device_models
-from lrsearch.analysis.details import target_ladder
+from lrsearch.analysis.details import GAIN_SHARES, target_ladder
 from lrsearch.analysis.searches import metric_name, target_value
 from lrsearch.figures._drawing import Drawing, Table
 from lrsearch.figures._style import INK, WayStyle, legend_entry, log_axis, new_figure, of_way, way_line, way_styles
@@ -55,10 +55,11 @@ def _line(key: str, rungs: list[AtTarget], style: WayStyle) -> go.Scatter:
 
 
 def caption(record: StudyRecord) -> str:
+    shares = ", ".join(f"{100 * share:.0f}" for share in GAIN_SHARES)
     return (
         "Expected cost with restarts until a search is this good on validation, all seconds spent in vain included. "
-        "Hollow: some searches never got there; where none did, the line ends. Rungs are shares of the gain from "
-        "chance to the best validation value of the study, evenly spaced, and the study's own target."
+        "Hollow: some searches never got there; where none did, the line ends. The rungs, at equal distances, are "
+        f"{shares} % of the gain from chance to the best validation value of the study, and the study's own target."
     )
 
 

@@ -45,7 +45,7 @@ def test_the_mean_goes_over_searches_and_seeds_and_its_interval_is_not_zero_for_
     found = confirmed(with_confirmations(record, 3, values), "default")
     assert found is not None
     assert found.value == pytest.approx(0.92)
-    assert (found.searches, found.seeds) == (5, 3)
+    assert (found.searches, found.seeds, found.runs) == (5, 3, 3)
     # The t interval of three values: 4.303 x 0.02 / sqrt 3.
     assert found.low == pytest.approx(0.92 - 4.3027 * 0.02 / 3**0.5, abs=1e-5)
     assert found.high == pytest.approx(0.92 + 4.3027 * 0.02 / 3**0.5, abs=1e-5)

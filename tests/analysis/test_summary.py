@@ -18,7 +18,7 @@ from lrsearch.analysis.table import columns, row_cells
 from lrsearch.analysis.target import OutcomeLike
 from lrsearch.analysis.threats import threats
 from lrsearch.storage.export import export_rows, write_rows
-from lrsearch.trial import StudyRecord
+from lrsearch.trial import Choice, StudyRecord, TrialRecord
 from tests.records import CPU, GPU, SEVEN_WAYS, PlainTrial, make_record, plain_record, some, unfinished
 
 TARGET, PRICE = 0.95, 2.5
@@ -341,8 +341,31 @@ def test_a_device_that_others_used_meanwhile_is_held_against_the_costs() -> None
     quiet = threats(record, summarise(record))
     slow = study([(80.0, 0.97, 0.96), *ways_of()[1:]], ways_of())
     disturbed = threats(slow, summarise(slow))
-    assert not any("something else used the device" in threat for threat in quiet)
-    assert any("took 7.9× the median trial's time" in threat for threat in disturbed)
+    assert not any("held it up" in threat for threat in quiet)
+    assert any("took 7.9× the median time per training step of trials like it" in threat for threat in disturbed)
+    unlike = replace(slow, trials=tuple(map(with_adagrad_if_slow, slow.trials)))
+    assert not any("held it up" in threat for threat in threats(unlike, summarise(unlike))), "its step is another one"
+
+
+def with_adagrad_if_slow(trial: TrialRecord) -> TrialRecord:
+    other = replace(trial.proposal, optimizer=Choice("adagrad"))
+    return replace(trial, proposal=other) if trial.charged_device_seconds == 40.0 else trial
+
+
+@pytest.mark.parametrize(("place", "lucky"), [(0, True), (1, False), (2, True)])
+def test_what_a_grid_owes_to_the_order_of_its_points_is_held_against_its_cost(place: int, lucky: bool) -> None:
+    """One good point of three, 10 s each: after 10, 20 or 30 s, 20 s on average over all orders."""
+    points = [PlainTrial(10.0, 0.97 if number == place else 0.5, 0.96) for number in range(3)]
+    record = plain_record({"grid": {0: points, 1: points}, "clr": {s: [PlainTrial(9.0, 0.97, 0.96)] for s in (0, 1)}})
+    grid = {"name": "grid", "points": 3, "schedule": {"name": "constant"}}
+    record = replace(record, config={**record.config, "strategies": {**record.config["strategies"], "grid": grid}})
+    found = [threat for threat in threats(record, summarise(record)) if threat.startswith("grid reached the target")]
+    assert len(found) == lucky
+    assert all(f"after {10 * (place + 1)}.0 s" in threat and "the mean is 20.0 s" in threat for threat in found)
+
+
+def test_that_all_test_values_are_of_one_test_set_is_said(record: StudyRecord) -> None:
+    assert any("one test set, 360 examples" in threat for threat in threats(record, summarise(record)))
 
 
 def test_a_lower_is_better_metric_turns_everything_round() -> None:

@@ -316,3 +316,23 @@ def test_a_schedule_is_drawn_by_the_few_points_that_it_needs(height: float) -> N
         assert len(x) <= most
         assert (x[0], x[-1]) == (0.0, 199.0)
         assert np.abs(np.interp(steps, x, y) - rates).max() <= 1e-3 * height
+
+
+def test_a_run_of_a_single_epoch_is_seen_among_the_learning_curves() -> None:
+    record = make_record({key: SEVEN_WAYS[key] for key in ("clr", "default")}, seeds=[0, 1])
+    short = tuple(
+        replace(trial, result=replace(some(trial.result), curve=some(trial.result).curve[:1]))
+        if trial.strategy == "default"
+        else trial
+        for trial in record.trials
+    )
+    data = figure_of("learning_curves", replace(record, trials=short)).data
+    modes = {trace.name: trace.mode for trace in data if trace.hovertemplate and trace.fill is None}
+    assert modes == {"clr": "lines", "default": "markers"}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"), [([0], "a model. Long"), ([0, 1], "thin the next."), ([0, 1, 2], "thin up to 2 more.")]
+)
+def test_the_caption_of_the_schedules_counts_the_thin_lines(seeds: list[int], words: str) -> None:
+    assert words in FIGURES["schedules"].caption(make_record(seeds=seeds))
