@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, islice
 from queue import SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -156,6 +156,13 @@ class Search:
         """Keep what strategies may see of a trial that has begun or ended."""
         self.trials[record.number : record.number + 1] = [_as_strategies_see_it(record)]
 
+    def put_back(self, turn: Turn) -> None:
+        """Have a turn that was not taken come again first."""
+        if turn.record is not None:
+            self.waiting.appendleft(turn.record)
+        else:
+            self.proposed.appendleft(turn.proposal)
+
 
 def _as_strategies_see_it(record: TrialRecord) -> Trial:
     """Strip a trial of its test value and its cost."""
@@ -235,9 +242,17 @@ class Turns:
         search.waiting.appendleft(record)
         search.done = False
 
+    def beside(self, search: Search) -> Iterator[Search]:
+        """Yield this search, then those of its seed whose trials may train together with its own."""
+        yield search
+        searches = next(searches for searches, _ in self._replicates if searches[search.key] is search)
+        for key, other in searches.items():
+            if other is not search and kind_of(self._config, key) == kind_of(self._config, search.key):
+                yield other
+
     def another(self, search: Search) -> Turn | None:
         """Return a turn of a search that can take one more beside those that it has running, or None."""
-        return None if search.done else self._turn_of(search)
+        return None if search.done or not self._has_its_tests(search) else self._turn_of(search)
 
     def _has_its_tests(self, search: Search) -> bool:
         """Whether a search that goes by the range tests of the first seed's can have them."""
@@ -488,10 +503,9 @@ class Conductor:
         """Plan the trial, or claim it again, with those that can train beside it, and hand them to the slot."""
         slot.used = True
         slot.running = running = _Running()
-        next_turn: Turn | None = turn
-        while next_turn is not None:
-            running.attempts.append(self._claim(slot, next_turn))
-            next_turn = self._companion(running.attempts)
+        running.attempts.append(self._claim(slot, turn))
+        for companion in self._companions(turn):
+            running.attempts.append(self._claim(slot, companion))
         running.started = time.perf_counter()
         for attempt in running.attempts:
             attempt.channel.start(members=len(running.attempts))
@@ -524,27 +538,42 @@ class Conductor:
         )
         return _Attempt(turn, trial, begun, channel, datetime.now(UTC))
 
-    def _companion(self, attempts: Sequence[_Attempt]) -> Turn | None:
-        """Return the turn of one more trial of the same search that can train beside these."""
-        first = attempts[0].turn
-        if len(attempts) >= self._gang_of(first).size:
-            return None
-        turn = self._turns.another(first.search)
-        if turn is None or (self._likeness(turn) == self._likeness(first) and not _was_lost(turn) and self._fits(turn)):
-            return turn
-        if turn.record is not None:
-            turn.search.waiting.appendleft(turn.record)
+    def _companions(self, first: Turn) -> Iterator[Turn]:
+        """Yield the turns of trials that can train beside the first; each is claimed before the next is looked for."""
+        left = self._gang_of(first).size - 1
+        if first.proposal.confirmation_seed is not None:
+            beside = self._confirmations_beside(first)
         else:
-            turn.search.proposed.appendleft(turn.proposal)
-        return None
+            beside = self._turns_beside(first)
+        yield from islice(beside, left)
+
+    def _turns_beside(self, first: Turn) -> Iterator[Turn]:
+        for search in self._turns.beside(first.search):
+            while (turn := self._turns.another(search)) is not None:
+                if not self._may_join(turn, first):
+                    search.put_back(turn)
+                    break
+                yield turn
+
+    def _confirmations_beside(self, first: Turn) -> Iterator[Turn]:
+        for turn in tuple(self._confirmations or ()):
+            if self._may_join(turn, first):
+                assert self._confirmations is not None
+                self._confirmations.remove(turn)
+                yield turn
+
+    def _may_join(self, turn: Turn, first: Turn) -> bool:
+        same_seed = turn.proposal.confirmation_seed == first.proposal.confirmation_seed
+        return same_seed and self._kind(turn) == self._kind(first) and self._fits(turn)
 
     def _gang_of(self, turn: Turn) -> GangChoice:
-        """Return how many trials like this one train together. One that took its process down trains alone."""
-        chosen = self._prepared.gangs.get(self._likeness(turn))
-        together = turn.proposal.stage == "train" and turn.proposal.confirmation_seed is None and not _was_lost(turn)
-        return chosen if chosen is not None and together else ALONE
+        """Return how many trials like this one train together."""
+        return self._prepared.gangs.get(self._kind(turn), ALONE)
 
-    def _likeness(self, turn: Turn) -> str:
+    def _kind(self, turn: Turn) -> str:
+        """Return what trials that train together share; empty for one that trains alone, as after a death under it."""
+        if turn.proposal.stage != "train" or _was_lost(turn):
+            return ""
         workload = with_batch_size(self._config.workload_choice(), turn.proposal.batch_size)
         return likeness(workload, training_of(turn.proposal, self._config.training_plan()))
 
@@ -960,6 +989,11 @@ class _Channel:
 def at_once(strategy: Strategy) -> int:
     """Return how many trials of one search may run at the same time without making a difference."""
     return strategy.at_once if isinstance(strategy, LooksAhead) else 1
+
+
+def kind_of(config: StudyConfig, key: str) -> str:
+    """Return what the trials of a way share with those that they may train together with."""
+    return likeness(config.workload_choice(), config.training_plan_of(key))
 
 
 def training_of(proposal: Proposal, plan: TrainingPlan) -> TrainingPlan:

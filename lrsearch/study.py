@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,13 +18,14 @@ from lrsearch.conductor import (
     Signals,
     Terminated,
     at_once,
+    kind_of,
     planned_trials,
     with_batch_size,
 )
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.engine import GangRequest, prepare_all
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError
-from lrsearch.interfaces import Executor, Observer, Strategy
+from lrsearch.interfaces import Executor, Observer, SharesTests, Strategy
 from lrsearch.schedules import plan_schedule
 from lrsearch.storage.store import Store, StudyRow
 from lrsearch.storage.upkeep import LEASE_SECONDS, Lease
@@ -33,7 +36,6 @@ from lrsearch.trial import (
     StudyRecord,
     TrainingPlan,
     WorkloadFacts,
-    likeness,
     planned_steps,
 )
 
@@ -229,7 +231,7 @@ def _prepare(config: StudyConfig, executor: Executor) -> Preparation:
 
     Raises what the user must mend before any trial can run.
     """
-    work = partial(prepare_all, _variants(config), config.seeds[0], _gang_requests(config))
+    work = partial(prepare_all, _variants(config), config.seeds[0], _gang_requests(config, executor.slot_count))
     prepared = executor.prepare(work)
     for key, strategy in config.strategies.items():
         _check_schedule(config, key, strategy, prepared.facts)
@@ -253,18 +255,31 @@ def _variants(config: StudyConfig) -> list[tuple[Choice, TrainingPlan]]:
     ]
 
 
-def _gang_requests(config: StudyConfig) -> list[GangRequest]:
-    """Return the kinds of trials that may train together: those of ways whose next trials do not wait for the last."""
+def _gang_requests(config: StudyConfig, slots: int) -> list[GangRequest]:
+    """Return the kinds of trials that may train together: training runs of the ways of a seed, and what confirms them.
+
+    What there is at once of all seeds is shared among the slots.
+    """
+    if config.gangs == "off":
+        return []
     found: dict[str, GangRequest] = {}
+    seeds, fresh, ways = len(config.seeds), config.confirmation_seeds or 0, Counter[str]()
     for key, strategy in config.strategies.items():
-        if config.gangs == "off" or at_once(strategy) == 1:
-            continue
-        workload, plan = config.workload_choice(), config.training_plan_of(key)
-        kind = likeness(workload, plan)
-        known = found.get(kind, GangRequest(workload, plan, 0, 0.0))
-        epochs = known.epochs + strategy.planned_trials * plan.epochs * len(config.seeds)
-        found[kind] = replace(known, most=max(known.most, at_once(strategy)), epochs=epochs)
-    return [request for request in found.values() if request.most > 1]
+        plan, kind = config.training_plan_of(key), kind_of(config, key)
+        known = found.get(kind) or GangRequest(config.workload_choice(), plan, 0, 0.0)
+        runs = 1 if isinstance(strategy, SharesTests) else strategy.planned_trials
+        epochs = known.epochs + (runs + fresh) * plan.epochs * seeds
+        found[kind] = replace(known, most=known.most + min(runs, at_once(strategy)), epochs=epochs)
+        ways[kind] += 1
+
+    def share(count: int, groups: int) -> int:
+        return min(count, math.ceil(count * groups / slots))
+
+    shared = [
+        replace(request, most=max(share(request.most, seeds), share(ways[kind] * seeds, fresh)))
+        for kind, request in found.items()
+    ]
+    return [request for request in shared if request.most > 1]
 
 
 def _check_schedule(config: StudyConfig, key: str, strategy: Strategy, facts: WorkloadFacts) -> None:
