@@ -85,7 +85,7 @@ class Study:
         except LrsearchError:
             return ""
         source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-        return f'<img alt="Accuracy bought for what it cost" width="900" src="{source}">'
+        return f'<img alt="What was bought for what it cost" width="900" src="{source}">'
 
 
 def open_study(name: str, *, database: str = DEFAULT_DATABASE, version: int | None = None) -> Study:

@@ -8,9 +8,10 @@ from statistics import fmean, median
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.details import grid_orders
-from lrsearch.analysis.searches import tests_once
+from lrsearch.analysis.searches import searches, tests_once
 from lrsearch.analysis.strip import EXCLUSIVE_BELOW, busy_with_others, package_versions
 from lrsearch.analysis.summary import StudySummary
+from lrsearch.analysis.target import meets
 from lrsearch.trial import StudyRecord
 
 EDGE_SHARE = 0.5
@@ -36,6 +37,7 @@ def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
             "accuracies are roughly normal, which so few cannot show."
         )
     yield from _orders(record)
+    yield from _lost_again(record, summary)
     yield "One workload and one target: another model, data set or target can turn the order around."
     if summary.is_processor_time:
         yield (
@@ -90,6 +92,24 @@ def _orders(record: StudyRecord) -> Iterator[str]:
                 f"{key} reached the target after {wording.significant(ran)} s in the orders in which its points ran; "
                 f"over all orders the mean is {wording.significant(expected)} s. Its cost to target is partly luck."
             )
+
+
+def _lost_again(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
+    """Models are those of the end of a run; a target counts as reached at any evaluation within it."""
+    target, lower = summary.target, not summary.higher_is_better
+    if target is None:
+        return
+    lost: dict[str, tuple[int, int]] = {}
+    for key in record.strategies:
+        hits = [search for search in searches(record, key) if search.done and search.outcome(target).reached]
+        ends = [search.incumbent.validation_value if search.incumbent else None for search in hits]
+        lost[key] = (sum(not meets(value, target, lower_is_better=lower) for value in ends), len(hits))
+    shown = [f"{missed} of {hits} of {key}" for key, (missed, hits) in lost.items() if missed]
+    if shown:
+        yield (
+            f"Searches met the target within a run, and the model that they ended with does not ({', '.join(shown)}): "
+            "their cost to target is that of stopping there, which no way did."
+        )
 
 
 def _edges(summary: StudySummary) -> Iterator[str]:

@@ -272,7 +272,7 @@ def _note(row: WaySummary, clr: WaySummary, terms: Terms) -> str:
     kind = "The untuned default rate" if row.way.origin == "default_rate" else "The range test"
     if row.way.bounds_given:
         kind = "Bounds from the file, whose finding is on no bill,"
-    shape = f"with schedule {row.way.schedule}"
+    shape = f"with {f'{row.way.optimizer} and ' if row.way.optimizer else ''}schedule {row.way.schedule}"
     if row.test is None or row.speed_up is None or clr.test is None:
         return f"{kind} {shape} ({row.key}) gave no model to compare."
     difference = mean_difference(clr.tests, row.tests, within=terms.within)

@@ -28,6 +28,8 @@ class Way:
     """Such as "range_tested, triangular2 (cycles 2)"."""
     bounds_given: bool = False
     """Whether a range-tested way has its bounds from the file: then no test is on its bill."""
+    optimizer: str | None = None
+    """The name of its own, where it has one instead of the study's."""
 
     @property
     def is_range_tested(self) -> bool:
@@ -57,8 +59,9 @@ def _way(key: str, settings: Mapping[str, Any]) -> Way:
     bounds_given = settings.get("max_lr") is not None
     told = f"{origin}{' with bounds from the file' if bounds_given else _in_brackets(settings)}"
     optimizer: Mapping[str, Any] | None = settings.get("optimizer")
-    trained = f", {optimizer['name']}" if optimizer else ""
-    return Way(key, origin, shape, f"{told}{trained}, {shape}{_in_brackets(schedule)}", bounds_given)
+    own = str(optimizer["name"]) if optimizer else None
+    trained = f", {own}" if own else ""
+    return Way(key, origin, shape, f"{told}{trained}, {shape}{_in_brackets(schedule)}", bounds_given, own)
 
 
 def _in_brackets(settings: Mapping[str, Any]) -> str:

@@ -249,4 +249,4 @@ def _cost_text(search: Search, target: float) -> str:
     return wording.significant(outcome.cost) if outcome.reached else wording.NEVER if search.done else "not yet"
 
 
-ACCURACY_VERSUS_COST = Drawing("Accuracy bought for what it cost", caption, draw, table)
+ACCURACY_VERSUS_COST = Drawing("What was bought for what it cost", caption, draw, table)

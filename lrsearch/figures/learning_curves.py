@@ -105,8 +105,8 @@ def caption(record: StudyRecord) -> str:
     searches = wording.counted(len(record.seeds), "search", "searches")
     return (
         f"Validation value of the run that each search chose: bold is the median of a way, the band its middle half "
-        f"({searches} each). Runs that rise late are not worse: a decaying or cyclical schedule is judged at its end. "
-        "The vertical axis is cut to the later half of the runs."
+        f"({searches} each). Runs that get good late are not worse: a decaying or cyclical schedule is judged at its "
+        "end. The vertical axis is cut to the later half of the runs."
     )
 
 

@@ -364,6 +364,25 @@ def test_what_a_grid_owes_to_the_order_of_its_points_is_held_against_its_cost(pl
     assert all(f"after {10 * (place + 1)}.0 s" in threat and "the mean is 20.0 s" in threat for threat in found)
 
 
+def test_a_target_that_a_run_reached_and_lost_again_is_held_against_its_cost() -> None:
+    record = plain_record({key: {0: [PlainTrial(10.0, 0.97, 0.96)], 1: [PlainTrial(9.0, 0.97, 0.96)]} for key in "ab"})
+    assert not any("met the target within a run" in threat for threat in threats(record, summarise(record)))
+    first, *others = record.trials
+    result = replace(some(first.result), validation_metric=0.9)
+    worse = replace(record, trials=(replace(first, result=result), *others))
+    [threat] = [one for one in threats(worse, summarise(worse)) if "met the target within a run" in one]
+    assert f"(1 of 2 of {first.strategy})" in threat
+
+
+def test_a_note_names_the_optimizer_of_a_way_that_has_its_own() -> None:
+    record = study(ways_of(), ways_of())
+    adam = {"name": "default_rate", "optimizer": {"name": "adam"}, "schedule": {"name": "constant"}}
+    other = replace(
+        record, config={**record.config, "strategies": {**record.config["strategies"], "adam_default": adam}}
+    )
+    assert any("with adam and schedule constant (adam_default)" in note for note in summarise(other).verdict.notes)
+
+
 def test_that_all_test_values_are_of_one_test_set_is_said(record: StudyRecord) -> None:
     assert any("one test set, 360 examples" in threat for threat in threats(record, summarise(record)))
 
