@@ -172,7 +172,7 @@ def _take_lease(study: StudyRow, store: Store, observer: Observer, signals: Sign
     if holder:
         failure = store.failure_since(study.id, turn)
         if failure is not None:
-            raise StudyFailedError(f"Study {study.name!r}, which was waited for, has failed in {holder}. {failure}")
+            raise StudyFailedError(f"Study {study.name!r} has failed in the process that was waited for. {failure}")
         observer.message(f"The lease of {holder} has ended: it is this process's turn.")
     return lease
 

@@ -285,7 +285,7 @@ def test_who_waited_for_a_study_that_fails_says_so_and_runs_nothing(server: Serv
     assert [process.returncode for process in (first, *others)] == [5] * 4, said
     assert "Stopped after 3 trials in a row failed in the same way: RuntimeError: worn out" in said[0]
     for text in said[1:]:
-        assert "Study 'wearing', which was waited for, has failed in process" in text
+        assert "Study 'wearing' has failed in the process that was waited for." in text
         assert "Stopped after 3 trials in a row failed in the same way: RuntimeError: worn out" in text
         assert "start a new version with --fresh" in text
     tried = exported(url, "wearing")["trials"]

@@ -125,6 +125,11 @@ def _write(folder: Path, code: Mapping[str, bytes]) -> None:
         path.write_bytes(content)
 
 
+def _trial_of(name: str) -> str:
+    """Return the UUID of the trial whose checkpoint has this name."""
+    return name.partition(".")[0]
+
+
 class _Line:
     """One process and what it has said: numbered, and kept until the other end says that it has it."""
 
@@ -139,7 +144,8 @@ class _Line:
         self._asked = time.monotonic()
         self._code: int | None = None
         self._told_end = False
-        self._shipped: set[str] = set()
+        self._shipped: dict[str, str] = {}
+        """Of each trial the last checkpoint that went out or came in; the trial whose turn was last stands last."""
         self._shipping: tuple[str, IO[bytes]] | None = None
         self._environment = environment
         self._begun = threading.Event()
@@ -197,20 +203,21 @@ class _Line:
                 return
         elif kind == "forget":
             self._shipping = None
+            self._shipped.clear()
             for path in self.folder.glob("*.ckpt"):
                 path.unlink(missing_ok=True)
         elif kind == "keep":
             name, piece = content
-            self._shipped.add(name)
+            self._shipped[_trial_of(name)] = name
             with (self.folder / name).open("ab") as file:
                 file.write(piece)
 
     def _offer(self) -> None:
-        """Put the next piece of the newest checkpoint, and at last how the process ended, among what is to be told."""
+        """Put the next piece of a new checkpoint, and at last how the process ended, among what is to be told."""
         if any(kind == "checkpoint" for kind, *_ in self._messages):
             return
         if self._shipping is None:
-            self._shipping = self._newest()
+            self._shipping = self._next_checkpoint()
         if self._shipping is not None:
             name, file = self._shipping
             piece = file.read(PIECE_BYTES)
@@ -223,18 +230,24 @@ class _Line:
             self._told_end = True
             self._messages.append(("ended", self._code))
 
-    def _newest(self) -> tuple[str, IO[bytes]] | None:
-        """Return name and content of the newest checkpoint, unless it has been told of; older ones are passed over."""
-        new = [path for path in self.folder.glob("*.ckpt") if path.name not in self._shipped]
-        if not new:
+    def _next_checkpoint(self) -> tuple[str, IO[bytes]] | None:
+        """Return name and content of a trial's newest checkpoint, if it is new; older ones are passed over.
+
+        Of several trials, which train together, the one is taken that has waited longest.
+        """
+        newest = {_trial_of(path.name): path for path in sorted(self.folder.glob("*.ckpt"))}
+        waiting = [trial for trial, path in newest.items() if self._shipped.get(trial) != path.name]
+        if not waiting:
             return None
+        served = list(self._shipped)
+        trial = min(waiting, key=lambda one: served.index(one) if one in served else -1)
         try:
-            newest = max(new, key=lambda path: path.stat().st_mtime_ns)
-            file = newest.open("rb")
+            file = newest[trial].open("rb")
         except FileNotFoundError:  # there is a newer one by now
             return None
-        self._shipped |= {path.name for path in new}
-        return newest.name, file
+        self._shipped.pop(trial, None)
+        self._shipped[trial] = newest[trial].name
+        return newest[trial].name, file
 
     def stop(self) -> None:
         self._process.kill()

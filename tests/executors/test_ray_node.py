@@ -100,6 +100,29 @@ def test_checkpoints_go_out_in_pieces_the_newest_alone_and_before_the_end_is_tol
     assert not list(line.folder.glob("*.ckpt"))
 
 
+def test_of_trials_that_train_together_each_has_its_checkpoint_told_in_turn(line: _Line) -> None:
+    trials = [f"6f1c8a52-0f4e-4b0e-9c39-0c2a5f4f7d1{number}" for number in range(3)]
+
+    def keep(step: int) -> None:
+        for trial in trials:
+            (line.folder / f"{trial}.{step:012d}.ckpt").write_bytes(b"state")
+
+    def next_name(taken: int) -> str:
+        [(kind, name, piece, last)] = wait_for(line, "checkpoint", taken)
+        assert (kind, piece, last) == ("checkpoint", b"state", True)
+        return str(name)
+
+    keep(1)
+    told = [next_name(0)]
+    keep(2)  # before the others have had their turn
+    told += [next_name(taken) for taken in range(1, 4)]
+    assert {name.partition(".")[0] for name in told[:3]} == set(trials)
+    assert [int(name.split(".")[1]) for name in told] == [1, 2, 2, 2]
+    assert line.exchange(10**6, [], 4, 0.0, busy=True) == []
+    line._process.kill()
+    assert wait_for(line, "ended", 4) == [("ended", -9)]
+
+
 def test_what_a_killed_one_left_is_removed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with subprocess.Popen(["true"]) as ended:
