@@ -576,8 +576,15 @@ def choose(workload: Choice, training: TrainingPlan, seed: int, *, most: int, se
         return GangChoice(1, solo, reason=reason)
     key = _cache_key(workload, training, device, most)
     size = _remembered(key)
+    if size == 1:
+        return GangChoice(1, solo, reason="training together did not pay when it was timed")
     if size is not None:
-        return GangChoice(size, solo, reason="" if size > 1 else "training together did not pay when it was timed")
+        try:
+            run, rates = _stacked_run(SMALLEST_GANG, loaded, training, device, seed)
+            run.step(rates)  # what torch imports at the first one is on no trial's bill
+        except Exception as error:  # the model is another one by now
+            return GangChoice(1, solo, reason=one_line(error))
+        return GangChoice(size, solo)
     measured: list[tuple[int, float]] = []
     left = PROBE_SHARE * search_steps * solo.step_seconds
     try:
@@ -664,9 +671,7 @@ def _seconds_per_member(
 ) -> float:
     """Return the seconds of a step of a gang of `size`, per member. Raises CannotGangError when it computes wrongly."""
     wait = synchronizer(device)
-    run = StackedRun(new_run(loaded, training, device, seed), [training.optimizer.settings] * size)
-    like = run.stacked.parameters[next(iter(run.stacked.parameters))]
-    rates = torch.full((size,), CHECKED_RATE, dtype=like.dtype, device=device)
+    run, rates = _stacked_run(size, loaded, training, device, seed)
     for _ in range(2):
         run.step(rates)
     tolerance = TOLERANCE[pick_precision(training.precision, device)]
@@ -683,6 +688,15 @@ def _seconds_per_member(
         wait()
         blocks.append((time.perf_counter() - began) / 2)
     return statistics.median(blocks) / size
+
+
+def _stacked_run(
+    size: int, loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int
+) -> tuple[StackedRun, torch.Tensor]:
+    """Return a gang of equal members, and the rates with which it is tried."""
+    run = StackedRun(new_run(loaded, training, device, seed), [training.optimizer.settings] * size)
+    like = run.stacked.parameters[next(iter(run.stacked.parameters))]
+    return run, torch.full((size,), CHECKED_RATE, dtype=like.dtype, device=device)
 
 
 def _cache_key(workload: Choice, training: TrainingPlan, device: torch.device, most: int) -> str:

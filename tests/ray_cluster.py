@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,9 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def running(**settings: Any) -> Iterator[Nodes]:
-    """Start a head, in whose environment tests then run."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in SETTINGS.items():
+    """Start a head, in whose environment tests then run; they and all nodes share a cache that is empty."""
+    with tempfile.TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**SETTINGS, "LRSEARCH_CACHE": cache}.items():
             patch.setenv(name, value)
         # Not before: it reads them when it is imported.
         pytest.importorskip("ray", reason="needs the extra ray: `make ray-test` installs it")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -313,6 +315,24 @@ def test_each_member_goes_on_alone_from_its_own_checkpoint(tmp_path: Path, optim
         assert one.curve[0].charged_device_seconds < 0, "an earlier attempt reached it"
 
 
+FIRST_GANG = """
+import sys
+import torch
+from lrsearch import gang
+from tests.test_gang import SGD, Choice, Listener, TrainingPlan, replace, spec
+plan = TrainingPlan(epochs=20, optimizer=SGD, device="cpu")
+own = Choice("callable", {{"model": "own:model", "data": "own:data", "batch_size": 16, "python_path": {folder!r}}})
+gang.MUST_SAVE = 1e9
+if {remembered}:
+    gang._remember(gang._cache_key(own, plan, torch.device("cpu"), most=2), 2)
+assert gang.choose(own, plan, 0, most=2, search_steps=10**6).size == 2
+before = set(sys.modules)
+results = gang.run_together([replace(spec(n, 0.01), workload=own) for n in range(2)], Listener())
+assert [one.gang_size for one in results] == [2, 2]
+print([name for name in set(sys.modules) - before if name.startswith(("torch", "sympy"))])
+"""
+
+
 class TestChoice:
     @pytest.fixture(autouse=True)
     def own_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,6 +350,24 @@ class TestChoice:
         assert again.solo is not None
         assert 0 < again.solo.step_seconds < 1
         assert again.solo != first.solo
+
+    def test_a_model_that_cannot_be_stacked_any_more_trains_alone(self, own_gradient: Choice) -> None:
+        plan = TrainingPlan(20, SGD, device="cpu")
+        gang._remember(gang._cache_key(own_gradient, plan, torch.device("cpu"), most=4), 4)
+        chosen = choose(own_gradient, plan, 0, most=4, search_steps=10**6)
+        assert chosen.size == 1
+        assert chosen.reason
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("remembered", [False, True])
+    def test_what_torch_imports_for_a_gang_is_imported_before_its_clock_starts(
+        self, remembered: bool, tmp_path: Path
+    ) -> None:
+        (tmp_path / "own.py").write_text(OWN_GRADIENT.replace("Net()", "torch.nn.Linear(5, 2)"))
+        program = FIRST_GANG.format(remembered=remembered, folder=str(tmp_path))
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "[]\n"
 
     def test_a_short_search_times_one_size_only(self) -> None:
         chosen = choose(DIGITS, TrainingPlan(epochs=1, optimizer=SGD, device="cpu"), 0, most=16, search_steps=20)

@@ -21,9 +21,9 @@ from lrsearch.executors.ray import Ray, RayExecutor
 from lrsearch.storage.export import TableName, export_rows
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
-from lrsearch.trial import PHASES
+from lrsearch.trial import PHASES, StudyRecord
 from tests.executors.contract import Does, SlotsContract, do
-from tests.faults.harness import unbroken, write
+from tests.faults.harness import unbroken, write, write_together
 from tests.ray_cluster import ROOT, TOKEN, Nodes, running
 from tests.test_study import Quiet, outcome
 
@@ -195,12 +195,7 @@ def test_a_study_on_two_nodes_equals_the_one_on_one_slot(nodes: Nodes, tmp_path:
     path = write(tmp_path / "ray", f"{{name: ray, address: '{nodes.address}'}}")
     with open_store(f"sqlite:///{tmp_path / 'ray' / 'x.db'}") as store:
         together = run_study(load_study(path), store, observer=Quiet())
-    assert outcome(together) == outcome(alone)
-    tables: tuple[TableName, ...] = ("trials", "attempts", "curves", "range_tests")
-    for table in tables:
-        theirs, ours = (export_rows(record, table, without=OF_ITS_RUN) for record in (together, alone))
-        assert theirs == ours, table
-        assert theirs.columns
+    check_tables(together, alone)
     assert together.config["executor"] == {
         "name": "ray",
         "slots": 2,
@@ -212,6 +207,35 @@ def test_a_study_on_two_nodes_equals_the_one_on_one_slot(nodes: Nodes, tmp_path:
     explained = sum(sum(trial.phase_seconds.values()) for trial in together.trials)
     assert explained == pytest.approx(event.data["held_seconds"], rel=0.01)
     assert event.data["slots"] == 2
+
+
+@ray_test
+def test_a_study_whose_trials_train_together_on_two_nodes_equals_the_one_on_one_slot(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    def run(executor: str, database: str) -> StudyRecord:
+        path = write_together(tmp_path, executor)
+        with open_store(f"sqlite:///{tmp_path / database}") as store:
+            return run_study(load_study(path), store, observer=Quiet())
+
+    on_one_slot = run("{name: process, slots: 1, threads_per_slot: 1}", "process.db")
+    on_ray = run(f"{{name: ray, address: '{nodes.address}'}}", "ray.db")
+    check_tables(on_ray, on_one_slot)
+    sizes = {key: {trial.gang_size for trial in on_ray.trials if trial.strategy == key} for key in on_ray.strategies}
+    assert sizes == {"grid": {3}, "random": {2}, "tpe": {1}}
+    [event] = [event for event in on_ray.events if event.kind == "run"]
+    billed = sum(attempt.billed_seconds for trial in on_ray.trials for attempt in trial.attempts)
+    assert billed == pytest.approx(event.data["held_seconds"], rel=0.01)
+
+
+def check_tables(found: StudyRecord, expected: StudyRecord) -> None:
+    """What the studies have found, and each exported table, are the same."""
+    assert outcome(found) == outcome(expected)
+    tables: tuple[TableName, ...] = ("trials", "attempts", "curves", "range_tests")
+    for table in tables:
+        theirs, ours = (export_rows(record, table, without=OF_ITS_RUN) for record in (found, expected))
+        assert theirs == ours, table
+        assert theirs.columns
 
 
 OF_ITS_RUN = (

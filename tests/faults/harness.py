@@ -15,8 +15,10 @@ from pathlib import Path
 
 import optuna
 import sqlalchemy as sa
+import torch
 from sqlalchemy.exc import DBAPIError
 
+from lrsearch import gang
 from lrsearch.config import load_study
 from lrsearch.storage import schema
 from lrsearch.storage.engine import make_engine, parse_url, sqlite_path
@@ -67,6 +69,10 @@ WAYS = """
   clr: {name: range_tested, min_steps: 20, range_epochs: 1, schedule: {name: triangular2, cycles: 2}}"""
 GRID = """
   grid: {name: grid, points: 3, schedule: {name: constant}}"""
+TOGETHER = """
+  grid: {name: grid, points: 3, schedule: {name: constant}}
+  random: {name: random_search, trials: 2, schedule: {name: constant}}
+  tpe: {name: optuna_search, sampler: tpe, trials: 2, startup_trials: 1}"""
 INLINE = "{name: inline}"
 PROCESSES = "{name: process, slots: 2, threads_per_slot: 1}"
 
@@ -76,6 +82,23 @@ def write(folder: Path, executor: str = PROCESSES, epochs: int = 16, ways: str =
     (folder / "slow_user.py").write_text(USER)
     path = folder / "study.yaml"
     path.write_text(FILE.format(executor=executor, epochs=epochs, ways=ways))
+    return path
+
+
+def write_together(folder: Path, executor: str, epochs: int = 16) -> Path:
+    """Write a study whose trials train together, three at a time, on slots of one thread that share LRSEARCH_CACHE.
+
+    Whether that pays has been timed before, says the cache: the tests must not depend on what the machine does.
+    """
+    path = write(folder, executor, epochs, TOGETHER)
+    path.write_text(f"{path.read_text()}gangs: auto\n")
+    config, threads = load_study(path), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        plan = config.training_plan_of("grid")
+        gang._remember(gang._cache_key(config.workload_choice(), plan, torch.device("cpu"), most=3), 3)
+    finally:
+        torch.set_num_threads(threads)
     return path
 
 

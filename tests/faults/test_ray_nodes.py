@@ -12,17 +12,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lrsearch.config import load_study
 from lrsearch.storage.store import open_store
+from lrsearch.study import run_study
 from lrsearch.trial import StudyRecord
-from tests.faults.harness import on_sqlite, running_attempts, said, start, unbroken, write
+from tests.faults.harness import on_sqlite, running_attempts, said, start, unbroken, write, write_together
 from tests.processes import lives
 from tests.ray_cluster import ROOT, Nodes, descendants, freeze, processes_of, running, thaw
-from tests.test_study import outcome
+from tests.test_study import Quiet, outcome
 
 HEARD_WITHIN = 1.5
 """Seconds: a node answers once a second, and a busy machine is slow."""
@@ -48,10 +52,10 @@ BUSY_SECONDS = 0.8
 class Study:
     """A study on Ray, in a process of its own."""
 
-    def __init__(self, folder: Path, settings: str, **environment: str) -> None:
+    def __init__(self, folder: Path, settings: str, write: Callable[[Path, str, int], Path] = write) -> None:
         self.url = on_sqlite(folder)
         self.path = write(folder, f"{{name: ray, {settings}}}", EPOCHS)
-        self.process = start(self.path, self.url, **environment)
+        self.process = start(self.path, self.url)
 
     def wait_for(self, what: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
@@ -83,6 +87,14 @@ class Study:
 def _busy(url: str) -> int:
     now = datetime.now(UTC)
     return sum((now - began).total_seconds() > BUSY_SECONDS for began in running_attempts(url).values())
+
+
+def worker_of(node: Any) -> int:
+    """Return the process in which the node's trials run."""
+    [worker] = [
+        pid for pid in processes_of(node) if b"lrsearch.executors.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    return worker
 
 
 def check(record: StudyRecord, expected: StudyRecord, fault: datetime) -> None:
@@ -127,8 +139,7 @@ def test_a_node_that_falls_silent_is_given_up_and_what_it_still_does_counts_no_m
     silent = nodes.add()
     study = Study(tmp_path, f"address: '{nodes.address}', lost_after_seconds: 4")
     study.wait_until_busy(2)
-    processes = processes_of(silent)
-    [worker] = [pid for pid in processes if b"lrsearch.executors.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    processes, worker = processes_of(silent), worker_of(silent)
     frozen = datetime.now(UTC)
     freeze(processes)
     study.wait_for(lambda: "has not answered for 4 s" in study.log)
@@ -138,6 +149,57 @@ def test_a_node_that_falls_silent_is_given_up_and_what_it_still_does_counts_no_m
     record = study.record()
     nodes.kill(silent)
     check(record, expected, frozen)
+
+
+@pytest.fixture(scope="module")
+def together(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
+    """A study whose trials train together, on one slot."""
+    folder = tmp_path_factory.mktemp("together")
+    path = write_together(folder, "{name: process, slots: 1, threads_per_slot: 1}", EPOCHS)
+    with open_store(on_sqlite(folder)) as store:
+        return run_study(load_study(path), store, observer=Quiet())
+
+
+@pytest.mark.ray_long
+@pytest.mark.parametrize("what", ["process", "node"])
+def test_what_dies_under_trials_that_train_together_costs_each_an_attempt_and_they_go_on_alone(
+    nodes: Nodes, together: StudyRecord, tmp_path: Path, what: str
+) -> None:
+    victim = nodes.add()
+    study = Study(tmp_path, f"address: '{nodes.address}', lost_after_seconds: 4", write_together)
+    study.wait_until_busy(5)
+    running = set(running_attempts(study.url))
+    study.wait_for(lambda: all(list((tmp_path / "states").glob(f"{uuid}.*.ckpt")) for uuid, _ in running))
+    died = datetime.now(UTC)
+    if what == "node":
+        nodes.kill(victim)
+    else:
+        os.kill(worker_of(victim), signal.SIGKILL)
+    record = study.record()
+    if what == "process":
+        nodes.kill(victim)
+    broken = [trial for trial in record.trials if len(trial.attempts) > 1]
+    assert [(trial.strategy, trial.seed) for trial in broken] in ([("grid", 0)] * 3, [("random", 0)] * 2)
+    for trial in broken:
+        lost, finished = trial.attempts
+        assert (trial.uuid, 1) in running
+        assert (lost.status, finished.status, trial.gang_size) == ("lost", "finished", 1)
+        spent = sum(lost.phase_seconds.values()) * len(broken)
+        assert spent == pytest.approx((died - lost.started_at).total_seconds(), abs=HEARD_WITHIN)
+        assert lost.phase_seconds["train"] > 0.05, "its checkpoint had come back, and its next attempt went on from it"
+    for trial, other in zip(record.trials, together.trials, strict=True):
+        assert (trial.strategy, trial.seed, trial.number) == (other.strategy, other.seed, other.number)
+        assert trial.result is not None
+        assert other.result is not None
+        if trial in broken:
+            assert trial.status == other.status
+            if other.status == "completed":
+                assert trial.result.validation_loss == pytest.approx(other.result.validation_loss, rel=1e-3)
+        else:
+            assert outcome(replace(record, trials=(trial,))) == outcome(replace(together, trials=(other,)))
+    [event] = [event for event in record.events if event.kind == "run"]
+    billed = sum(attempt.billed_seconds for trial in record.trials for attempt in trial.attempts)
+    assert billed == pytest.approx(event.data["held_seconds"], rel=0.02)
 
 
 @pytest.mark.ray_long
