@@ -1,4 +1,4 @@
-"""Trials that differ only in their rates, trained together as one stacked model: what each gave, and both its bills.
+"""Trials that differ in rates and seeds, trained together as one stacked model: what each gave, and both its bills.
 
 Every member sees the same batches in the same order and draws the same chance as it would alone. A member that has
 ended, was pruned or has diverged leaves, and the others go on without it.
@@ -15,18 +15,30 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.func import vmap
 
+from lrsearch.batches import Batches
 from lrsearch.checkpoint import newest
 from lrsearch.errors import LrsearchError, StorageError
-from lrsearch.interfaces import BLOCK_STEPS, Channel, FitsMetric, HasStackedLoss, LoadedWorkload, Split, Told, Watched
+from lrsearch.interfaces import (
+    BLOCK_STEPS,
+    Channel,
+    FitsMetric,
+    HasOwnChance,
+    HasStackedLoss,
+    LoadedWorkload,
+    Split,
+    Told,
+    Watched,
+)
 from lrsearch.schedules.plan import PlannedSchedule
 from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
-from lrsearch.stacking import StackedModel
+from lrsearch.stacking import StackedModel, side_by_side
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
     EnergyMeter,
@@ -39,6 +51,7 @@ from lrsearch.training import (
     load,
     new_run,
     one_line,
+    own_generators,
     peak_memory,
     pick_device,
     pick_precision,
@@ -91,7 +104,7 @@ def _why_alone(training: TrainingPlan) -> str:
 
 
 def check_alike(specs: Sequence[TrialSpec]) -> None:
-    """Raise CannotGangError unless the trials differ in rates, schedules, momentum and weight decay alone."""
+    """Raise CannotGangError unless the trials differ in seeds, rates, schedules, momentum and weight decay alone."""
     first = specs[0]
     optimizer = first.training.optimizer
     if reason := _why_alone(first.training):
@@ -101,21 +114,45 @@ def check_alike(specs: Sequence[TrialSpec]) -> None:
             raise CannotGangError("a range test trains alone")
         if spec.solo is None:
             raise CannotGangError("what a trial costs alone was not measured")
-        alike = likeness(spec.workload, spec.training) == likeness(first.workload, first.training)
-        if spec.seed != first.seed or not alike:
-            raise CannotGangError("they differ in more than rate, schedule, momentum and weight decay")
+        if likeness(spec.workload, spec.training) != likeness(first.workload, first.training):
+            raise CannotGangError("they differ in more than seed, rate, schedule, momentum and weight decay")
         if optimizer.settings.get("dampening") and not spec.training.optimizer.settings.get("momentum"):
             raise CannotGangError("dampening without momentum has no effect alone, but would have one together")
 
 
-class StackedRun:
-    """`run`'s model, as often as `settings` has optimiser settings; knows how to step and to evaluate them all."""
+@dataclass
+class _Crowd:
+    """The members that see the same data; they stand beside each other."""
 
-    def __init__(self, run: Run, settings: Sequence[Mapping[str, Any]]) -> None:
-        self.loaded: LoadedWorkload = run.loaded
-        self.device, self.training, self.batches = run.device, run.training, run.batches
-        self.progressed = run.progressed
-        self.stacked = StackedModel(run.model, len(settings))
+    loaded: LoadedWorkload
+    batches: Batches
+    rows: slice
+
+
+class StackedRun:
+    """The models of several runs, each at its beginning, as one; knows how to step and to evaluate them all.
+
+    `runs` has one for each member, with its optimiser `settings`. Members with the same run begin with the same weights
+    and see the same data; they stand beside each other. Different runs are the same workload with different seeds.
+    Raises ValueError for models that cannot be stacked, CannotGangError for runs that cannot.
+    """
+
+    def __init__(self, runs: Sequence[Run], settings: Sequence[Mapping[str, Any]]) -> None:
+        run, count = runs[0], len(runs)
+        self.device, self.training, self.progressed = run.device, run.training, run.progressed
+        self.stacked = StackedModel(run.model, count)
+        self._crowds: list[_Crowd] = []
+        first = 0
+        for _, group in groupby(runs, key=id):
+            own, *others = group
+            rows = slice(first, first + 1 + len(others))
+            self._crowds.append(_Crowd(own.loaded, own.batches, rows))
+            if own is not run:
+                self.stacked.begin_as(own.model, rows)
+            first = rows.stop
+        if len(self._crowds) > 1 and any(_has_own_chance(own) for own in runs):
+            raise CannotGangError("model or data have chance of their own, which each seed draws for itself")
+        self._chance = self._chance_now()
         self._switch = run.switch
         names = {id(parameter): name for name, parameter in run.model.named_parameters()}
         groups = run.optimizer.param_groups
@@ -126,16 +163,18 @@ class StackedRun:
         self._optimizer = StackedOptimizer(self.training.optimizer.name, settings, self._parameters(), multipliers)
         self._groups = run.optimizer.state_dict()["param_groups"]
         self._losses: list[torch.Tensor] = []
-        self._metrics: list[Callable[[Any, Any], float] | None] = [None] * len(settings)
+        self._metrics: list[Callable[[Any, Any], float] | None] = [None] * count
 
     def _parameters(self) -> list[torch.Tensor]:
         return [self.stacked.parameters[name] for name in self._names]
 
     def step(self, rates: torch.Tensor, momentum: torch.Tensor | None = None) -> None:
         """Take one step of every model, each at its own of the `rates`, (models,), which lie on the device."""
-        inputs, targets = next(self.batches)
+        batches = [next(crowd.batches) for crowd in self._crowds]
         with self._autocast():
-            losses = self._loss(self.stacked(inputs), targets)
+            outputs = self.stacked(self._inputs([inputs for inputs, _ in batches]))
+            losses = self._loss(outputs, [targets for _, targets in batches])
+        self._check_chance()
         try:
             gradients = list(torch.autograd.grad(losses.sum(), self._optimizer.parameters))
         except RuntimeError as error:
@@ -148,11 +187,30 @@ class StackedRun:
         self._losses.append(losses.detach())
         self.progressed()
 
-    def _loss(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
-        if isinstance(self.loaded, HasStackedLoss):
-            return self.loaded.stacked_loss(outputs, targets)
-        losses: torch.Tensor = vmap(lambda one: self.loaded.loss(one, targets), randomness="same")(outputs)
-        return losses
+    def _inputs(self, own: Sequence[Any]) -> Any:
+        """Return the inputs of the crowds as the stacked model takes them; of one crowd they are shared by all."""
+        if len(own) == 1:
+            return own[0]
+        if not all(isinstance(one, torch.Tensor) for one in own) or len({one.shape for one in own}) > 1:
+            raise CannotGangError("the inputs are of other shapes with another seed")
+        members = zip(self._crowds, own, strict=True)
+        return side_by_side([one for crowd, one in members for _ in range(crowd.rows.start, crowd.rows.stop)])
+
+    def _loss(self, outputs: torch.Tensor, own: Sequence[Any]) -> torch.Tensor:
+        """Return each model's loss, (models,); `own` are the targets of the crowds."""
+        if len(own) == 1:
+            return _losses(self._crowds[0].loaded, outputs, own[0])
+        crowds = zip(self._crowds, own, strict=True)
+        return torch.cat([_losses(crowd.loaded, outputs[crowd.rows], targets) for crowd, targets in crowds])
+
+    def _chance_now(self) -> list[torch.Tensor]:
+        on_device = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return [torch.get_rng_state(), *on_device] if len(self._crowds) > 1 else []
+
+    def _check_chance(self) -> None:
+        """Raise CannotGangError where several crowds have drawn from torch's generator, of which each has its own."""
+        if not all(map(torch.equal, self._chance, self._chance_now())):
+            raise CannotGangError("the model draws chance, which each seed draws for itself")
 
     def take_losses(self) -> list[list[float]]:
         """Return each model's losses since the last call."""
@@ -161,24 +219,29 @@ class StackedRun:
         return losses
 
     def evaluate(self, split: Split) -> list[tuple[float | None, float | None]]:
-        """Return loss and metric of each model over the split, as `Run.evaluate` does for one."""
+        """Return loss and metric of each model over its own split, as `Run.evaluate` does for one."""
         self._switch(training=False)
-        outputs, targets = [], []
+        found = [one for crowd in self._crowds for one in self._evaluate(crowd, split)]
+        self._switch(training=True)
+        self._check_chance()
+        return found
+
+    def _evaluate(self, crowd: _Crowd, split: Split) -> Iterator[tuple[float | None, float | None]]:
+        loaded, outputs, targets = crowd.loaded, [], []
+        part = self.stacked if len(self._crowds) == 1 else self.stacked.part(crowd.rows)
         with torch.inference_mode(), self._autocast():
-            for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
-                outputs.append(self.stacked(batch_inputs))
+            for batch_inputs, batch_targets in loaded.evaluation_batches(split):
+                outputs.append(part(batch_inputs))
                 targets.append(batch_targets)
                 self.progressed()
-        self._switch(training=True)
+        self.stacked.take_buffers(part, crowd.rows)
         all_outputs, all_targets = torch.cat(outputs, 1).float(), torch.cat(targets)
-        found = []
-        for row, own in enumerate(all_outputs):
-            if isinstance(self.loaded, FitsMetric) and split != "test":
-                self._metrics[row] = self.loaded.fit_metric(own, all_targets)
-            metric = self._metrics[row] or self.loaded.metric
-            loss = finite(float(self.loaded.loss(own, all_targets)))
-            found.append((loss, finite(metric(own, all_targets))))
-        return found
+        for row, own in enumerate(all_outputs, crowd.rows.start):
+            if isinstance(loaded, FitsMetric) and split != "test":
+                self._metrics[row] = loaded.fit_metric(own, all_targets)
+            metric = self._metrics[row] or loaded.metric
+            loss = finite(float(loaded.loss(own, all_targets)))
+            yield loss, finite(metric(own, all_targets))
 
     def state(self, row: int, losses: Sequence[float]) -> dict[str, Any]:
         """Return what `Run.state` of that model alone would; `losses` were taken since its last point."""
@@ -189,7 +252,7 @@ class StackedRun:
             "buffers": {name: one[row].clone() for name, one in self.stacked.buffers.items() if name not in model},
             "optimizer": {"state": self._state_of(row), "param_groups": self._groups},
             "losses": torch.cat([torch.tensor(losses, dtype=untaken.dtype), untaken.cpu()]),
-            "batches": self.batches.position(),
+            "batches": next(crowd for crowd in self._crowds if row < crowd.rows.stop).batches.position(),
         }
 
     def _state_of(self, row: int) -> dict[int, dict[str, torch.Tensor]]:
@@ -209,9 +272,35 @@ class StackedRun:
         self.stacked.keep(rows)
         self._optimizer.keep(torch.tensor(rows, device=self.device), self._parameters())
         self._metrics = [self._metrics[row] for row in rows]
+        first, left = 0, []
+        for crowd in self._crowds:
+            count = sum(crowd.rows.start <= row < crowd.rows.stop for row in rows)
+            if count:
+                left.append(replace(crowd, rows=slice(first, first + count)))
+            first += count
+        self._crowds = left
+
+    def keep_place(self) -> None:
+        """Have the batches remember where they are, as `state` asks for."""
+        for crowd in self._crowds:
+            crowd.batches.keeps_place = True
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.training, self.device)
+
+
+def _has_own_chance(run: Run) -> bool:
+    """Whether the data may draw from whatever they like, or the model has generators of its own."""
+    sources = run.loaded.random_sources if isinstance(run.loaded, HasOwnChance) else ()
+    return bool(sources) or bool(own_generators(run.loaded, run.model))
+
+
+def _losses(loaded: LoadedWorkload, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
+    """Return each model's loss, all with the same targets."""
+    if isinstance(loaded, HasStackedLoss):
+        return loaded.stacked_loss(outputs, targets)
+    losses: torch.Tensor = vmap(lambda one: loaded.loss(one, targets), randomness="same")(outputs)
+    return losses
 
 
 def _clipped(gradients: Sequence[torch.Tensor], limit: float) -> list[torch.Tensor]:
@@ -297,7 +386,10 @@ def _in_gangs(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]
         half = len(specs) // 2
         return [*_in_gangs(specs[:half], channel), *_in_gangs(specs[half:], channel)]
     except CannotGangError:
-        return [run_trial(spec, channel) for spec in specs]
+        crowds = _by_crowd(specs).values()
+        if len(crowds) == 1:
+            return [run_trial(spec, channel) for spec in specs]
+        return [result for crowd in crowds for result in _in_gangs(crowd, channel)]
 
 
 def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
@@ -307,20 +399,23 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     Raises CannotGangError before anything was reported when that cannot be; StorageError as `run_trials` does.
     """
     check_alike(specs)
+    crowds = _by_crowd(specs)
     device = pick_device(specs[0].training.device)
     meter, watch = EnergyMeter(device), DeviceStopwatch(synchronizer(device))
     bill = _Bill(watch)
     watch.start("data")
-    loaded = load(specs[0].workload, device, specs[0].seed)
+    loaded = {crowd: load(specs[0].workload, device, crowd) for crowd in crowds}
     watch.switch("setup")
-    members = [_member(spec, loaded) for spec in specs]
+    members = [_member(spec, loaded[crowd]) for crowd, own in crowds.items() for spec in own]
     told = _Reported(channel)
     broken = ""
     try:
+        runs = {crowd: new_run(loaded[crowd], specs[0].training, device, crowd) for crowd in crowds}
         run = StackedRun(
-            new_run(loaded, specs[0].training, device, specs[0].seed),
-            [spec.training.optimizer.settings for spec in specs],
+            [runs[crowd] for crowd, own in crowds.items() for _ in own],
+            [member.spec.training.optimizer.settings for member in members],
         )
+        del runs  # the models are copied, and only the first is used
         if isinstance(channel, Watched):
             run.progressed = channel.progressed
         _train(members, run, watch, bill, told)
@@ -353,10 +448,19 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         )
         for member in members
     ]
-    return [
-        result if member.ended else _alone(member, result, channel, broken)
+    ended = {
+        member.spec.uuid: result if member.ended else _alone(member, result, channel, broken)
         for member, result in zip(members, results, strict=True)
-    ]
+    }
+    return [ended[spec.uuid] for spec in specs]
+
+
+def _by_crowd(specs: Sequence[TrialSpec]) -> dict[int, list[TrialSpec]]:
+    """Return the trials that see the same data, by seed."""
+    crowds: dict[int, list[TrialSpec]] = {}
+    for spec in specs:
+        crowds.setdefault(spec.seed, []).append(spec)
+    return crowds
 
 
 def _alone(member: _Member, so_far: TrialResult, channel: Channel, reason: str) -> TrialResult:
@@ -442,7 +546,8 @@ def _train(members: Sequence[_Member], run: StackedRun, watch: DeviceStopwatch, 
     """Train until the last member has ended."""
     live = list(members)
     keeper = _Keeper([member.spec for member in members], watch, bill)
-    run.batches.keeps_place = keeper.writes
+    if keeper.writes:
+        run.keep_place()
     step = 0
     watch.switch("train")
     for end in sorted({end for member in members for end in member.ends}):
@@ -456,9 +561,7 @@ def _train(members: Sequence[_Member], run: StackedRun, watch: DeviceStopwatch, 
         found = run.evaluate("validation")
         bill.share(live)
         leaving = [
-            row
-            for row, member in enumerate(live)
-            if end in member.ends and not _goes_on(member, end, found[row], run.loaded, told)
+            row for row, member in enumerate(live) if end in member.ends and not _goes_on(member, end, found[row], told)
         ]
         if leaving:
             watch.switch("test_evaluation")
@@ -517,11 +620,10 @@ def _step_to(end: int, step: int, live: Sequence[_Member], run: StackedRun, keep
         member.outcome.train_steps = end
 
 
-def _goes_on(
-    member: _Member, end: int, found: tuple[float | None, float | None], loaded: LoadedWorkload, told: _Reported
-) -> bool:
+def _goes_on(member: _Member, end: int, found: tuple[float | None, float | None], told: _Reported) -> bool:
     """Note and tell how the member does after `end` steps; return whether it is to train on."""
     outcome, losses = member.outcome, member.losses
+    assert outcome.facts is not None, "a member has a workload"
     loss, metric = found
     member.losses = []
     member.evaluations += 1
@@ -530,7 +632,7 @@ def _goes_on(
     outcome.validation_loss, outcome.validation_metric = found if alive else (None, None)
     point = CurvePoint(
         step=end,
-        epoch=end / loaded.facts.steps_per_epoch,
+        epoch=end / outcome.facts.steps_per_epoch,
         learning_rate=member.planned.rate(end - 1),
         train_loss=finite(math.fsum(losses) / len(losses)) if alive else None,
         validation_loss=loss,
@@ -694,7 +796,7 @@ def _stacked_run(
     size: int, loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int
 ) -> tuple[StackedRun, torch.Tensor]:
     """Return a gang of equal members, and the rates with which it is tried."""
-    run = StackedRun(new_run(loaded, training, device, seed), [training.optimizer.settings] * size)
+    run = StackedRun([new_run(loaded, training, device, seed)] * size, [training.optimizer.settings] * size)
     like = run.stacked.parameters[next(iter(run.stacked.parameters))]
     return run, torch.full((size,), CHECKED_RATE, dtype=like.dtype, device=device)
 

@@ -10,7 +10,9 @@ import operator
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from enum import Enum
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -26,6 +28,10 @@ from lrsearch.restore import find_generators
 SLOW_IN_VMAP = "There is a performance drop because we have not yet implemented the batching rule"
 """What torch warns of; whether training together pays is measured anyway."""
 warnings.filterwarnings("ignore", SLOW_IN_VMAP, UserWarning)
+
+
+DEEPEST = 4
+"""Levels of what a module holds that are looked at: a list in an object in a dictionary of the module."""
 
 
 class Layout(Enum):
@@ -50,7 +56,8 @@ class StackedModel:
     """`count` copies of `model`, with the same weights to begin with.
 
     `parameters` and `buffers` hold, by name, one tensor with a row per copy. Training and evaluation mode are
-    `model`'s own, whose weights are never used. A call returns the outputs, (K, N, ...).
+    `model`'s own, whose weights are never used. A call with inputs for all copies, or with a Value that holds each
+    one's own, returns the outputs, (K, N, ...).
 
     Raises ValueError for a model with hooks on its gradients: nobody would call them.
     """
@@ -81,18 +88,46 @@ class StackedModel:
         if training not in self._programs:
             self._programs[training] = _Program.of(self.model)
         program = self._programs[training]
-        if program is not None and isinstance(inputs, torch.Tensor):
-            return program.run(self, inputs)
+        if program is not None and isinstance(inputs, (torch.Tensor, Value)):
+            return program.run(self, inputs if isinstance(inputs, Value) else Value(Layout.SHARED, inputs))
 
-        def call(own: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        def call(own: dict[str, torch.Tensor], inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             outputs = functional_call(self.model, own, (inputs,))
             return outputs, {name: own[name] for name in self.buffers}  # functional_call puts replaced ones there
 
-        outputs, buffers = vmap(call, randomness="same")(self.parameters | self.buffers)
+        own = self.parameters | self.buffers
+        if isinstance(inputs, Value):
+            outputs, buffers = vmap(call, randomness="same")(own, to_stacked(inputs, self.count))
+        else:
+            outputs, buffers = vmap(partial(call, inputs=inputs), randomness="same")(own)
         with torch.inference_mode(False):  # for training to go on with
             self.buffers = {name: buffer.detach() if training else buffer.clone() for name, buffer in buffers.items()}
         result: torch.Tensor = outputs
         return result
+
+    def begin_as(self, model: nn.Module, rows: slice) -> None:
+        """Give those copies the weights of another model. Raises ValueError when it is not made like the first."""
+        if not _made_alike(model, self.model):
+            raise ValueError("with another seed the model is made in another way")
+        own = dict((*model.named_parameters(), *model.named_buffers()))
+        with torch.no_grad():
+            for name, tensor in (self.parameters | self.buffers).items():
+                tensor[rows] = own[name]
+
+    def part(self, rows: slice) -> StackedModel:
+        """Return those copies as a model whose parameters are views of this one's."""
+        part = copy(self)
+        part.parameters = {name: tensor[rows] for name, tensor in self.parameters.items()}
+        part.buffers = {name: tensor[rows] for name, tensor in self.buffers.items()}
+        part.count = len(range(self.count)[rows])
+        return part
+
+    def take_buffers(self, part: StackedModel, rows: slice) -> None:
+        """Take over what `part` has in the place of its buffers since it was made."""
+        if part is not self:
+            with torch.no_grad():
+                for name, tensor in self.buffers.items():
+                    tensor[rows] = part.buffers[name]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Let the other copies go."""
@@ -111,6 +146,46 @@ class StackedModel:
         return state
 
 
+def side_by_side(inputs: Sequence[torch.Tensor]) -> Value:
+    """Return the inputs of each copy, (N, ...), as one value; images lie as convolutions take them."""
+    if inputs[0].ndim == 4:
+        return Value(Layout.FOLDED, torch.cat(list(inputs), 1))
+    return Value(Layout.STACKED, torch.stack(list(inputs)))
+
+
+def _made_alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models differ in nothing but the numbers in their parameters and buffers."""
+    shapes = [
+        {name: (tensor.shape, tensor.dtype) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        for model in (one, other)
+    ]
+    kinds = [[(name, type(part)) for name, part in model.named_modules()] for model in (one, other)]
+    return (
+        shapes[0] == shapes[1]
+        and kinds[0] == kinds[1]
+        and all(_holds_alike(vars(a), vars(b)) for a, b in zip(one.modules(), other.modules(), strict=True))
+    )
+
+
+def _holds_alike(one: Any, other: Any, depth: int = DEEPEST) -> bool:
+    """Whether two modules, or things that they hold, hold the same values; weights and parts apart."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        own = one.keys() - {"_parameters", "_buffers", "_modules"}
+        return one.keys() == other.keys() and all(_holds_alike(one[key], other[key], depth) for key in own)
+    if isinstance(one, (list, tuple, deque)):
+        return len(one) == len(other) and all(_holds_alike(a, b, depth) for a, b in zip(one, other, strict=True))
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, (np.ndarray, np.generic)):
+        return bool(np.array_equal(one, other))
+    if isinstance(one, (bool, int, float, complex, str, bytes, set, frozenset)):
+        return bool(one == other)
+    held = None if depth == 0 else _contents(one)
+    return held is None or _holds_alike(held, _contents(other), depth - 1)
+
+
 def select_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Return those rows; the layout of what is in a row stays."""
     size, own = tensor[0].numel(), tensor.stride()[1:]
@@ -126,8 +201,6 @@ def _copies(tensor: torch.Tensor, count: int) -> torch.Tensor:
     return select_rows(tensor.detach().unsqueeze(0), torch.zeros(count, dtype=torch.int64, device=tensor.device))
 
 
-DEEPEST = 4
-"""Levels of what a module holds that are looked at: a list in an object in a dictionary of the module."""
 Rule = Callable[[StackedModel, list[Any], dict[str, Any]], Any]
 
 
@@ -177,8 +250,8 @@ class _Program:
             return None
         return cls(graph, model)
 
-    def run(self, stacked: StackedModel, inputs: torch.Tensor) -> torch.Tensor:
-        values: dict[fx.Node, Any] = {self._input: Value(Layout.SHARED, inputs)}
+    def run(self, stacked: StackedModel, inputs: Value) -> torch.Tensor:
+        values: dict[fx.Node, Any] = {self._input: inputs}
         for node, rule in self._steps:
             arguments = [_filled(argument, values) for argument in node.args]
             keywords = {key: _filled(argument, values) for key, argument in node.kwargs.items()}

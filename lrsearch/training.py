@@ -298,7 +298,7 @@ def _frozen_batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [norm for norm in norms if norm.affine and not any(p.requires_grad for p in norm.parameters())]
 
 
-def _own_generators(loaded: LoadedWorkload, model: torch.nn.Module) -> list[object]:
+def own_generators(loaded: LoadedWorkload, model: torch.nn.Module) -> list[object]:
     """Return the generators that data and model keep for themselves, always in the same order."""
     sources = list(loaded.random_sources) if isinstance(loaded, HasOwnChance) else []
     return find_generators(sources) + [found for part in model.modules() for found in find_generators(vars(part))]
@@ -646,7 +646,7 @@ def new_run(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device
     model = loaded.build_model()
     if isinstance(loaded, KnowsItsLayout) and loaded.channels_last:
         model.to(memory_format=torch.channels_last)
-    own = _own_generators(loaded, model)
+    own = own_generators(loaded, model)
     seed_own(own, seed)
     batches = Batches(loaded, seed, own)
     return Run(loaded, model, build_optimizer(training, model), training, device, batches)
