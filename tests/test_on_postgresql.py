@@ -92,7 +92,7 @@ strategies:
 PREPARATION_SECONDS = 30
 """What a busy machine may need to import torch and to get ready."""
 DRAWN = re.compile(
-    r"uuid|study_record|_seconds$|seconds_to_target|evaluations|started_at|finished_at|owner|energy|peak_device"
+    r"uuid|_records?$|_seconds$|seconds_to_target|evaluations|started_at|finished_at|owner|energy|peak_device"
 )
 """Columns that differ from run to run."""
 

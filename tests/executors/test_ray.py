@@ -222,7 +222,7 @@ def test_a_study_whose_trials_train_together_on_two_nodes_equals_the_one_on_one_
     on_ray = run(f"{{name: ray, address: '{nodes.address}'}}", "ray.db")
     check_tables(on_ray, on_one_slot)
     sizes = {key: {trial.gang_size for trial in on_ray.trials if trial.strategy == key} for key in on_ray.strategies}
-    assert sizes == {"grid": {3}, "random": {2}, "tpe": {1}}
+    assert sizes == {"grid": {3}, "random": {3}, "tpe": {3, 1}}, "the first of tpe beside random's"
     [event] = [event for event in on_ray.events if event.kind == "run"]
     billed = sum(attempt.billed_seconds for trial in on_ray.trials for attempt in trial.attempts)
     assert billed == pytest.approx(event.data["held_seconds"], rel=0.01)
@@ -247,7 +247,15 @@ OF_ITS_RUN = (
         *(f"{phase}_seconds" for phase in PHASES),
         "core_seconds",
     ),
-    *("started_at", "finished_at", "last_attempt_seconds", "seconds_to_target", "evaluations", "study_record"),
+    *(
+        "started_at",
+        "finished_at",
+        "last_attempt_seconds",
+        "seconds_to_target",
+        "evaluations",
+        "study_record",
+        "attempt_records",
+    ),
 )
 """Columns that hold clocks and identities."""
 

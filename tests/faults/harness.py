@@ -23,7 +23,7 @@ from lrsearch.config import load_study
 from lrsearch.storage import schema
 from lrsearch.storage.engine import make_engine, parse_url, sqlite_path
 from lrsearch.storage.store import open_store
-from lrsearch.study import run_study
+from lrsearch.study import _gang_requests, run_study
 from lrsearch.trial import AttemptRecord, StudyRecord
 from tests.processes import workers_of
 from tests.test_study import Quiet, outcome
@@ -95,8 +95,9 @@ def write_together(folder: Path, executor: str, epochs: int = 16) -> Path:
     config, threads = load_study(path), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        plan = config.training_plan_of("grid")
-        gang._remember(gang._cache_key(config.workload_choice(), plan, torch.device("cpu"), most=3), 3)
+        for kind in _gang_requests(config, getattr(config.executor, "slots", 1)):
+            key = gang._cache_key(kind.workload, kind.training, torch.device("cpu"), kind.most)
+            gang._remember(key, 3)
     finally:
         torch.set_num_threads(threads)
     return path

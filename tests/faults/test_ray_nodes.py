@@ -167,7 +167,7 @@ def test_what_dies_under_trials_that_train_together_costs_each_an_attempt_and_th
 ) -> None:
     victim = nodes.add()
     study = Study(tmp_path, f"address: '{nodes.address}', lost_after_seconds: 4", write_together)
-    study.wait_until_busy(5)
+    study.wait_until_busy(6)
     running = set(running_attempts(study.url))
     study.wait_for(lambda: all(list((tmp_path / "states").glob(f"{uuid}.*.ckpt")) for uuid, _ in running))
     died = datetime.now(UTC)
@@ -179,7 +179,10 @@ def test_what_dies_under_trials_that_train_together_costs_each_an_attempt_and_th
     if what == "process":
         nodes.kill(victim)
     broken = [trial for trial in record.trials if len(trial.attempts) > 1]
-    assert [(trial.strategy, trial.seed) for trial in broken] in ([("grid", 0)] * 3, [("random", 0)] * 2)
+    assert [(trial.strategy, trial.seed) for trial in broken] in (
+        [("grid", 0)] * 3,
+        [("random", 0), ("random", 0), ("tpe", 0)],
+    )
     for trial in broken:
         lost, finished = trial.attempts
         assert (trial.uuid, 1) in running
