@@ -61,7 +61,7 @@ def measure(case: Case, side: str, epochs: int | None) -> None:
         from lrsearch.gang import run_gang
         from lrsearch.trial import SoloCost
 
-        unknown = SoloCost(0.0, 0.0, 0.0)  # a bill that nobody reads here
+        unknown = SoloCost(0.0, 0.0, 0.0, 0.0)  # a bill that nobody reads here
         results = [checked(one) for one in run_gang([replace(spec, solo=unknown) for spec in made], Silence())]
         billed: list[Any] = [one.billed_phase_seconds for one in results]
         train = sum(one.get("train", 0.0) for one in billed)

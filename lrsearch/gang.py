@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
 from lrsearch.stacking import StackedModel, side_by_side
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
+    Climb,
     EnergyMeter,
     Outcome,
     Run,
@@ -56,6 +58,8 @@ from lrsearch.training import (
     pick_device,
     pick_precision,
     plan_of,
+    range_test_rates,
+    repeat_seed,
     run_trial,
     segment_ends,
     write_checkpoint,
@@ -64,6 +68,7 @@ from lrsearch.trial import (
     Choice,
     CurvePoint,
     GangChoice,
+    RangeTestPlan,
     SoloCost,
     TrainingPlan,
     TrialResult,
@@ -104,20 +109,29 @@ def _why_alone(training: TrainingPlan) -> str:
 
 
 def check_alike(specs: Sequence[TrialSpec]) -> None:
-    """Raise CannotGangError unless the trials differ in seeds, rates, schedules, momentum and weight decay alone."""
+    """Raise CannotGangError unless the trials differ in seeds, rates, schedules, momentum and weight decay alone.
+
+    Range tests differ in seeds and repeats alone, beside momentum and weight decay.
+    """
     first = specs[0]
     optimizer = first.training.optimizer
     if reason := _why_alone(first.training):
         raise CannotGangError(reason)
     for spec in specs:
-        if spec.proposal.schedule is None:
-            raise CannotGangError("a range test trains alone")
+        if _test_of(spec) != _test_of(first):
+            raise CannotGangError("a range test trains with others of the same rates and length only")
         if spec.solo is None:
             raise CannotGangError("what a trial costs alone was not measured")
         if likeness(spec.workload, spec.training) != likeness(first.workload, first.training):
             raise CannotGangError("they differ in more than seed, rate, schedule, momentum and weight decay")
         if optimizer.settings.get("dampening") and not spec.training.optimizer.settings.get("momentum"):
             raise CannotGangError("dampening without momentum has no effect alone, but would have one together")
+
+
+def _test_of(spec: TrialSpec) -> RangeTestPlan | None:
+    """Return what range tests that train together share; None for a training run."""
+    plan = spec.proposal.range_test
+    return None if plan is None else replace(plan, repeat=0)
 
 
 @dataclass
@@ -285,6 +299,10 @@ class StackedRun:
         for crowd in self._crowds:
             crowd.batches.keeps_place = True
 
+    def numbers(self, values: Sequence[Any]) -> torch.Tensor:
+        """Return them in the parameters' type, on their device."""
+        return torch.tensor(values, dtype=torch.float64).to(next(iter(self.stacked.parameters.values())))
+
     def _autocast(self) -> torch.autocast:
         return autocast(self.training, self.device)
 
@@ -310,39 +328,82 @@ def _clipped(gradients: Sequence[torch.Tensor], limit: float) -> list[torch.Tens
     return [gradient * factors.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
 
 
-@dataclass
+@dataclass(kw_only=True, eq=False)
 class _Member:
     """One trial of the gang."""
 
     spec: TrialSpec
-    planned: PlannedSchedule
-    ends: list[int]
-    """The numbers of steps after which it is evaluated."""
     outcome: Outcome
     billed: dict[str, float] = field(default_factory=dict)
     core_seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    """Since its last point."""
     evaluations: int = 0
     ended: bool = False
     """Whether it has left the gang with all its values."""
 
-    @property
-    def solo(self) -> SoloCost:
-        assert self.spec.solo is not None, "see check_alike"
-        return self.spec.solo
-
     def solo_seconds(self) -> dict[str, float]:
         """Return what the trial would have taken alone up to now, by phase."""
-        steps = self.outcome.train_steps
+        solo = self.spec.solo
+        assert solo is not None, "see check_alike"
         return {
             "data": self.billed.get("data", 0.0),
-            "setup": self.solo.setup_seconds,
-            "train": steps * self.solo.step_seconds,
-            "evaluate": self.evaluations * self.solo.validation_seconds,
+            "setup": solo.setup_seconds,
+            **self._phases(solo, self.outcome.train_steps * solo.step_seconds),
             "test_evaluation": self.billed.get("test_evaluation", 0.0),
             "idle": self.billed.get("idle", 0.0),
         }
+
+    def _phases(self, solo: SoloCost, stepping: float) -> dict[str, float]:
+        """Return what steps, which would have taken `stepping` seconds, and evaluations would have taken."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, eq=False)
+class _Trained(_Member):
+    """A training run."""
+
+    planned: PlannedSchedule
+    ends: list[int]
+    """The numbers of steps after which it is evaluated."""
+    losses: list[float] = field(default_factory=list)
+    """Since its last point."""
+
+    @classmethod
+    def of(cls, spec: TrialSpec, loaded: LoadedWorkload) -> _Trained:
+        planned = plan_of(spec, loaded.facts)
+        assert planned is not None, "see check_alike"
+        ends = segment_ends(planned, loaded.facts.steps_per_epoch)
+        return cls(spec=spec, outcome=Outcome(facts=loaded.facts), planned=planned, ends=ends)
+
+    def _phases(self, solo: SoloCost, stepping: float) -> dict[str, float]:
+        return {"train": stepping, "evaluate": self.evaluations * solo.validation_seconds}
+
+
+@dataclass(kw_only=True, eq=False)
+class _Climber(_Member):
+    """A range test."""
+
+    climb: Climb = field(init=False)
+
+    def __post_init__(self) -> None:
+        plan, facts = self.spec.proposal.range_test, self.outcome.facts
+        assert plan is not None, "see check_alike"
+        assert facts is not None, "a member has a workload"
+        rates = range_test_rates(plan, facts.steps_per_epoch)
+        self.climb = Climb(rates, lambda: self._losses, lambda: self._found)
+
+    def look(self, losses: list[float], found: tuple[float | None, float | None]) -> None:
+        """Take the losses since the last look, and what its evaluation gave."""
+        self._losses, self._found = losses, found
+        self.evaluations += 1
+
+    def end(self) -> None:
+        self.outcome.range_test = self.climb.points()
+        self.outcome.train_steps = len(self.outcome.range_test)
+        self.outcome.status = "completed"
+        self.ended = True
+
+    def _phases(self, solo: SoloCost, stepping: float) -> dict[str, float]:
+        return {"range_test": stepping + self.evaluations * solo.range_test_seconds}
 
 
 class _Bill:
@@ -404,13 +465,20 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     meter, watch = EnergyMeter(device), DeviceStopwatch(synchronizer(device))
     bill = _Bill(watch)
     watch.start("data")
-    loaded = {crowd: load(specs[0].workload, device, crowd) for crowd in crowds}
+    loaded = {(seed, repeat): load(specs[0].workload, device, seed) for seed, repeat in crowds}
     watch.switch("setup")
-    members = [_member(spec, loaded[crowd]) for crowd, own in crowds.items() for spec in own]
+    placed = [(spec, loaded[crowd]) for crowd, own in crowds.items() for spec in own]
+    members: Sequence[_Member]
+    if specs[0].proposal.range_test is None:
+        trained = [_Trained.of(spec, own) for spec, own in placed]
+        members, work = trained, partial(_train, trained)
+    else:
+        climbers = [_Climber(spec=spec, outcome=Outcome(facts=own.facts)) for spec, own in placed]
+        members, work = climbers, partial(_climb, climbers)
     told = _Reported(channel)
     broken = ""
     try:
-        runs = {crowd: new_run(loaded[crowd], specs[0].training, device, crowd) for crowd in crowds}
+        runs = {crowd: new_run(loaded[crowd], specs[0].training, device, repeat_seed(*crowd)) for crowd in crowds}
         run = StackedRun(
             [runs[crowd] for crowd, own in crowds.items() for _ in own],
             [member.spec.training.optimizer.settings for member in members],
@@ -418,7 +486,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         del runs  # the models are copied, and only the first is used
         if isinstance(channel, Watched):
             run.progressed = channel.progressed
-        _train(members, run, watch, bill, told)
+        work(run, watch, bill, told)
     except StorageError:
         raise
     except Exception as error:
@@ -455,11 +523,12 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     return [ended[spec.uuid] for spec in specs]
 
 
-def _by_crowd(specs: Sequence[TrialSpec]) -> dict[int, list[TrialSpec]]:
-    """Return the trials that see the same data, by seed."""
-    crowds: dict[int, list[TrialSpec]] = {}
+def _by_crowd(specs: Sequence[TrialSpec]) -> dict[tuple[int, int], list[TrialSpec]]:
+    """Return the trials that see the same data, by seed and repeat."""
+    crowds: dict[tuple[int, int], list[TrialSpec]] = {}
     for spec in specs:
-        crowds.setdefault(spec.seed, []).append(spec)
+        test = spec.proposal.range_test
+        crowds.setdefault((spec.seed, test.repeat if test else 0), []).append(spec)
     return crowds
 
 
@@ -517,6 +586,7 @@ def _result(member: _Member, so_far: TrialResult) -> TrialResult:
         test_loss=outcome.test_loss,
         test_metric=outcome.test_metric,
         curve=tuple(outcome.curve),
+        range_test=tuple(outcome.range_test),
         diverged_step=outcome.diverged_step,
         error=outcome.error,
         traceback=outcome.traceback,
@@ -536,13 +606,7 @@ class _Reported:
         return self._channel.report(uuid, point)
 
 
-def _member(spec: TrialSpec, loaded: LoadedWorkload) -> _Member:
-    planned = plan_of(spec, loaded.facts)
-    assert planned is not None, "see check_alike"
-    return _Member(spec, planned, segment_ends(planned, loaded.facts.steps_per_epoch), Outcome(facts=loaded.facts))
-
-
-def _train(members: Sequence[_Member], run: StackedRun, watch: DeviceStopwatch, bill: _Bill, told: _Reported) -> None:
+def _train(members: Sequence[_Trained], run: StackedRun, watch: DeviceStopwatch, bill: _Bill, told: _Reported) -> None:
     """Train until the last member has ended."""
     live = list(members)
     keeper = _Keeper([member.spec for member in members], watch, bill)
@@ -586,7 +650,7 @@ class _Keeper:
         self._every = min((plan.every_seconds for plan in plans), default=math.inf)
         self._due = time.monotonic() + self._every
 
-    def after_step(self, live: Sequence[_Member], run: StackedRun, step: int) -> None:
+    def after_step(self, live: Sequence[_Trained], run: StackedRun, step: int) -> None:
         """Write if it is time. Raises StorageError."""
         if not self.writes or time.monotonic() < self._due:
             return
@@ -601,18 +665,17 @@ class _Keeper:
         self._due = time.monotonic() + self._every
 
 
-def _step_to(end: int, step: int, live: Sequence[_Member], run: StackedRun, keeper: _Keeper) -> None:
+def _step_to(end: int, step: int, live: Sequence[_Trained], run: StackedRun, keeper: _Keeper) -> None:
     """Take the steps up to `end`; the rates of all of them go to the device at once."""
-    like = run.stacked.parameters[next(iter(run.stacked.parameters))]
     planned = [member.planned for member in live]
-    rates = torch.tensor([[one.rate(at) for one in planned] for at in range(step, end)], dtype=torch.float64).to(like)
+    rates = run.numbers([[one.rate(at) for one in planned] for at in range(step, end)])
     momenta: Sequence[torch.Tensor | None] = [None] * (end - step)
     schedules = [one.momentum for one in planned if one.momentum is not None]
     if schedules:
         if len(schedules) != len(planned):
             raise CannotGangError("only some of them schedule their momentum")
         table = [[schedule(at) for schedule in schedules] for at in range(step, end)]
-        momenta = list(torch.tensor(table, dtype=torch.float64).to(like))
+        momenta = list(run.numbers(table))
     for at in range(end - step):
         run.step(rates[at], momenta[at])
         keeper.after_step(live, run, step + at + 1)
@@ -620,7 +683,7 @@ def _step_to(end: int, step: int, live: Sequence[_Member], run: StackedRun, keep
         member.outcome.train_steps = end
 
 
-def _goes_on(member: _Member, end: int, found: tuple[float | None, float | None], told: _Reported) -> bool:
+def _goes_on(member: _Trained, end: int, found: tuple[float | None, float | None], told: _Reported) -> bool:
     """Note and tell how the member does after `end` steps; return whether it is to train on."""
     outcome, losses = member.outcome, member.losses
     assert outcome.facts is not None, "a member has a workload"
@@ -657,6 +720,32 @@ def _judge_leaving(leaving: Sequence[_Member], rows: Sequence[int], run: Stacked
     for member, row in zip(leaving, rows, strict=True):
         if member.outcome.status != "diverged":
             member.outcome.test_loss, member.outcome.test_metric = found[row]
+
+
+def _climb(members: Sequence[_Climber], run: StackedRun, watch: DeviceStopwatch, bill: _Bill, told: _Reported) -> None:
+    """Raise the rate of all range tests rung by rung; one whose loss ran away leaves.
+
+    Nothing is told of a range test before its end, and no state of it is kept.
+    """
+    live, rates = list(members), members[0].climb.rates
+    if any(member.climb.rates != rates for member in members):
+        raise CannotGangError("with another seed the range test has another length")
+    watch.switch("range_test")
+    for rate in run.numbers(rates):
+        run.step(rate.repeat(len(live)))
+        if live[0].climb.is_due:
+            for member, losses, found in zip(live, run.take_losses(), run.evaluate("range_test"), strict=True):
+                member.look(losses, found)
+        leaving = [member for member in live if not member.climb.goes_on()]
+        if leaving:
+            bill.share(live)
+            for member in leaving:
+                member.end()
+            stay = [row for row, member in enumerate(live) if not member.ended]
+            live = [live[row] for row in stay]
+            if not live:
+                return
+            run.keep(stay)
 
 
 # The choice
@@ -755,12 +844,16 @@ def _solo_cost(
             run.step(0.0)
         wait()
         blocks.append((time.perf_counter() - began) / BLOCK_STEPS)
-    run.evaluate("validation")
-    wait()
-    began = time.perf_counter()
-    run.evaluate("validation")
-    wait()
-    return SoloCost(setup, statistics.median(blocks), time.perf_counter() - began), losses
+    evaluations = []
+    splits: tuple[Split, ...] = ("validation", "range_test")
+    for split in splits:
+        run.evaluate(split)
+        wait()
+        began = time.perf_counter()
+        run.evaluate(split)
+        wait()
+        evaluations.append(time.perf_counter() - began)
+    return SoloCost(setup, statistics.median(blocks), *evaluations), losses
 
 
 def _seconds_per_member(
@@ -797,8 +890,7 @@ def _stacked_run(
 ) -> tuple[StackedRun, torch.Tensor]:
     """Return a gang of equal members, and the rates with which it is tried."""
     run = StackedRun([new_run(loaded, training, device, seed)] * size, [training.optimizer.settings] * size)
-    like = run.stacked.parameters[next(iter(run.stacked.parameters))]
-    return run, torch.full((size,), CHECKED_RATE, dtype=like.dtype, device=device)
+    return run, run.numbers([CHECKED_RATE] * size)
 
 
 def _cache_key(workload: Choice, training: TrainingPlan, device: torch.device, most: int) -> str:

@@ -617,7 +617,7 @@ def set_up(spec: TrialSpec, loaded: LoadedWorkload, device: torch.device) -> tup
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     repeat = proposal.range_test.repeat if proposal.range_test else 0
-    return new_run(loaded, spec.training, device, _repeat_seed(spec.seed, repeat)), planned
+    return new_run(loaded, spec.training, device, repeat_seed(spec.seed, repeat)), planned
 
 
 def plan_of(spec: TrialSpec, facts: WorkloadFacts) -> PlannedSchedule | None:
@@ -635,7 +635,7 @@ def plan_of(spec: TrialSpec, facts: WorkloadFacts) -> PlannedSchedule | None:
     )
 
 
-def _repeat_seed(seed: int, repeat: int) -> int:
+def repeat_seed(seed: int, repeat: int) -> int:
     """Return the seed of a repeat's weights and data order; the first is `seed` itself, as without repeats."""
     return seed if repeat == 0 else int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0])
 
@@ -756,16 +756,22 @@ class Climb:
         """The rate of the next step."""
         return self.rates[self._steps]
 
+    @property
+    def is_due(self) -> bool:
+        """Whether losses and an evaluation are asked for after the step at `rate`."""
+        steps = self._steps + 1
+        return steps % self._every == 0 or steps == len(self.rates)
+
     def goes_on(self) -> bool:
         """Take note that the step at `rate` was taken, and return whether another is to be."""
+        due = self.is_due
         self._steps += 1
-        finished = self._steps == len(self.rates)
-        if self._steps % self._every and not finished:
+        if not due:
             return True
         self._evaluations[self._steps - 1] = self._evaluate()
         new = self._take_losses()
         self._losses += new
-        return not any(self._stop.update(loss) for loss in new) and not finished
+        return not any(self._stop.update(loss) for loss in new) and self._steps < len(self.rates)
 
     def points(self) -> list[RangeTestPoint]:
         """Return a point for each step that was looked at."""

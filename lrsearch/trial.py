@@ -142,6 +142,8 @@ class SoloCost:
     setup_seconds: float
     step_seconds: float
     validation_seconds: float
+    range_test_seconds: float
+    """Of one evaluation of the `range_test` split."""
 
 
 @dataclass(frozen=True)

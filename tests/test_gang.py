@@ -34,7 +34,7 @@ from lrsearch.trial import (
 
 SGD = Choice("sgd", {"momentum": 0.9, "weight_decay": 5e-4})
 DIGITS = Choice("digits", {"batch_size": 64, "model": "mlp"})
-COST = SoloCost(setup_seconds=0.25, step_seconds=0.5, validation_seconds=2.0)
+COST = SoloCost(setup_seconds=0.25, step_seconds=0.5, validation_seconds=2.0, range_test_seconds=1.0)
 
 
 class Listener:
