@@ -87,6 +87,8 @@ def run_study(
         observer.message("Preparing workload and device ...")
         with signals.interruptible():
             prepared = _prepare(config, executor)
+        for reason in dict.fromkeys(choice.reason for choice in prepared.gangs.values() if choice.reason):
+            observer.message(f"Trials train alone, although gangs is auto: {reason}.")
         # Nothing is stored before the workload has shown that it runs.
         if study is None or fresh:
             study = _create_study(config, store, study)

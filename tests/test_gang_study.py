@@ -20,6 +20,7 @@ from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
 from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord
 from tests.records import some
+from tests.test_gang import OWN_GRADIENT
 from tests.test_study import Quiet
 
 FILE = """
@@ -170,6 +171,19 @@ def test_ctrl_c_in_a_gang_charges_every_member_and_the_same_command_goes_on(tmp_
     assert min(lost) > 0
     assert max(lost) == pytest.approx(min(lost), rel=0.05)
     assert {trial.status for trial in record.trials} == {"completed"}
+
+
+def test_a_model_that_cannot_be_stacked_trains_alone_and_the_study_says_why(tmp_path: Path) -> None:
+    (tmp_path / "branching.py").write_text(OWN_GRADIENT)
+    watcher = Quiet()
+    workload = (
+        f"{{name: callable, model: 'branching:model', data: 'branching:data', batch_size: 16, python_path: {tmp_path}}}"
+    )
+    record = run(tmp_path, "gangs: auto\n", watcher, workload)
+    assert {trial.gang_size for trial in record.trials} == {1}
+    [told] = [text for text in watcher.messages if "gangs is auto" in text]
+    assert told.startswith("Trials train alone, although gangs is auto: ")
+    assert "control flow" in told or "vmap" in told
 
 
 DYING = """
