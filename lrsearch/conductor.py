@@ -25,10 +25,11 @@ from lrsearch.analysis.confirm import confirmations_wanted
 from lrsearch.config import StudyConfig
 from lrsearch.engine import run_trials
 from lrsearch.errors import LrsearchError, MachineLostError, StudyFailedError, WorkerDiedError
-from lrsearch.interfaces import Executor, LooksAhead, Observer, OnOtherMachines, SharesTests, StopsEarly, Strategy
+from lrsearch.interfaces import Executor, Observer, OnOtherMachines, SharesTests, StopsEarly, Strategy
 from lrsearch.range_test import judge
 from lrsearch.storage.store import Begun, LostAttempt, Store, StudyRow
 from lrsearch.storage.upkeep import LEASE_SECONDS, Lease, every
+from lrsearch.strategies import at_once
 from lrsearch.trial import (
     FINISHED_STATUSES,
     AttemptRecord,
@@ -984,11 +985,6 @@ class _Channel:
             except Exception as error:  # whatever it is, the training goes on and the commit of its result decides
                 self._observer.message(f"A heartbeat was not written: {error}")
             first = False
-
-
-def at_once(strategy: Strategy) -> int:
-    """Return how many trials of one search may run at the same time without making a difference."""
-    return strategy.at_once if isinstance(strategy, LooksAhead) else 1
 
 
 def kind_of(config: StudyConfig, key: str) -> str:

@@ -33,14 +33,14 @@ from pydantic import (
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
 
 from lrsearch.errors import LrsearchError, UsageError, did_you_mean
-from lrsearch.executors import EXECUTORS, Inline
+from lrsearch.executors import EXECUTORS, Inline, Process
 from lrsearch.interfaces import ExecutorSettings, Settings, Strategy
 from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.registry import lookup, names
 from lrsearch.schedules import SCHEDULES, schedule_settings
 from lrsearch.strategies import STRATEGIES, Template
 from lrsearch.strategies.space import BATCH_SIZE, Searched, is_of_optimizer, with_setting
-from lrsearch.trial import Choice, ParameterGroup, TrainingPlan
+from lrsearch.trial import Choice, ParameterGroup, Precision, TrainingPlan
 from lrsearch.workloads import WORKLOADS
 from lrsearch.yaml_file import KeyPath, Problem, YamlFile, dotted, read_yaml
 
@@ -234,7 +234,7 @@ class Training(Settings):
     epochs: Positive
     optimizer: Annotated[Settings, OPTIMIZER]
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """`auto`: bfloat16 autocast where the device computes in it, float32 elsewhere."""
+    """`auto`: what timing finds faster, bfloat16 autocast or float32; the stored study says which it was."""
     compile: Annotated[Literal["off", "on"], Field(exclude_if=lambda value: value == "off")] = "off"
     """`on`: torch.compile for the training steps. Left out of the stored study while off: it came later than others."""
     gradient_clip_norm: Positive | None = None
@@ -388,6 +388,21 @@ class StudyConfig(Settings):
         lasting = {key: value for key, value in self.resolved().items() if key not in PASSING}
         canonical = json.dumps(lasting, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def settled(
+        self, executor: ExecutorSettings | None = None, precision: Literal["auto"] | Precision | None = None
+    ) -> StudyConfig:
+        """Return the study with these in the place of what is `auto` in its file."""
+        training = self.training.model_copy(update={"precision": precision or self.training.precision})
+        return self.model_copy(update={"executor": executor or self.executor, "training": training})
+
+    def as_begun(self, begun: StudyConfig) -> StudyConfig:
+        """Return the study with what was chosen when it was `begun` in the place of what is `auto` in its file."""
+        automatic = isinstance(self.executor, Process) and self.executor.slots == "auto"
+        return self.settled(
+            begun.executor if automatic and isinstance(begun.executor, Process) else None,
+            begun.training.precision if self.training.precision == "auto" else None,
+        )
 
     def training_plan(self) -> TrainingPlan:
         training = self.training

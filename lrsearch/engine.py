@@ -40,21 +40,44 @@ class GangRequest:
     """Of all of them together, in the whole study."""
 
 
-def prepare_all(
-    variants: Sequence[tuple[Choice, TrainingPlan]], seed: int, gangs: Sequence[GangRequest] = ()
-) -> Preparation:
-    """Prepare each variant and return the first's preparation, with the seconds of all and the choice of gangs."""
-    from lrsearch.training import prepare
+def time_step(workload: Choice, training: TrainingPlan, seed: int, sizes: Sequence[int]) -> float:
+    """Return the seconds of a training step of one trial, alone or in the best gang of these sizes.
 
-    prepared = [prepare(workload, training, seed) for workload, training in variants]
-    seconds, chosen = sum(one.seconds for one in prepared), {}
+    Preparing must have shown that the trial runs.
+    """
+    from lrsearch.gang import timings
+
+    solo, gangs, _ = timings(workload, training, seed, sizes)
+    return min(solo.step_seconds, *gangs.values()) if gangs else solo.step_seconds
+
+
+def prepare_all(
+    variants: Sequence[tuple[Choice, TrainingPlan]], seed: int, gangs: Sequence[GangRequest] = (), epochs: float = 0.0
+) -> Preparation:
+    """Prepare each variant and return the first's preparation, with the seconds of all and the choice of gangs.
+
+    Where the precision is `auto`, it is chosen for the first variant, and all train in it; `epochs` are those of the
+    whole study, which say how long timing may take. The gangs are asked for with `auto` and answered for as they train.
+    """
+    from lrsearch.training import faster_precision, prepare
+
+    prepared = prepare(*variants[0], seed)
+    seconds, chosen, precision = prepared.seconds, {}, prepared.precision
+    if variants[0][1].precision == "auto":
+        began = time.perf_counter()
+        steps = round(epochs * prepared.facts.steps_per_epoch)
+        precision = faster_precision(*variants[0], seed, steps)
+        seconds += time.perf_counter() - began
+    for workload, training in variants[1:]:
+        seconds += prepare(workload, replace(training, precision=precision), seed).seconds
+    gangs = [replace(one, training=replace(one.training, precision=precision)) for one in gangs]
     if gangs:
         from lrsearch.gang import choose
 
         began = time.perf_counter()
         for request in gangs:
-            steps = round(request.epochs * prepared[0].facts.steps_per_epoch)
+            steps = round(request.epochs * prepared.facts.steps_per_epoch)
             kind = likeness(request.workload, request.training)
             chosen[kind] = choose(request.workload, request.training, seed, most=request.most, search_steps=steps)
         seconds += time.perf_counter() - began
-    return replace(prepared[0], seconds=seconds, gangs=chosen)
+    return replace(prepared, precision=precision, seconds=seconds, gangs=chosen)

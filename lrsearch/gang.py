@@ -6,11 +6,7 @@ ended, was pruned or has diverged leaves, and the others go on without it.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,10 +20,12 @@ import torch
 from torch.func import vmap
 
 from lrsearch.batches import Batches
+from lrsearch.cache import recall, remember
 from lrsearch.checkpoint import newest
 from lrsearch.errors import LrsearchError, StorageError
 from lrsearch.interfaces import (
     BLOCK_STEPS,
+    PROBE_SHARE,
     Channel,
     FitsMetric,
     HasOwnChance,
@@ -76,13 +74,11 @@ from lrsearch.trial import (
     charged_seconds,
     likeness,
 )
-from lrsearch.workloads._image_cache import cache_folder
 
 GENERATION = 2
 """Raised when gangs become faster or slower than those that were timed before."""
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
-PROBE_SHARE = 0.01
 MUST_SAVE = 0.98
 SOLO_BLOCKS = 7
 """Blocks of steps that are timed: more than 50 steps together."""
@@ -765,8 +761,8 @@ def choose(workload: Choice, training: TrainingPlan, seed: int, *, most: int, se
         return GangChoice(1, solo, reason="there is only one trial at a time")
     if reason := _why_alone(training):
         return GangChoice(1, solo, reason=reason)
-    key = _cache_key(workload, training, device, most)
-    size = _remembered(key)
+    circumstances = _circumstances(workload, training, device, most)
+    size = recall("gangs", circumstances)
     if size == 1:
         return GangChoice(1, solo, reason="training together did not pay when it was timed")
     if size is not None:
@@ -794,7 +790,7 @@ def choose(workload: Choice, training: TrainingPlan, seed: int, *, most: int, se
         size = 1
     else:
         reason = ""
-    _remember(key, size)
+    remember("gangs", circumstances, size)
     return GangChoice(size, solo, tuple(measured), reason)
 
 
@@ -893,23 +889,6 @@ def _stacked_run(
     return run, run.numbers([CHECKED_RATE] * size)
 
 
-def _cache_key(workload: Choice, training: TrainingPlan, device: torch.device, most: int) -> str:
+def _circumstances(workload: Choice, training: TrainingPlan, device: torch.device, most: int) -> list[object]:
     where = [GENERATION, device_info(device).name, torch.get_num_threads(), torch.__version__, min(most, LARGEST_GANG)]
-    return hashlib.sha256(json.dumps([likeness(workload, training), where]).encode()).hexdigest()
-
-
-def _remembered(key: str) -> int | None:
-    try:
-        return int((cache_folder() / "gangs" / key).read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _remember(key: str, size: int) -> None:
-    """Keep the choice; where that cannot be written, it is measured again next time."""
-    with contextlib.suppress(OSError):
-        folder = cache_folder() / "gangs"
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{key}.{os.getpid()}"
-        temporary.write_text(str(size))
-        temporary.replace(folder / key)
+    return [likeness(workload, training), *where]

@@ -50,6 +50,9 @@ BLOCK_STEPS = 8
 """What times steps times so many at once, and a workload may prepare as many batches together: then each block of timed
 steps has its share of the preparing."""
 
+PROBE_SHARE = 0.01
+"""Of what a search takes, what timing may take that chooses how to run it."""
+
 
 class Settings(BaseModel):
     """Base of everything people write in a study file: immutable, and unknown keys are refused."""

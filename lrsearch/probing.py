@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
+from lrsearch.analysis import wording
+from lrsearch.cache import recall, remember
 from lrsearch.config import StudyConfig
+from lrsearch.engine import prepare_all, time_step
 from lrsearch.executors import Inline
 from lrsearch.executors.process import Process
-from lrsearch.interfaces import ExecutorSettings
-from lrsearch.timing import processors
+from lrsearch.interfaces import PROBE_SHARE, Executor, ExecutorSettings
+from lrsearch.strategies import at_once
+from lrsearch.timing import processor_name, processors
+from lrsearch.trial import likeness
 
 GANG_SIZES = (2, 4, 8, 16)
+TIMED_STEPS = 100
+"""About as many as `time_step` takes."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +87,61 @@ def _layouts(device_kind: str) -> Iterator[tuple[ExecutorSettings, int]]:
     cores = processors()
     if device_kind == "cpu" and cores > 1:
         yield Process(slots=cores, threads_per_slot=1), cores
+
+
+def start_executor(config: StudyConfig, code: Path | None, tell: Callable[[str], None]) -> tuple[StudyConfig, Executor]:
+    """Return the study with numbers in the place of `slots: auto`, and its executor, started.
+
+    One layout after the other is timed, from many slots to few, until one is slower than another, or the next would
+    take more than PROBE_SHARE of what the study does. What was chosen among several is kept in the cache folder.
+    """
+    settings, device = config.executor, config.training.device
+    if not isinstance(settings, Process) or settings.slots != "auto":
+        return config, settings.start(device, code)
+    side_by_side = sum(map(at_once, config.strategies.values())) * len(config.seeds)
+    layouts = settings.layouts(device, side_by_side)
+    kind = likeness(config.workload_choice(), config.training_plan())
+    circumstances = [kind, config.gangs, side_by_side, processor_name(), processors(), version("torch")]
+    known = recall("layouts", circumstances)
+    layouts = [layout for layout in layouts if layout.slots == known] or layouts
+    if len(layouts) == 1:
+        return config.settled(layouts[0]), layouts[0].start(device, code)
+    timed = _timed(config, layouts, code)
+    (_, layout, executor), *slower = timed
+    for _, _, other in slower:
+        other.close()
+    compared = ""
+    if slower:
+        remember("layouts", circumstances, layout.slots)
+        compared = ": a step takes " + ", ".join(f"{1e3 * step:.3g} ms with {one.slots}" for step, one, _ in timed)
+    processes = wording.counted(executor.slot_count, "process", "processes")
+    tell(f"Running {processes} of {wording.counted(layout.threads_per_slot or 1, 'thread')}{compared}.")
+    return config.settled(layout), executor
+
+
+def _timed(config: StudyConfig, layouts: Sequence[Process], code: Path | None) -> list[tuple[float, Process, Executor]]:
+    """Return what was timed, the fastest first: wall seconds per step of one trial when all processes are busy."""
+    workload, plan, seed = config.workload_choice(), config.training_plan(), config.seeds[0]
+    sizes = GANG_SIZES if config.gangs == "auto" else ()
+    epochs = sum(
+        strategy.planned_trials * config.training_plan_of(key).epochs * len(config.seeds)
+        for key, strategy in config.strategies.items()
+    )
+    timed: list[tuple[float, Process, Executor]] = []
+    with ExitStack() as stack:
+        for layout in layouts:
+            began = time.perf_counter()
+            executor = layout.start(config.training.device, code)
+            stack.callback(executor.close)
+            prepared = executor.prepare(partial(prepare_all, [(workload, plan)], seed))
+            steps = round(epochs * prepared.facts.steps_per_epoch)
+            if len(layouts) * TIMED_STEPS > PROBE_SHARE * steps:
+                timed.append((float("inf"), layout, executor))
+                break
+            step = executor.prepare(partial(time_step, workload, plan, seed, sizes)) / executor.slot_count
+            timed.append((step, layout, executor))
+            best = min(seconds for seconds, _, _ in timed)
+            if step > best or time.perf_counter() - began > PROBE_SHARE * steps * best:
+                break
+        stack.pop_all()
+    return sorted(timed, key=lambda one: one[0])

@@ -17,7 +17,6 @@ from lrsearch.conductor import (
     Search,
     Signals,
     Terminated,
-    at_once,
     kind_of,
     planned_trials,
     with_batch_size,
@@ -26,9 +25,11 @@ from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.engine import GangRequest, prepare_all
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError
 from lrsearch.interfaces import Executor, Observer, SharesTests, Strategy
+from lrsearch.probing import start_executor
 from lrsearch.schedules import plan_schedule
 from lrsearch.storage.store import Store, StudyRow
 from lrsearch.storage.upkeep import LEASE_SECONDS, Lease
+from lrsearch.strategies import at_once
 from lrsearch.surroundings import noted
 from lrsearch.trial import (
     Choice,
@@ -71,6 +72,7 @@ def run_study(
     store.absence.tell = observer.message
     study = _find_study(config.name, store)
     if study is not None and not fresh:
+        config = _as_begun(config, study)
         _check_unchanged(config, study, extend=extend)
         if _is_done(config, study):
             return _done(study, store, observer)
@@ -81,16 +83,19 @@ def run_study(
             study = _find_study(study.name, store, study.version) or study
             if _is_done(config, study):  # by the process that was waited for
                 return _done(study, store, observer)
-        executor = stack.enter_context(closing(config.executor.start(config.training.device, _user_code(config))))
+        config, executor = start_executor(config, _user_code(config), observer.message)
+        stack.enter_context(closing(executor))
         if mirror_url is not None:
             import lrsearch.storage.optuna_mirror  # noqa: F401  # while processes of the executor's import torch
         observer.message("Preparing workload and device ...")
         with signals.interruptible():
-            prepared = _prepare(config, executor)
+            prepared = _prepare(config, executor, begins=study is None or fresh)
+        settled = config.settled(precision=prepared.precision)
         for reason in dict.fromkeys(choice.reason for choice in prepared.gangs.values() if choice.reason):
             observer.message(f"Trials train alone, although gangs is auto: {reason}.")
         # Nothing is stored before the workload has shown that it runs.
         if study is None or fresh:
+            config = settled
             study = _create_study(config, store, study)
             lease = _take_lease(study, store, observer, signals, stack)
         study = _as_the_file_says(config, store, observer, study, extend=extend)
@@ -99,7 +104,7 @@ def run_study(
         for lost in store.reconcile(study.id, partial(_kept, config, store, observer)):
             observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
         mirror = _open_mirror(mirror_url, store)
-        conductor = Conductor(config, store, study, lease, observer, mirror, signals, executor, prepared)
+        conductor = Conductor(settled, store, study, lease, observer, mirror, signals, executor, prepared)
         try:
             with noted(partial(store.add_event, study.id, "surroundings"), config.folder):
                 finished = conductor.run()
@@ -197,6 +202,14 @@ def _find_study(name: str, store: Store, version: int | None = None) -> StudyRow
     return replace(study, config=stored.resolved(), fingerprint=stored.fingerprint())
 
 
+def _as_begun(config: StudyConfig, study: StudyRow) -> StudyConfig:
+    """Return the study with what was chosen when it began, where the file leaves it to us."""
+    try:
+        return config.as_begun(from_resolved(study.config))
+    except UsageError:  # as in `_find_study`
+        return config
+
+
 def _check_any_model(record: StudyRecord) -> None:
     """Raise StudyFailedError when every training run of the study failed: then there is nothing to report."""
     trials = [trial for trial in record.trials if trial.stage == "train"]
@@ -228,12 +241,16 @@ def _changes(study: StudyRow, resolved: dict[str, Any]) -> str:
     return "\n".join(f"  {line}" for line in diff(study.config, resolved))
 
 
-def _prepare(config: StudyConfig, executor: Executor) -> Preparation:
+def _prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Preparation:
     """Load the workload and take two throw-away steps, with every optimizer and at every end of the batch sizes.
 
+    What a study that begins leaves open is timed; one that goes on has been settled, or goes by the device as before.
     Raises what the user must mend before any trial can run.
     """
-    work = partial(prepare_all, _variants(config), config.seeds[0], _gang_requests(config, executor.slot_count))
+    ways = config.strategies.items()
+    epochs = sum(way.planned_trials * config.training_plan_of(key).epochs for key, way in ways) * len(config.seeds)
+    requests = _gang_requests(config, executor.slot_count)
+    work = partial(prepare_all, _variants(config), config.seeds[0], requests, epochs if begins else 0.0)
     prepared = executor.prepare(work)
     for key, strategy in config.strategies.items():
         _check_schedule(config, key, strategy, prepared.facts)

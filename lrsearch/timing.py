@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import platform
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrsearch.trial import PHASES, charged_seconds
@@ -23,6 +26,17 @@ def core_seconds() -> float:
 def processors() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def processor_name() -> str:
+    """Return what the processor is called."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 class DeviceStopwatch:

@@ -13,7 +13,6 @@ import io
 import itertools
 import math
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -31,10 +30,12 @@ import torch
 
 from lrsearch import checkpoint
 from lrsearch.batches import Batches
+from lrsearch.cache import recall, remember
 from lrsearch.chance import seed_own
 from lrsearch.errors import LrsearchError, MissingExtraError, StorageError, UsageError, WorkloadError
 from lrsearch.interfaces import (
     BLOCK_STEPS,
+    PROBE_SHARE,
     Channel,
     FitsMetric,
     HasOwnChance,
@@ -50,7 +51,7 @@ from lrsearch.range_test import DivergenceStop, ladder
 from lrsearch.registry import lookup
 from lrsearch.restore import find_generators
 from lrsearch.schedules.plan import PlannedSchedule, plan_schedule
-from lrsearch.timing import DeviceStopwatch, synchronizer
+from lrsearch.timing import DeviceStopwatch, processor_name, synchronizer
 from lrsearch.torch_schedule import set_momentum
 from lrsearch.trial import (
     CheckpointPlan,
@@ -58,6 +59,7 @@ from lrsearch.trial import (
     CurvePoint,
     DeviceInfo,
     ParameterGroup,
+    Precision,
     Preparation,
     RangeTestPlan,
     RangeTestPoint,
@@ -66,6 +68,7 @@ from lrsearch.trial import (
     TrialResult,
     TrialSpec,
     WorkloadFacts,
+    likeness,
     planned_steps,
 )
 from lrsearch.workloads import WORKLOADS
@@ -173,10 +176,10 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", 0) if name == "cuda" else device
 
 
-def pick_precision(name: str, device: torch.device) -> str:
+def pick_precision(name: str, device: torch.device) -> Precision:
     """Return `float32` or `bfloat16`; `auto` is bfloat16 where the device has instructions for it."""
     if name != "auto":
-        return name
+        return "bfloat16" if name == "bfloat16" else "float32"
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device) >= FIRST_WITH_BFLOAT16 else "float32"
     return "bfloat16" if device.type == "cpu" and _PROCESSOR_BFLOAT16 & _processor_flags() else "float32"
@@ -185,6 +188,42 @@ def pick_precision(name: str, device: torch.device) -> str:
 FIRST_WITH_BFLOAT16 = (8, 0)
 """Compute capability (Ampere)."""
 _PROCESSOR_BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def faster_precision(workload: Choice, training: TrainingPlan, seed: int, search_steps: int) -> Precision:
+    """Return the precision in which the training takes less time, `float32` or `bfloat16`.
+
+    It is timed where the device has instructions for bfloat16, once for each model and machine, unless that takes more
+    than PROBE_SHARE of `search_steps`, the training steps of the study, or compiles the model twice: then it is
+    bfloat16.
+    """
+    device = pick_device(training.device)
+    by_device = pick_precision("auto", device)
+    if by_device == "float32" or training.compiled or PROBE_SHARE * search_steps < 2 * PRECISION_STEPS:
+        return by_device
+    circumstances = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
+    known: Precision | None = recall("precisions", circumstances)
+    if known is not None:
+        return known
+    loaded, wait = load(workload, device, seed), synchronizer(device)
+    blocks: dict[Precision, list[float]] = {"float32": [], "bfloat16": []}
+    runs = {name: new_run(loaded, replace(training, precision=name), device, seed) for name in blocks}
+    for number in range(PRECISION_STEPS // BLOCK_STEPS):
+        for name, run in runs.items():
+            wait()
+            began = time.perf_counter()
+            for _ in range(BLOCK_STEPS):
+                run.step(0.0)
+            wait()
+            if number:  # the first block warms up
+                blocks[name].append(time.perf_counter() - began)
+    chosen = min(blocks, key=lambda name: statistics.median(blocks[name]))
+    remember("precisions", circumstances, chosen)
+    return chosen
+
+
+PRECISION_STEPS = 4 * BLOCK_STEPS
+"""That are timed in each precision."""
 
 
 @functools.cache
@@ -203,18 +242,8 @@ def autocast(training: TrainingPlan, device: torch.device) -> torch.autocast:
 
 def device_info(device: torch.device) -> DeviceInfo:
     """Return what the ledger records of `device`."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return DeviceInfo(kind=device.type, name=name, count=1, threads=torch.get_num_threads())
-
-
-@functools.cache
-def _processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def load(choice: Choice, device: torch.device, seed: int) -> LoadedWorkload:

@@ -18,6 +18,7 @@ Stage = Literal["range_test", "train"]
 ResultStatus = Literal["completed", "diverged", "pruned", "failed"]
 """How a trial ended. `diverged` is a result (the loss became non-finite); `failed` is an error."""
 TrialStatus = Literal["planned", "running", "completed", "diverged", "pruned", "failed"]
+Precision = Literal["float32", "bfloat16"]
 AttemptStatus = Literal["running", "finished", "interrupted", "lost"]
 """`interrupted`: stopped by a signal, cost known. `lost`: killed, cost estimated from its last heartbeat."""
 
@@ -490,8 +491,8 @@ class Preparation:
 
     facts: WorkloadFacts
     device: DeviceInfo
-    precision: str
-    """What the study's `precision` comes to on the device: float32 or bfloat16."""
+    precision: Precision
+    """What the study's `precision` comes to on the device."""
     seconds: float
     gangs: Mapping[str, GangChoice] = field(default_factory=dict)
     """By `trial.likeness`: how many trials of a kind train together."""

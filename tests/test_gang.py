@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lrsearch import gang
+from lrsearch.cache import remember
 from lrsearch.engine import run_trials
 from lrsearch.errors import StorageError
 from lrsearch.gang import CannotGangError, StackedRun, check_alike, choose, run_gang
@@ -323,7 +324,7 @@ plan = TrainingPlan(epochs=20, optimizer=SGD, device="cpu")
 own = Choice("callable", {{"model": "own:model", "data": "own:data", "batch_size": 16, "python_path": {folder!r}}})
 gang.MUST_SAVE = 1e9
 if {remembered}:
-    gang._remember(gang._cache_key(own, plan, torch.device("cpu"), most=2), 2)
+    gang.remember("gangs", gang._circumstances(own, plan, torch.device("cpu"), most=2), 2)
 assert gang.choose(own, plan, 0, most=2, search_steps=10**6).size == 2
 before = set(sys.modules)
 results = gang.run_together([replace(spec(n, 0.01), workload=own) for n in range(2)], Listener())
@@ -352,7 +353,7 @@ class TestChoice:
 
     def test_a_model_that_cannot_be_stacked_any_more_trains_alone(self, own_gradient: Choice) -> None:
         plan = TrainingPlan(20, SGD, device="cpu")
-        gang._remember(gang._cache_key(own_gradient, plan, torch.device("cpu"), most=4), 4)
+        remember("gangs", gang._circumstances(own_gradient, plan, torch.device("cpu"), most=4), 4)
         chosen = choose(own_gradient, plan, 0, most=4, search_steps=10**6)
         assert chosen.size == 1
         assert chosen.reason

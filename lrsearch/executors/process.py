@@ -25,6 +25,7 @@ from lrsearch.errors import UsageError, WorkerDiedError
 from lrsearch.executors.forked import IS_SAFE, ForkedProcess, Forker
 from lrsearch.executors.slots import SECRETS, THREAD_VARIABLES, Slot, SlotsExecutor, Worker
 from lrsearch.interfaces import Settings
+from lrsearch.timing import processors
 
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")
 """Of which Linux has one when a GPU can be used: NVIDIA's, Jetson's, Windows's below WSL, AMD's."""
@@ -38,12 +39,30 @@ class Process(Settings):
     """
 
     name: Literal["process"] = "process"
-    slots: Annotated[int, Field(ge=1, le=256)] = 2
+    slots: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 2
+    """`auto`: a slot for each CUDA device; on the processor what timing finds fastest when the study begins."""
     threads_per_slot: Annotated[int, Field(ge=1)] | None = None
     """Of torch, for one operation; by default the processor's threads divided by the slots."""
     asynchronous: bool = False
     patience_seconds: Annotated[float, Field(gt=0)] = 300.0
     """A trial without any progress for so long, and for 20 times its worker's longest pause, is given up as hung."""
+
+    def layouts(self, device: str, most: int) -> list[Process]:
+        """Return what `auto` may come to where at most so many trials run at once, with numbers, many slots first."""
+        if self.slots != "auto":
+            return [self]
+        if device == "mps" or (device == "auto" and sys.platform == "darwin"):
+            return [self.model_copy(update={"slots": 1})]
+        if device != "cpu" and (count := len(_cuda_devices(os.environ))):
+            return [self.model_copy(update={"slots": min(count, most)})]
+        cores = processors()
+        if self.threads_per_slot is not None:
+            return [self.model_copy(update={"slots": max(1, min(cores // self.threads_per_slot, most))})]
+        counts = {max(1, min(most, cores >> halvings)) for halvings in range(cores.bit_length())}
+        return [
+            self.model_copy(update={"slots": count, "threads_per_slot": cores // count})
+            for count in sorted(counts, reverse=True)
+        ]
 
     def start(self, device: str, code: Path | None = None) -> ProcessExecutor:
         """Return the executor. Raises UsageError when there are fewer CUDA devices than slots."""
@@ -51,6 +70,8 @@ class Process(Settings):
 
     def environments(self, device: str, base: Mapping[str, str]) -> list[dict[str, str]]:
         """Return each slot's environment: `base` with one CUDA device and its number of threads, without secrets."""
+        if self.slots == "auto":
+            raise UsageError("executor.slots is auto, and nothing has put a number in its place: see `layouts`.")
         threads = str(self.threads_per_slot or max(1, (os.cpu_count() or 1) // self.slots))
         public = {name: value for name, value in base.items() if name not in SECRETS}
         shared = {**public, **dict.fromkeys(THREAD_VARIABLES, threads)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lrsearch.interfaces import Strategy
+from lrsearch.interfaces import LooksAhead, Strategy
 from lrsearch.strategies._template import ScheduleTemplate, Template
 from lrsearch.strategies.default_rate import DefaultRate
 from lrsearch.strategies.grid import Grid
@@ -34,5 +34,11 @@ __all__ = [
     "ScheduleTemplate",
     "SuccessiveHalving",
     "Template",
+    "at_once",
     "verdict_of",
 ]
+
+
+def at_once(strategy: Strategy) -> int:
+    """Return how many trials of one search may run at the same time without making a difference."""
+    return strategy.at_once if isinstance(strategy, LooksAhead) else 1

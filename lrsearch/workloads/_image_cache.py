@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from lrsearch.cache import cache_folder
 from lrsearch.errors import StorageError
 
 FORMAT = 2
@@ -84,13 +85,6 @@ def _alone(path: Path) -> Iterator[None]:
             stack.callback(lock.unlink, missing_ok=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def cache_folder() -> Path:
-    """Return LRSEARCH_CACHE or the user's cache folder (XDG_CACHE_HOME, or ~/.cache, then lrsearch)."""
-    if own := os.environ.get("LRSEARCH_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrsearch"
 
 
 def _fingerprint(sources: Iterable[str | Path]) -> str:

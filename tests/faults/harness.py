@@ -19,6 +19,7 @@ import torch
 from sqlalchemy.exc import DBAPIError
 
 from lrsearch import gang
+from lrsearch.cache import remember
 from lrsearch.config import load_study
 from lrsearch.storage import schema
 from lrsearch.storage.engine import make_engine, parse_url, sqlite_path
@@ -96,8 +97,8 @@ def write_together(folder: Path, executor: str, epochs: int = 16) -> Path:
     torch.set_num_threads(1)
     try:
         for kind in _gang_requests(config, getattr(config.executor, "slots", 1)):
-            key = gang._cache_key(kind.workload, kind.training, torch.device("cpu"), kind.most)
-            gang._remember(key, 3)
+            where = gang._circumstances(kind.workload, kind.training, torch.device("cpu"), kind.most)
+            remember("gangs", where, 3)
     finally:
         torch.set_num_threads(threads)
     return path

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from lrsearch.errors import StorageError
-from lrsearch.workloads import _image_cache
 from lrsearch.workloads._image_cache import DecodedImages, cached
 
 
@@ -124,14 +123,3 @@ def test_a_full_disk_leaves_nothing_half_written(
             cached("some", [source], {}, decode)
     assert list(cache_folder.iterdir()) == []
     assert same(cached("some", [source], {}, decode), decode.images)
-
-
-def test_the_folder_is_the_users_cache_unless_the_environment_names_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("LRSEARCH_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert _image_cache.cache_folder() == tmp_path / "xdg" / "lrsearch"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert _image_cache.cache_folder() == tmp_path / ".cache" / "lrsearch"

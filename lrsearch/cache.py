@@ -1,0 +1,40 @@
+"""The folder for what can be made again: decoded images, and what timing has chosen on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+def cache_folder() -> Path:
+    """Return LRSEARCH_CACHE or the user's cache folder (XDG_CACHE_HOME, or ~/.cache, then lrsearch)."""
+    if own := os.environ.get("LRSEARCH_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrsearch"
+
+
+def recall(kind: str, circumstances: object) -> Any:
+    """Return what `remember` kept for the same circumstances; None when there is nothing that can be read."""
+    try:
+        return json.loads(_path(kind, circumstances).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def remember(kind: str, circumstances: object, choice: object) -> None:
+    """Keep a choice, both as plain JSON values; where that cannot be written, it is made again next time."""
+    path = _path(kind, circumstances)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        temporary.write_text(json.dumps(choice))
+        temporary.replace(path)
+
+
+def _path(kind: str, circumstances: object) -> Path:
+    return cache_folder() / kind / hashlib.sha256(json.dumps(circumstances).encode()).hexdigest()

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lrsearch.cache import cache_folder, recall, remember
+
+
+def test_the_folder_is_the_users_cache_unless_the_environment_names_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LRSEARCH_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "lrsearch"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "lrsearch"
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+
+
+def test_a_choice_holds_for_its_circumstances_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path))
+    remember("sizes", ["a model", 2], 8)
+    assert recall("sizes", ["a model", 2]) == 8
+    assert recall("sizes", ["a model", 4]) is None
+    assert recall("layouts", ["a model", 2]) is None
+
+
+def test_a_damaged_choice_is_none_and_one_that_cannot_be_kept_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path))
+    remember("sizes", "a", 8)
+    [file] = (tmp_path / "sizes").iterdir()
+    file.write_text("{")
+    assert recall("sizes", "a") is None
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "file"))
+    remember("sizes", "a", 8)
+    assert recall("sizes", "a") is None

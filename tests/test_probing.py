@@ -1,0 +1,161 @@
+"""What is left to timing: how many processes, and in which precision; and that a study keeps to what it began with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrsearch import engine, probing, training
+from lrsearch.config import StudyConfig, load_study
+from lrsearch.executors import Process, process
+from lrsearch.storage.store import open_store
+from lrsearch.study import run_study
+from lrsearch.trial import Choice, TrainingPlan
+from tests.test_study import Quiet
+
+FILE = """
+version: 1
+name: automatic
+workload: {name: digits, model: mlp, batch_size: 128}
+training: {epochs: 2, device: cpu, precision: auto, optimizer: {name: sgd, momentum: 0.9}}
+seeds: [0]
+rates: {low: 1e-3, high: 0.1}
+executor: {name: process, slots: auto}
+strategies:
+  grid: {name: grid, points: 4}
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StudyConfig:
+    path = tmp_path / "study.yaml"
+    path.write_text(FILE)
+    return load_study(path)
+
+
+def layouts(monkeypatch: pytest.MonkeyPatch, cores: int, most: int, device: str = "cpu", **settings: Any) -> list[Any]:
+    monkeypatch.setattr(process, "processors", lambda: cores)
+    found = Process(slots="auto", **settings).layouts(device, most)
+    return [(one.slots, one.threads_per_slot) for one in found]
+
+
+def test_the_processor_is_divided_by_halves_down_to_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert layouts(monkeypatch, 8, most=100) == [(8, 1), (4, 2), (2, 4), (1, 8)]
+    assert layouts(monkeypatch, 6, most=100) == [(6, 1), (3, 2), (1, 6)]
+    assert layouts(monkeypatch, 1, most=100) == [(1, 1)]
+
+
+def test_there_are_no_more_slots_than_trials_that_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert layouts(monkeypatch, 8, most=3) == [(3, 2), (2, 4), (1, 8)]
+    assert layouts(monkeypatch, 8, most=1) == [(1, 8)]
+
+
+def test_given_threads_leave_nothing_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert layouts(monkeypatch, 8, most=100, threads_per_slot=2) == [(4, 2)]
+    assert layouts(monkeypatch, 2, most=100, threads_per_slot=4) == [(1, 4)]
+
+
+def test_each_cuda_device_is_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_cuda_devices", lambda environment: ["0", "1", "2"])
+    assert layouts(monkeypatch, 8, most=100, device="auto") == [(3, None)]
+    assert layouts(monkeypatch, 8, most=2, device="cuda") == [(2, None)]
+    assert layouts(monkeypatch, 8, most=100, device="mps") == [(1, None)]
+    assert Process(slots=5).layouts("cuda", 100) == [Process(slots=5)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("slow", "fast"), [(2, 1), (1, 2)])
+def test_the_fastest_number_of_processes_is_chosen_and_known_the_next_time(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch, slow: int, fast: int
+) -> None:
+    """The processes are real; only the seconds that they measure are made up."""
+    monkeypatch.setattr(process, "processors", lambda: 2)
+    monkeypatch.setattr(probing, "PROBE_SHARE", 1e9)
+    really = process.ProcessExecutor.prepare
+    timed: list[int] = []
+
+    def prepare(executor: process.ProcessExecutor, work: Any) -> Any:
+        found = really(executor, work)
+        if work.func is not engine.time_step:
+            return found
+        assert found > 0
+        timed.append(executor.slot_count)
+        return 1.0 if executor.slot_count == slow else 1e-6
+
+    monkeypatch.setattr(process.ProcessExecutor, "prepare", prepare)
+    said: list[str] = []
+    for _ in range(2):
+        settled, executor = probing.start_executor(config, None, said.append)
+        with closing(executor):
+            assert executor.slot_count == fast
+            assert settled.executor == Process(slots=fast, threads_per_slot=2 // fast)
+    assert timed == [2, 1], "once for both"
+    assert len(said) == 1
+    assert f"Running {fast} process" in said[0]
+
+
+@pytest.mark.slow
+def test_a_study_keeps_to_what_was_chosen_when_it_began(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    monkeypatch.setattr(process, "processors", lambda: 2)
+    with open_store(url) as store:
+        begun = run_study(config, store, observer=Quiet())
+    assert begun.config["executor"]["slots"] == 2
+    assert begun.config["training"]["precision"] in ("float32", "bfloat16")
+    monkeypatch.setattr(process, "processors", lambda: 1)
+    longer = tmp_path / "longer.yaml"
+    longer.write_text(FILE.replace("seeds: [0]", "seeds: [0, 1]"))
+    with open_store(url) as store:
+        again = run_study(config, store, observer=Quiet())
+        assert again.config == begun.config, "the same file is finished"
+        extended = run_study(load_study(longer), store, observer=Quiet(), extend=True)
+    assert {key: extended.config[key] for key in ("executor", "training")} == {
+        key: begun.config[key] for key in ("executor", "training")
+    }
+    assert len(extended.trials) == 8
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> tuple[Choice, TrainingPlan, int]:
+    """On a processor that has instructions for bfloat16, or says so."""
+    monkeypatch.setattr(training, "_processor_flags", lambda: frozenset(["avx512_bf16"]))
+    plan = TrainingPlan(1.0, Choice("sgd", {"momentum": 0.9}), precision="auto", device="cpu")
+    return Choice("digits", {"model": "mlp", "batch_size": 32}), plan, 0
+
+
+@pytest.mark.parametrize("slow", ["float32", "bfloat16"])
+def test_the_faster_precision_is_chosen_and_known_the_next_time(
+    work: tuple[Choice, TrainingPlan, int], monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    def step(run: training.Run, *arguments: Any) -> None:
+        really(run, *arguments)
+        if run.training.precision == slow:
+            time.sleep(0.002)
+
+    really: Callable[..., None] = training.Run.step
+    monkeypatch.setattr(training.Run, "step", step)
+    [fast] = {"float32", "bfloat16"} - {slow}
+    assert training.faster_precision(*work, 1_000_000) == fast
+    monkeypatch.setattr(training, "new_run", None)
+    assert training.faster_precision(*work, 1_000_000) == fast
+
+
+def test_what_would_take_too_long_to_time_goes_by_the_device(
+    work: tuple[Choice, TrainingPlan, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "new_run", None)
+    assert training.faster_precision(*work, 1_000) == "bfloat16"
+    monkeypatch.setattr(training, "_processor_flags", lambda: frozenset())
+    assert training.faster_precision(*work, 1_000_000) == "float32"
