@@ -1,19 +1,28 @@
-"""The limit: images in memory, channels last, a batch by index, autocast, one kernel for the optimiser; nothing else.
+"""The limit: the engine's own parts in the shortest loop that trains: images in memory, channels last, several batches
+by one index, autocast, one kernel for the optimiser, freed memory kept; nothing else.
 
 No schedule, no ledger, no curve, no check of the loss: what lrsearch takes more than this is what its service costs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from benchmarks.tasks import MOMENTUM, SEED, TASKS, Options, TrainClock, new_model, options, read, split, tell_trial
+from lrsearch.interfaces import BLOCK_STEPS
+from lrsearch.plain_optimizer import plain_step, spare_dynamo
+from lrsearch.training import keep_freed_memory
+from lrsearch.workloads._images import FLOAT_BYTES, PROCESSOR_BYTES
 
 
 def train(chosen: Options, rate: float, clock: TrainClock) -> float:
     """Train once, evaluate once, and return the validation accuracy."""
+    keep_freed_memory()
+    spare_dynamo()
     decoded = read(chosen.task)
     images = torch.from_numpy(np.ascontiguousarray(decoded.train_images.transpose(0, 2, 3, 1)))
     labels = torch.from_numpy(np.array(decoded.train_labels))
@@ -27,21 +36,26 @@ def train(chosen: Options, rate: float, clock: TrainClock) -> float:
     def batch(rows: torch.Tensor) -> torch.Tensor:
         return images.index_select(0, rows).permute(0, 3, 1, 2).float().sub_(mean).mul_(factor)
 
+    def epoch() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        size, order = chosen.batch_size, train_rows[torch.randperm(len(train_rows))]
+        bytes_of_a_batch = FLOAT_BYTES * size * images[0].numel()
+        at_once = max(1, min(BLOCK_STEPS, PROCESSOR_BYTES // bytes_of_a_batch))
+        for rows in order[: len(order) // size * size].split(at_once * size):
+            yield from zip(batch(rows).split(size), labels[rows].split(size), strict=True)
+
     torch.manual_seed(SEED)
     model = new_model(chosen.task).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=MOMENTUM, fused=True)
+    step = plain_step(optimizer)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=chosen.precision == "bfloat16")
     for _ in range(chosen.epochs):
         clock.begin()
-        order = train_rows[torch.randperm(len(train_rows))]
-        for rows in order.split(chosen.batch_size):
-            if len(rows) < chosen.batch_size:
-                break
+        for inputs, targets in epoch():
             optimizer.zero_grad(set_to_none=True)
             with autocast:
-                loss = F.cross_entropy(model(batch(rows)), labels[rows])
+                loss = F.cross_entropy(model(inputs), targets)
             loss.backward()
-            optimizer.step()
+            step()
             clock.stepped()
         clock.end()
     with torch.inference_mode(), autocast:
