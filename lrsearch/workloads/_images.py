@@ -33,6 +33,8 @@ PROCESSOR_BYTES, DEVICE_BYTES = 2**20, 2**24
 """As many batches as make at most so many bytes are gathered and normalised at once, but at least one: on the processor
 what fits a core's second-level cache; on a GPU, where each call takes some microseconds, more."""
 FLOAT_BYTES = 4
+SHARE_OF_FREE_MEMORY = 0.5
+"""Of a CUDA device, up to which the images go there; what is larger stays in the machine's memory."""
 
 
 def load_images(settings: ImageWorkload, device: torch.device, seed: int) -> LoadedImages:
@@ -50,7 +52,9 @@ def load_images(settings: ImageWorkload, device: torch.device, seed: int) -> Loa
 
 @dataclass(frozen=True)
 class _Images:
-    """Everything on the device, a pixel's channels beside each other; labels also where splits are drawn.
+    """Everything on `device`, a pixel's channels beside each other; labels also where splits are drawn.
+
+    Where the images do not fit there, `train` and `test` lie in the machine's memory, and batches are copied.
 
     Convolutions, and above all poolings, are faster in this layout: see benchmarks/ for by how much.
     """
@@ -63,6 +67,7 @@ class _Images:
     class_count: int
     available: int
     validation_count: int
+    device: torch.device
 
 
 @lru_cache(maxsize=2)
@@ -76,21 +81,35 @@ def _on_device(source: ImageWorkload, device: torch.device) -> _Images:
         kept = stratified_sample(strata(labels[:own]), limit, np.random.default_rng(0))
         kept = np.append(kept, np.arange(own, len(labels)))
         pixels, labels = pixels[kept], labels[kept]
+    home = device if _fit(pixels.nbytes + images.test_images.nbytes, device) else torch.device("cpu")
     return _Images(
-        train=_tensor(pixels, device).contiguous(memory_format=torch.channels_last),
+        train=_tensor(pixels, home).contiguous(memory_format=torch.channels_last),
         train_labels=_tensor(labels, device),
-        test=_tensor(images.test_images, device).contiguous(memory_format=torch.channels_last),
+        test=_tensor(images.test_images, home).contiguous(memory_format=torch.channels_last),
         test_labels=_tensor(images.test_labels, device),
         labels=labels,
         class_count=images.class_count,
         available=len(images.train_labels),
         validation_count=images.validation_count,
+        device=device,
     )
 
 
-def _gather(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return those images; whole rows of memory are copied, so that the layout stays."""
-    return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+def _fit(count: int, device: torch.device) -> bool:
+    """Whether so many bytes of images are to lie on the device."""
+    return device.type != "cuda" or count <= SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]
+
+
+def _gather(images: torch.Tensor, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return those images on the device; whole rows of memory are copied, so that the layout stays.
+
+    From the machine's memory they go to a CUDA device through pages that it reads by itself, while it still computes.
+    """
+    source = images.permute(0, 2, 3, 1)
+    shape, pinned = (len(rows), *source.shape[1:]), device.type == "cuda" and source.device.type == "cpu"
+    chosen = torch.empty(shape, dtype=source.dtype, device=source.device, pin_memory=pinned)
+    torch.index_select(source, 0, rows, out=chosen)
+    return chosen.to(device, non_blocking=pinned).permute(0, 3, 1, 2)
 
 
 def _tensor(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
@@ -100,7 +119,7 @@ def _tensor(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Images with the splits of one seed and the normalisation that its training split gives."""
+    """Images with the splits of one seed, which lie where these do, and its training split's normalisation."""
 
     images: _Images
     train: torch.Tensor
@@ -123,16 +142,17 @@ def _prepare(
     else:
         train, validation = stratified_split(classes, validation_fraction, generator)
     subset = range_test_subset(classes, validation, generator)
-    train_indices = _tensor(train, device)
+    home = images.train.device
+    train_indices = _tensor(train, home)
     mean, factor = _normalisation(images.train, train_indices, raw_pixels)
     return _Prepared(
         images=images,
         train=train_indices,
-        validation=_tensor(validation, device),
-        range_test=_tensor(subset, device),
+        validation=_tensor(validation, home),
+        range_test=_tensor(subset, home),
         chance=(chance if images.labels.ndim == 1 else micro_f1_chance)(images.labels[train]),
-        mean=mean,
-        factor=factor,
+        mean=mean.to(device),
+        factor=factor.to(device),
     )
 
 
@@ -161,7 +181,7 @@ def _float(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class LoadedImages:
-    """Implements `LoadedWorkload` for classification of images that all fit on the device."""
+    """Implements `LoadedWorkload` for classification of images that all fit into memory."""
 
     metric_name = "accuracy"
     channels_last = True
@@ -174,12 +194,14 @@ class LoadedImages:
     def build_model(self) -> torch.nn.Module:
         """Draw the weights on the processor: the same on every device."""
         model = models.build(self._settings.model, self.facts.input_shape, self._prepared.images.class_count)
-        return started(model, self._settings).to(self._prepared.train.device)
+        return started(model, self._settings).to(self._prepared.images.device)
 
     def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
         """Yield one epoch; the incomplete batch at its end is left out, so that each step sees `batch_size` images."""
-        images, device = self._prepared.images, self._prepared.train.device
-        order = self._prepared.train[torch.randperm(len(self._prepared.train), generator=generator).to(device)]
+        images, device = self._prepared.images, self._prepared.images.device
+        train = self._prepared.train
+        order = train[torch.randperm(len(train), generator=generator).to(train.device)]
+        labels = images.train_labels[order.to(device)]
         draws = Draws.of(self._settings.augment, len(order), generator, device)
         size, steps = self.facts.batch_size, self.facts.steps_per_epoch
         most_bytes = PROCESSOR_BYTES if device.type == "cpu" else DEVICE_BYTES
@@ -187,9 +209,8 @@ class LoadedImages:
         at_once = max(1, min(BLOCK_STEPS, fitting))
         for first in range(0, steps, at_once):
             rows = slice(first * size, min(first + at_once, steps) * size)
-            pixels = self._normalise(draws.apply(_gather(images.train, order[rows]), rows))
-            labels = images.train_labels[order[rows]]
-            yield from zip(torch.split(pixels, size), torch.split(labels, size), strict=True)
+            pixels = self._normalise(draws.apply(_gather(images.train, order[rows], device), rows))
+            yield from zip(torch.split(pixels, size), torch.split(labels[rows], size), strict=True)
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
         images = self._prepared.images
@@ -198,11 +219,14 @@ class LoadedImages:
             for pixels, labels in zip(
                 torch.split(images.test, rows), torch.split(images.test_labels, rows), strict=True
             ):
-                yield self._normalise(pixels), labels
+                yield self._normalise(pixels.to(images.device)), labels
             return
         indices = self._prepared.validation if split == "validation" else self._prepared.range_test
         for chunk in torch.split(indices, rows):
-            yield self._normalise(_gather(images.train, chunk)), images.train_labels[chunk]
+            yield (
+                self._normalise(_gather(images.train, chunk, images.device)),
+                images.train_labels[chunk.to(images.device)],
+            )
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return cross_entropy(outputs, targets)

@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score
 from lrsearch.errors import WorkloadError
 from lrsearch.interfaces import LoadedWorkload, Split
 from lrsearch.trial import Choice
+from lrsearch.workloads import _images
 from tests.resuming import assert_goes_on_bit_for_bit, spec
 
 CPU = torch.device("cpu")
@@ -232,7 +233,12 @@ class PixelContract(WorkloadContract):
         assert f"{limit} of {facts.train_count + facts.validation_count} images" in loaded.facts.description
 
     @pytest.mark.gpu
-    def test_a_gpu_sees_the_same_batches(self, workload: Any) -> None:
+    @pytest.mark.parametrize("fits", [True, False])
+    def test_a_gpu_sees_the_same_batches(self, workload: Any, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also where the images stay in the machine's memory."""
+        monkeypatch.setattr(_images, "_fit", lambda count, device: fits)
+        _images._on_device.cache_clear()
+        _images._prepare.cache_clear()
         settings = type(workload)(**{**workload.model_dump(exclude_unset=True), "augment": "crop_flip"})
         on_gpu, on_cpu = settings.load(torch.device("cuda", 0), 0), settings.load(CPU, 0)
         for (inputs, targets), (expected, expected_targets) in zip(epoch(on_gpu), epoch(on_cpu), strict=True):

@@ -4,9 +4,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
 from lrsearch.errors import WorkloadError
+from lrsearch.workloads._images import _fit
 from lrsearch.workloads.digits import Digits
 from tests.workloads.contract import ImageContract, load
 
@@ -35,3 +37,11 @@ class TestDigits(ImageContract):
         assert load(workload, model="small_cnn").facts.class_count == 10
         with pytest.raises(WorkloadError, match=r"at least 12x12 pixels, got 8x8: choose .*small_cnn"):
             load(workload, model="lenet")
+
+
+def test_images_go_to_a_gpu_while_they_take_half_of_what_is_free_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 80_000))
+    cuda = torch.device("cuda", 0)
+    assert _fit(5_000, cuda)
+    assert not _fit(5_001, cuda)
+    assert _fit(10**15, torch.device("cpu"))
