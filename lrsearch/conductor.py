@@ -729,7 +729,9 @@ class Conductor:
             running, slot.running = slot.running, None
             if running is None:
                 continue
-            spent = ((running.done or now) - slot.boundary) / len(running.attempts) if running.attempts else 0.0
+            ended = running.done or now
+            spent = (ended - slot.boundary) / len(running.attempts) if running.attempts else 0.0
+            slot.boundary = ended
             for attempt in running.attempts:
                 attempt.channel.stop()
                 begun, trial = attempt.begun, attempt.trial
@@ -781,20 +783,16 @@ class Conductor:
                 slot.regain_place()
         now = time.perf_counter()
         apart = sum(slot.seconds_out_of_reach for slot in self._slots)
-        if len(self._slots) == 1:
-            held, waited = now - began, 0.0
-        else:
-            ends = [slot.boundary for slot in self._slots if slot.used]
-            held, waited = sum(end - began for end in ends), sum(now - end for end in ends)
+        ends = [slot.boundary for slot in self._slots if slot.used]
         data = {
-            "held_seconds": held - apart,
+            "held_seconds": sum(end - began for end in ends) - apart,
             "prepare_seconds": self._prepared.seconds,
             "device_kind": self._prepared.device.kind,
             "device_name": self._prepared.device.name,
             "precision": self._prepared.precision,
         }
         if len(self._slots) > 1:
-            data |= {"slots": len(self._slots), "seconds_without_work": waited}
+            data |= {"slots": len(self._slots), "seconds_without_work": sum(now - end for end in ends)}
         if apart:
             data["seconds_out_of_reach"] = apart
         self._store.add_event(self._study.id, "run", data)

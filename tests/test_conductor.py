@@ -25,7 +25,7 @@ from lrsearch.errors import StudyFailedError
 from lrsearch.storage.maintenance import check_database
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
-from lrsearch.trial import Choice, Proposal, StudyRecord, TrialRecord
+from lrsearch.trial import Choice, CurvePoint, Proposal, StudyRecord, TrialRecord
 from tests.processes import workers_of
 from tests.records import make_record
 from tests.test_study import Quiet, outcome
@@ -86,6 +86,29 @@ def test_a_parallel_study_equals_the_one_on_one_slot(tmp_path: Path) -> None:
     assert event.data["slots"] == 3
     done = [event.data for event in three.events if event.kind == "search_done"]
     assert len(done) == 6
+
+
+class Impatient(Quiet):
+    """Types Ctrl-C in the middle of the fourth trial."""
+
+    def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None:
+        if len(self.started) > 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["{name: inline}", "{name: process, slots: 2, threads_per_slot: 1}"])
+def test_the_seconds_of_trials_that_ctrl_c_cuts_short_are_held_too(tmp_path: Path, executor: str) -> None:
+    path, database = write(tmp_path, executor, epochs=40), tmp_path / "study.db"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, database, Impatient())
+    with open_store(f"sqlite:///{database}") as store:
+        record = store.record("small")
+    attempts = [attempt for trial in record.trials for attempt in trial.attempts]
+    assert "interrupted" in {attempt.status for attempt in attempts}
+    [event] = [event for event in record.events if event.kind == "run"]
+    explained = sum(sum(attempt.phase_seconds.values()) for attempt in attempts)
+    assert explained == pytest.approx(event.data["held_seconds"], rel=0.01)
 
 
 DYING = """

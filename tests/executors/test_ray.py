@@ -210,19 +210,18 @@ def test_a_study_on_two_nodes_equals_the_one_on_one_slot(nodes: Nodes, tmp_path:
 
 
 @ray_test
-def test_a_study_whose_trials_train_together_on_two_nodes_equals_the_one_on_one_slot(
-    nodes: Nodes, tmp_path: Path
-) -> None:
+def test_a_study_whose_trials_train_together_equals_the_one_without_ray(nodes: Nodes, tmp_path: Path) -> None:
+    """With one slot each, so that the same trials train together; how many is in the cache by the second time."""
+
     def run(executor: str, database: str) -> StudyRecord:
         path = write_together(tmp_path, executor)
         with open_store(f"sqlite:///{tmp_path / database}") as store:
             return run_study(load_study(path), store, observer=Quiet())
 
-    on_one_slot = run("{name: process, slots: 1, threads_per_slot: 1}", "process.db")
-    on_ray = run(f"{{name: ray, address: '{nodes.address}'}}", "ray.db")
-    check_tables(on_ray, on_one_slot)
-    sizes = {key: {trial.gang_size for trial in on_ray.trials if trial.strategy == key} for key in on_ray.strategies}
-    assert sizes == {"grid": {3}, "random": {3}, "tpe": {3, 1}}, "the first of tpe beside random's"
+    in_a_process = run("{name: process, slots: 1, threads_per_slot: 1}", "process.db")
+    on_ray = run(f"{{name: ray, slots: 1, address: '{nodes.address}'}}", "ray.db")
+    check_tables(on_ray, in_a_process)
+    assert all(trial.gang_size > 1 for trial in on_ray.trials if trial.strategy in ("grid", "random"))
     [event] = [event for event in on_ray.events if event.kind == "run"]
     billed = sum(attempt.billed_seconds for trial in on_ray.trials for attempt in trial.attempts)
     assert billed == pytest.approx(event.data["held_seconds"], rel=0.01)

@@ -15,16 +15,13 @@ from pathlib import Path
 
 import optuna
 import sqlalchemy as sa
-import torch
 from sqlalchemy.exc import DBAPIError
 
-from lrsearch import gang
-from lrsearch.cache import remember
 from lrsearch.config import load_study
 from lrsearch.storage import schema
 from lrsearch.storage.engine import make_engine, parse_url, sqlite_path
 from lrsearch.storage.store import open_store
-from lrsearch.study import _gang_requests, run_study
+from lrsearch.study import run_study
 from lrsearch.trial import AttemptRecord, StudyRecord
 from tests.processes import workers_of
 from tests.test_study import Quiet, outcome
@@ -87,20 +84,9 @@ def write(folder: Path, executor: str = PROCESSES, epochs: int = 16, ways: str =
 
 
 def write_together(folder: Path, executor: str, epochs: int = 16) -> Path:
-    """Write a study whose trials train together, three at a time, on slots of one thread that share LRSEARCH_CACHE.
-
-    Whether that pays has been timed before, says the cache: the tests must not depend on what the machine does.
-    """
+    """Write a study whose trials train together: so the model, which mostly sleeps, sleeps once for all of them."""
     path = write(folder, executor, epochs, TOGETHER)
     path.write_text(f"{path.read_text()}gangs: auto\n")
-    config, threads = load_study(path), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for kind in _gang_requests(config, getattr(config.executor, "slots", 1)):
-            where = gang._circumstances(kind.workload, kind.training, torch.device("cpu"), kind.most)
-            remember("gangs", where, 3)
-    finally:
-        torch.set_num_threads(threads)
     return path
 
 
