@@ -160,12 +160,13 @@ def test_raggedness_is_found_before_the_fall(count: int) -> None:
     assert misses <= 3
 
 
-@pytest.mark.parametrize(("count", "share"), [(50, 0.4), (100, 0.65), (300, 0.84), (1000, 0.95)])
+@pytest.mark.parametrize(("count", "share"), [(50, 0.48), (100, 0.71), (300, 0.87), (1000, 0.95)])
 def test_raggedness_begins_where_the_noise_changes(count: int, share: float) -> None:
     """A plateau that loses 0.06 and scatters six times as much from -0.8 on, as wide as 0.12 around its level.
 
-    Measured on 300 curves: 0.59, 0.81, 0.94 and 1.00 within the tolerance, which is less than a step of 50 points;
-    where the windows first see it from 100 points on: 0.62, 0.63, 0.69.
+    Measured on 300 curves: 0.67, 0.86, 0.96 and 1.00 within the tolerance, which is less than a step of 50 points;
+    where the windows first see it from 100 points on: 0.62, 0.63, 0.69. The bounds lie three
+    standard errors of a share of 60 below.
     """
     near = []
     for seed in range(60):
@@ -179,7 +180,7 @@ def test_raggedness_begins_where_the_noise_changes(count: int, share: float) -> 
 
 @pytest.mark.parametrize(("count", "share"), [(50, 0.7), (100, 0.9)])
 def test_the_raggedness_of_a_loss_is_not_hidden_by_the_steepness_of_its_fall(count: int, share: float) -> None:
-    """Measured on 200 curves: 0.83 and 0.98; 0.66 and 0.98 when first differences tell the usual noise."""
+    """Measured on 200 curves: 0.86 and 0.98; 0.66 and 0.98 when first differences tell the usual noise."""
     near = []
     for seed in range(100):
         spikes = np.abs(np.random.default_rng(seed).normal(0, 0.5, count))
@@ -192,7 +193,7 @@ def test_the_raggedness_of_a_loss_is_not_hidden_by_the_steepness_of_its_fall(cou
 def test_a_curve_that_jumps_while_it_still_rises_is_not_ragged_yet(count: int) -> None:
     """As accuracies of real runs do: they learn half at once, then the rest in jumps of 0.07, up to -1.
 
-    Measured on 200 curves: 10 % end below -1.2; 74 % (100 points) and 94 % (300) when rising ones count too.
+    Measured on 200 curves: 7 % end below -1.2; 74 % (100 points) and 94 % (300) when rising ones count too.
     """
     rise = np.interp(grid(count), [-3.5, -3, -1, -0.5, 0], [0.1, 0.5, 0.9, 0.9, 0.1])
     scatter = np.where((grid(count) > -3) & (grid(count) < -0.5), 0.07, 0.002)
