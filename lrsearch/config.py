@@ -235,8 +235,11 @@ class Training(Settings):
     optimizer: Annotated[Settings, OPTIMIZER]
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """`auto`: what timing finds faster, bfloat16 autocast or float32; the stored study says which it was."""
-    compile: Annotated[Literal["off", "on"], Field(exclude_if=lambda value: value == "off")] = "off"
-    """`on`: torch.compile for the training steps. Left out of the stored study while off: it came later than others."""
+    compile: Annotated[Literal["auto", "off", "on"], Field(exclude_if=lambda value: value == "off")] = "off"
+    """`on`: torch.compile for the training steps; `auto`: if timing finds that faster, and compiling is a small part.
+
+    Left out of the stored study while off: it came later than others.
+    """
     gradient_clip_norm: Positive | None = None
     device: Annotated[str, StringConstraints(pattern=DEVICE_PATTERN)] = "auto"
     groups: tuple[Group, ...] = ()
@@ -390,10 +393,15 @@ class StudyConfig(Settings):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def settled(
-        self, executor: ExecutorSettings | None = None, precision: Literal["auto"] | Precision | None = None
+        self,
+        executor: ExecutorSettings | None = None,
+        precision: Literal["auto"] | Precision | None = None,
+        compiles: Literal["auto", "off", "on"] | None = None,
     ) -> StudyConfig:
         """Return the study with these in the place of what is `auto` in its file."""
-        training = self.training.model_copy(update={"precision": precision or self.training.precision})
+        own = self.training
+        chosen = {"precision": precision or own.precision, "compile": compiles or own.compile}
+        training = own.model_copy(update=chosen)
         return self.model_copy(update={"executor": executor or self.executor, "training": training})
 
     def as_begun(self, begun: StudyConfig) -> StudyConfig:
@@ -402,6 +410,7 @@ class StudyConfig(Settings):
         return self.settled(
             begun.executor if automatic and isinstance(begun.executor, Process) else None,
             begun.training.precision if self.training.precision == "auto" else None,
+            begun.training.compile if self.training.compile == "auto" else None,
         )
 
     def training_plan(self) -> TrainingPlan:

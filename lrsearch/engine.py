@@ -52,24 +52,33 @@ def time_step(workload: Choice, training: TrainingPlan, seed: int, sizes: Sequen
 
 
 def prepare_all(
-    variants: Sequence[tuple[Choice, TrainingPlan]], seed: int, gangs: Sequence[GangRequest] = (), epochs: float = 0.0
+    variants: Sequence[tuple[Choice, TrainingPlan]],
+    seed: int,
+    gangs: Sequence[GangRequest] = (),
+    epochs: float = 0.0,
+    *,
+    may_compile: bool = False,
 ) -> Preparation:
     """Prepare each variant and return the first's preparation, with the seconds of all and the choice of gangs.
 
-    Where the precision is `auto`, it is chosen for the first variant, and all train in it; `epochs` are those of the
-    whole study, which say how long timing may take. The gangs are asked for with `auto` and answered for as they train.
+    Where the precision is `auto`, it is chosen for the first variant, and all train in it; so is whether to compile,
+    if that is left open. `epochs` are those of the whole study, which say how long timing may take. The gangs are asked
+    for with `auto` and answered for as they train.
     """
-    from lrsearch.training import faster_precision, prepare
+    from lrsearch.training import faster_precision, prepare, worth_compiling
 
-    prepared = prepare(*variants[0], seed)
+    workload, training = variants[0]
+    prepared = prepare(workload, training, seed)
     seconds, chosen, precision = prepared.seconds, {}, prepared.precision
-    if variants[0][1].precision == "auto":
-        began = time.perf_counter()
-        steps = round(epochs * prepared.facts.steps_per_epoch)
-        precision = faster_precision(*variants[0], seed, steps)
-        seconds += time.perf_counter() - began
+    steps, began = round(epochs * prepared.facts.steps_per_epoch), time.perf_counter()
+    if training.precision == "auto":
+        precision = faster_precision(workload, training, seed, steps)
+    compiled = training.compiled
+    if may_compile:
+        compiled = worth_compiling(workload, replace(training, precision=precision), seed, steps)
+    seconds += time.perf_counter() - began
     for workload, training in variants[1:]:
-        seconds += prepare(workload, replace(training, precision=precision), seed).seconds
+        seconds += prepare(workload, replace(training, precision=precision, compiled=compiled), seed).seconds
     gangs = [replace(one, training=replace(one.training, precision=precision)) for one in gangs]
     if gangs:
         from lrsearch.gang import choose
@@ -80,4 +89,4 @@ def prepare_all(
             kind = likeness(request.workload, request.training)
             chosen[kind] = choose(request.workload, request.training, seed, most=request.most, search_steps=steps)
         seconds += time.perf_counter() - began
-    return replace(prepared, precision=precision, seconds=seconds, gangs=chosen)
+    return replace(prepared, precision=precision, compiled=compiled, seconds=seconds, gangs=chosen)

@@ -40,6 +40,7 @@ from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
 from lrsearch.stacking import StackedModel, side_by_side
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
+    MUST_SAVE,
     Climb,
     EnergyMeter,
     Outcome,
@@ -79,7 +80,6 @@ GENERATION = 2
 """Raised when gangs become faster or slower than those that were timed before."""
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
-MUST_SAVE = 0.98
 SOLO_BLOCKS = 7
 """Blocks of steps that are timed: more than 50 steps together."""
 CHECKED_RATE = 1e-4

@@ -90,7 +90,7 @@ def run_study(
         observer.message("Preparing workload and device ...")
         with signals.interruptible():
             prepared = _prepare(config, executor, begins=study is None or fresh)
-        settled = config.settled(precision=prepared.precision)
+        settled = _settled(config, prepared)
         for reason in dict.fromkeys(choice.reason for choice in prepared.gangs.values() if choice.reason):
             observer.message(f"Trials train alone, although gangs is auto: {reason}.")
         # Nothing is stored before the workload has shown that it runs.
@@ -241,6 +241,10 @@ def _changes(study: StudyRow, resolved: dict[str, Any]) -> str:
     return "\n".join(f"  {line}" for line in diff(study.config, resolved))
 
 
+def _settled(config: StudyConfig, prepared: Preparation) -> StudyConfig:
+    return config.settled(precision=prepared.precision, compiles="on" if prepared.compiled else "off")
+
+
 def _prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Preparation:
     """Load the workload and take two throw-away steps, with every optimizer and at every end of the batch sizes.
 
@@ -250,8 +254,12 @@ def _prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Prepar
     ways = config.strategies.items()
     epochs = sum(way.planned_trials * config.training_plan_of(key).epochs for key, way in ways) * len(config.seeds)
     requests = _gang_requests(config, executor.slot_count)
-    work = partial(prepare_all, _variants(config), config.seeds[0], requests, epochs if begins else 0.0)
+    may_compile = begins and config.training.compile == "auto" and config.gangs == "off"
+    seed, epochs = config.seeds[0], epochs if begins else 0.0
+    work = partial(prepare_all, _variants(config), seed, requests, epochs, may_compile=may_compile)
     prepared = executor.prepare(work)
+    if prepared.compiled and may_compile:  # everywhere, also where timing has found otherwise
+        executor.prepare(partial(prepare_all, _variants(_settled(config, prepared)), seed))
     for key, strategy in config.strategies.items():
         _check_schedule(config, key, strategy, prepared.facts)
     metric = prepared.facts.metric

@@ -120,7 +120,7 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
         ) from error
     synchronizer(device)()
     precision = pick_precision(training.precision, device)
-    return Preparation(loaded.facts, device_info(device), precision, time.perf_counter() - began)
+    return Preparation(loaded.facts, device_info(device), precision, training.compiled, time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -205,23 +205,60 @@ def faster_precision(workload: Choice, training: TrainingPlan, seed: int, search
     known: Precision | None = recall("precisions", circumstances)
     if known is not None:
         return known
+    loaded = load(workload, device, seed)
+    names: tuple[Precision, Precision] = ("float32", "bfloat16")
+    runs = [new_run(loaded, replace(training, precision=name), device, seed) for name in names]
+    seconds = _step_seconds(runs, synchronizer(device))
+    chosen: Precision = "bfloat16" if seconds[1] < seconds[0] else "float32"
+    remember("precisions", circumstances, chosen)
+    return chosen
+
+
+def worth_compiling(workload: Choice, training: TrainingPlan, seed: int, search_steps: int) -> bool:
+    """Return whether torch.compile saves time: it is timed if compiling takes no more than PROBE_SHARE of the study.
+
+    Before it has been seen how long that takes, COMPILING_SECONDS stand for it. A model that cannot be compiled is not.
+    """
+    device = pick_device(training.device)
+    circumstances = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
+    known: bool | None = recall("compiled", circumstances)
+    if known is not None:
+        return known
     loaded, wait = load(workload, device, seed), synchronizer(device)
-    blocks: dict[Precision, list[float]] = {"float32": [], "bfloat16": []}
-    runs = {name: new_run(loaded, replace(training, precision=name), device, seed) for name in blocks}
+    plain = new_run(loaded, training, device, seed)
+    [seconds] = _step_seconds([plain], wait)
+    if PROBE_SHARE * search_steps * seconds < COMPILING_SECONDS:
+        return False
+    try:
+        check_compiler(device)
+        compiled = new_run(loaded, replace(training, compiled=True), device, seed)
+        seconds_of_both = _step_seconds([plain, compiled], wait)
+    except Exception:  # whatever stops the compiler, the model trains without it
+        chosen = False
+    else:
+        chosen = seconds_of_both[1] < MUST_SAVE * seconds_of_both[0]
+    remember("compiled", circumstances, chosen)
+    return chosen
+
+
+def _step_seconds(runs: Sequence[Run], wait: Callable[[], None]) -> list[float]:
+    """Return what a step takes in each run, in seconds: the median of three, taken by turns after one to warm up."""
+    blocks: list[list[float]] = [[] for _ in runs]
     for number in range(PRECISION_STEPS // BLOCK_STEPS):
-        for name, run in runs.items():
+        for run, own in zip(runs, blocks, strict=True):
             wait()
             began = time.perf_counter()
             for _ in range(BLOCK_STEPS):
                 run.step(0.0)
             wait()
-            if number:  # the first block warms up
-                blocks[name].append(time.perf_counter() - began)
-    chosen = min(blocks, key=lambda name: statistics.median(blocks[name]))
-    remember("precisions", circumstances, chosen)
-    return chosen
+            if number:
+                own.append((time.perf_counter() - began) / BLOCK_STEPS)
+    return [statistics.median(own) for own in blocks]
 
 
+COMPILING_SECONDS = 60.0
+MUST_SAVE = 0.98
+"""Of what a step takes alone or uncompiled, the most that another way may take to be chosen."""
 PRECISION_STEPS = 4 * BLOCK_STEPS
 """That are timed in each precision."""
 

@@ -493,6 +493,8 @@ class Preparation:
     device: DeviceInfo
     precision: Precision
     """What the study's `precision` comes to on the device."""
+    compiled: bool
+    """Whether torch.compile makes the training steps faster; of a study that leaves it open, what timing found."""
     seconds: float
     gangs: Mapping[str, GangChoice] = field(default_factory=dict)
     """By `trial.likeness`: how many trials of a kind train together."""

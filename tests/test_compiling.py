@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lrsearch import training
 from lrsearch.config import load_study
 from lrsearch.engine import prepare_all, run_trials
 from lrsearch.errors import UsageError
@@ -55,6 +57,36 @@ def test_without_a_compiler_the_study_is_refused_before_its_first_trial(monkeypa
         prepare_all([(CNN, PLAN)], 0)
 
 
+@pytest.mark.parametrize(("slow", "worth_it"), [(False, True), (True, False)])
+def test_left_open_it_is_compiled_where_that_takes_less_time_and_known_the_next_time(
+    slow: bool, worth_it: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The steps are real, but not compiled here: that takes half a minute."""
+
+    def step(run: training.Run, *arguments: float) -> None:
+        really(run, *arguments)
+        if run.training.compiled == slow:
+            time.sleep(0.002)
+
+    really = training.Run.step
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(training, "compiled", lambda: lambda model, inputs: model(inputs))
+    monkeypatch.setattr(training, "check_compiler", lambda device: None)
+    monkeypatch.setattr(training.Run, "step", step)
+    plan = replace(PLAN, compiled=False)
+    assert not training.worth_compiling(CNN, plan, 0, 1_000), "no time for it"
+    assert training.worth_compiling(CNN, plan, 0, 10**9) == worth_it
+    monkeypatch.setattr(training, "new_run", None)
+    assert training.worth_compiling(CNN, plan, 0, 10**9) == worth_it
+
+
+def test_left_open_a_model_that_cannot_be_compiled_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not training.worth_compiling(CNN, replace(PLAN, compiled=False), 0, 10**9)
+
+
 def test_what_is_compiled_trains_alone() -> None:
     with pytest.raises(CannotGangError, match="compiled trains alone"):
         run_gang([spec(rate, workload=CNN, training=PLAN) for rate in (0.01, 0.1)], Listener())
@@ -62,11 +94,13 @@ def test_what_is_compiled_trains_alone() -> None:
 
 def test_a_study_that_compiles_is_another_study_and_one_that_does_not_is_the_one_it_was(tmp_path: Path) -> None:
     studies = {}
-    for compiles in ("", ", compile: off", ", compile: on"):
+    for compiles in ("", ", compile: off", ", compile: on", ", compile: auto"):
         path = tmp_path / "study.yaml"
         path.write_text(FILE.replace("COMPILE", compiles))
         studies[compiles] = load_study(path)
-    default, off, on = studies.values()
+    default, off, on, auto = studies.values()
     assert "compile" not in default.resolved()["training"], "as in studies from before there was such a key"
     assert default.fingerprint() == off.fingerprint() != on.fingerprint()
     assert [study.training_plan().compiled for study in (default, off, on)] == [False, False, True]
+    assert auto.settled(compiles="off").fingerprint() == off.fingerprint()
+    assert auto.as_begun(on).fingerprint() == on.fingerprint(), "a study that goes on keeps to what was chosen"
