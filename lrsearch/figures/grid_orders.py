@@ -34,9 +34,9 @@ def draw(record: StudyRecord) -> go.Figure | None:
     for key in dict.fromkeys(key for key, _, _ in rows):
         figure.add_trace(legend_entry(key, styles[key], lines=False))
         figure.add_traces([_ranges(key, rows, styles[key]), *_marks(key, rows, styles[key])])
-    _add_clr(figure, record)
-    figure.update_xaxes(rangemode="tozero")
-    figure.update_yaxes(type="category", autorange="reversed", ticks="", showgrid=False)
+    rightmost = max([_add_clr(figure, record), *(order.worst for _, _, order in rows)])
+    figure.update_xaxes(range=(0, 1.04 * rightmost))
+    figure.update_yaxes(type="category", range=(len(rows) - 0.1, -0.6), ticks="", showgrid=False)
     return figure
 
 
@@ -75,15 +75,16 @@ def _marks(key: str, rows: list[Row], style: WayStyle) -> list[go.Scatter]:
     ]
 
 
-def _add_clr(figure: go.Figure, record: StudyRecord) -> None:
-    """Draw the CLR run's expected cost as a line down."""
+def _add_clr(figure: go.Figure, record: StudyRecord) -> float:
+    """Draw the CLR run's expected cost as a line down and return it; 0 without one."""
     summary = summarise(record)
     reach = summary.way(summary.clr).reach if summary.clr else None
     if reach is None or summary.clr is None or math.isinf(reach.expected_cost):
-        return
+        return 0.0
     figure.add_vline(x=reach.expected_cost, line={"dash": "dash", "width": 1.2, "color": INK}, layer="below")
     text = {"text": plain(f"{label(summary.clr)}, expected"), "showarrow": False, "yref": "paper", "y": 0}
     figure.add_annotation(x=reach.expected_cost, xanchor="left", xshift=4, yanchor="bottom", font={"size": 12}, **text)
+    return reach.expected_cost
 
 
 def caption(record: StudyRecord) -> str:

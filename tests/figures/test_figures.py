@@ -209,6 +209,7 @@ def test_a_grids_bar_runs_from_the_best_to_the_worst_order() -> None:
         trace for trace in data if str(trace.marker.symbol) == "line-ns-open" and trace.legendgroup == "grid"
     )
     assert list(expected.x) == [order.expected for order in orders]
+    assert figure_of("grid_orders").layout.xaxis.range[1] > max(order.worst for order in orders)
 
 
 def test_the_expected_best_has_the_clr_runs_value_as_a_line_across() -> None:
