@@ -40,6 +40,7 @@ from lrsearch.trial import (
     History,
     Preparation,
     Proposal,
+    RangeTestPlan,
     StudyRecord,
     TrainingPlan,
     Trial,
@@ -211,6 +212,7 @@ class Turns:
         self._config = config
         self._facts = facts
         self._when_done = when_done
+        self._kinds = {key: kind_of(config, key) for key in config.strategies}
         self._records: dict[tuple[str, int], list[TrialRecord]] = {}
         for trial in record.trials:
             self._records.setdefault((trial.strategy, trial.seed), []).append(trial)
@@ -244,11 +246,11 @@ class Turns:
         search.done = False
 
     def beside(self, search: Search) -> Iterator[Search]:
-        """Yield this search, then those of its seed whose trials may train together with its own."""
+        """Yield this search, then those whose trials may train together with its own, of its seed first."""
         yield search
-        searches = next(searches for searches, _ in self._replicates if searches[search.key] is search)
-        for key, other in searches.items():
-            if other is not search and kind_of(self._config, key) == kind_of(self._config, search.key):
+        every = [other for searches, _ in self._replicates for other in searches.values() if other is not search]
+        for other in sorted(every, key=lambda one: one.seed != search.seed):
+            if self._kinds[other.key] == self._kinds[search.key]:
                 yield other
 
     def another(self, search: Search) -> Turn | None:
@@ -331,6 +333,8 @@ class _Attempt:
     begun: Begun
     channel: _Channel
     started_at: datetime
+    own_idle_seconds: float
+    """What it took to propose the trial and to write down that it begins."""
 
 
 @dataclass
@@ -504,9 +508,10 @@ class Conductor:
         """Plan the trial, or claim it again, with those that can train beside it, and hand them to the slot."""
         slot.used = True
         slot.running = running = _Running()
-        running.attempts.append(self._claim(slot, turn))
-        for companion in self._companions(turn):
-            running.attempts.append(self._claim(slot, companion))
+        since = slot.boundary
+        for one in chain([turn], self._companions(turn)):
+            running.attempts.append(self._claim(slot, one, since))
+            since += running.attempts[-1].own_idle_seconds
         running.started = time.perf_counter()
         for attempt in running.attempts:
             attempt.channel.start(members=len(running.attempts))
@@ -517,8 +522,8 @@ class Conductor:
             running.future = self._executor.submit(run_trials, specs, _Channels(channels), slot.number)
             running.future.add_done_callback(partial(_note_end, running))
 
-    def _claim(self, slot: _Slot, turn: Turn) -> _Attempt:
-        """Write down that the trial begins."""
+    def _claim(self, slot: _Slot, turn: Turn, since: float) -> _Attempt:
+        """Write down that the trial begins; it was sought from `since` on."""
         search, record = turn.search, turn.record
         owner, settle = self._lease.owner, slot.take_unsettled()
         there = self._executor.versions(slot.number) if isinstance(self._executor, OnOtherMachines) else {}
@@ -537,46 +542,60 @@ class Conductor:
         channel = _Channel(
             self._store, begun, trial, turn.stopper, self._observer, self._publish_live, since=slot.boundary
         )
-        return _Attempt(turn, trial, begun, channel, datetime.now(UTC))
+        return _Attempt(turn, trial, begun, channel, datetime.now(UTC), time.perf_counter() - since)
 
     def _companions(self, first: Turn) -> Iterator[Turn]:
-        """Yield the turns of trials that can train beside the first; each is claimed before the next is looked for."""
-        left = self._gang_of(first).size - 1
-        if first.proposal.confirmation_seed is not None:
-            beside = self._confirmations_beside(first)
-        else:
-            beside = self._turns_beside(first)
-        yield from islice(beside, left)
+        """Yield the turns of trials that can train beside the first; each is claimed before the next is looked for.
 
-    def _turns_beside(self, first: Turn) -> Iterator[Turn]:
+        Those that see the same data come first, and others only where these are too few.
+        """
+        choice, count = self._gang_of(first), 1
+        for turn in islice(self._beside(first, partial(self._may_join, first)), choice.size - 1):
+            count += 1
+            yield turn
+        if count < min(choice.enough, choice.across):
+            yield from islice(self._beside(first, partial(self._may_join, first, across=True)), choice.across - count)
+
+    def _beside(self, first: Turn, may_join: Callable[[Turn], bool]) -> Iterator[Turn]:
+        if first.proposal.confirmation_seed is not None:
+            assert self._confirmations is not None
+            for waiting in tuple(self._confirmations):
+                if may_join(waiting):
+                    self._confirmations.remove(waiting)
+                    yield waiting
+            return
         for search in self._turns.beside(first.search):
             while (turn := self._turns.another(search)) is not None:
-                if not self._may_join(turn, first):
+                if not may_join(turn):
                     search.put_back(turn)
                     break
                 yield turn
 
-    def _confirmations_beside(self, first: Turn) -> Iterator[Turn]:
-        for turn in tuple(self._confirmations or ()):
-            if self._may_join(turn, first):
-                assert self._confirmations is not None
-                self._confirmations.remove(turn)
-                yield turn
-
-    def _may_join(self, turn: Turn, first: Turn) -> bool:
-        same_seed = turn.proposal.confirmation_seed == first.proposal.confirmation_seed
-        return same_seed and self._kind(turn) == self._kind(first) and self._fits(turn)
+    def _may_join(self, first: Turn, turn: Turn, *, across: bool = False) -> bool:
+        """Whether a trial may train beside the first; `across`: also one that sees other data."""
+        return (
+            self._kind(turn) == self._kind(first)
+            and (across or self._crowd(turn) == self._crowd(first))
+            and self._fits(turn)
+        )
 
     def _gang_of(self, turn: Turn) -> GangChoice:
         """Return how many trials like this one train together."""
-        return self._prepared.gangs.get(self._kind(turn), ALONE)
+        return self._prepared.gangs.get(self._kind(turn)[0], ALONE)
 
-    def _kind(self, turn: Turn) -> str:
-        """Return what trials that train together share; empty for one that trains alone, as after a death under it."""
-        if turn.proposal.stage != "train" or _was_lost(turn):
-            return ""
+    def _kind(self, turn: Turn) -> tuple[str, RangeTestPlan | None]:
+        """Return what trials that train together share; "" for one that trains alone, as after a death under it."""
+        if _was_lost(turn):
+            return "", None
         workload = with_batch_size(self._config.workload_choice(), turn.proposal.batch_size)
-        return likeness(workload, training_of(turn.proposal, self._config.training_plan()))
+        test = turn.proposal.range_test
+        kind = likeness(workload, training_of(turn.proposal, self._config.training_plan()))
+        return kind, None if test is None else replace(test, repeat=0)
+
+    def _crowd(self, turn: Turn) -> tuple[int, int]:
+        """Return what decides which data a trial sees, in which order."""
+        fresh, test = turn.proposal.confirmation_seed, turn.proposal.range_test
+        return turn.search.seed if fresh is None else fresh, 0 if test is None else test.repeat
 
     def _spec(self, trial: TrialRecord) -> TrialSpec:
         proposal, confirmation_seed = trial.proposal, trial.proposal.confirmation_seed
@@ -626,14 +645,18 @@ class Conductor:
             running.machine_lost = True
         slot.running = None
         count = len(running.attempts)
-        before, held = (running.started - slot.boundary) / count, (running.done - slot.boundary) / count
+        held = (running.done - slot.boundary) / count
         results = running.future.result() if error is None else ()
         # What no phase explains of the span since the last trial went into thinking and writing: the device was idle.
-        idle = held - sum(result.billed_seconds for result in results) / count
+        # Each trial pays for what its own sampler thought, and all share the rest.
+        own = sum(attempt.own_idle_seconds for attempt in running.attempts)
+        before = (running.started - slot.boundary - own) / count
+        idle = held - (own + sum(result.billed_seconds for result in results)) / count
         finished = []
         for place, attempt in enumerate(running.attempts):
             if error is None:
-                finished.append(self._finish(attempt, _with_idle(results[place], before, idle)))
+                thought = attempt.own_idle_seconds
+                finished.append(self._finish(attempt, _with_idle(results[place], thought + before, thought + idle)))
             elif self._has_failed(attempt, error):
                 finished.append(self._finish(attempt, self._dead(attempt, held, error)))
             else:

@@ -35,7 +35,11 @@ class GangRequest:
     workload: Choice
     training: TrainingPlan
     most: int
-    """How many there are at once."""
+    """How many that see the same data there are at once."""
+    most_across: int
+    """How many there are at once of all seeds and repeats."""
+    crowds: int
+    """How many seeds and repeats there are at once."""
     epochs: float
     """Of all of them together, in the whole study."""
 
@@ -85,8 +89,14 @@ def prepare_all(
 
         began = time.perf_counter()
         for request in gangs:
-            steps = round(request.epochs * prepared.facts.steps_per_epoch)
-            kind = likeness(request.workload, request.training)
-            chosen[kind] = choose(request.workload, request.training, seed, most=request.most, search_steps=steps)
+            chosen[likeness(request.workload, request.training)] = choose(
+                request.workload,
+                request.training,
+                seed,
+                most=request.most,
+                search_steps=round(request.epochs * prepared.facts.steps_per_epoch),
+                crowds=request.crowds,
+                most_across=request.most_across,
+            )
         seconds += time.perf_counter() - began
     return replace(prepared, precision=precision, compiled=compiled, seconds=seconds, gangs=chosen)

@@ -76,7 +76,7 @@ from lrsearch.trial import (
     likeness,
 )
 
-GENERATION = 2
+GENERATION = 3
 """Raised when gangs become faster or slower than those that were timed before."""
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
@@ -199,19 +199,27 @@ class StackedRun:
 
     def _inputs(self, own: Sequence[Any]) -> Any:
         """Return the inputs of the crowds as the stacked model takes them; of one crowd they are shared by all."""
-        if len(own) == 1:
-            return own[0]
-        if not all(isinstance(one, torch.Tensor) for one in own) or len({one.shape for one in own}) > 1:
-            raise CannotGangError("the inputs are of other shapes with another seed")
-        members = zip(self._crowds, own, strict=True)
-        return side_by_side([one for crowd, one in members for _ in range(crowd.rows.start, crowd.rows.stop)])
+        return own[0] if len(own) == 1 else side_by_side(self._of_each(own))
 
     def _loss(self, outputs: torch.Tensor, own: Sequence[Any]) -> torch.Tensor:
         """Return each model's loss, (models,); `own` are the targets of the crowds."""
-        if len(own) == 1:
-            return _losses(self._crowds[0].loaded, outputs, own[0])
+        loaded, shared = self._crowds[0].loaded, len(own) == 1
+        if isinstance(loaded, HasStackedLoss):
+            targets = own[0].expand(len(outputs), *own[0].shape) if shared else torch.stack(self._of_each(own))
+            return loaded.stacked_loss(outputs, targets)
+        losses: torch.Tensor
+        if shared:
+            losses = vmap(lambda one: loaded.loss(one, own[0]), randomness="same")(outputs)
+        else:
+            losses = vmap(loaded.loss, randomness="same")(outputs, torch.stack(self._of_each(own)))
+        return losses
+
+    def _of_each(self, own: Sequence[Any]) -> list[torch.Tensor]:
+        """Return for each member what its crowd has."""
+        if not all(isinstance(one, torch.Tensor) for one in own) or len({one.shape for one in own}) > 1:
+            raise CannotGangError("the batches are of other shapes with another seed")
         crowds = zip(self._crowds, own, strict=True)
-        return torch.cat([_losses(crowd.loaded, outputs[crowd.rows], targets) for crowd, targets in crowds])
+        return [one for crowd, one in crowds for _ in range(crowd.rows.start, crowd.rows.stop)]
 
     def _chance_now(self) -> list[torch.Tensor]:
         on_device = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
@@ -307,14 +315,6 @@ def _has_own_chance(run: Run) -> bool:
     """Whether the data may draw from whatever they like, or the model has generators of its own."""
     sources = run.loaded.random_sources if isinstance(run.loaded, HasOwnChance) else ()
     return bool(sources) or bool(own_generators(run.loaded, run.model))
-
-
-def _losses(loaded: LoadedWorkload, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
-    """Return each model's loss, all with the same targets."""
-    if isinstance(loaded, HasStackedLoss):
-        return loaded.stacked_loss(outputs, targets)
-    losses: torch.Tensor = vmap(lambda one: loaded.loss(one, targets), randomness="same")(outputs)
-    return losses
 
 
 def _clipped(gradients: Sequence[torch.Tensor], limit: float) -> list[torch.Tensor]:
@@ -747,51 +747,89 @@ def _climb(members: Sequence[_Climber], run: StackedRun, watch: DeviceStopwatch,
 # The choice
 
 
-def choose(workload: Choice, training: TrainingPlan, seed: int, *, most: int, search_steps: int) -> GangChoice:
+def choose(
+    workload: Choice,
+    training: TrainingPlan,
+    seed: int,
+    *,
+    most: int,
+    search_steps: int,
+    crowds: int = 1,
+    most_across: int = 1,
+) -> GangChoice:
     """Time trials alone and together, and return what costs least per trial.
 
-    `most`: how many trials there may be at once. `search_steps`: the training steps of all trials of this kind; timing
-    gangs stops when it has taken PROBE_SHARE of what those would take. What was chosen is kept in the cache folder, so
-    that only the solo cost is measured again.
+    `most`: how many trials that see the same data there may be at once; `most_across`: how many of all `crowds`, which
+    are seeds and repeats. `search_steps`: the training steps of all trials of this kind; timing gangs stops when it has
+    taken PROBE_SHARE of what those would take. What was chosen is kept in the cache folder, so that only the solo cost
+    is measured again.
     """
     device = pick_device(training.device)
     loaded = load(workload, device, seed)
     solo, first_losses = _solo_cost(loaded, training, device, seed)
-    if most < SMALLEST_GANG:
-        return GangChoice(1, solo, reason="there is only one trial at a time")
+    alone, across = GangChoice(1, solo), min(crowds, most_across) >= SMALLEST_GANG
+    if most < SMALLEST_GANG and not across:
+        return replace(alone, reason="there is only one trial at a time")
     if reason := _why_alone(training):
-        return GangChoice(1, solo, reason=reason)
-    circumstances = _circumstances(workload, training, device, most)
-    size = recall("gangs", circumstances)
-    if size == 1:
-        return GangChoice(1, solo, reason="training together did not pay when it was timed")
-    if size is not None:
-        try:
-            run, rates = _stacked_run(SMALLEST_GANG, loaded, training, device, seed)
-            run.step(rates)  # what torch imports at the first one is on no trial's bill
-        except Exception as error:  # the model is another one by now
-            return GangChoice(1, solo, reason=one_line(error))
-        return GangChoice(size, solo)
-    measured: list[tuple[int, float]] = []
-    left = PROBE_SHARE * search_steps * solo.step_seconds
-    try:
-        for size in _candidates(most):
-            began = time.perf_counter()
-            measured.append((size, _seconds_per_member(size, loaded, training, device, seed, first_losses)))
-            left -= time.perf_counter() - began
-            if left <= 0 or (len(measured) > 1 and measured[-1][1] > measured[-2][1]):
-                break
-    except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
-        if not measured:
-            return GangChoice(1, solo, reason=one_line(error))
-    size, seconds = min(measured, key=lambda one: one[1])
-    if seconds > MUST_SAVE * solo.step_seconds:
-        reason = f"a step of {size} together takes {seconds / solo.step_seconds:.2f} of a step alone for each"
-        size = 1
+        return replace(alone, reason=reason)
+    rehearsal = _Rehearsal(loaded, training, device, seed, [first_losses])
+    circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
+    began = time.perf_counter()
+    chosen = _of_one_crowd(alone, rehearsal, circumstances, most, PROBE_SHARE * search_steps * solo.step_seconds)
+    if not across or chosen.reason:
+        return chosen
+    circumstances += [min(most_across, LARGEST_GANG), min(crowds, LARGEST_GANG)]
+    left = PROBE_SHARE * search_steps * solo.step_seconds - (time.perf_counter() - began)
+    return _of_several_crowds(chosen, rehearsal, circumstances, most_across, crowds, left)
+
+
+def _of_one_crowd(
+    alone: GangChoice, rehearsal: _Rehearsal, circumstances: list[object], most: int, seconds: float
+) -> GangChoice:
+    """Return the choice for trials that see the same data; timing it may take so many seconds."""
+    assert alone.solo is not None
+    known = recall("gangs", circumstances)
+    if known is not None:
+        chosen = replace(alone, **{**known, "measured": tuple(map(tuple, known.get("measured", ())))})
+        reason = rehearsal.warm_up(1) if chosen.size > 1 else ""
+        return replace(alone, reason=reason) if reason else chosen
+    measured, reason = rehearsal.times(most, 1, seconds)
+    if reason:
+        return replace(alone, reason=reason)
+    one = alone.solo.step_seconds
+    size, each = min(measured, key=lambda timed: timed[1], default=(1, one))
+    if each > MUST_SAVE * one and measured:
+        size, reason = 1, f"a step of {size} together takes {each / one:.2f} of a step alone for each"
+    remember("gangs", circumstances, {"size": size, "measured": measured, "reason": reason})
+    return replace(alone, size=size, measured=measured, reason=reason)
+
+
+def _of_several_crowds(
+    choice: GangChoice,
+    rehearsal: _Rehearsal,
+    circumstances: list[object],
+    most: int,
+    crowds: int,
+    seconds: float,
+) -> GangChoice:
+    """Return the choice with what holds for trials that see different data; timing it may take so many seconds."""
+    assert choice.solo is not None
+    known = recall("gangs_across", circumstances)
+    if known is not None:
+        reason = rehearsal.warm_up(SMALLEST_GANG)
+        return replace(choice, reason_across=reason) if reason else replace(choice, **known)
+    measured, reason = rehearsal.times(most, crowds, seconds)
+    if reason:
+        return replace(choice, reason_across=reason)
+    one, found = choice.solo.step_seconds, dict[str, Any]()
+    size, each = min(measured, key=lambda timed: timed[1])
+    if each <= MUST_SAVE * one:
+        better = [own for own, own_each in choice.measured if each > MUST_SAVE * own_each]
+        found = {"across": size, "enough": min(better, default=size)}
     else:
-        reason = ""
-    remember("gangs", circumstances, size)
-    return GangChoice(size, solo, tuple(measured), reason)
+        found = {"reason_across": f"a step of {size} together takes {each / one:.2f} of a step alone for each"}
+    remember("gangs_across", circumstances, found)
+    return replace(choice, **found)
 
 
 def timings(
@@ -801,10 +839,10 @@ def timings(
     device = pick_device(training.device)
     loaded = load(workload, device, seed)
     solo, losses = _solo_cost(loaded, training, device, seed)
-    found: dict[int, float] = {}
+    rehearsal, found = _Rehearsal(loaded, training, device, seed, [losses]), dict[int, float]()
     try:
         for size in sizes:
-            found[size] = _seconds_per_member(size, loaded, training, device, seed, losses)
+            found[size] = rehearsal.seconds_per_member(size, 1)
     except Exception as error:  # as in `choose`
         return solo, found, one_line(error)
     return solo, found, ""
@@ -852,43 +890,89 @@ def _solo_cost(
     return SoloCost(setup, statistics.median(blocks), *evaluations), losses
 
 
-def _seconds_per_member(
-    size: int,
-    loaded: LoadedWorkload,
-    training: TrainingPlan,
-    device: torch.device,
-    seed: int,
-    solo_losses: Sequence[float],
-) -> float:
-    """Return the seconds of a step of a gang of `size`, per member. Raises CannotGangError when it computes wrongly."""
-    wait = synchronizer(device)
-    run, rates = _stacked_run(size, loaded, training, device, seed)
-    for _ in range(2):
-        run.step(rates)
-    tolerance = TOLERANCE[pick_precision(training.precision, device)]
-    for together in run.take_losses():
-        for found, expected in zip(together, solo_losses, strict=True):
-            if not abs(found - expected) <= tolerance * max(1.0, abs(expected)):
-                raise CannotGangError(f"together the model gives the loss {found:.6g}, alone {expected:.6g}")
-    blocks = []
-    for _ in range(3):
-        wait()
-        began = time.perf_counter()
+@dataclass
+class _Rehearsal:
+    """Tries gangs of one kind before the study."""
+
+    loaded: LoadedWorkload
+    training: TrainingPlan
+    device: torch.device
+    seed: int
+    alone: list[list[float]]
+    """By crowd, the losses of its first two steps alone."""
+
+    def times(self, most: int, crowds: int, left: float) -> tuple[tuple[tuple[int, float], ...], str]:
+        """Return sizes with seconds per member, until no seconds are `left` to spend, and why there are none."""
+        measured: list[tuple[int, float]] = []
+        try:
+            for size in _candidates(most):
+                began = time.perf_counter()
+                measured.append((size, self.seconds_per_member(size, crowds)))
+                left -= time.perf_counter() - began
+                if left <= 0 or (len(measured) > 1 and measured[-1][1] > measured[-2][1]):
+                    break
+        except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
+            return tuple(measured), "" if measured else one_line(error)
+        return tuple(measured), ""
+
+    def warm_up(self, crowds: int) -> str:
+        """Take the first step of a gang, so that what torch imports then is on no trial's bill.
+
+        Returns why that cannot be, where the model is another than the one that was timed.
+        """
+        try:
+            run, rates = self._begun(self._places(SMALLEST_GANG, crowds))
+            run.step(rates)
+        except Exception as error:  # as in `times`
+            return one_line(error)
+        return ""
+
+    def seconds_per_member(self, size: int, crowds: int) -> float:
+        """Return the seconds of a gang's step by its size. Raises CannotGangError when it computes wrongly."""
+        wait = synchronizer(self.device)
+        places = self._places(size, crowds)
+        alone = [self._alone(place) for place in places]
+        run, rates = self._begun(places)
         for _ in range(2):
-            run.step(torch.zeros_like(rates))
-        wait()
-        blocks.append((time.perf_counter() - began) / 2)
-    return statistics.median(blocks) / size
+            run.step(rates)
+        tolerance = TOLERANCE[pick_precision(self.training.precision, self.device)]
+        for losses, own in zip(run.take_losses(), alone, strict=True):
+            for found, expected in zip(losses, own, strict=True):
+                if not abs(found - expected) <= tolerance * max(1.0, abs(expected)):
+                    raise CannotGangError(f"together the model gives the loss {found:.6g}, alone {expected:.6g}")
+        blocks = []
+        for _ in range(3):
+            wait()
+            began = time.perf_counter()
+            for _ in range(2):
+                run.step(torch.zeros_like(rates))
+            wait()
+            blocks.append((time.perf_counter() - began) / 2)
+        return statistics.median(blocks) / size
+
+    def _places(self, size: int, crowds: int) -> list[int]:
+        """Return the crowd of each member, as evenly as that goes."""
+        return [member * min(size, crowds) // size for member in range(size)]
+
+    def _begun(self, places: Sequence[int]) -> tuple[StackedRun, torch.Tensor]:
+        """Return a gang and the rates with which it is tried."""
+        runs = [self._new_run(place) for place in range(places[-1] + 1)]
+        run = StackedRun([runs[place] for place in places], [self.training.optimizer.settings] * len(places))
+        return run, run.numbers([CHECKED_RATE] * len(places))
+
+    def _alone(self, place: int) -> list[float]:
+        while len(self.alone) <= place:
+            run = self._new_run(len(self.alone))
+            for _ in range(2):
+                run.step(CHECKED_RATE)
+            self.alone.append(run.take_losses())
+        return self.alone[place]
+
+    def _new_run(self, place: int) -> Run:
+        """Return a run with other weights and another data order for each crowd; repeats stand for seeds, too."""
+        return new_run(self.loaded, self.training, self.device, repeat_seed(self.seed, place))
 
 
-def _stacked_run(
-    size: int, loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int
-) -> tuple[StackedRun, torch.Tensor]:
-    """Return a gang of equal members, and the rates with which it is tried."""
-    run = StackedRun([new_run(loaded, training, device, seed)] * size, [training.optimizer.settings] * size)
-    return run, run.numbers([CHECKED_RATE] * size)
-
-
-def _circumstances(workload: Choice, training: TrainingPlan, device: torch.device, most: int) -> list[object]:
-    where = [GENERATION, device_info(device).name, torch.get_num_threads(), torch.__version__, min(most, LARGEST_GANG)]
+def _circumstances(workload: Choice, training: TrainingPlan, device: torch.device) -> list[object]:
+    where = [GENERATION, device_info(device).name, torch.get_num_threads(), torch.__version__]
     return [likeness(workload, training), *where]

@@ -101,8 +101,8 @@ class KnowsItsLayout(Protocol):
 class HasStackedLoss(Protocol):
     """A loaded workload that computes the loss of many models at once faster than `torch.func.vmap` of `loss` does."""
 
-    def stacked_loss(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
-        """Return each model's mean loss, (models,), for outputs (models, rows, ...) and the targets that all share."""
+    def stacked_loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return each model's mean loss, (models,), for outputs and targets of (models, rows, ...)."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +33,7 @@ from lrsearch.strategies import at_once
 from lrsearch.surroundings import noted
 from lrsearch.trial import (
     Choice,
+    GangChoice,
     Preparation,
     StudyRecord,
     TrainingPlan,
@@ -91,8 +92,9 @@ def run_study(
         with signals.interruptible():
             prepared = _prepare(config, executor, begins=study is None or fresh)
         settled = _settled(config, prepared)
-        for reason in dict.fromkeys(choice.reason for choice in prepared.gangs.values() if choice.reason):
-            observer.message(f"Trials train alone, although gangs is auto: {reason}.")
+        for text in dict.fromkeys(_why_apart(choice) for choice in prepared.gangs.values()):
+            if text:
+                observer.message(text)
         # Nothing is stored before the workload has shown that it runs.
         if study is None or fresh:
             config = settled
@@ -282,31 +284,46 @@ def _variants(config: StudyConfig) -> list[tuple[Choice, TrainingPlan]]:
     ]
 
 
+def _why_apart(choice: GangChoice) -> str:
+    if choice.reason:
+        return f"Trials train alone, although gangs is auto: {choice.reason}."
+    return choice.reason_across and f"Trials of several seeds train apart: {choice.reason_across}."
+
+
 def _gang_requests(config: StudyConfig, slots: int) -> list[GangRequest]:
-    """Return the kinds of trials that may train together: training runs of the ways of a seed, and what confirms them.
+    """Return the kinds of trials that may train together."""
+    kinds: dict[str, list[str]] = {}
+    for key in config.strategies if config.gangs == "auto" else ():
+        kinds.setdefault(kind_of(config, key), []).append(key)
+    requests = [_gang_request(config, keys, slots) for keys in kinds.values()]
+    return [request for request in requests if request.most_across > 1]
 
-    What there is at once of all seeds is shared among the slots.
+
+def _gang_request(config: StudyConfig, keys: Sequence[str], slots: int) -> GangRequest:
+    """Return how many trials of these ways there are at once: training runs, range tests, or what confirms them.
+
+    The slots share them.
     """
-    if config.gangs == "off":
-        return []
-    found: dict[str, GangRequest] = {}
-    seeds, fresh, ways = len(config.seeds), config.confirmation_seeds or 0, Counter[str]()
-    for key, strategy in config.strategies.items():
-        plan, kind = config.training_plan_of(key), kind_of(config, key)
-        known = found.get(kind) or GangRequest(config.workload_choice(), plan, 0, 0.0)
-        runs = 1 if isinstance(strategy, SharesTests) else strategy.planned_trials
-        epochs = known.epochs + (runs + fresh) * plan.epochs * seeds
-        found[kind] = replace(known, most=known.most + min(runs, at_once(strategy)), epochs=epochs)
-        ways[kind] += 1
-
-    def share(count: int, groups: int) -> int:
-        return min(count, math.ceil(count * groups / slots))
-
-    shared = [
-        replace(request, most=max(share(request.most, seeds), share(ways[kind] * seeds, fresh)))
-        for kind, request in found.items()
-    ]
-    return [request for request in shared if request.most > 1]
+    seeds, fresh, epochs = len(config.seeds), config.confirmation_seeds or 0, 0.0
+    runs_at_once, repeats = 0, []
+    for key in keys:
+        strategy = config.strategies[key]
+        tests = strategy.planned_trials - 1 if isinstance(strategy, SharesTests) else 0
+        runs = strategy.planned_trials - tests
+        runs_at_once += min(runs, at_once(strategy))
+        repeats += [tests] if tests else []
+        epochs += (runs + fresh) * config.training_plan_of(key).epochs * seeds
+    # How many see the same data, and how many times so many there are.
+    counts = [(runs_at_once, seeds), (len(repeats), seeds * max(repeats, default=0)), (len(keys) * seeds, fresh)]
+    across = [math.ceil(same * crowds / slots) for same, crowds in counts]
+    return GangRequest(
+        config.workload_choice(),
+        config.training_plan_of(keys[0]),
+        most=max(min(same, most) for (same, _), most in zip(counts, across, strict=True)),
+        most_across=max(across),
+        crowds=max(crowds for _, crowds in counts),
+        epochs=epochs,
+    )
 
 
 def _check_schedule(config: StudyConfig, key: str, strategy: Strategy, facts: WorkloadFacts) -> None:

@@ -152,11 +152,18 @@ class GangChoice:
     """How many trials of a kind to train together, and what one of them takes alone."""
 
     size: int
+    """Of trials that see the same data."""
     solo: SoloCost | None = None
     measured: tuple[tuple[int, float], ...] = ()
     """(members, seconds of one step of the gang per member)."""
     reason: str = ""
     """Why trials of this kind train alone; empty when they do not."""
+    across: int = 1
+    """How many trials may train together that see different data, as those of other seeds and repeats do."""
+    enough: int = 1
+    """So many that see the same data are quicker without others."""
+    reason_across: str = ""
+    """Why those that see different data train apart, where that was tried."""
 
 
 OF_EACH_MEMBER = ("momentum", "weight_decay")

@@ -324,7 +324,7 @@ plan = TrainingPlan(epochs=20, optimizer=SGD, device="cpu")
 own = Choice("callable", {{"model": "own:model", "data": "own:data", "batch_size": 16, "python_path": {folder!r}}})
 gang.MUST_SAVE = 1e9
 if {remembered}:
-    gang.remember("gangs", gang._circumstances(own, plan, torch.device("cpu"), most=2), 2)
+    gang.remember("gangs", [*gang._circumstances(own, plan, torch.device("cpu")), 2], {{"size": 2}})
 assert gang.choose(own, plan, 0, most=2, search_steps=10**6).size == 2
 before = set(sys.modules)
 results = gang.run_together([replace(spec(n, 0.01), workload=own) for n in range(2)], Listener())
@@ -346,14 +346,37 @@ class TestChoice:
         assert (first.size == 1) == bool(first.reason)
         again = choose(DIGITS, replace(plan, epochs=7), 0, most=6, search_steps=10**5)
         assert again.size == first.size
-        assert again.measured == ()
+        assert again.measured == first.measured, "to the last digit: not measured again"
         assert again.solo is not None
         assert 0 < again.solo.step_seconds < 1
         assert again.solo != first.solo
 
+    def test_gangs_across_seeds_are_timed_beside_and_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
+        counts = {"most": 2, "most_across": 8, "crowds": 3, "search_steps": 10**5}
+        first = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, **counts)
+        assert (first.size, first.reason, first.reason_across) == (2, "", "")
+        assert first.across in (2, 4, 8)
+        assert first.enough == first.across, "they always pay here"
+        again = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, **counts)
+        assert replace(again, solo=first.solo) == first
+        assert again.solo != first.solo
+        lonely = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, **counts | {"most": 1})
+        assert lonely.size == 1
+        assert lonely.across > 1
+
+    def test_where_no_gang_across_seeds_saves_anything_the_choice_says_so(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gang, "MUST_SAVE", 0.0)
+        counts = {"most": 1, "most_across": 2, "crowds": 2, "search_steps": 10**5}
+        chosen = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, **counts)
+        assert (chosen.size, chosen.across) == (1, 1)
+        assert "of a step alone" in chosen.reason_across
+
     def test_a_model_that_cannot_be_stacked_any_more_trains_alone(self, own_gradient: Choice) -> None:
         plan = TrainingPlan(20, SGD, device="cpu")
-        remember("gangs", gang._circumstances(own_gradient, plan, torch.device("cpu"), most=4), 4)
+        remember("gangs", [*gang._circumstances(own_gradient, plan, torch.device("cpu")), 4], {"size": 4})
         chosen = choose(own_gradient, plan, 0, most=4, search_steps=10**6)
         assert chosen.size == 1
         assert chosen.reason

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lrsearch import gang
 from lrsearch.engine import run_trials
 from lrsearch.errors import StorageError
-from lrsearch.gang import CannotGangError, StackedRun, run_gang
+from lrsearch.gang import CannotGangError, StackedRun, choose, run_gang
 from lrsearch.interfaces import Batch, LoadedWorkload, Split
 from lrsearch.training import Run, load, new_run
 from lrsearch.trial import CheckpointPlan, Choice, TrainingPlan, TrialSpec
@@ -248,6 +249,16 @@ def test_what_each_seed_would_draw_for_itself_is_refused_and_seeds_train_apart(c
     results = run_trials(specs, listener)
     assert [one.gang_size for one in results] == [2, 1, 2]
     assert_equal(results, alone(specs))
+
+
+def test_the_choice_says_why_seeds_train_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
+    drops = lively(tmp_path, "chosen", **REFUSED["dropout"][0])
+    plan = TrainingPlan(20, SGD, device="cpu")
+    chosen = choose(drops, plan, 0, most=2, most_across=4, crowds=2, search_steps=10**5)
+    assert (chosen.size, chosen.across) == (2, 1)
+    assert "the model draws chance" in chosen.reason_across
 
 
 def test_a_user_s_tensors_and_model_train_together_across_seeds(tmp_path: Path) -> None:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
-from dataclasses import replace
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from torch import get_num_threads
 
 from lrsearch import gang
 from lrsearch.analysis import summarise
 from lrsearch.analysis.exported import read_trials
+from lrsearch.cache import remember
 from lrsearch.config import load_study
+from lrsearch.gang import LARGEST_GANG
 from lrsearch.report import render
 from lrsearch.storage.export import export_rows, write_rows
 from lrsearch.storage.store import open_store
-from lrsearch.study import run_study
-from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord
+from lrsearch.strategies.default_rate import DefaultRate
+from lrsearch.study import _gang_requests, run_study
+from lrsearch.trial import CurvePoint, History, Proposal, StudyRecord, TrialRecord
 from tests.records import some
 from tests.test_gang import OWN_GRADIENT
 from tests.test_study import Quiet
@@ -28,7 +32,7 @@ version: 1
 name: {name}
 workload: {workload}
 training: {{epochs: 2, device: cpu, optimizer: {{name: sgd, momentum: 0.9}}}}
-seeds: [0, 1]
+seeds: {seeds}
 rates: {{low: 1e-3, high: 0.1}}
 target: {{metric: accuracy, value: 0.5}}
 strategies:
@@ -38,9 +42,10 @@ strategies:
   default: {{name: default_rate}}
   clr: {{name: range_tested, schedule: {{name: linear_to_zero}}}}
   clr2: {{name: range_tested, schedule: {{name: triangular2, cycles: 1}}}}
+  once: {{name: range_tested, test: once_per_study, schedule: {{name: linear_to_zero}}}}
 """
 FIRST = 7
-"""Trials that can begin at once: those of the grid and the random search, and one each of tpe and default."""
+"""Trials of a seed that can begin at once: those of the grid and the random search, and one each of tpe and default."""
 DIGITS = "{name: digits, model: mlp, batch_size: 128}"
 
 
@@ -52,10 +57,16 @@ def gangs_always_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    folder: Path, more: str, watcher: Quiet | None = None, workload: str = DIGITS, name: str = "together"
+    folder: Path,
+    more: str,
+    watcher: Quiet | None = None,
+    *,
+    workload: str = DIGITS,
+    name: str = "together",
+    seeds: str = "[0, 1]",
 ) -> StudyRecord:
     file = folder / "study.yaml"
-    file.write_text(FILE.format(workload=workload, name=name) + more)
+    file.write_text(FILE.format(workload=workload, name=name, seeds=seeds) + more)
     with open_store(f"sqlite:///{folder}/study.db") as store:
         return run_study(
             load_study(file), store, observer=watcher or Quiet(), mirror_url=f"sqlite:///{folder}/study.db"
@@ -78,26 +89,42 @@ def test_a_study_whose_trials_train_together_finds_what_one_after_another_finds(
 ) -> None:
     alone = run(tmp_path, "gangs: off\n")
     assert {key: sizes(together, key) for key in together.strategies} == {
-        "grid": {FIRST},
-        "random": {FIRST},
-        "tpe": {FIRST, 1},
-        "default": {FIRST},
-        "clr": {1, 2},
-        "clr2": {1, 2},
-    }, "tpe's second trial and the range tests alone"
-    assert sum(trial.gang_size for trial in together.trials if trial.stage == "range_test") == 4
+        "grid": {2 * FIRST},
+        "random": {2 * FIRST},
+        "tpe": {2 * FIRST, 2},
+        "default": {2 * FIRST},
+        "clr": {5},
+        "clr2": {5},
+        "once": {5, 1},
+    }, "what can begin, tpe's second trials, the range tests, and what they lead to, of both seeds; the last one waits"
     assert all(sizes(alone, key) == {1} for key in alone.strategies)
     for found, expected in zip(together.trials, alone.trials, strict=True):
         assert (found.strategy, found.seed, found.number) == (expected.strategy, expected.seed, expected.number)
         if (found.strategy, found.number) == ("tpe", 1):  # goes by what the first gave, up to rounding
             continue
-        assert found.proposal == expected.proposal
+        assert found.proposal == expected.proposal, "also what follows from range tests"
         result, wanted = some(found.result), some(expected.result)
-        assert result.range_test == wanted.range_test
+        assert len(result.range_test) == len(wanted.range_test)
+        for own, other in zip(result.range_test, wanted.range_test, strict=True):
+            assert own.learning_rate == other.learning_rate
+            assert own.train_loss == pytest.approx(other.train_loss, rel=1e-3) if other.train_loss else True
         if found.stage == "train":
             assert result.validation_loss == pytest.approx(wanted.validation_loss, rel=1e-3)
         assert result.train_steps == wanted.train_steps
         assert len(result.curve) == len(wanted.curve)
+
+
+def test_trials_of_one_seed_train_together_whichever_ways_they_are_of(tmp_path: Path) -> None:
+    record = run(tmp_path, "gangs: auto\n", seeds="[0]")
+    assert {key: sizes(record, key) for key in record.strategies} == {
+        "grid": {FIRST},
+        "random": {FIRST},
+        "tpe": {FIRST, 1},
+        "default": {FIRST},
+        "clr": {3},
+        "clr2": {3},
+        "once": {3},
+    }
 
 
 def test_the_trials_of_a_round_train_together_and_propose_what_they_would_alone(tmp_path: Path) -> None:
@@ -105,10 +132,10 @@ def test_the_trials_of_a_round_train_together_and_propose_what_they_would_alone(
     alone, together = (tmp_path / "alone", tmp_path / "together")
     for folder in (alone, together):
         folder.mkdir()
-    found = run(together, rounds + "gangs: auto\n")
-    own = [trial.gang_size for trial in found.trials if (trial.strategy, trial.seed) == ("rounds", 0)]
-    assert own == [FIRST + 2, FIRST + 2, 3, 3, 3], "with what comes first, with tpe's second trial, with clr's runs"
-    expected = [trial for trial in run(alone, rounds).trials if trial.strategy == "rounds"]
+    found = run(together, rounds + "gangs: auto\n", seeds="[0]")
+    own = [trial.gang_size for trial in found.trials if trial.strategy == "rounds"]
+    assert own == [FIRST + 2, FIRST + 2, 3, 3, 4], "with what comes first, with tpe's second trial, with clr's runs"
+    expected = [trial for trial in run(alone, rounds, seeds="[0]").trials if trial.strategy == "rounds"]
     for trial, other in zip([t for t in found.trials if t.strategy == "rounds"], expected, strict=True):
         assert trial.proposal.learning_rate == pytest.approx(other.proposal.learning_rate, rel=0.01)
 
@@ -128,10 +155,45 @@ def test_a_gang_s_trials_are_charged_what_each_takes_alone_and_all_seconds_are_o
     assert billed == pytest.approx(run["held_seconds"], rel=0.01)
 
 
+def test_in_a_gang_each_pays_for_the_thinking_of_its_own_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    propose = DefaultRate.propose
+
+    def slowly(strategy: DefaultRate, history: History, max_count: int) -> Sequence[Proposal]:
+        time.sleep(0.0 if history.trials else 0.5)
+        return propose(strategy, history, max_count)
+
+    monkeypatch.setattr(DefaultRate, "propose", slowly)
+    record = run(tmp_path, "gangs: auto\n", seeds="[0]")
+    idle = {trial.strategy: trial.phase_seconds["idle"] for trial in record.trials if trial.gang_size == FIRST}
+    assert idle.pop("default") > 0.5
+    assert idle.keys() == {"grid", "random", "tpe"}
+    assert idle["random"] < 0.25
+    [event] = [event.data for event in record.events if event.kind == "run"]
+    billed = sum(attempt.billed_seconds for trial in record.trials for attempt in trial.attempts)
+    assert billed == pytest.approx(event["held_seconds"], rel=0.01)
+
+
+def test_where_a_gang_of_one_seed_is_large_enough_no_other_seed_joins_it(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(
+        FILE.format(workload=DIGITS, name="together", seeds="[0, 1]") + "gangs: auto\n"
+    )
+    config = load_study(tmp_path / "study.yaml")
+    [kind] = _gang_requests(config, 1)
+    assert (kind.most, kind.most_across, kind.crowds) == (10, 20, 2)
+    circumstances = [*gang._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
+    remember("gangs", circumstances, {"size": 10})
+    remember("gangs_across", [*circumstances, 16, 2], {"across": 16, "enough": 2})
+    record = run(tmp_path, "gangs: auto\n")
+    assert sizes(record, "grid") == {FIRST, FIRST + 1}, "seed 0's alone; those of seed 1 beside tpe's second of seed 0"
+    assert sizes(record, "clr") == {2, 3}
+
+
 def test_the_page_and_its_table_say_both_bills(together: StudyRecord) -> None:
     page = render(together)
     assert "Trained together" in page
-    assert "18 trials, up to 7 at a time" in page
+    assert "26 trials, up to 14 at a time" in page
     assert "Really billed" in page
     text = io.StringIO()
     write_rows(export_rows(together, "trials"), "csv", text)
@@ -141,12 +203,12 @@ def test_the_page_and_its_table_say_both_bills(together: StudyRecord) -> None:
         assert some(row.billed).value == pytest.approx(some(expected.billed).value)
 
 
-def test_what_confirms_the_choices_with_the_same_fresh_seed_trains_together(tmp_path: Path) -> None:
+def test_what_confirms_the_choices_trains_together(tmp_path: Path) -> None:
     together, alone = (
         run(tmp_path, f"gangs: {gangs}\nconfirmation_seeds: 2\n", name=gangs) for gangs in ("auto", "off")
     )
-    by_seed = Counter(one.proposal.confirmation_seed for one in together.confirmations)
-    assert {trial.gang_size for trial in together.confirmations} == set(by_seed.values())
+    confirmed = len(together.confirmations)
+    assert {trial.gang_size for trial in together.confirmations} == {LARGEST_GANG, confirmed - LARGEST_GANG}
     of_grid = [[one for one in study.confirmations if one.strategy == "grid"] for study in (together, alone)]
     for found, expected in zip(*of_grid, strict=True):
         assert found.proposal == expected.proposal
@@ -179,7 +241,7 @@ def test_a_model_that_cannot_be_stacked_trains_alone_and_the_study_says_why(tmp_
     workload = (
         f"{{name: callable, model: 'branching:model', data: 'branching:data', batch_size: 16, python_path: {tmp_path}}}"
     )
-    record = run(tmp_path, "gangs: auto\n", watcher, workload)
+    record = run(tmp_path, "gangs: auto\n", watcher, workload=workload)
     assert {trial.gang_size for trial in record.trials} == {1}
     [told] = [text for text in watcher.messages if "gangs is auto" in text]
     assert told.startswith("Trials train alone, although gangs is auto: ")
@@ -236,14 +298,15 @@ def test_a_gang_that_takes_its_process_down_runs_again_one_by_one(tmp_path: Path
     code = "model: 'gang_dying:model', data: 'gang_dying:data'"
     workload = f"{{name: callable, {code}, batch_size: 8, python_path: {tmp_path}}}"
     watcher, more = Arming(tmp_path), f"executor: {{name: process, slots: 1, threads_per_slot: {get_num_threads()}}}\n"
-    (tmp_path / "study.yaml").write_text(FILE.format(workload=workload, name="together"))
+    (tmp_path / "study.yaml").write_text(FILE.format(workload=workload, name="together", seeds="[0, 1]"))
     config = load_study(tmp_path / "study.yaml")
     # The process will find this choice in the cache.
-    gang.choose(config.workload_choice(), config.training_plan_of("grid"), 0, most=9, search_steps=0)
-    record = run(tmp_path, f"gangs: auto\n{more}", watcher, workload)
+    gang.choose(
+        config.workload_choice(), config.training_plan_of("grid"), 0, most=10, most_across=20, crowds=2, search_steps=0
+    )
+    record = run(tmp_path, f"gangs: auto\n{more}", watcher, workload=workload)
     first = [trial for trial in record.trials if trial.strategy == "grid" and trial.seed == 0]
     assert [[attempt.status for attempt in trial.attempts] for trial in first] == [["lost", "finished"]] * 3
     assert [trial.gang_size for trial in first] == [1, 1, 1]
-    assert sum("ended by itself with exit code 7" in text for text in watcher.messages) == FIRST
-    later = replace(record, trials=tuple(trial for trial in record.trials if trial.seed == 1))
-    assert sizes(later, "grid") == {FIRST}
+    assert sum("ended by itself with exit code 7" in text for text in watcher.messages) == 2 * FIRST
+    assert min(sizes(record, "clr")) > 1, "what comes later trains together again"

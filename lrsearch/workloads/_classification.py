@@ -14,9 +14,9 @@ def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def stacked_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of each model, (models,): outputs are (models, rows, classes)."""
+    """Return the mean cross-entropy of each model, (models,), for (models, rows, classes) and (models, rows)."""
     models, rows = outputs.shape[:2]
-    losses = F.cross_entropy(outputs.flatten(0, 1), targets.repeat(models), reduction="none")
+    losses = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
     return losses.view(models, rows).mean(1)
 
 

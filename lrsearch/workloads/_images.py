@@ -250,7 +250,7 @@ class LoadedMultiLabelImages(LoadedImages):
         return binary_cross_entropy(outputs, targets)
 
     def stacked_loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self.loss(one, targets) for one in outputs])
+        return torch.stack([self.loss(one, own) for one, own in zip(outputs, targets, strict=True)])
 
     def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """Return micro-F1 at the threshold that is best for these very outputs."""
