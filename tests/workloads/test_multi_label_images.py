@@ -15,7 +15,7 @@ from lrsearch.engine import run_trials
 from lrsearch.errors import DataError
 from lrsearch.interfaces import FitsMetric
 from lrsearch.range_test import judge
-from lrsearch.trial import Choice, CurvePoint, Proposal, RangeTestPlan, TrainingPlan, TrialResult, TrialSpec
+from lrsearch.trial import Choice, CurvePoint, Proposal, RangeTestPlan, SoloCost, TrainingPlan, TrialResult, TrialSpec
 from lrsearch.workloads._multi_label import FittedMicroF1, micro_f1_chance
 from lrsearch.workloads.multi_label_images import MultiLabelImages
 from tests.workloads.contract import PixelContract, epoch, load, whole
@@ -189,11 +189,15 @@ class Silent:
         return True
 
 
-def run(root: Path, proposal: Proposal, epochs: float = 1.0) -> TrialResult:
+def spec(root: Path, proposal: Proposal, epochs: float = 1.0, seed: int = 0, number: int = 0) -> TrialSpec:
     sgd = Choice("sgd", {"momentum": 0.9, "weight_decay": 0.0})
     workload = Choice("multi_label_images", {"data_root": root, "batch_size": 16})
-    spec = TrialSpec("u", "s", "w", 0, 0, proposal, workload, TrainingPlan(epochs, sgd, device="cpu"))
-    [result] = run_trials([spec], Silent())
+    plan, solo = TrainingPlan(epochs, sgd, device="cpu"), SoloCost(0.0, 0.0, 0.0, 0.0)
+    return TrialSpec(f"u{number}", "s", "w", seed, number, proposal, workload, plan, solo=solo)
+
+
+def run(root: Path, proposal: Proposal, epochs: float = 1.0) -> TrialResult:
+    [result] = run_trials([spec(root, proposal, epochs)], Silent())
     assert result.error is None
     return result
 
@@ -225,6 +229,20 @@ def test_a_net_learns_shapes_and_colours_and_is_tested_with_the_threshold_of_its
     assert result.test_metric > 0.9
     assert len(fitted) == 10, "at each epoch's end, on validation; never on the test set"
     assert used == [*fitted, fitted[-1]]
+
+
+def test_nets_of_several_seeds_that_train_together_have_each_its_own_labels_and_threshold(challenge: Path) -> None:
+    specs = [
+        spec(challenge, Proposal("train", Choice("constant"), 0.02 * (number + 1)), 2, seed, number)
+        for number, seed in enumerate((0, 1, 0))
+    ]
+    together = run_trials(specs, Silent())
+    assert [result.gang_size for result in together] == [3, 3, 3]
+    for found, one in zip(together, specs, strict=True):
+        [expected] = run_trials([one], Silent())
+        assert found.validation_loss == pytest.approx(expected.validation_loss, rel=1e-3)
+        assert found.test_loss == pytest.approx(expected.test_loss, rel=1e-3)
+        assert found.test_metric == pytest.approx(expected.test_metric, abs=0.01)
 
 
 def test_a_range_test_reads_micro_f1(challenge: Path) -> None:
