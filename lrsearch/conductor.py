@@ -202,8 +202,9 @@ class Turn:
 class Turns:
     """Says whose turn it is. On one slot: the searches of a seed alternate until all are done, then the next seed's.
 
-    Where slots are free, searches that need not wait for a running trial of their own go on, also those of later
-    seeds; which trials a search runs does not depend on that, unless `asynchronous` lets it propose ahead.
+    Where slots are free, or trials can train beside those of others, searches that need not wait for a running trial of
+    their own go on, also those of later seeds; which trials a search runs does not depend on that, unless
+    `asynchronous` lets it propose ahead.
     """
 
     def __init__(
@@ -454,6 +455,7 @@ class Conductor:
         for slot in self._slots:
             if slot.running is not None or not self._has_place(slot):
                 continue
+            since = time.perf_counter()
             turn = self._put_back or self._next_turn()
             self._put_back = None
             if turn is None:
@@ -461,7 +463,7 @@ class Conductor:
             if not self._fits(turn):
                 self._put_back = turn
                 return turn
-            self._begin(slot, turn)
+            self._begin(slot, turn, since)
         return None
 
     def _has_place(self, slot: _Slot) -> bool:
@@ -504,11 +506,13 @@ class Conductor:
 
     # One attempt
 
-    def _begin(self, slot: _Slot, turn: Turn) -> None:
-        """Plan the trial, or claim it again, with those that can train beside it, and hand them to the slot."""
+    def _begin(self, slot: _Slot, turn: Turn, since: float) -> None:
+        """Plan the trial, or claim it again, with those that can train beside it, and hand them to the slot.
+
+        It was sought from `since` on.
+        """
         slot.used = True
         slot.running = running = _Running()
-        since = slot.boundary
         for one in chain([turn], self._companions(turn)):
             running.attempts.append(self._claim(slot, one, since))
             since += running.attempts[-1].own_idle_seconds
