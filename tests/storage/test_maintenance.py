@@ -146,7 +146,7 @@ def test_there_is_a_database_of_every_release() -> None:
 
 
 def test_a_copy_is_whole_while_a_study_writes(database: Path) -> None:
-    stop = threading.Event()
+    stop, writes = threading.Event(), threading.Event()
     written = []
 
     def write() -> None:
@@ -155,9 +155,11 @@ def test_a_copy_is_whole_while_a_study_writes(database: Path) -> None:
             while not stop.is_set():
                 finish(store, begin(store, study))
                 written.append(1)
+                writes.set()
 
     thread = threading.Thread(target=write)
     thread.start()
+    assert writes.wait(timeout=60)
     copies = [back_up(_url(database), database.with_name(f"copy{number}.db")) for number in range(5)]
     stop.set()
     thread.join()
