@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lrsearch import checkpoint, faults
+from lrsearch.analysis import wording
 from lrsearch.analysis.confirm import confirmations_wanted
 from lrsearch.config import StudyConfig
 from lrsearch.engine import run_trials
@@ -496,8 +497,8 @@ class Conductor:
         record = self._store.record(self._study.name, self._study.version)
         wanted = confirmations_wanted(record, count)
         if wanted:
-            runs = f"{len(wanted)} runs" if len(wanted) > 1 else "1 run"
-            self._observer.message(f"Confirming what each search chose with {count} fresh seeds: {runs}.")
+            seeds, runs = wording.counted(count, "fresh seed"), wording.counted(len(wanted), "run")
+            self._observer.message(f"Confirming what each search chose with {seeds}: {runs}.")
         begun_before = {(one.strategy, one.seed, one.proposal.confirmation_seed): one for one in record.confirmations}
         for strategy, seed, proposal in wanted:
             begun = begun_before.get((strategy, seed, proposal.confirmation_seed))

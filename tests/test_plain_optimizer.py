@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -55,9 +56,12 @@ strategies:
 def test_a_study_loads_neither_torchs_compiler_nor_what_its_cached_data_came_from(tmp_path: Any, gangs: str) -> None:
     (tmp_path / "study.yaml").write_text(STUDY.replace("GANGS", gangs))
     command = [sys.executable, "-X", "importtime", "-m", "lrsearch", "run-study", "study.yaml", "--report", "page.html"]
+    environment = {**os.environ, "LRSEARCH_CACHE": str(tmp_path / "cache")}  # others may write into the user's
     for number in range(2):  # the first fills the cache
         database = ["--database", f"sqlite:///{number}.db"]
-        ended = subprocess.run([*command, *database], cwd=tmp_path, capture_output=True, text=True, check=True)
+        ended = subprocess.run(
+            [*command, *database], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
     loaded = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines() if line.startswith("import time:")}
     assert "torch" in loaded
     assert not loaded & {"torch._dynamo", "torchvision", "sklearn"}

@@ -141,26 +141,17 @@ def _write(path: Path, key: str, images: DecodedImages) -> None:
 
 
 def _write_whole(path: Path, pieces: Iterable[memoryview]) -> None:
-    """Write so that `path` is the old file, or none, until the new one is whole and on the disk."""
+    """Write so that `path` is the old file, or none, until the new one is whole.
+
+    Nothing waits for the disk: what a loss of power spoils is found by its checksum, and made again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
             for piece in pieces:
                 file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

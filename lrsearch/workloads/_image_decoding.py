@@ -20,6 +20,8 @@ from lrsearch.workloads._progress import with_progress
 MODES = {"rgb": "RGB", "grayscale": "L"}
 PART, WINDOW = 50, 20
 """Files per task, enough to hide the threads' own cost on tiny images, and tasks under way at once."""
+WORTH_A_THREAD = 2**16
+"""Values of an image; smaller ones are decoded faster than two threads hand the interpreter's lock to each other."""
 JPEG_BEGINS = b"\xff\xd8"
 SAME_AS_PILLOWS = {("YCbCr", "RGB"), ("Gray", "RGB"), ("Gray", "L")}
 """Colours in the file and mode; a grey picture of colours is made by other weights."""
@@ -52,9 +54,10 @@ def _filling(
     """Decode in order, and yield for each image."""
     parts = [paths[start : start + PART] for start in range(0, len(paths), PART)]
     rows = iter(images)
-    with ThreadPoolExecutor(max_workers=min(8, _processors())) as pool:
+    with ThreadPoolExecutor(min(8, _processors())) as pool:
         for start in range(0, len(parts), WINDOW):
-            for decoded in pool.map(decode, parts[start : start + WINDOW]):
+            some = parts[start : start + WINDOW]
+            for decoded in map(decode, some) if images[0].size < WORTH_A_THREAD else pool.map(decode, some):
                 for image in decoded:
                     next(rows)[...] = image
                     yield
@@ -62,7 +65,7 @@ def _filling(
 
 def _decode(path: str, image_size: int | None, mode: str) -> NDArray[np.uint8]:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             data = file.read()
         array = _jpeg(data, mode)
         if array is None:
