@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_nothing_half_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "replace", full)
         with pytest.raises(StorageError, match="No space left on device"):
             cached("some", [source], {}, decode)
     assert list(cache_folder.iterdir()) == []
