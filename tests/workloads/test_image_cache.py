@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_written_says_how_to_choose_another(
 def test_a_full_disk_leaves_nothing_half_written(
     source: Path, decode: Decoder, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(handle: int) -> None:
+    def full(*paths: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
