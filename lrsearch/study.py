@@ -84,7 +84,8 @@ def run_study(
             study = _find_study(study.name, store, study.version) or study
             if _is_done(config, study):  # by the process that was waited for
                 return _done(study, store, observer)
-        config, executor = start_executor(config, _user_code(config), observer.message)
+        with signals.interruptible():
+            config, executor = start_executor(config, _user_code(config), observer.message)
         stack.enter_context(closing(executor))
         if mirror_url is not None:
             import lrsearch.storage.optuna_mirror  # noqa: F401  # while processes of the executor's import torch

@@ -79,8 +79,15 @@ def _fill(store: Store, url: str) -> StudyRecord:
 def _comparable(record: StudyRecord) -> dict[str, Any]:
     """Return all exported tables without what is drawn anew each time: UUIDs and times of day."""
     drawn = ("uuid", "started_at", "finished_at")
+
+    def without(row: Any) -> Any:
+        """Go into columns of records, such as a trial's attempts, too."""
+        if isinstance(row, dict):
+            return {key: without(value) for key, value in row.items() if key not in drawn}
+        return [without(one) for one in row] if isinstance(row, list) else row
+
     return {
-        table: [{key: value for key, value in row.items() if key not in drawn} for row in export_rows(record, table)]
+        table: [without(row) for row in export_rows(record, table)]
         for table in ("trials", "attempts", "curves", "range_tests")
     }
 
