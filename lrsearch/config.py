@@ -431,6 +431,11 @@ class StudyConfig(Settings):
         own: Choice | None = getattr(strategy, "own_optimizer", None)
         return replace(plan, optimizer=own or plan.optimizer, epochs=getattr(strategy, "epochs", None) or plan.epochs)
 
+    def planned_epochs(self) -> float:
+        """Return about how many epochs all searches together will train; a range test counts as a run."""
+        ways = self.strategies.items()
+        return sum(way.planned_trials * self.training_plan_of(key).epochs for key, way in ways) * len(self.seeds)
+
     def variants(self) -> list[tuple[Choice | None, int | None]]:
         """Return the optimizers (None: the study's) and batch sizes other than the study's that its ways train with.
 

@@ -123,10 +123,6 @@ def _timed(config: StudyConfig, layouts: Sequence[Process], code: Path | None) -
     """Return what was timed, the fastest first: wall seconds per step of one trial when all processes are busy."""
     workload, plan, seed = config.workload_choice(), config.training_plan(), config.seeds[0]
     sizes = GANG_SIZES if config.gangs == "auto" else ()
-    epochs = sum(
-        strategy.planned_trials * config.training_plan_of(key).epochs * len(config.seeds)
-        for key, strategy in config.strategies.items()
-    )
     timed: list[tuple[float, Process, Executor]] = []
     with ExitStack() as stack:
         for layout in layouts:
@@ -134,7 +130,7 @@ def _timed(config: StudyConfig, layouts: Sequence[Process], code: Path | None) -
             executor = layout.start(config.training.device, code)
             stack.callback(executor.close)
             prepared = executor.prepare(partial(prepare_all, [(workload, plan)], seed))
-            steps = round(epochs * prepared.facts.steps_per_epoch)
+            steps = round(config.planned_epochs() * prepared.facts.steps_per_epoch)
             if len(layouts) * TIMED_STEPS > PROBE_SHARE * steps:
                 timed.append((float("inf"), layout, executor))
                 break

@@ -254,11 +254,9 @@ def _prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Prepar
     What a study that begins leaves open is timed; one that goes on has been settled, or goes by the device as before.
     Raises what the user must mend before any trial can run.
     """
-    ways = config.strategies.items()
-    epochs = sum(way.planned_trials * config.training_plan_of(key).epochs for key, way in ways) * len(config.seeds)
     requests = _gang_requests(config, executor.slot_count)
     may_compile = begins and config.training.compile == "auto" and config.gangs == "off"
-    seed, epochs = config.seeds[0], epochs if begins else 0.0
+    seed, epochs = config.seeds[0], config.planned_epochs() if begins else 0.0
     work = partial(prepare_all, _variants(config), seed, requests, epochs, may_compile=may_compile)
     prepared = executor.prepare(work)
     if prepared.compiled and may_compile:  # everywhere, also where timing has found otherwise
