@@ -14,6 +14,7 @@ from torch import get_num_threads
 from lrsearch import gang
 from lrsearch.analysis import summarise
 from lrsearch.analysis.exported import read_trials
+from lrsearch.analysis.held import held_time
 from lrsearch.cache import remember
 from lrsearch.config import load_study
 from lrsearch.gang import LARGEST_GANG
@@ -213,6 +214,7 @@ def test_what_confirms_the_choices_trains_together(tmp_path: Path) -> None:
     for found, expected in zip(*of_grid, strict=True):
         assert found.proposal == expected.proposal
         assert some(found.result).test_loss == pytest.approx(some(expected.result).test_loss, rel=1e-3)
+    assert some(held_time(together)).share == pytest.approx(1, abs=0.01), "of gangs what they took"
 
 
 class Impatient(Quiet):

@@ -40,7 +40,7 @@ def held_time(record: StudyRecord) -> HeldTime | None:
     return HeldTime(
         held_seconds=sum(runs),
         billed_seconds=sum(trial.billed_device_seconds for trial in record.trials),
-        confirming_seconds=sum(trial.charged_device_seconds for trial in record.confirmations),
+        confirming_seconds=sum(trial.billed_device_seconds for trial in record.confirmations),
         apart_seconds=sum(attempt.billed_seconds - attempt.billed_device_seconds for attempt in attempts),
     )
 
