@@ -17,10 +17,19 @@ EPOCHS = 10
 FAULT = """
     def forward(self, inputs):
         Model.steps += self.training
-        if Model.steps == 60 and not FLAG.exists():
-            FLAG.write_text(str(time.time()))
+        if Model.steps == 60 and self.first():
             {fault}
         return self.right(inputs)
+
+    @staticmethod
+    def first():
+        # Only one trial of the study: those of two processes may come here at the same time.
+        try:
+            with FLAG.open("x") as file:
+                file.write(str(time.time()))
+        except FileExistsError:
+            return False
+        return True
 
     steps = 0
 
