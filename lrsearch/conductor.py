@@ -53,7 +53,7 @@ from lrsearch.trial import (
 )
 
 if TYPE_CHECKING:
-    from lrsearch.storage.optuna_mirror import OptunaMirror
+    from lrsearch.storage.mirror_process import MirrorProcess
 
 HEARTBEAT_SECONDS = 1.0
 """A killed attempt is charged up to its last heartbeat, so this bounds how much of its cost can go unseen."""
@@ -385,7 +385,7 @@ class Conductor:
         study: StudyRow,
         lease: Lease,
         observer: Observer,
-        mirror: OptunaMirror | None,
+        mirror: MirrorProcess | None,
         signals: Signals,
         executor: Executor,
         prepared: Preparation,
@@ -396,7 +396,6 @@ class Conductor:
         self._lease = lease
         self._observer = observer if executor.slot_count == 1 else _OneAtATime(observer)
         self._mirror = mirror
-        self._mirror_lock = threading.Lock()
         self._signals = signals
         self._executor = executor
         self._prepared = prepared
@@ -860,13 +859,11 @@ class Conductor:
     def _publish(self, trials: Sequence[TrialRecord]) -> None:
         """Show trials of searches in the dashboard; what confirms them is no trial of Optuna's studies."""
         if self._mirror is not None and not any(trial.is_confirmation for trial in trials):
-            with self._mirror_lock:
-                self._mirror.publish(self._study_meta(), trials)
+            self._mirror.publish(self._study_meta(), trials)
 
     def _publish_live(self, trial: TrialRecord, points: Sequence[CurvePoint]) -> None:
         if self._mirror is not None and not trial.is_confirmation:
-            with self._mirror_lock:
-                self._mirror.publish(self._study_meta(), [trial], live_points={trial.uuid: points})
+            self._mirror.publish(self._study_meta(), [trial], live_points={trial.uuid: points})
 
     def _study_meta(self) -> StudyRecord:
         return StudyRecord(

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lrsearch import checkpoint
 from lrsearch.conductor import (
@@ -27,6 +27,7 @@ from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError,
 from lrsearch.interfaces import Executor, Observer, SharesTests, Strategy
 from lrsearch.probing import start_executor
 from lrsearch.schedules import plan_schedule
+from lrsearch.storage.mirror_process import MirrorProcess
 from lrsearch.storage.store import Store, StudyRow
 from lrsearch.storage.upkeep import LEASE_SECONDS, Lease
 from lrsearch.strategies import at_once
@@ -40,9 +41,6 @@ from lrsearch.trial import (
     WorkloadFacts,
     planned_steps,
 )
-
-if TYPE_CHECKING:
-    from lrsearch.storage.optuna_mirror import OptunaMirror
 
 LOOK_SECONDS = 2.0
 """How often a process that waits for a study looks whether its turn has come."""
@@ -87,8 +85,8 @@ def run_study(
         with signals.interruptible():
             config, executor = start_executor(config, _user_code(config), observer.message)
         stack.enter_context(closing(executor))
-        if mirror_url is not None:
-            import lrsearch.storage.optuna_mirror  # noqa: F401  # while processes of the executor's import torch
+        # Which opens the dashboard's tables while this process, or those of the executor, import torch.
+        mirror = None if mirror_url is None else stack.enter_context(closing(MirrorProcess(mirror_url)))
         observer.message("Preparing workload and device ...")
         with signals.interruptible():
             prepared = _prepare(config, executor, begins=study is None or fresh)
@@ -106,11 +104,16 @@ def run_study(
             return _done(study, store, observer)
         for lost in store.reconcile(study.id, partial(_kept, config, store, observer)):
             observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
-        mirror = _open_mirror(mirror_url, store)
+        if mirror is not None:
+            with signals.interruptible():
+                mirror.finish(observer.message)
         conductor = Conductor(settled, store, study, lease, observer, mirror, signals, executor, prepared)
         try:
             with noted(partial(store.add_event, study.id, "surroundings"), config.folder):
                 finished = conductor.run()
+            if mirror is not None:
+                with signals.interruptible():
+                    mirror.finish(observer.message)
             record = store.record(study.name, study.version)
             if not finished:
                 return record
@@ -361,14 +364,6 @@ def _as_the_file_says(
         return store.extend_study(study.id, config.resolved(), config.fingerprint())
     observer.message(f"Extending study {study.name!r}:\n{_changes(study, config.resolved())}")
     return store.extend_study(study.id, config.resolved(), config.fingerprint())
-
-
-def _open_mirror(url: str | None, store: Store) -> OptunaMirror | None:
-    if url is None:
-        return None
-    from lrsearch.storage.optuna_mirror import OptunaMirror
-
-    return OptunaMirror(url, store.absence)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,194 @@
+"""The dashboard's view, written by a process of its own: no training waits for Optuna, nor pays for it.
+
+`python -m lrsearch.storage.mirror_process PPID` reads pickled orders from its input, the database's URL and then what
+`OptunaMirror.publish` takes, and answers each with None or what went wrong. Both ends are our own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lrsearch.errors import LrsearchError, StorageError
+from lrsearch.executors.worker import die_with
+from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord
+
+MOST_WAITING = 64
+"""So many orders wait for the process; whoever has one more waits too."""
+CLOSING_SECONDS = 10.0
+"""How long `close` lets the process write; what is missing then is written when the study goes on."""
+PATIENCE_SECONDS = 2.0
+"""After so long `finish` says that it waits."""
+DEATHS_TO_FAIL = 3
+
+_Order = tuple[StudyRecord, tuple[TrialRecord, ...], Mapping[str, Sequence[CurvePoint]] | None]
+
+
+class MirrorProcess:
+    """Does what `OptunaMirror` does, later and elsewhere. May be called from any thread.
+
+    What goes wrong there is raised by the next call as StorageError. When the process dies, another one takes its
+    place, and what was not acknowledged is written again.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._changed = threading.Condition()
+        self._is_open = False
+        self._waiting: deque[_Order] = deque()
+        """What has not been answered yet."""
+        self._error: str | None = None
+        self._closed = False
+        self._process: subprocess.Popen[bytes] | None = None
+        # The process dies with the thread that has started it; this one stays.
+        self._thread = threading.Thread(target=self._tend, name="mirror", daemon=True)
+        self._thread.start()
+
+    def publish(
+        self,
+        record: StudyRecord,
+        trials: Sequence[TrialRecord],
+        live_points: Mapping[str, Sequence[CurvePoint]] | None = None,
+    ) -> None:
+        """Have Optuna's tables brought in step with `trials`; `live_points` only where nothing else waits."""
+        order = (record, tuple(trials), live_points)
+        with self._changed:
+            if live_points is not None and self._waiting:
+                return
+            self._changed.wait_for(lambda: self._error is not None or len(self._waiting) < MOST_WAITING)
+            self._check()
+            self._waiting.append(order)
+            self._send(order)
+
+    def finish(self, tell: Callable[[str], None]) -> None:
+        """Return when all is written; `tell` hears of it where that takes a while. Raises StorageError."""
+        with self._changed:
+            if not self._changed.wait_for(self._is_idle, timeout=PATIENCE_SECONDS):
+                tell(f"The dashboard's tables lag behind by {len(self._waiting)} steps; waiting for them ...")
+                self._changed.wait_for(self._is_idle)
+            self._check()
+
+    def close(self) -> None:
+        """End the process, which may write for CLOSING_SECONDS more."""
+        with self._changed:
+            self._changed.wait_for(self._is_idle, timeout=CLOSING_SECONDS)
+            self._closed = True
+            if self._process is not None:
+                if not self._is_idle():
+                    self._process.kill()
+                with contextlib.suppress(OSError):
+                    _input(self._process).close()
+        self._thread.join()
+
+    def _is_idle(self) -> bool:
+        return self._error is not None or (self._is_open and not self._waiting)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise StorageError(self._error)
+
+    def _send(self, order: str | _Order) -> None:
+        """Send it to the process; when there is none, or it has just died, the next one is sent all that waits."""
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                pickle.dump(order, _input(self._process))
+                _input(self._process).flush()
+
+    def _tend(self) -> None:
+        """Run the process, take its answers, and start another one when it dies."""
+        deaths = 0
+        while self._error is None:
+            with self._changed:
+                if self._closed:
+                    return
+                self._process = process = _start()
+                self._send(self._url)
+                for order in self._waiting:
+                    self._send(order)
+            deaths = 1 if self._take_answers(process) else deaths + 1
+            with self._changed:
+                self._process = None
+                with contextlib.suppress(OSError):  # of what it has not read
+                    _input(process).close()
+                code = process.wait()
+                if deaths >= DEATHS_TO_FAIL and not self._closed:
+                    self._error = self._error or (
+                        f"The process that writes the dashboard's tables died {deaths} times in a row, the last time "
+                        f"with exit code {code}. Type the same command to go on."
+                    )
+                self._changed.notify_all()
+
+    def _take_answers(self, process: subprocess.Popen[bytes]) -> bool:
+        """Take the answers of the process until it ends; return whether it has carried out any order."""
+        assert process.stdout is not None
+        with process.stdout as answers:
+            for number in itertools.count():
+                try:
+                    error = pickle.load(answers)  # noqa: S301  our own child's
+                except (EOFError, OSError, pickle.UnpicklingError):
+                    return number > 1
+                with self._changed:
+                    if number:  # the first one says that the database is open
+                        self._waiting.popleft()
+                    self._is_open = True
+                    self._error = self._error or error
+                    self._changed.notify_all()
+        raise AssertionError("unreachable")
+
+
+def _input(process: subprocess.Popen[bytes]) -> Any:
+    return process.stdin
+
+
+def _start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603  our own program
+        [sys.executable, "-m", "lrsearch.storage.mirror_process", str(os.getpid())],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for us alone
+    )
+
+
+def main() -> None:
+    die_with(int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    orders, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    from lrsearch.storage.optuna_mirror import OptunaMirror
+
+    mirror: OptunaMirror | None = None
+    while True:
+        try:
+            order = pickle.load(orders)  # noqa: S301  from our own parent
+        except EOFError:
+            break
+        error: str | None = None
+        try:
+            if mirror is None:
+                mirror = OptunaMirror(order)
+            else:
+                mirror.publish(*order)
+        except LrsearchError as told:
+            error = str(told)
+        except Exception as unexpected:
+            error = f"The dashboard's tables were not written: {type(unexpected).__name__}: {unexpected}"
+        pickle.dump(error, answers)
+        answers.flush()
+        if mirror is None:
+            break
+    if mirror is not None:
+        mirror.close()
+
+
+if __name__ == "__main__":
+    main()
