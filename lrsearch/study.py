@@ -32,6 +32,7 @@ from lrsearch.storage.store import Store, StudyRow
 from lrsearch.storage.upkeep import LEASE_SECONDS, Lease
 from lrsearch.strategies import at_once
 from lrsearch.surroundings import noted
+from lrsearch.timing import core_seconds
 from lrsearch.trial import (
     Choice,
     GangChoice,
@@ -109,7 +110,7 @@ def run_study(
                 mirror.finish(observer.message)
         conductor = Conductor(settled, store, study, lease, observer, mirror, signals, executor, prepared)
         try:
-            with noted(partial(store.add_event, study.id, "surroundings"), config.folder):
+            with noted(partial(store.add_event, study.id, "surroundings"), config.folder, partial(_used, mirror)):
                 finished = conductor.run()
             if mirror is not None:
                 with signals.interruptible():
@@ -125,6 +126,11 @@ def run_study(
     record = replace(record, finished=True)
     observer.study_finished(record)
     return record
+
+
+def _used(mirror: MirrorProcess | None) -> float:
+    """Return the processor seconds that this process, the one of the mirror and those that have ended have used."""
+    return core_seconds() + (0.0 if mirror is None else mirror.core_seconds)
 
 
 def _user_code(config: StudyConfig) -> Path | None:

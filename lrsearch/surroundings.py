@@ -17,16 +17,21 @@ IDLE, IO_WAIT, GUEST = 3, 4, 8  # fields of its first line; guest time is in use
 
 
 @contextmanager
-def noted(note: Callable[[Mapping[str, Any]], object], folder: Path) -> Iterator[None]:
-    """Hand to `note` what the machine did beside this process while the block ran, and the commit of `folder`."""
-    commit, began, busy, own = commit_of(folder), time.perf_counter(), busy_core_seconds(), core_seconds()
+def noted(
+    note: Callable[[Mapping[str, Any]], object], folder: Path, used: Callable[[], float] = core_seconds
+) -> Iterator[None]:
+    """Hand to `note` what the machine did beside us while the block ran, and the commit of `folder`.
+
+    `used` returns the processor seconds that are ours, by now.
+    """
+    commit, began, busy, own = commit_of(folder), time.perf_counter(), busy_core_seconds(), used()
     try:
         yield
     finally:
         after, elapsed = busy_core_seconds(), time.perf_counter() - began
         others = None
         if busy is not None and after is not None and elapsed > 0:
-            others = max(0.0, after - busy - (core_seconds() - own)) / elapsed
+            others = max(0.0, after - busy - (used() - own)) / elapsed
         note({"processors": os.cpu_count(), "busy_with_others": others, "commit": commit, "seconds": elapsed})
 
 

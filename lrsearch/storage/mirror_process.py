@@ -1,7 +1,8 @@
 """The dashboard's view, written by a process of its own: no training waits for Optuna, nor pays for it.
 
 `python -m lrsearch.storage.mirror_process PPID` reads pickled orders from its input, the database's URL and then what
-`OptunaMirror.publish` takes, and answers each with None or what went wrong. Both ends are our own.
+`OptunaMirror.publish` takes, and answers each with the processor seconds that it has used by then, and None or what
+went wrong. Both ends are our own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,6 +31,8 @@ CLOSING_SECONDS = 10.0
 PATIENCE_SECONDS = 2.0
 """After so long `finish` says that it waits."""
 DEATHS_TO_FAIL = 3
+LEAST_URGENT = 19
+"""The niceness of the process: training with a thread on each processor would wait for the thread that it stops."""
 
 _Order = tuple[StudyRecord, tuple[TrialRecord, ...], Mapping[str, Sequence[CurvePoint]] | None]
 
@@ -47,6 +51,8 @@ class MirrorProcess:
         self._waiting: deque[_Order] = deque()
         """What has not been answered yet."""
         self._error: str | None = None
+        self.core_seconds = 0.0
+        """What the process has used of a processor so far."""
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
         # The process dies with the thread that has started it; this one stays.
@@ -133,7 +139,7 @@ class MirrorProcess:
         with process.stdout as answers:
             for number in itertools.count():
                 try:
-                    error = pickle.load(answers)  # noqa: S301  our own child's
+                    self.core_seconds, error = pickle.load(answers)  # noqa: S301  our own child's
                 except (EOFError, OSError, pickle.UnpicklingError):
                     return number > 1
                 with self._changed:
@@ -162,6 +168,8 @@ def _start() -> subprocess.Popen[bytes]:
 def main() -> None:
     die_with(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(LEAST_URGENT)
     orders, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     from lrsearch.storage.optuna_mirror import OptunaMirror
@@ -182,7 +190,7 @@ def main() -> None:
             error = str(told)
         except Exception as unexpected:
             error = f"The dashboard's tables were not written: {type(unexpected).__name__}: {unexpected}"
-        pickle.dump(error, answers)
+        pickle.dump((time.process_time(), error), answers)
         answers.flush()
         if mirror is None:
             break
