@@ -40,7 +40,7 @@ from lrsearch.registry import lookup, names
 from lrsearch.schedules import SCHEDULES, schedule_settings
 from lrsearch.strategies import STRATEGIES, Template
 from lrsearch.strategies.space import BATCH_SIZE, Searched, is_of_optimizer, with_setting
-from lrsearch.trial import Choice, ParameterGroup, Precision, TrainingPlan
+from lrsearch.trial import Choice, Compiling, ParameterGroup, Precision, TrainingPlan
 from lrsearch.workloads import WORKLOADS
 from lrsearch.yaml_file import KeyPath, Problem, YamlFile, dotted, read_yaml
 
@@ -235,8 +235,9 @@ class Training(Settings):
     optimizer: Annotated[Settings, OPTIMIZER]
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """`auto`: what timing finds faster, bfloat16 autocast or float32; the stored study says which it was."""
-    compile: Annotated[Literal["auto", "off", "on"], Field(exclude_if=lambda value: value == "off")] = "off"
-    """`on`: torch.compile for the training steps; `auto`: if timing finds that faster, and compiling is a small part.
+    compile: Annotated[Literal["auto"] | Compiling, Field(exclude_if=lambda value: value == "off")] = "off"
+    """`on`: torch.compile for the training steps; `graphs`: they are recorded as a CUDA graph; `auto`: what timing
+    finds faster, and torch.compile only where compiling is a small part of the study.
 
     Left out of the stored study while off: it came later than others.
     """
@@ -396,7 +397,7 @@ class StudyConfig(Settings):
         self,
         executor: ExecutorSettings | None = None,
         precision: Literal["auto"] | Precision | None = None,
-        compiles: Literal["auto", "off", "on"] | None = None,
+        compiles: Literal["auto"] | Compiling | None = None,
     ) -> StudyConfig:
         """Return the study with these in the place of what is `auto` in its file."""
         own = self.training
@@ -419,7 +420,7 @@ class StudyConfig(Settings):
             epochs=training.epochs,
             optimizer=_choice(training.optimizer),
             precision=training.precision,
-            compiled=training.compile == "on",
+            compile="off" if training.compile == "auto" else training.compile,
             gradient_clip_norm=training.gradient_clip_norm,
             device=training.device,
             groups=tuple(ParameterGroup(**group.model_dump()) for group in training.groups),

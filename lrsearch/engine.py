@@ -6,11 +6,11 @@ Who only asks for it, by these functions, need not import torch.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from lrsearch.interfaces import Channel
-from lrsearch.trial import Choice, Preparation, TrainingPlan, TrialResult, TrialSpec, likeness
+from lrsearch.trial import Choice, Compiling, Preparation, TrainingPlan, TrialResult, TrialSpec, likeness
 
 
 def run_trials(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
@@ -61,15 +61,15 @@ def prepare_all(
     gangs: Sequence[GangRequest] = (),
     epochs: float = 0.0,
     *,
-    may_compile: bool = False,
+    open_to: Collection[Compiling] = (),
 ) -> Preparation:
     """Prepare each variant and return the first's preparation, with the seconds of all and the choice of gangs.
 
-    Where the precision is `auto`, it is chosen for the first variant, and all train in it; so is whether to compile,
-    if that is left open. `epochs` are those of the whole study, which say how long timing may take. The gangs are asked
-    for with `auto` and answered for as they train.
+    Where the precision is `auto`, it is chosen for the first variant, and all train in it; so is what makes the steps
+    faster, of what the study is `open_to`. `epochs` are those of the whole study, which say how long timing may take.
+    The gangs are asked for with `auto` and answered for as they train.
     """
-    from lrsearch.training import faster_precision, prepare, worth_compiling
+    from lrsearch.training import faster_precision, fastest_compiling, prepare
 
     workload, training = variants[0]
     prepared = prepare(workload, training, seed)
@@ -77,13 +77,13 @@ def prepare_all(
     steps, began = round(epochs * prepared.facts.steps_per_epoch), time.perf_counter()
     if training.precision == "auto":
         precision = faster_precision(workload, training, seed, steps)
-    compiled = training.compiled
-    if may_compile:
-        compiled = worth_compiling(workload, replace(training, precision=precision), seed, steps)
+    compiling = training.compile
+    if open_to:
+        compiling = fastest_compiling(workload, replace(training, precision=precision), seed, steps, open_to)
     seconds += time.perf_counter() - began
     for workload, training in variants[1:]:
-        seconds += prepare(workload, replace(training, precision=precision, compiled=compiled), seed).seconds
-    gangs = [replace(one, training=replace(one.training, precision=precision)) for one in gangs]
+        seconds += prepare(workload, replace(training, precision=precision, compile=compiling), seed).seconds
+    gangs = [replace(one, training=replace(one.training, precision=precision, compile=compiling)) for one in gangs]
     if gangs:
         from lrsearch.gang import choose
 
@@ -99,4 +99,4 @@ def prepare_all(
                 most_across=request.most_across,
             )
         seconds += time.perf_counter() - began
-    return replace(prepared, precision=precision, compiled=compiled, seconds=seconds, gangs=chosen)
+    return replace(prepared, precision=precision, compile=compiling, seconds=seconds, gangs=chosen)

@@ -23,6 +23,7 @@ from lrsearch.batches import Batches
 from lrsearch.cache import recall, remember
 from lrsearch.checkpoint import newest
 from lrsearch.errors import LrsearchError, StorageError
+from lrsearch.graphs import Replayed
 from lrsearch.interfaces import (
     BLOCK_STEPS,
     PROBE_SHARE,
@@ -40,6 +41,7 @@ from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
 from lrsearch.stacking import StackedModel, side_by_side
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
+    GRAPH_STEPS,
     MUST_SAVE,
     Climb,
     EnergyMeter,
@@ -101,7 +103,7 @@ def _why_alone(training: TrainingPlan) -> str:
     optimizer = training.optimizer
     if optimizer.name not in STACKABLE or optimizer.settings.get("amsgrad"):
         return f"the optimizer {optimizer.name!r} is not written for several models at once"
-    return "training.compile is on, and what is compiled trains alone" if training.compiled else ""
+    return "training.compile is on, and what is compiled trains alone" if training.compile == "on" else ""
 
 
 def check_alike(specs: Sequence[TrialSpec]) -> None:
@@ -172,8 +174,12 @@ class StackedRun:
         ]
         self._optimizer = StackedOptimizer(self.training.optimizer.name, settings, self._parameters(), multipliers)
         self._groups = run.optimizer.state_dict()["param_groups"]
+        self._replayed = self._new_replayed()
         self._losses: list[torch.Tensor] = []
         self._metrics: list[Callable[[Any, Any], float] | None] = [None] * count
+
+    def _new_replayed(self) -> Replayed | None:
+        return Replayed(self._recorded_step, self.device) if self.training.compile == "graphs" else None
 
     def _parameters(self) -> list[torch.Tensor]:
         return [self.stacked.parameters[name] for name in self._names]
@@ -181,10 +187,29 @@ class StackedRun:
     def step(self, rates: torch.Tensor, momentum: torch.Tensor | None = None) -> None:
         """Take one step of every model, each at its own of the `rates`, (models,), which lie on the device."""
         batches = [next(crowd.batches) for crowd in self._crowds]
-        with self._autocast():
-            outputs = self.stacked(self._inputs([inputs for inputs, _ in batches]))
-            losses = self._loss(outputs, [targets for _, targets in batches])
+        inputs, targets = zip(*batches, strict=True)
+        if self._replayed is not None and self.stacked.replaces_buffers:
+            self._replayed.why_not = "the model's buffers are other tensors after each step"
+        if self._replayed is not None and self._replayed.takes(None, *inputs, *targets):
+            own = [rates] if momentum is None else [rates, momentum]
+            losses = self._replayed(*inputs, *targets, *own)
+        else:
+            losses = self._train_on(inputs, targets, rates, momentum)
         self._check_chance()
+        self._losses.append(losses)
+        self.progressed()
+
+    def _recorded_step(self, *arguments: torch.Tensor) -> torch.Tensor:
+        count = len(self._crowds)
+        inputs, targets, (rates, *momentum) = arguments[:count], arguments[count : 2 * count], arguments[2 * count :]
+        return self._train_on(inputs, targets, rates, momentum[0] if momentum else None)
+
+    def _train_on(
+        self, inputs: Sequence[Any], targets: Sequence[Any], rates: torch.Tensor, momentum: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Take one step with the batches of the crowds and return the losses before it, (models,)."""
+        with self._autocast():
+            losses = self._loss(self.stacked(self._inputs(inputs)), targets)
         try:
             gradients = list(torch.autograd.grad(losses.sum(), self._optimizer.parameters))
         except RuntimeError as error:
@@ -194,8 +219,7 @@ class StackedRun:
         if self.training.gradient_clip_norm is not None:
             gradients = _clipped(gradients, self.training.gradient_clip_norm)
         self._optimizer.step(gradients, rates, momentum)
-        self._losses.append(losses.detach())
-        self.progressed()
+        return losses.detach()
 
     def _inputs(self, own: Sequence[Any]) -> Any:
         """Return the inputs of the crowds as the stacked model takes them; of one crowd they are shared by all."""
@@ -287,6 +311,7 @@ class StackedRun:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Let the other models go; their losses must have been taken."""
+        self._replayed = self._new_replayed()  # what was recorded goes on with tensors that are no more
         self.stacked.keep(rows)
         self._optimizer.keep(torch.tensor(rows, device=self.device), self._parameters())
         self._metrics = [self._metrics[row] for row in rows]
@@ -859,7 +884,7 @@ def _candidates(most: int) -> Iterator[int]:
 def _solo_cost(
     loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int
 ) -> tuple[SoloCost, list[float]]:
-    """Return the cost, and the losses of two steps from the seed's first weights, the second after a step of 1e-4."""
+    """Return the cost, and the losses of the first steps from the seed's first weights, each at a rate of 1e-4."""
     wait = synchronizer(device)
     new_run(loaded, training, device, seed)  # what is imported at the first use is on nobody's bill
     wait()
@@ -867,7 +892,7 @@ def _solo_cost(
     run = new_run(loaded, training, device, seed)
     wait()
     setup = time.perf_counter() - began
-    for _ in range(2):
+    for _ in range(_checked_steps(training)):
         run.step(CHECKED_RATE)
     losses = run.take_losses()
     blocks = []
@@ -899,7 +924,7 @@ class _Rehearsal:
     device: torch.device
     seed: int
     alone: list[list[float]]
-    """By crowd, the losses of its first two steps alone."""
+    """By crowd, the losses of its first steps alone."""
 
     def times(self, most: int, crowds: int, left: float) -> tuple[tuple[tuple[int, float], ...], str]:
         """Return sizes with seconds per member, until no seconds are `left` to spend, and why there are none."""
@@ -933,7 +958,7 @@ class _Rehearsal:
         places = self._places(size, crowds)
         alone = [self._alone(place) for place in places]
         run, rates = self._begun(places)
-        for _ in range(2):
+        for _ in range(_checked_steps(self.training)):
             run.step(rates)
         tolerance = TOLERANCE[pick_precision(self.training.precision, self.device)]
         for losses, own in zip(run.take_losses(), alone, strict=True):
@@ -963,7 +988,7 @@ class _Rehearsal:
     def _alone(self, place: int) -> list[float]:
         while len(self.alone) <= place:
             run = self._new_run(len(self.alone))
-            for _ in range(2):
+            for _ in range(_checked_steps(self.training)):
                 run.step(CHECKED_RATE)
             self.alone.append(run.take_losses())
         return self.alone[place]
@@ -971,6 +996,11 @@ class _Rehearsal:
     def _new_run(self, place: int) -> Run:
         """Return a run with other weights and another data order for each crowd; repeats stand for seeds, too."""
         return new_run(self.loaded, self.training, self.device, repeat_seed(self.seed, place))
+
+
+def _checked_steps(training: TrainingPlan) -> int:
+    """Return how many steps are compared: the second is the first after an update, and replayed ones come later."""
+    return GRAPH_STEPS if training.compile == "graphs" else 2
 
 
 def _circumstances(workload: Choice, training: TrainingPlan, device: torch.device) -> list[object]:

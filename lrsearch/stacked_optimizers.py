@@ -31,7 +31,6 @@ class StackedOptimizer:
     parameters: list[torch.Tensor]
     multipliers: Sequence[tuple[float, float]]
     state: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-    steps_taken: int = 0
 
     def __post_init__(self) -> None:
         first = self.parameters[0]
@@ -44,14 +43,17 @@ class StackedOptimizer:
         self._decays = [(decay * by).to(first) for _, by in self.multipliers]
         self._alike = all(by == 1 for _, by in self.multipliers)
         self._scheduled = False
+        # On the device, so that a recorded step counts on; Apple's has no double precision.
+        precise = torch.float32 if first.device.type == "mps" else torch.float64
+        self._steps = torch.zeros((), dtype=precise, device=first.device)
         self._has_momentum = self.name != "sgd" or any(one["momentum"] for one in self.settings)
 
     def step(
         self, gradients: Sequence[torch.Tensor], rates: torch.Tensor, momentum: torch.Tensor | None = None
     ) -> None:
         """Take one step. `momentum` replaces SGD's momentum, or Adam's first beta, from this step on."""
-        self.steps_taken += 1
         with torch.no_grad():
+            self._steps += 1
             if self.name == "sgd":
                 self._sgd(list(gradients), rates, momentum)
             else:
@@ -73,7 +75,7 @@ class StackedOptimizer:
         ]
         if self.name != "sgd":
             for entries in own:  # each with a tensor of its own, which torch counts up in place
-                entries["step"] = torch.tensor(float(self.steps_taken))
+                entries["step"] = self._steps.float().cpu()
         return dict(enumerate(own))
 
     def _column(self, values: torch.Tensor, index: int) -> torch.Tensor:
@@ -132,8 +134,8 @@ class StackedOptimizer:
         fixed1, beta2 = self._common["betas"]
         if beta1 is None:
             beta1 = torch.full_like(rates, fixed1)
-        correction1 = 1 - beta1.double() ** self.steps_taken
-        root2 = (1 - beta2**self.steps_taken) ** 0.5
+        correction1 = 1 - beta1.to(self._steps) ** self._steps
+        root2 = (1 - beta2**self._steps).sqrt().to(rates)
         for index, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
             rate, decay = self._rates(rates, index), self._column(self._decays[index], index)
             if any(one["weight_decay"] for one in self.settings):

@@ -105,6 +105,11 @@ class StackedModel:
         result: torch.Tensor = outputs
         return result
 
+    @property
+    def replaces_buffers(self) -> bool:
+        """Whether a training step puts other tensors in the place of the buffers; known after the first one."""
+        return bool(self.buffers) and self._programs.get(True, "not known") is None
+
     def begin_as(self, model: nn.Module, rows: slice) -> None:
         """Give those copies the weights of another model. Raises ValueError when it is not made like the first."""
         if not _made_alike(model, self.model):

@@ -35,6 +35,7 @@ from lrsearch.surroundings import noted
 from lrsearch.timing import core_seconds
 from lrsearch.trial import (
     Choice,
+    Compiling,
     GangChoice,
     Preparation,
     StudyRecord,
@@ -254,7 +255,7 @@ def _changes(study: StudyRow, resolved: dict[str, Any]) -> str:
 
 
 def _settled(config: StudyConfig, prepared: Preparation) -> StudyConfig:
-    return config.settled(precision=prepared.precision, compiles="on" if prepared.compiled else "off")
+    return config.settled(precision=prepared.precision, compiles=prepared.compile)
 
 
 def _prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Preparation:
@@ -264,11 +265,13 @@ def _prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Prepar
     Raises what the user must mend before any trial can run.
     """
     requests = _gang_requests(config, executor.slot_count)
-    may_compile = begins and config.training.compile == "auto" and config.gangs == "off"
+    open_to: tuple[Compiling, ...] = ()
+    if begins and config.training.compile == "auto":
+        open_to = ("graphs", "on") if config.gangs == "off" else ("graphs",)
     seed, epochs = config.seeds[0], config.planned_epochs() if begins else 0.0
-    work = partial(prepare_all, _variants(config), seed, requests, epochs, may_compile=may_compile)
+    work = partial(prepare_all, _variants(config), seed, requests, epochs, open_to=open_to)
     prepared = executor.prepare(work)
-    if prepared.compiled and may_compile:  # everywhere, also where timing has found otherwise
+    if open_to and prepared.compile != "off":  # everywhere, also where timing has found otherwise
         executor.prepare(partial(prepare_all, _variants(_settled(config, prepared)), seed))
     for key, strategy in config.strategies.items():
         _check_schedule(config, key, strategy, prepared.facts)

@@ -18,7 +18,7 @@ import shutil
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrsearch import checkpoint
+from lrsearch import checkpoint, graphs
 from lrsearch.batches import Batches
 from lrsearch.cache import recall, remember
 from lrsearch.chance import seed_own
@@ -56,6 +56,7 @@ from lrsearch.torch_schedule import set_momentum
 from lrsearch.trial import (
     CheckpointPlan,
     Choice,
+    Compiling,
     CurvePoint,
     DeviceInfo,
     ParameterGroup,
@@ -105,8 +106,7 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
     if device.type == "cpu":
         keep_freed_memory()
     loaded = load(workload, device, seed)
-    if training.compiled:
-        check_compiler(device)
+    check_compiling(training, device)
     try:
         run = new_run(loaded, training, device, seed)
         for _ in range(2):
@@ -118,9 +118,11 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
         raise WorkloadError(
             f"The workload {workload.name!r} cannot take one training step: {one_line(error)}{user_line(error)}"
         ) from error
+    if training.compile == "graphs":
+        check_graphs(loaded, training, device, seed)
     synchronizer(device)()
     precision = pick_precision(training.precision, device)
-    return Preparation(loaded.facts, device_info(device), precision, training.compiled, time.perf_counter() - began)
+    return Preparation(loaded.facts, device_info(device), precision, training.compile, time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def faster_precision(workload: Choice, training: TrainingPlan, seed: int, search
     """
     device = pick_device(training.device)
     by_device = pick_precision("auto", device)
-    if by_device == "float32" or training.compiled or PROBE_SHARE * search_steps < 2 * PRECISION_STEPS:
+    if by_device == "float32" or training.compile == "on" or PROBE_SHARE * search_steps < 2 * PRECISION_STEPS:
         return by_device
     circumstances = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
     known: Precision | None = recall("precisions", circumstances)
@@ -214,30 +216,41 @@ def faster_precision(workload: Choice, training: TrainingPlan, seed: int, search
     return chosen
 
 
-def worth_compiling(workload: Choice, training: TrainingPlan, seed: int, search_steps: int) -> bool:
-    """Return whether torch.compile saves time: it is timed if compiling takes no more than PROBE_SHARE of the study.
+def fastest_compiling(
+    workload: Choice, training: TrainingPlan, seed: int, search_steps: int, open_to: Collection[Compiling]
+) -> Compiling:
+    """Return which of `off` and those that the study is `open_to` takes the least time, for `search_steps` steps.
 
-    Before it has been seen how long that takes, COMPILING_SECONDS stand for it. A model that cannot be compiled is not.
+    torch.compile is timed if it takes no more than PROBE_SHARE of the study: COMPILING_SECONDS, before it has been
+    seen. What cannot be compiled, or recorded with the same losses, is not.
     """
     device = pick_device(training.device)
-    circumstances = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
-    known: bool | None = recall("compiled", circumstances)
+    where = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
+    circumstances = [*where, sorted(open_to)]
+    known: Compiling | None = recall("compiled", circumstances)
     if known is not None:
         return known
     loaded, wait = load(workload, device, seed), synchronizer(device)
     plain = new_run(loaded, training, device, seed)
     [seconds] = _step_seconds([plain], wait)
-    if PROBE_SHARE * search_steps * seconds < COMPILING_SECONDS:
-        return False
-    try:
-        check_compiler(device)
-        compiled = new_run(loaded, replace(training, compiled=True), device, seed)
-        seconds_of_both = _step_seconds([plain, compiled], wait)
-    except Exception:  # whatever stops the compiler, the model trains without it
-        chosen = False
-    else:
-        chosen = seconds_of_both[1] < MUST_SAVE * seconds_of_both[0]
-    remember("compiled", circumstances, chosen)
+    candidates: list[Compiling] = ["graphs"] if "graphs" in open_to and graphs.can_record(device) else []
+    if "on" in open_to and PROBE_SHARE * search_steps * seconds >= COMPILING_SECONDS:
+        candidates.append("on")
+    found: dict[Compiling, float] = {}
+    for candidate in candidates:
+        trial = replace(training, compile=candidate)
+        try:
+            check_compiling(trial, device)
+            if candidate == "graphs":
+                check_graphs(loaded, trial, device, seed)
+            both = _step_seconds([plain, new_run(loaded, trial, device, seed)], wait)
+        except Exception:  # whatever stops the compiler, the model trains without it
+            both = [1.0, math.inf]
+        if both[1] < MUST_SAVE * both[0]:
+            found[candidate] = both[1] / both[0]
+    chosen: Compiling = min(found, key=lambda one: found[one], default="off")
+    if candidates:
+        remember("compiled", circumstances, chosen)
     return chosen
 
 
@@ -387,8 +400,49 @@ MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28))
 """M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of <malloc.h>, with the values to set."""
 
 
-def check_compiler(device: torch.device) -> None:
-    """Raise UsageError where torch.compile has nothing to compile with."""
+def check_compiling(training: TrainingPlan, device: torch.device) -> None:
+    """Raise UsageError where torch.compile has nothing to compile with, or nothing can record the steps."""
+    if training.compile == "graphs":
+        if not graphs.can_record(device):
+            raise UsageError(
+                f"training.compile is graphs, but a {device.type} device has no CUDA graphs. Say off, on or auto."
+            )
+        if training.optimizer.name not in RECORDABLE:
+            raise UsageError(
+                f"training.compile is graphs, which records steps of {', '.join(RECORDABLE)} alone, and not of "
+                f"{training.optimizer.name}. Say off, on or auto."
+            )
+    elif training.compile == "on":
+        _check_compiler(device)
+
+
+def check_graphs(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int) -> None:
+    """Raise WorkloadError when steps that are replayed do not train as steps that are not."""
+    losses = []
+    for compiling in ("off", "graphs"):
+        run = new_run(loaded, replace(training, compile=compiling), device, seed)
+        for _ in range(GRAPH_STEPS):
+            run.step(GRAPH_RATE)
+        if run.why_not_replayed:
+            raise WorkloadError(f"The steps cannot be recorded: {run.why_not_replayed}. Set training.compile to off.")
+        losses.append(run.take_losses())
+    tolerance = GRAPH_TOLERANCE[pick_precision(training.precision, device)]
+    for plain, replayed in zip(*losses, strict=True):
+        if not abs(replayed - plain) <= tolerance * max(1.0, abs(plain)):
+            raise WorkloadError(
+                f"Replayed from a CUDA graph the model gives the loss {replayed:.6g}, otherwise {plain:.6g}: it does "
+                "something in its steps that is no computation on the device. Set training.compile to off."
+            )
+
+
+GRAPH_STEPS = graphs.UNRECORDED_STEPS + 4
+GRAPH_RATE = 1e-4
+GRAPH_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+RECORDABLE = ("sgd", "adam", "adamw")
+"""Optimizers whose whole step is one kernel, which takes its rate from the device."""
+
+
+def _check_compiler(device: torch.device) -> None:
     if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         raise UsageError(
             "training.compile is on, and on a processor torch.compile needs a C++ compiler; there is no g++ here. "
@@ -432,17 +486,50 @@ class Run:
 
     def __post_init__(self) -> None:
         self.switch(training=True)
-        self._forward = partial(compiled(), self.model) if self.training.compiled else self.model
+        self._forward = partial(compiled(), self.model) if self.training.compile == "on" else self.model
+        self._replayed: graphs.Replayed | None = None
+        if self.training.compile == "graphs":
+            for group in self.optimizer.param_groups:
+                if "capturable" in group:
+                    group["capturable"] = True  # Adam: count the steps on the device
+            self._replayed = graphs.Replayed(self._recorded_step, self.device)
         self._optimizer_step = plain_step(self.optimizer)
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def step(self, learning_rate: float, momentum: float | None = None) -> None:
         """Take one optimiser step at `learning_rate`; the loss stays on the device until `take_losses`."""
+        inputs, targets = next(self.batches)
+        if self._replayed is not None and self._replayed.takes(momentum, inputs, targets):
+            rate = torch.full((), learning_rate, dtype=torch.float32, device=self.device)
+            loss = self._replayed(rate, inputs, targets)
+        else:
+            self._set_rates(learning_rate, momentum)
+            loss = self._train_on(inputs, targets)
+        self._losses.append(loss)
+        self.progressed()
+
+    @property
+    def is_warming(self) -> bool:
+        """Whether the steps to come are still to be recorded."""
+        return self._replayed is not None and self._replayed.is_warming
+
+    @property
+    def why_not_replayed(self) -> str | None:
+        """Why steps that were to be recorded could not be; None where they were, or have not been tried."""
+        return None if self._replayed is None else self._replayed.why_not
+
+    def _recorded_step(self, rate: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self._set_rates(rate, None)
+        return self._train_on(inputs, targets)
+
+    def _set_rates(self, learning_rate: float | torch.Tensor, momentum: float | None) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate_multiplier"]
             if momentum is not None:
                 set_momentum(group, momentum)
-        inputs, targets = next(self.batches)
+
+    def _train_on(self, inputs: Any, targets: Any) -> torch.Tensor:
+        """Take one optimiser step and return the loss before it."""
         for parameter in self._trained:
             parameter.grad = None
         with self._autocast():
@@ -451,8 +538,7 @@ class Run:
         if self.training.gradient_clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip_norm)
         self._optimizer_step()
-        self._losses.append(loss.detach())
-        self.progressed()
+        return loss.detach()
 
     def take_losses(self) -> list[float]:
         """Return the losses of the steps since the last call: the one place where training waits for the device."""
@@ -735,15 +821,16 @@ def _train(
     outcome.status = "completed"
     for point in outcome.curve:
         channel.report(spec.uuid, point)
-    reached, first_step = len(outcome.curve), outcome.train_steps + 1
+    reached, warming = len(outcome.curve), True
     watch.switch("warmup")
     for end in segment_ends(planned, steps_per_epoch)[reached:]:
         while outcome.train_steps < end:
             step = outcome.train_steps
             run.step(planned.rate(step), planned.momentum(step) if planned.momentum else None)
             outcome.train_steps += 1
-            if outcome.train_steps == first_step:
+            if warming and not run.is_warming:
                 watch.switch("train")
+                warming = False
             if checkpoints is not None:
                 checkpoints.after_step(run, outcome)
         watch.switch("evaluate")

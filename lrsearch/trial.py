@@ -19,6 +19,8 @@ ResultStatus = Literal["completed", "diverged", "pruned", "failed"]
 """How a trial ended. `diverged` is a result (the loss became non-finite); `failed` is an error."""
 TrialStatus = Literal["planned", "running", "completed", "diverged", "pruned", "failed"]
 Precision = Literal["float32", "bfloat16"]
+Compiling = Literal["off", "on", "graphs"]
+"""`on`: torch.compile. `graphs`: the steps are recorded as a CUDA graph and replayed."""
 AttemptStatus = Literal["running", "finished", "interrupted", "lost"]
 """`interrupted`: stopped by a signal, cost known. `lost`: killed, cost estimated from its last heartbeat."""
 
@@ -115,8 +117,8 @@ class TrainingPlan:
     optimizer: Choice
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """`auto`: bfloat16 where the device computes in it."""
-    compiled: bool = False
-    """Whether torch.compile is to make the model's training steps faster."""
+    compile: Compiling = "off"
+    """What is to make the model's training steps faster."""
     gradient_clip_norm: float | None = None
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
@@ -500,8 +502,8 @@ class Preparation:
     device: DeviceInfo
     precision: Precision
     """What the study's `precision` comes to on the device."""
-    compiled: bool
-    """Whether torch.compile makes the training steps faster; of a study that leaves it open, what timing found."""
+    compile: Compiling
+    """What makes the training steps faster; of a study that leaves it open, what timing found."""
     seconds: float
     gangs: Mapping[str, GangChoice] = field(default_factory=dict)
     """By `trial.likeness`: how many trials of a kind train together."""

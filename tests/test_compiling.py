@@ -19,7 +19,7 @@ from tests.executors.contract import Listener
 from tests.test_training import spec
 
 CNN = Choice("digits", {"model": "small_cnn"})
-PLAN = TrainingPlan(1, Choice("sgd", {"momentum": 0.9}), device="cpu", compiled=True)
+PLAN = TrainingPlan(1, Choice("sgd", {"momentum": 0.9}), device="cpu", compile="on")
 FILE = """
 version: 1
 name: small
@@ -42,7 +42,7 @@ def test_compiled_trials_learn_as_others_do_and_share_what_was_compiled() -> Non
     for rate in (0.01, 0.05):
         trial = spec(rate, workload=CNN, training=PLAN)
         [ours] = run_trials([trial], Listener())
-        [plain] = run_trials([replace(trial, training=replace(PLAN, compiled=False))], Listener())
+        [plain] = run_trials([replace(trial, training=replace(PLAN, compile="off"))], Listener())
         assert ours.status == plain.status == "completed"
         assert ours.validation_loss == pytest.approx(plain.validation_loss, rel=0.02)
         assert ours.validation_metric == pytest.approx(plain.validation_metric, abs=0.02)
@@ -57,34 +57,34 @@ def test_without_a_compiler_the_study_is_refused_before_its_first_trial(monkeypa
         prepare_all([(CNN, PLAN)], 0)
 
 
-@pytest.mark.parametrize(("slow", "worth_it"), [(False, True), (True, False)])
+@pytest.mark.parametrize(("slow", "chosen"), [(False, "on"), (True, "off")])
 def test_left_open_it_is_compiled_where_that_takes_less_time_and_known_the_next_time(
-    slow: bool, worth_it: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    slow: bool, chosen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The steps are real, but not compiled here: that takes half a minute."""
 
     def step(run: training.Run, *arguments: float) -> None:
         really(run, *arguments)
-        if run.training.compiled == slow:
+        if (run.training.compile == "on") == slow:
             time.sleep(0.002)
 
     really = training.Run.step
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path))
     monkeypatch.setattr(training, "compiled", lambda: lambda model, inputs: model(inputs))
-    monkeypatch.setattr(training, "check_compiler", lambda device: None)
+    monkeypatch.setattr(training, "check_compiling", lambda plan, device: None)
     monkeypatch.setattr(training.Run, "step", step)
-    plan = replace(PLAN, compiled=False)
-    assert not training.worth_compiling(CNN, plan, 0, 1_000), "no time for it"
-    assert training.worth_compiling(CNN, plan, 0, 10**9) == worth_it
+    plan = replace(PLAN, compile="off")
+    assert training.fastest_compiling(CNN, plan, 0, 1_000, ["on"]) == "off", "no time for it"
+    assert training.fastest_compiling(CNN, plan, 0, 10**9, ["on"]) == chosen
     monkeypatch.setattr(training, "new_run", None)
-    assert training.worth_compiling(CNN, plan, 0, 10**9) == worth_it
+    assert training.fastest_compiling(CNN, plan, 0, 10**9, ["on"]) == chosen
 
 
 def test_left_open_a_model_that_cannot_be_compiled_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert not training.worth_compiling(CNN, replace(PLAN, compiled=False), 0, 10**9)
+    assert training.fastest_compiling(CNN, replace(PLAN, compile="off"), 0, 10**9, ["on"]) == "off"
 
 
 def test_what_is_compiled_trains_alone() -> None:
@@ -101,6 +101,6 @@ def test_a_study_that_compiles_is_another_study_and_one_that_does_not_is_the_one
     default, off, on, auto = studies.values()
     assert "compile" not in default.resolved()["training"], "as in studies from before there was such a key"
     assert default.fingerprint() == off.fingerprint() != on.fingerprint()
-    assert [study.training_plan().compiled for study in (default, off, on)] == [False, False, True]
+    assert [study.training_plan().compile for study in (default, off, on)] == ["off", "off", "on"]
     assert auto.settled(compiles="off").fingerprint() == off.fingerprint()
     assert auto.as_begun(on).fingerprint() == on.fingerprint(), "a study that goes on keeps to what was chosen"
