@@ -50,6 +50,7 @@ from lrsearch.trial import (
     TrialSpec,
     WorkloadFacts,
     likeness,
+    planned_steps,
 )
 
 if TYPE_CHECKING:
@@ -303,13 +304,16 @@ class Budget:
             for attempt in trial.attempts:
                 self.spend(attempt.billed_seconds)
             if trial.status in FINISHED_STATUSES:
-                self.learn(trial.strategy, trial.proposal, trial.attempts[-1].billed_seconds)
+                self.learn(trial.strategy, trial.proposal, _alone(trial.attempts[-1]))
 
     def spend(self, seconds: float) -> None:
         self.spent_seconds += seconds
 
     def learn(self, strategy: str, proposal: Proposal, seconds: float) -> None:
-        """Remember how long a trial that has ended took, for those of its way and those that are like it."""
+        """Remember how long a trial that has ended takes alone, for those of its way and those that are like it.
+
+        A gang takes less than all its trials alone, and the next one may be smaller.
+        """
         for kind in _kinds(strategy, proposal):
             self._longest[kind] = max(seconds, self._longest.get(kind, 0.0))
 
@@ -477,9 +481,18 @@ class Conductor:
 
     def _fits(self, turn: Turn) -> bool:
         """Whether the budget, of which running trials have their share, allows one more."""
-        trials = [attempt.trial for slot in self._slots if slot.running for attempt in slot.running.attempts]
-        turns = [*((trial.strategy, trial.proposal) for trial in trials), (turn.search.key, turn.proposal)]
-        return self._budget.allows(sum(self._budget.forecast(*one) for one in turns))
+        turns = [attempt.turn for slot in self._slots if slot.running for attempt in slot.running.attempts]
+        return self._budget.allows(sum(self._forecast(one) for one in (*turns, turn)))
+
+    def _forecast(self, turn: Turn) -> float:
+        """Return how many device seconds the trial will take at most, as far as that is known."""
+        known = self._budget.forecast(turn.search.key, turn.proposal)
+        solo = self._gang_of(turn).solo
+        if known or solo is None or turn.proposal.range_test is not None:
+            return known
+        training = training_of(turn.proposal, self._config.training_plan())
+        steps = planned_steps(training, self._facts)
+        return solo.setup_seconds + steps * solo.step_seconds + training.epochs * solo.validation_seconds
 
     def _next_turn(self) -> Turn | None:
         turn = self._turns.next()
@@ -519,7 +532,7 @@ class Conductor:
         running.started = time.perf_counter()
         for attempt in running.attempts:
             attempt.channel.start(members=len(running.attempts))
-        solo = self._gang_of(turn).solo if len(running.attempts) > 1 else None
+        solo = self._gang_of(turn).solo if self._is_gang(running.attempts) else None  # None: one after another
         specs = [replace(self._spec(attempt.trial), solo=solo) for attempt in running.attempts]
         channels = {attempt.trial.uuid: attempt.channel for attempt in running.attempts}
         with self._signals.interruptible():
@@ -586,6 +599,11 @@ class Conductor:
     def _gang_of(self, turn: Turn) -> GangChoice:
         """Return how many trials like this one train together."""
         return self._prepared.gangs.get(self._kind(turn)[0], ALONE)
+
+    def _is_gang(self, attempts: Sequence[_Attempt]) -> bool:
+        """Whether these are enough to train together faster than one after another."""
+        choice, crowds = self._gang_of(attempts[0].turn), {self._crowd(attempt.turn) for attempt in attempts}
+        return len(attempts) >= (choice.least if len(crowds) == 1 else choice.least_across)
 
     def _kind(self, turn: Turn) -> tuple[str, RangeTestPlan | None]:
         """Return what trials that train together share; "" for one that trains alone, as after a death under it."""
@@ -683,7 +701,7 @@ class Conductor:
             )
         faults.point("before_mirror")
         self._publish([finished])
-        self._budget.learn(finished.strategy, finished.proposal, result.billed_seconds)
+        self._budget.learn(finished.strategy, finished.proposal, _alone(finished.attempts[-1]))
         attempt.turn.search.running -= 1
         if not finished.is_confirmation:
             attempt.turn.search.note(finished)
@@ -827,7 +845,7 @@ class Conductor:
     def _tell_budget(self, turn: Turn) -> None:
         assert self._budget.limit_seconds is not None
         spent, limit = self._budget.spent_seconds, self._budget.limit_seconds
-        expected = self._budget.forecast(turn.search.key, turn.proposal)
+        expected = self._forecast(turn)
         self._observer.message(
             f"Stopped at the budget of {limit / 3600:g} device hours: {spent / 3600:.4g} are spent, and the next trial "
             f"({turn.search.key}, seed {turn.search.seed}) would take about {expected:.3g} s. Raise "
@@ -883,6 +901,11 @@ class Conductor:
                 f"Stopped after {len(self._failures)} trials in a row failed in the same way: {error} "
                 "They are stored and count as tried: mend the cause, then start a new version with --fresh."
             )
+
+
+def _alone(attempt: AttemptRecord) -> float:
+    """Return the device seconds of the attempt, had it trained alone; one of a gang has them as its phases."""
+    return max(attempt.billed_seconds, sum(attempt.phase_seconds.values()))
 
 
 def _was_lost(turn: Turn) -> bool:

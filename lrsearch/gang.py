@@ -78,7 +78,7 @@ from lrsearch.trial import (
     likeness,
 )
 
-GENERATION = 3
+GENERATION = 4
 """Raised when gangs become faster or slower than those that were timed before."""
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
@@ -825,8 +825,9 @@ def _of_one_crowd(
     size, each = min(measured, key=lambda timed: timed[1], default=(1, one))
     if each > MUST_SAVE * one and measured:
         size, reason = 1, f"a step of {size} together takes {each / one:.2f} of a step alone for each"
-    remember("gangs", circumstances, {"size": size, "measured": measured, "reason": reason})
-    return replace(alone, size=size, measured=measured, reason=reason)
+    least = _least(measured, one)
+    remember("gangs", circumstances, {"size": size, "measured": measured, "reason": reason, "least": least})
+    return replace(alone, size=size, measured=measured, reason=reason, least=least)
 
 
 def _of_several_crowds(
@@ -850,11 +851,26 @@ def _of_several_crowds(
     size, each = min(measured, key=lambda timed: timed[1])
     if each <= MUST_SAVE * one:
         better = [own for own, own_each in choice.measured if each > MUST_SAVE * own_each]
-        found = {"across": size, "enough": min(better, default=size)}
+        found = {"across": size, "enough": min(better, default=size), "least_across": _least(measured, one)}
     else:
         found = {"reason_across": f"a step of {size} together takes {each / one:.2f} of a step alone for each"}
     remember("gangs_across", circumstances, found)
     return replace(choice, **found)
+
+
+def _least(measured: Sequence[tuple[int, float]], one: float) -> int:
+    """Return how many must be together to take less time than one after another, at `one` a step.
+
+    Between two that were no quicker and the smallest gang that was, time grows in a straight line.
+    """
+    times = {size: size * each for size, each in measured}
+    paying = [size for size, each in measured if each <= MUST_SAVE * one]
+    if SMALLEST_GANG in paying or SMALLEST_GANG not in times or not paying:
+        return SMALLEST_GANG
+    slope = (times[min(paying)] - times[SMALLEST_GANG]) / (min(paying) - SMALLEST_GANG)
+    between = range(SMALLEST_GANG + 1, min(paying))
+    expected = {size: times[SMALLEST_GANG] + slope * (size - SMALLEST_GANG) for size in between}
+    return next((size for size in between if expected[size] <= MUST_SAVE * size * one), min(paying))
 
 
 def timings(
@@ -936,6 +952,8 @@ class _Rehearsal:
                 left -= time.perf_counter() - began
                 if left <= 0 or (len(measured) > 1 and measured[-1][1] > measured[-2][1]):
                     break
+            if measured and left > 0 and measured[-1][0] > SMALLEST_GANG:  # for when there are only few at once
+                measured.append((SMALLEST_GANG, self.seconds_per_member(SMALLEST_GANG, crowds)))
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return tuple(measured), "" if measured else one_line(error)
         return tuple(measured), ""

@@ -164,6 +164,10 @@ class GangChoice:
     """How many trials may train together that see different data, as those of other seeds and repeats do."""
     enough: int = 1
     """So many that see the same data are quicker without others."""
+    least: int = 2
+    """Fewer that see the same data would take longer together than one after another."""
+    least_across: int = 2
+    """Fewer that see different data would."""
     reason_across: str = ""
     """Why those that see different data train apart, where that was tried."""
 

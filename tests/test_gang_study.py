@@ -191,6 +191,94 @@ def test_where_a_gang_of_one_seed_is_large_enough_no_other_seed_joins_it(tmp_pat
     assert sizes(record, "clr") == {2, 3}
 
 
+def test_trials_that_are_too_few_train_one_after_another(tmp_path: Path) -> None:
+    """Here timing has found that three save nothing together, of one seed or of several."""
+    (tmp_path / "study.yaml").write_text(
+        FILE.format(workload=DIGITS, name="together", seeds="[0, 1]") + "gangs: auto\n"
+    )
+    [kind] = _gang_requests(load_study(tmp_path / "study.yaml"), 1)
+    circumstances = [*gang._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
+    remember("gangs", circumstances, {"size": 10, "least": 4})
+    remember("gangs_across", [*circumstances, 16, 2], {"across": 16, "enough": 16, "least_across": 6})
+    record = run(tmp_path, "gangs: auto\n")
+    assert sizes(record, "grid") == {2 * FIRST}
+    assert sizes(record, "clr") == {1}, "five range tests and trainings of two seeds"
+    assert all(trial.status == "completed" for trial in record.trials)
+    [event] = [event.data for event in record.events if event.kind == "run"]
+    billed = sum(attempt.billed_seconds for trial in record.trials for attempt in trial.attempts)
+    assert billed == pytest.approx(event["held_seconds"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("measured", "least"),
+    [
+        ([(16, 0.3), (8, 0.4)], 2),
+        ([(16, 0.3), (8, 0.4), (2, 0.9)], 2),
+        ([(16, 0.3), (2, 1.1)], 3),
+        ([(4, 0.97), (2, 1.4)], 4),
+        ([(2, 1.1)], 2),
+        ([], 2),
+    ],
+    ids=str,
+)
+def test_how_many_must_be_together_to_save_time(
+    measured: list[tuple[int, float]], least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand for the third: two take 2.2, sixteen 4.8, and three on the line between them 2.39, less than 2.94."""
+    monkeypatch.setattr(gang, "MUST_SAVE", 0.98)
+    assert gang._least(measured, 1.0) == least
+
+
+SLOW = """
+import time, torch
+def data():
+    inputs = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    targets = (inputs.sum(1) > 0).long()
+    return (inputs[:160], targets[:160]), (inputs[160:], targets[160:])
+class Net(torch.nn.Linear):
+    def forward(self, inputs):
+        time.sleep(0.004)
+        return super().forward(inputs)
+def model():
+    return Net(5, 2)
+"""
+SLOW_STUDY = """
+version: 1
+name: slow
+workload: {name: callable, model: 'slow:model', data: 'slow:data', batch_size: 16, python_path: .}
+training: {epochs: 6, device: cpu, optimizer: {name: sgd}}
+seeds: [0]
+rates: {low: 1e-3, high: 0.1}
+strategies: {grid: {name: grid, points: 40, schedule: {name: constant}}}
+gangs: auto
+budget: {device_hours: HOURS}
+"""
+
+
+def test_a_budget_holds_when_trials_train_together(tmp_path: Path) -> None:
+    """One after another about four trials would fit; a gang takes in no more than would fit so."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    file = tmp_path / "study.yaml"
+
+    def go(hours: float) -> StudyRecord:
+        file.write_text(SLOW_STUDY.replace("HOURS", str(hours)))
+        with open_store(f"sqlite:///{tmp_path}/study.db") as store:
+            return run_study(load_study(file), store, observer=Quiet())
+
+    limit = 1.2
+    record = go(limit / 3600)
+    assert not record.finished
+    [event] = [event.data for event in record.events if event.kind == "run"]
+    assert event["held_seconds"] <= limit
+    ended = [trial for trial in record.trials if trial.status == "completed"]
+    assert len(ended) == len(record.trials) > 5
+    assert max(trial.gang_size for trial in ended) <= 5
+    record = go(1.0)
+    assert record.finished
+    assert [trial.status for trial in record.trials] == ["completed"] * 40
+    assert {len(trial.attempts) for trial in record.trials} == {1}
+
+
 def test_the_page_and_its_table_say_both_bills(together: StudyRecord) -> None:
     page = render(together)
     assert "Trained together" in page
