@@ -4,6 +4,9 @@
 threads. The name says model, batch and members. Each side is a fresh process: `alone` trains one member through
 run_trials, `gang` all of them through run_gang. Evaluations are left out of the ratio; how far the members' validation
 values are from those of the trials alone stands beside it.
+
+`--device cuda` takes the cases of a GPU, gangs of 4 to 32, and for each also both sides with their steps replayed as
+CUDA graphs: all ratios are over one trial alone that is not replayed. It has not been run yet.
 """
 
 from __future__ import annotations
@@ -36,27 +39,50 @@ CASES = {
     "lenet_128x8": Case("lenet", "lenet", 128, 8, 8_000, 1),
     "lenet_bf16_128x8": Case("lenet", "lenet", 128, 8, 8_000, 1, "bfloat16"),
 }
+GPU_MODELS = {
+    "mlp": ("digits", 32, 1_438, 40),
+    "lenet": ("lenet", 128, 20_000, 3),
+    "cifar10_quick": ("quick", 128, 20_000, 3),
+    "resnet18": ("quick", 128, 20_000, 1),
+    "resnet9": ("quick", 512, 20_000, 2),
+}
+"""Task, batch size, images and epochs."""
+GPU_CASES = {
+    f"{model}_{precision}_{batch_size}x{members}": Case(task, model, batch_size, members, images, epochs, precision)
+    for model, (task, batch_size, images, epochs) in GPU_MODELS.items()
+    for precision in ("float32", "bfloat16")
+    for members in (4, 8, 16, 32)
+}
 HIGHEST_RATE = 0.03
 """Above the edge of stability nothing comes out twice."""
 
 
-def measure(case: Case, side: str, epochs: int | None) -> None:
+SIDES = ("alone", "gang", "alone-graphs", "gang-graphs")
+
+
+def measure(case: Case, side: str, epochs: int | None, device: str) -> None:
     """Train one member alone, or all of them together, and print the milliseconds of a step of all that was trained."""
     from benchmarks.programs.ours import Silence, checked, specs
     from lrsearch.engine import run_trials
+    from lrsearch.graphs import UNRECORDED_STEPS
     from lrsearch.training import keep_freed_memory
 
     keep_freed_memory()  # as preparing a study does
     grid = rates(1e-3, HIGHEST_RATE, case.members)
     chosen = tasks.Options(case.task, case.images, case.batch_size, epochs or case.epochs, case.precision, 0, grid)
+    kind, _, replayed = side.partition("-")
     made = [
-        replace(spec, workload=replace(spec.workload, settings={**spec.workload.settings, "model": case.model}))
+        replace(
+            spec,
+            workload=replace(spec.workload, settings={**spec.workload.settings, "model": case.model}),
+            training=replace(spec.training, device=device, compile="graphs" if replayed else "off"),
+        )
         for spec in specs(chosen)
     ]
-    if side == "alone":
+    if kind == "alone":
         results = [checked(run_trials([made[0]], Silence())[0])]
         train = results[0].phase_seconds["train"]
-        steps = results[0].train_steps - 1  # the first is the warm-up
+        steps = results[0].train_steps - (UNRECORDED_STEPS + 1 if replayed else 1)  # the others are the warm-up
     else:
         from lrsearch.gang import run_gang
         from lrsearch.trial import SoloCost
@@ -65,7 +91,7 @@ def measure(case: Case, side: str, epochs: int | None) -> None:
         results = [checked(one) for one in run_gang([replace(spec, solo=unknown) for spec in made], Silence())]
         billed: list[Any] = [one.billed_phase_seconds for one in results]
         train = sum(one.get("train", 0.0) for one in billed)
-        steps = results[0].train_steps - (1 if any(one.get("warmup") for one in billed) else 0)
+        steps = results[0].train_steps - (UNRECORDED_STEPS + 1 if replayed else 0)
     tasks.tell(
         step_ms=1000 * train / steps,
         members=len(results),
@@ -76,23 +102,27 @@ def measure(case: Case, side: str, epochs: int | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     command = parser(__doc__)
-    command.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
+    command.add_argument("--cases", nargs="+", choices=[*CASES, *GPU_CASES], metavar="CASE", help="default: all")
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     command.add_argument("--epochs", type=int, help="instead of each case's own")
-    command.add_argument("--measure", choices=["alone", "gang"], help="run this side of one case here and print JSON")
+    command.add_argument("--measure", choices=SIDES, help="run this side of one case here and print JSON")
     chosen = command.parse_args(arguments)
+    cases = CASES | GPU_CASES
+    chosen.cases = chosen.cases or list(GPU_CASES if chosen.device == "cuda" else CASES)
     if chosen.measure:
-        measure(CASES[chosen.cases[0]], chosen.measure, chosen.epochs)
+        measure(cases[chosen.cases[0]], chosen.measure, chosen.epochs, chosen.device)
         return 0
-    tasks.main(sorted({CASES[name].task for name in chosen.cases}))
+    tasks.main(sorted({cases[name].task for name in chosen.cases}))
+    of_device = ["--device", chosen.device]
     epochs = ["--epochs", str(chosen.epochs)] if chosen.epochs else []
     runs = alternate(
         [
             Side(
                 f"{name} {side}",
-                [sys.executable, "-m", __spec__.name, "--measure", side, "--cases", name, *epochs],
+                [sys.executable, "-m", __spec__.name, "--measure", side, "--cases", name, *epochs, *of_device],
             )
             for name in chosen.cases
-            for side in ("alone", "gang")
+            for side in (SIDES if chosen.device == "cuda" else SIDES[:2])
         ],
         chosen.repeats,
         chosen.threads,
@@ -103,13 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = [run for run in runs if run.side.startswith(f"{name} ")]
         for side, spread in spreads(own, lambda run: float(run.values["step_ms"])).items():
             report.add(f"{side}: a step", spread, "ms")
-        found = ratios(own, lambda run: float(run.values["step_ms"]), f"{name} alone").get(f"{name} gang")
-        if found is None:
-            continue
-        gap = max(abs(run.values["loss"][0] - own[0].values["loss"][0]) for run in own if not run.error)
-        members = CASES[name].members
-        report.add(f"{name}: {members} together over one alone", found, f"times; losses of member 0 within {gap:.1e}")
-        bars[name] = found
+        found = ratios(own, lambda run: float(run.values["step_ms"]), f"{name} alone")
+        gap = max((abs(run.values["loss"][0] - own[0].values["loss"][0]) for run in own if not run.error), default=0.0)
+        for side, ratio in found.items():
+            what = f"{cases[name].members} together" if " gang" in side else "one"
+            replayed = ", replayed," if side.endswith("-graphs") else ""
+            report.add(f"{name}: {what}{replayed} over one alone", ratio, f"times; member 0's losses within {gap:.1e}")
+            bars[side.replace(" gang", "")] = ratio
     return report.finish(bars, "times one trial's step", chosen.results)
 
 

@@ -178,6 +178,11 @@ class StackedRun:
         self._losses: list[torch.Tensor] = []
         self._metrics: list[Callable[[Any, Any], float] | None] = [None] * count
 
+    @property
+    def is_warming(self) -> bool:
+        """Whether the steps to come are still to be recorded."""
+        return self._replayed is not None and self._replayed.is_warming
+
     def _new_replayed(self) -> Replayed | None:
         return Replayed(self._recorded_step, self.device) if self.training.compile == "graphs" else None
 
@@ -634,11 +639,11 @@ def _train(members: Sequence[_Trained], run: StackedRun, watch: DeviceStopwatch,
     if keeper.writes:
         run.keep_place()
     step = 0
-    watch.switch("train")
     for end in sorted({end for member in members for end in member.ends}):
         if not live:
             return
-        _step_to(end, step, live, run, keeper)
+        watch.switch("warmup" if run.is_warming else "train")
+        _step_to(end, step, live, run, keeper, watch)
         step = end
         watch.switch("evaluate")
         for member, losses in zip(live, run.take_losses(), strict=True):
@@ -658,7 +663,6 @@ def _train(members: Sequence[_Trained], run: StackedRun, watch: DeviceStopwatch,
             live = [live[row] for row in stay]
             if live:
                 run.keep(stay)
-        watch.switch("train")
 
 
 class _Keeper:
@@ -686,7 +690,9 @@ class _Keeper:
         self._due = time.monotonic() + self._every
 
 
-def _step_to(end: int, step: int, live: Sequence[_Trained], run: StackedRun, keeper: _Keeper) -> None:
+def _step_to(
+    end: int, step: int, live: Sequence[_Trained], run: StackedRun, keeper: _Keeper, watch: DeviceStopwatch
+) -> None:
     """Take the steps up to `end`; the rates of all of them go to the device at once."""
     planned = [member.planned for member in live]
     rates = run.numbers([[one.rate(at) for one in planned] for at in range(step, end)])
@@ -697,8 +703,12 @@ def _step_to(end: int, step: int, live: Sequence[_Trained], run: StackedRun, kee
             raise CannotGangError("only some of them schedule their momentum")
         table = [[schedule(at) for schedule in schedules] for at in range(step, end)]
         momenta = list(run.numbers(table))
+    warming = run.is_warming
     for at in range(end - step):
         run.step(rates[at], momenta[at])
+        if warming and not run.is_warming:
+            watch.switch("train")
+            warming = False
         keeper.after_step(live, run, step + at + 1)
     for member in live:
         member.outcome.train_steps = end

@@ -114,7 +114,7 @@ class TestTheSameWork:
         assert config.resolved()["strategies"]["grid"]["learning_rates"] == list(DIGITS.rates)
 
     def test_each_gang_is_of_models_that_fit_their_images(self) -> None:
-        for case in gangs.CASES.values():
+        for case in (gangs.CASES | gangs.GPU_CASES).values():
             assert case.images * (1 - tasks.VALIDATION_FRACTION) >= case.batch_size
 
 

@@ -189,6 +189,7 @@ def test_a_gang_is_recorded_again_when_members_leave_and_gives_what_each_gives_a
     together = run_gang(recordable, Listener())
     assert recorded == ["recorded"] * 3
     assert_equal(together, alone(specs))
+    assert all((one.billed_phase_seconds or {})["warmup"] > 0 for one in together), "as long as it is to be recorded"
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=lambda one: one.name)
