@@ -72,7 +72,7 @@ class Process(Settings):
         """Return each slot's environment: `base` with one CUDA device and its number of threads, without secrets."""
         if self.slots == "auto":
             raise UsageError("executor.slots is auto, and nothing has put a number in its place: see `layouts`.")
-        threads = str(self.threads_per_slot or max(1, (os.cpu_count() or 1) // self.slots))
+        threads = str(self.threads_per_slot or max(1, processors() // self.slots))
         public = {name: value for name, value in base.items() if name not in SECRETS}
         shared = {**public, **dict.fromkeys(THREAD_VARIABLES, threads)}
         refuse_one_device(device)

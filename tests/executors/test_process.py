@@ -89,6 +89,12 @@ def test_a_process_that_cannot_begin_is_told_with_its_own_exit_code(
         executor.prepare(os.getpid)
 
 
+def test_slots_share_the_processors_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert {one["OMP_NUM_THREADS"] for one in Process(slots=2).environments("cpu", {})} == {"3"}
+
+
 def test_after_its_end_an_executor_starts_no_process() -> None:
     others = set(children(os.getpid()))
     executor = Process(slots=1, threads_per_slot=1).start("cpu")
