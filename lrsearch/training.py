@@ -492,6 +492,8 @@ class Run:
             for group in self.optimizer.param_groups:
                 if "capturable" in group:
                     group["capturable"] = True  # Adam: count the steps on the device
+            # It would warn of the steps that are not recorded.
+            self.optimizer._warned_capturable_if_run_uncaptured = True
             self._replayed = graphs.Replayed(self._recorded_step, self.device)
         self._optimizer_step = plain_step(self.optimizer)
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
