@@ -61,7 +61,11 @@ def values(url: str) -> list[float | None]:
 
 
 def own_child(others: set[int]) -> int:
-    [child] = set(children(os.getpid())) - others
+    """Return the process, when it is there: between two there is none for a moment."""
+    deadline = time.monotonic() + 30
+    while not (found := [child for child in set(children(os.getpid())) - others if lives(child)]):
+        assert time.monotonic() < deadline
+    [child] = found
     return child
 
 
