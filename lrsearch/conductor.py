@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import signal
 import threading
@@ -26,7 +27,15 @@ from lrsearch.analysis.confirm import confirmations_wanted
 from lrsearch.config import StudyConfig
 from lrsearch.engine import run_trials
 from lrsearch.errors import LrsearchError, MachineLostError, StudyFailedError, WorkerDiedError
-from lrsearch.interfaces import Executor, Observer, OnOtherMachines, SharesTests, StopsEarly, Strategy
+from lrsearch.interfaces import (
+    RANGE_TEST_EVALUATIONS,
+    Executor,
+    Observer,
+    OnOtherMachines,
+    SharesTests,
+    StopsEarly,
+    Strategy,
+)
 from lrsearch.range_test import judge
 from lrsearch.storage.store import Begun, LostAttempt, Store, StudyRow
 from lrsearch.storage.upkeep import LEASE_SECONDS, Lease, every
@@ -485,14 +494,18 @@ class Conductor:
         return self._budget.allows(sum(self._forecast(one) for one in (*turns, turn)))
 
     def _forecast(self, turn: Turn) -> float:
-        """Return how many device seconds the trial will take at most, as far as that is known."""
+        """Return about how many device seconds the trial takes alone: as others did, or by what was timed before."""
         known = self._budget.forecast(turn.search.key, turn.proposal)
-        solo = self._gang_of(turn).solo
-        if known or solo is None or turn.proposal.range_test is not None:
+        solo, test = self._gang_of(turn).solo, turn.proposal.range_test
+        if known or solo is None:
             return known
+        first = solo.setup_seconds + solo.warmup_seconds
+        if test is not None:
+            steps = max(test.min_steps, math.ceil(test.epochs * self._facts.steps_per_epoch))
+            return first + steps * solo.step_seconds + RANGE_TEST_EVALUATIONS * solo.range_test_seconds
         training = training_of(turn.proposal, self._config.training_plan())
         steps = planned_steps(training, self._facts)
-        return solo.setup_seconds + steps * solo.step_seconds + training.epochs * solo.validation_seconds
+        return first + steps * solo.step_seconds + training.epochs * solo.validation_seconds
 
     def _next_turn(self) -> Turn | None:
         turn = self._turns.next()
@@ -532,7 +545,7 @@ class Conductor:
         running.started = time.perf_counter()
         for attempt in running.attempts:
             attempt.channel.start(members=len(running.attempts))
-        solo = self._gang_of(turn).solo if self._is_gang(running.attempts) else None  # None: one after another
+        solo = self._gang_of(turn).solo if len(running.attempts) > 1 else None
         specs = [replace(self._spec(attempt.trial), solo=solo) for attempt in running.attempts]
         channels = {attempt.trial.uuid: attempt.channel for attempt in running.attempts}
         with self._signals.interruptible():
@@ -599,11 +612,6 @@ class Conductor:
     def _gang_of(self, turn: Turn) -> GangChoice:
         """Return how many trials like this one train together."""
         return self._prepared.gangs.get(self._kind(turn)[0], ALONE)
-
-    def _is_gang(self, attempts: Sequence[_Attempt]) -> bool:
-        """Whether these are enough to train together faster than one after another."""
-        choice, crowds = self._gang_of(attempts[0].turn), {self._crowd(attempt.turn) for attempt in attempts}
-        return len(attempts) >= (choice.least if len(crowds) == 1 else choice.least_across)
 
     def _kind(self, turn: Turn) -> tuple[str, RangeTestPlan | None]:
         """Return what trials that train together share; "" for one that trains alone, as after a death under it."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from lrsearch.errors import WorkloadError
 from lrsearch.interfaces import Channel
 from lrsearch.trial import Choice, Compiling, Preparation, TrainingPlan, TrialResult, TrialSpec, likeness
 
@@ -69,7 +70,7 @@ def prepare_all(
     faster, of what the study is `open_to`. `epochs` are those of the whole study, which say how long timing may take.
     The gangs are asked for with `auto` and answered for as they train.
     """
-    from lrsearch.training import faster_precision, fastest_compiling, prepare
+    from lrsearch.training import RECORDABLE, faster_precision, fastest_compiling, prepare
 
     workload, training = variants[0]
     prepared = prepare(workload, training, seed)
@@ -78,11 +79,20 @@ def prepare_all(
     if training.precision == "auto":
         precision = faster_precision(workload, training, seed, steps)
     compiling = training.compile
+    if any(training.optimizer.name not in RECORDABLE for _, training in variants):
+        open_to = [one for one in open_to if one != "graphs"]
     if open_to:
         compiling = fastest_compiling(workload, replace(training, precision=precision), seed, steps, open_to)
     seconds += time.perf_counter() - began
     for workload, training in variants[1:]:
-        seconds += prepare(workload, replace(training, precision=precision, compile=compiling), seed).seconds
+        variant = replace(training, precision=precision, compile=compiling)
+        try:
+            seconds += prepare(workload, variant, seed).seconds
+        except WorkloadError:
+            if not open_to or compiling == "off":
+                raise
+            compiling = "off"  # what holds for the first variant does not hold for this one
+            seconds += prepare(workload, replace(variant, compile=compiling), seed).seconds
     gangs = [replace(one, training=replace(one.training, precision=precision, compile=compiling)) for one in gangs]
     if gangs:
         from lrsearch.gang import choose

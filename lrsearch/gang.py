@@ -43,6 +43,7 @@ from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
     GRAPH_STEPS,
     MUST_SAVE,
+    TOLERANCE,
     Climb,
     EnergyMeter,
     Outcome,
@@ -86,8 +87,6 @@ SOLO_BLOCKS = 7
 """Blocks of steps that are timed: more than 50 steps together."""
 CHECKED_RATE = 1e-4
 """Of the steps after which a stacked model is compared with the model alone."""
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-"""How far, relative to the larger of 1 and itself, the loss of a stacked model may be from the model's own."""
 
 
 class CannotGangError(LrsearchError):
@@ -184,7 +183,7 @@ class StackedRun:
         return self._replayed is not None and self._replayed.is_warming
 
     def _new_replayed(self) -> Replayed | None:
-        return Replayed(self._recorded_step, self.device) if self.training.compile == "graphs" else None
+        return Replayed(self.device) if self.training.compile == "graphs" else None
 
     def _parameters(self) -> list[torch.Tensor]:
         return [self.stacked.parameters[name] for name in self._names]
@@ -194,10 +193,10 @@ class StackedRun:
         batches = [next(crowd.batches) for crowd in self._crowds]
         inputs, targets = zip(*batches, strict=True)
         if self._replayed is not None and self.stacked.replaces_buffers:
-            self._replayed.why_not = "the model's buffers are other tensors after each step"
-        if self._replayed is not None and self._replayed.takes(None, *inputs, *targets):
+            self._replayed.give_up("the model's buffers are other tensors after a step or an evaluation")
+        if self._replayed is not None and self._replayed.why_not is None:
             own = [rates] if momentum is None else [rates, momentum]
-            losses = self._replayed(*inputs, *targets, *own)
+            losses = self._replayed.step(self._recorded_step, *inputs, *targets, *own)
         else:
             losses = self._train_on(inputs, targets, rates, momentum)
         self._check_chance()
@@ -373,6 +372,7 @@ class _Member:
         return {
             "data": self.billed.get("data", 0.0),
             "setup": solo.setup_seconds,
+            **({"warmup": solo.warmup_seconds} if solo.warmup_seconds else {}),
             **self._phases(solo, self.outcome.train_steps * solo.step_seconds),
             "test_evaluation": self.billed.get("test_evaluation", 0.0),
             "idle": self.billed.get("idle", 0.0),
@@ -835,9 +835,8 @@ def _of_one_crowd(
     size, each = min(measured, key=lambda timed: timed[1], default=(1, one))
     if each > MUST_SAVE * one and measured:
         size, reason = 1, f"a step of {size} together takes {each / one:.2f} of a step alone for each"
-    least = _least(measured, one)
-    remember("gangs", circumstances, {"size": size, "measured": measured, "reason": reason, "least": least})
-    return replace(alone, size=size, measured=measured, reason=reason, least=least)
+    remember("gangs", circumstances, {"size": size, "measured": measured, "reason": reason})
+    return replace(alone, size=size, measured=measured, reason=reason)
 
 
 def _of_several_crowds(
@@ -861,26 +860,11 @@ def _of_several_crowds(
     size, each = min(measured, key=lambda timed: timed[1])
     if each <= MUST_SAVE * one:
         better = [own for own, own_each in choice.measured if each > MUST_SAVE * own_each]
-        found = {"across": size, "enough": min(better, default=size), "least_across": _least(measured, one)}
+        found = {"across": size, "enough": min(better, default=size)}
     else:
         found = {"reason_across": f"a step of {size} together takes {each / one:.2f} of a step alone for each"}
     remember("gangs_across", circumstances, found)
     return replace(choice, **found)
-
-
-def _least(measured: Sequence[tuple[int, float]], one: float) -> int:
-    """Return how many must be together to take less time than one after another, at `one` a step.
-
-    Between two that were no quicker and the smallest gang that was, time grows in a straight line.
-    """
-    times = {size: size * each for size, each in measured}
-    paying = [size for size, each in measured if each <= MUST_SAVE * one]
-    if SMALLEST_GANG in paying or SMALLEST_GANG not in times or not paying:
-        return SMALLEST_GANG
-    slope = (times[min(paying)] - times[SMALLEST_GANG]) / (min(paying) - SMALLEST_GANG)
-    between = range(SMALLEST_GANG + 1, min(paying))
-    expected = {size: times[SMALLEST_GANG] + slope * (size - SMALLEST_GANG) for size in between}
-    return next((size for size in between if expected[size] <= MUST_SAVE * size * one), min(paying))
 
 
 def timings(
@@ -918,9 +902,11 @@ def _solo_cost(
     run = new_run(loaded, training, device, seed)
     wait()
     setup = time.perf_counter() - began
-    for _ in range(_checked_steps(training)):
+    began, steps = time.perf_counter(), _checked_steps(training)
+    for _ in range(steps):
         run.step(CHECKED_RATE)
     losses = run.take_losses()
+    first_steps = time.perf_counter() - began
     blocks = []
     for _ in range(SOLO_BLOCKS):
         wait()
@@ -938,7 +924,10 @@ def _solo_cost(
         run.evaluate(split)
         wait()
         evaluations.append(time.perf_counter() - began)
-    return SoloCost(setup, statistics.median(blocks), *evaluations), losses
+    step = statistics.median(blocks)
+    warmup = max(0.0, first_steps - steps * step) if training.compile == "graphs" else 0.0
+    validation, range_test = evaluations
+    return SoloCost(setup, step, validation, range_test, warmup), losses
 
 
 @dataclass
@@ -962,8 +951,6 @@ class _Rehearsal:
                 left -= time.perf_counter() - began
                 if left <= 0 or (len(measured) > 1 and measured[-1][1] > measured[-2][1]):
                     break
-            if measured and left > 0 and measured[-1][0] > SMALLEST_GANG:  # for when there are only few at once
-                measured.append((SMALLEST_GANG, self.seconds_per_member(SMALLEST_GANG, crowds)))
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return tuple(measured), "" if measured else one_line(error)
         return tuple(measured), ""

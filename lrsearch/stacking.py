@@ -107,8 +107,8 @@ class StackedModel:
 
     @property
     def replaces_buffers(self) -> bool:
-        """Whether a training step puts other tensors in the place of the buffers; known after the first one."""
-        return bool(self.buffers) and self._programs.get(True, "not known") is None
+        """Whether a step or an evaluation so far has put other tensors in the place of the buffers."""
+        return bool(self.buffers) and None in self._programs.values()
 
     def begin_as(self, model: nn.Module, rows: slice) -> None:
         """Give those copies the weights of another model. Raises ValueError when it is not made like the first."""

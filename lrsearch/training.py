@@ -36,6 +36,7 @@ from lrsearch.errors import LrsearchError, MissingExtraError, StorageError, Usag
 from lrsearch.interfaces import (
     BLOCK_STEPS,
     PROBE_SHARE,
+    RANGE_TEST_EVALUATIONS,
     Channel,
     FitsMetric,
     HasOwnChance,
@@ -92,8 +93,6 @@ LEARNING_RATE_FREE = {
 }
 """Module and class of the optimisers that come with the extra `lrfree`."""
 BATCH_NORM_BATCHES = 50  # the number in Schedule-Free's README
-RANGE_TEST_EVALUATIONS = 75
-"""Evaluations during a range test: METHOD asks for 50 to 100, enough for the smoothing window to see the shape."""
 
 
 def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
@@ -112,14 +111,15 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
         for _ in range(2):
             run.step(0.0)
         run.evaluate("validation")
+        del run
+        if training.compile == "graphs":
+            check_graphs(loaded, training, device, seed)
     except LrsearchError:
         raise
     except Exception as error:
         raise WorkloadError(
             f"The workload {workload.name!r} cannot take one training step: {one_line(error)}{user_line(error)}"
         ) from error
-    if training.compile == "graphs":
-        check_graphs(loaded, training, device, seed)
     synchronizer(device)()
     precision = pick_precision(training.precision, device)
     return Preparation(loaded.facts, device_info(device), precision, training.compile, time.perf_counter() - began)
@@ -226,32 +226,37 @@ def fastest_compiling(
     """
     device = pick_device(training.device)
     where = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
-    circumstances = [*where, sorted(open_to)]
-    known: Compiling | None = recall("compiled", circumstances)
-    if known is not None:
-        return known
-    loaded, wait = load(workload, device, seed), synchronizer(device)
-    plain = new_run(loaded, training, device, seed)
-    [seconds] = _step_seconds([plain], wait)
-    candidates: list[Compiling] = ["graphs"] if "graphs" in open_to and graphs.can_record(device) else []
-    if "on" in open_to and PROBE_SHARE * search_steps * seconds >= COMPILING_SECONDS:
-        candidates.append("on")
     found: dict[Compiling, float] = {}
-    for candidate in candidates:
-        trial = replace(training, compile=candidate)
-        try:
-            check_compiling(trial, device)
-            if candidate == "graphs":
-                check_graphs(loaded, trial, device, seed)
-            both = _step_seconds([plain, new_run(loaded, trial, device, seed)], wait)
-        except Exception:  # whatever stops the compiler, the model trains without it
-            both = [1.0, math.inf]
-        if both[1] < MUST_SAVE * both[0]:
-            found[candidate] = both[1] / both[0]
-    chosen: Compiling = min(found, key=lambda one: found[one], default="off")
-    if candidates:
-        remember("compiled", circumstances, chosen)
-    return chosen
+    loaded: LoadedWorkload | None = None
+    seconds = 0.0
+    for candidate in open_to:
+        if candidate == "graphs" and not graphs.can_record(device):
+            continue
+        share: float | None = recall("compiled", [*where, candidate])
+        if share is None:
+            if loaded is None:
+                loaded = load(workload, device, seed)
+                [seconds] = _step_seconds([new_run(loaded, training, device, seed)], synchronizer(device))
+            if candidate == "on" and PROBE_SHARE * search_steps * seconds < COMPILING_SECONDS:
+                continue
+            share = _share_of_a_step(loaded, replace(training, compile=candidate), device, seed)
+            remember("compiled", [*where, candidate], share)
+        if share < MUST_SAVE:
+            found[candidate] = share
+    return min(found, key=lambda one: found[one], default="off")
+
+
+def _share_of_a_step(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int) -> float:
+    """Return what a step takes over one that is neither compiled nor recorded; 1 where that cannot be."""
+    try:
+        check_compiling(training, device)
+        if training.compile == "graphs":
+            check_graphs(loaded, training, device, seed)
+        runs = [new_run(loaded, replace(training, compile=one), device, seed) for one in ("off", training.compile)]
+        plain, other = _step_seconds(runs, synchronizer(device))
+    except Exception:  # whatever stops the compiler, the model trains without it
+        return 1.0
+    return other / plain
 
 
 def _step_seconds(runs: Sequence[Run], wait: Callable[[], None]) -> list[float]:
@@ -417,27 +422,38 @@ def check_compiling(training: TrainingPlan, device: torch.device) -> None:
 
 
 def check_graphs(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int) -> None:
-    """Raise WorkloadError when steps that are replayed do not train as steps that are not."""
-    losses = []
-    for compiling in ("off", "graphs"):
-        run = new_run(loaded, replace(training, compile=compiling), device, seed)
-        for _ in range(GRAPH_STEPS):
-            run.step(GRAPH_RATE)
-        if run.why_not_replayed:
-            raise WorkloadError(f"The steps cannot be recorded: {run.why_not_replayed}. Set training.compile to off.")
-        losses.append(run.take_losses())
-    tolerance = GRAPH_TOLERANCE[pick_precision(training.precision, device)]
-    for plain, replayed in zip(*losses, strict=True):
-        if not abs(replayed - plain) <= tolerance * max(1.0, abs(plain)):
+    """Raise WorkloadError when steps that are replayed do not train as steps that are not.
+
+    Losses are compared, and what the model keeps beside its parameters.
+    """
+    plain, replayed = (
+        _first_steps(new_run(loaded, replace(training, compile=compiling), device, seed))
+        for compiling in ("off", "graphs")
+    )
+    tolerance = TOLERANCE[pick_precision(training.precision, device)]
+    for (name, expected), (_, found) in zip(plain, replayed, strict=True):
+        if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True):
             raise WorkloadError(
-                f"Replayed from a CUDA graph the model gives the loss {replayed:.6g}, otherwise {plain:.6g}: it does "
-                "something in its steps that is no computation on the device. Set training.compile to off."
+                f"Replayed from a CUDA graph the model comes to another {name}: it does something in its steps that is "
+                "no computation on tensors that stay where they are. Set training.compile to off."
             )
+
+
+def _first_steps(run: Run) -> list[tuple[str, torch.Tensor]]:
+    """Return what GRAPH_STEPS steps give. Raises WorkloadError when they were to be replayed and are not."""
+    for _ in range(GRAPH_STEPS):
+        run.step(GRAPH_RATE)
+    if run.why_not_replayed or run.is_warming:
+        reason = run.why_not_replayed or "no step was recorded"
+        raise WorkloadError(f"The steps cannot be recorded: {reason}. Set training.compile to off.")
+    buffers = [(f"buffer {name}", buffer.double().cpu()) for name, buffer in run.model.named_buffers()]
+    return [("loss", torch.tensor(run.take_losses(), dtype=torch.float64)), *buffers]
 
 
 GRAPH_STEPS = graphs.UNRECORDED_STEPS + 4
 GRAPH_RATE = 1e-4
-GRAPH_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+"""How far, relative to the larger of 1 and itself, the loss of replayed or stacked steps may be from others'."""
 RECORDABLE = ("sgd", "adam", "adamw")
 """Optimizers whose whole step is one kernel, which takes its rate from the device."""
 
@@ -494,16 +510,18 @@ class Run:
                     group["capturable"] = True  # Adam: count the steps on the device
             # It would warn of the steps that are not recorded.
             self.optimizer._warned_capturable_if_run_uncaptured = True
-            self._replayed = graphs.Replayed(self._recorded_step, self.device)
+            self._replayed = graphs.Replayed(self.device)
         self._optimizer_step = plain_step(self.optimizer)
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def step(self, learning_rate: float, momentum: float | None = None) -> None:
         """Take one optimiser step at `learning_rate`; the loss stays on the device until `take_losses`."""
         inputs, targets = next(self.batches)
-        if self._replayed is not None and self._replayed.takes(momentum, inputs, targets):
+        if self._replayed is not None and momentum is not None:
+            self._replayed.give_up("the momentum is scheduled, and would stay as it was recorded")
+        if self._replayed is not None and self._replayed.why_not is None:
             rate = torch.full((), learning_rate, dtype=torch.float32, device=self.device)
-            loss = self._replayed(rate, inputs, targets)
+            loss = self._replayed.step(self._recorded_step, rate, inputs, targets)
         else:
             self._set_rates(learning_rate, momentum)
             loss = self._train_on(inputs, targets)
@@ -711,6 +729,8 @@ def run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
             if checkpoints is not None:
                 run = _resumed(spec, run, device, checkpoints, outcome, channel)
             _train(spec, run, planned, watch, channel, outcome, checkpoints)
+        if run.why_not_replayed and isinstance(channel, Told):
+            channel.message(spec.uuid, f"its steps were not replayed as a CUDA graph: {run.why_not_replayed}.")
     except StorageError:
         raise
     except (Exception, SystemExit) as error:

@@ -147,6 +147,8 @@ class SoloCost:
     validation_seconds: float
     range_test_seconds: float
     """Of one evaluation of the `range_test` split."""
+    warmup_seconds: float = 0.0
+    """What the first steps take longer, where they are to be recorded."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,6 @@ class GangChoice:
     """How many trials may train together that see different data, as those of other seeds and repeats do."""
     enough: int = 1
     """So many that see the same data are quicker without others."""
-    least: int = 2
-    """Fewer that see the same data would take longer together than one after another."""
-    least_across: int = 2
-    """Fewer that see different data would."""
     reason_across: str = ""
     """Why those that see different data train apart, where that was tried."""
 

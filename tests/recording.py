@@ -41,7 +41,7 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
             yield from (one for one in tree_leaves(value) if isinstance(one, torch.Tensor))
 
 
-def record(work: Callable[[], torch.Tensor], device: torch.device) -> tuple[Callable[[], object], torch.Tensor]:
+def record(work: Callable[[], torch.Tensor], stream: object) -> tuple[Callable[[], object], torch.Tensor]:
     """Stand in for `graphs.record`: replaying repeats the operations, in the memory that they had, and nothing else."""
     recorder, chance = _Recorder(), torch.get_rng_state()
     try:

@@ -66,7 +66,7 @@ def test_left_open_it_is_compiled_where_that_takes_less_time_and_known_the_next_
     def step(run: training.Run, *arguments: float) -> None:
         really(run, *arguments)
         if (run.training.compile == "on") == slow:
-            time.sleep(0.002)
+            time.sleep(0.01)
 
     really = training.Run.step
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path))

@@ -238,7 +238,8 @@ def test_a_budget_ends_the_study_before_the_trial_that_would_break_it(tmp_path: 
     assert not record.finished
     assert 0 < len(record.trials) < 16
     spent = sum(sum(trial.phase_seconds.values()) for trial in record.trials)
-    assert spent < 0.00006 * 3600 + 0.2, "within one trial of the budget"
+    last = max(record.trials, key=lambda trial: trial.attempts[-1].started_at)
+    assert spent - sum(last.phase_seconds.values()) < 0.00006 * 3600, "the last one began when it might still fit"
     assert "budget.device_hours" in watcher.messages[-1]
     [stopped] = [event for event in record.events if event.kind == "budget_reached"]
     assert stopped.data["spent_seconds"] == pytest.approx(spent, rel=0.05)

@@ -191,44 +191,6 @@ def test_where_a_gang_of_one_seed_is_large_enough_no_other_seed_joins_it(tmp_pat
     assert sizes(record, "clr") == {2, 3}
 
 
-def test_trials_that_are_too_few_train_one_after_another(tmp_path: Path) -> None:
-    """Here timing has found that three save nothing together, of one seed or of several."""
-    (tmp_path / "study.yaml").write_text(
-        FILE.format(workload=DIGITS, name="together", seeds="[0, 1]") + "gangs: auto\n"
-    )
-    [kind] = _gang_requests(load_study(tmp_path / "study.yaml"), 1)
-    circumstances = [*gang._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
-    remember("gangs", circumstances, {"size": 10, "least": 4})
-    remember("gangs_across", [*circumstances, 16, 2], {"across": 16, "enough": 16, "least_across": 6})
-    record = run(tmp_path, "gangs: auto\n")
-    assert sizes(record, "grid") == {2 * FIRST}
-    assert sizes(record, "clr") == {1}, "five range tests and trainings of two seeds"
-    assert all(trial.status == "completed" for trial in record.trials)
-    [event] = [event.data for event in record.events if event.kind == "run"]
-    billed = sum(attempt.billed_seconds for trial in record.trials for attempt in trial.attempts)
-    assert billed == pytest.approx(event["held_seconds"], rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("measured", "least"),
-    [
-        ([(16, 0.3), (8, 0.4)], 2),
-        ([(16, 0.3), (8, 0.4), (2, 0.9)], 2),
-        ([(16, 0.3), (2, 1.1)], 3),
-        ([(4, 0.97), (2, 1.4)], 4),
-        ([(2, 1.1)], 2),
-        ([], 2),
-    ],
-    ids=str,
-)
-def test_how_many_must_be_together_to_save_time(
-    measured: list[tuple[int, float]], least: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By hand for the third: two take 2.2, sixteen 4.8, and three on the line between them 2.39, less than 2.94."""
-    monkeypatch.setattr(gang, "MUST_SAVE", 0.98)
-    assert gang._least(measured, 1.0) == least
-
-
 SLOW = """
 import time, torch
 def data():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +36,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Let the processor record; return a list to which each recording adds a word."""
     made = []
 
-    def record(work: Callable[[], torch.Tensor], device: torch.device) -> tuple[Callable[[], object], torch.Tensor]:
-        done = recording.record(work, device)
+    def record(work: Callable[[], torch.Tensor], stream: object) -> tuple[Callable[[], object], torch.Tensor]:
+        done = recording.record(work, stream)
         made.append("recorded")
         return done
 
@@ -109,6 +111,33 @@ class Looking(nn.Sequential):
         return outputs * 2 if float(outputs.detach().mean()) > 1e9 else outputs
 
 
+class Averaging(nn.Sequential):
+    """Puts another tensor in the place of its buffer in each step, as one's own statistics are often written."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        self.mean: torch.Tensor
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * inputs.flatten(1).mean(0)
+            return super().forward(inputs)  # type: ignore[no-any-return, no-untyped-call]
+        return super().forward(inputs - self.mean.view(1, 8, 8))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class OnlyTrainsTraced(nn.Sequential):
+    """Can be written out for a gang while it trains, and not while it is evaluated."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not self.training and len(inputs) < 0:
+            return inputs
+        return super().forward(inputs)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class Ragged(WithModel):
     """Ends each epoch with a smaller batch, as a loader of the user's own may."""
 
@@ -129,7 +158,11 @@ def test_chance_is_drawn_in_each_replayed_step_and_small_batches_are_not_replaye
 
 @pytest.mark.parametrize(
     ("build", "told"),
-    [(Counting, "no computation on the device"), (Looking, "cannot be recorded: operation not permitted")],
+    [
+        (Counting, "comes to another loss: it does something in its steps that is no computation"),
+        (Averaging, "comes to another buffer mean"),
+        (Looking, "cannot be recorded: operation not permitted"),
+    ],
 )
 def test_what_cannot_be_replayed_is_refused_before_the_first_trial(
     recorded: list[str], build: Callable[[], nn.Module], told: str
@@ -139,6 +172,75 @@ def test_what_cannot_be_replayed_is_refused_before_the_first_trial(
     run = new_run(WithModel(0, build, torch.float32), replace(PLAN, compile="graphs"), CPU, 0)
     losses, _ = after(run, GRAPH_STEPS)
     assert len(losses) == GRAPH_STEPS
+
+
+class Never(WithModel):
+    """Begins each epoch with a batch of its own size."""
+
+    def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        for number, (inputs, targets) in enumerate(super().train_batches(generator)):
+            yield (inputs[:7], targets[:7]) if number == 0 else (inputs, targets)
+
+
+class Listed(WithModel):
+    """Gives its targets as lists."""
+
+    def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        for inputs, targets in super().train_batches(generator):
+            yield inputs, targets.tolist()
+
+    def loss(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
+        return super().loss(outputs, torch.as_tensor(targets))
+
+
+def test_the_batches_that_come_after_the_first_ones_decide_what_is_recorded(recorded: list[str]) -> None:
+    training.check_graphs(Never(0, Dropping, torch.float32), PLAN, CPU, 0)
+    assert recorded == ["recorded"]
+
+
+def test_batches_that_are_no_tensors_are_not_recorded_and_told(recorded: list[str]) -> None:
+    with pytest.raises(WorkloadError, match="cannot be recorded: the batches are no tensors"):
+        training.check_graphs(Listed(0, Dropping, torch.float32), PLAN, CPU, 0)
+    assert not recorded
+
+
+def test_a_run_that_is_over_leaves_nothing_behind(recorded: list[str]) -> None:
+    """Else its weights and the graph's memory would stay on the device beside the next trial."""
+    gc.collect()
+    gc.disable()
+    try:
+        run = new_run(load(DIGITS, CPU, 0), PLAN, CPU, 0)
+        after(run, 10)
+        model = weakref.ref(run.model)
+        del run
+        assert model() is None
+        run = new_run(load(DIGITS, CPU, 0), PLAN, CPU, 0)
+        stacked = gang.StackedRun([run] * 2, [SGD.settings] * 2)
+        for _ in range(10):
+            stacked.step(torch.tensor([0.01, 0.02]))
+        weights = weakref.ref(next(iter(stacked.stacked.parameters.values())))
+        del run, stacked
+        assert weights() is None
+    finally:
+        gc.enable()
+    assert len(recorded) == 2
+
+
+def test_a_gang_evaluates_with_the_statistics_of_its_last_step(recorded: list[str]) -> None:
+    def trained(compiling: Compiling) -> gang.StackedRun:
+        run = new_run(WithModel(0, OnlyTrainsTraced, torch.float32), replace(PLAN, compile=compiling), CPU, 0)
+        stacked = gang.StackedRun([run] * 2, [SGD.settings] * 2)
+        for _ in range(3):
+            for _ in range(12):
+                stacked.step(torch.tensor([0.01, 0.02]))
+            stacked.evaluate("validation")
+        return stacked
+
+    plain, replayed = trained("off"), trained("graphs")
+    assert recorded == ["recorded"]
+    assert replayed.stacked.buffers["2.num_batches_tracked"].tolist() == [36, 36]
+    for name, expected in plain.stacked.buffers.items():
+        assert torch.equal(replayed.stacked.buffers[name], expected), name
 
 
 def test_a_trial_with_graphs_gives_what_it_gives_without_and_records_in_its_warm_up(recorded: list[str]) -> None:
@@ -152,13 +254,27 @@ def test_a_trial_with_graphs_gives_what_it_gives_without_and_records_in_its_warm
     assert replayed.phase_seconds["train"] > 0
 
 
+class Told(Listener):
+    """Takes messages too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def message(self, uuid: str, text: str) -> None:
+        self.messages.append(text)
+
+
 def test_a_scheduled_momentum_is_not_replayed_and_its_steps_are_no_warm_up(recorded: list[str]) -> None:
     trial = spec(0, 0.05, Choice("one_cycle", {"base_momentum": 0.85, "max_momentum": 0.95}))
     [plain] = run_trials([trial], Listener())
-    [replayed] = run_trials([replace(trial, training=replace(trial.training, compile="graphs"))], Listener())
+    [replayed] = run_trials([replace(trial, training=replace(trial.training, compile="graphs"))], listener := Told())
     assert not recorded
     assert_equal([replayed], [plain])
     assert replayed.phase_seconds["warmup"] < replayed.phase_seconds["train"]
+    assert listener.messages == [
+        "its steps were not replayed as a CUDA graph: the momentum is scheduled, and would stay as it was recorded."
+    ]
 
 
 def test_a_trial_goes_on_from_its_checkpoint_with_other_tensors(recorded: list[str], tmp_path: Path) -> None:
@@ -216,8 +332,8 @@ def test_a_gang_across_seeds_is_recorded_unless_its_buffers_are_replaced(
 def test_the_choice_of_gangs_looks_at_replayed_steps(recorded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where replaying a gang goes wrong, that is found before the study."""
 
-    def record(work: Callable[[], torch.Tensor], device: torch.device) -> tuple[Callable[[], object], torch.Tensor]:
-        replay, result = recording.record(work, device)
+    def record(work: Callable[[], torch.Tensor], stream: object) -> tuple[Callable[[], object], torch.Tensor]:
+        replay, result = recording.record(work, stream)
         return (lambda: None if result.ndim else replay()), result
 
     assert choose(DIGITS, PLAN, 0, most=4, search_steps=10**6).measured
@@ -248,6 +364,45 @@ def test_left_open_steps_are_recorded_where_that_takes_less_time(
     recorded.clear()
     assert prepare_all([(DIGITS, plan)], 0, epochs=10, open_to=("graphs", "on")).compile == chosen
     assert not recorded, "it is known"
+
+
+@pytest.mark.parametrize("other", [Choice("rmsprop"), Choice("prodigy"), ADAMW], ids=lambda one: one.name)
+def test_left_open_the_steps_of_all_ways_must_be_recordable(
+    recorded: list[str], monkeypatch: pytest.MonkeyPatch, other: Choice
+) -> None:
+    monkeypatch.setattr(training, "_step_seconds", lambda runs, wait: [1e-3, 0.9e-3][: len(runs)])
+    plan = replace(PLAN, compile="off")
+    variants = [(DIGITS, plan), (DIGITS, replace(plan, optimizer=other))]
+    prepared = prepare_all(variants, 0, epochs=10, open_to=("graphs", "on"))
+    assert prepared.compile == ("graphs" if other == ADAMW else "off")
+
+
+def test_left_open_what_the_steps_of_one_way_do_not_take_is_not_chosen(
+    recorded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(loaded: object, plan: TrainingPlan, device: torch.device, seed: int) -> None:
+        if plan.optimizer == ADAMW:
+            raise WorkloadError("another loss")
+
+    monkeypatch.setattr(training, "_step_seconds", lambda runs, wait: [1e-3, 0.9e-3][: len(runs)])
+    monkeypatch.setattr(training, "check_graphs", check)
+    plan = replace(PLAN, compile="off")
+    variants = [(DIGITS, plan), (DIGITS, replace(plan, optimizer=ADAMW))]
+    open_to: tuple[Compiling, ...] = ("graphs",)
+    assert prepare_all(variants, 0, epochs=10, open_to=open_to).compile == "off"
+    with pytest.raises(WorkloadError, match="another loss"):
+        prepare_all([(work, replace(one, compile="graphs")) for work, one in variants], 0)
+
+
+def test_a_short_study_does_not_decide_whether_a_long_one_compiles(
+    recorded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_step_seconds", lambda runs, wait: [1e-3, 1.1e-3][: len(runs)])
+    plan, asked = replace(PLAN, compile="off"), []
+    assert training.fastest_compiling(DIGITS, plan, 0, 1_000, ("graphs", "on")) == "off"
+    monkeypatch.setattr(training, "check_compiling", lambda plan, device: asked.append(plan.compile))
+    assert training.fastest_compiling(DIGITS, plan, 0, 10**9, ("graphs", "on")) == "off"
+    assert asked == ["on"]
 
 
 def test_a_study_with_graphs_says_so_and_is_another_one(tmp_path: Path) -> None:

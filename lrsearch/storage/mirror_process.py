@@ -8,7 +8,6 @@ went wrong. Both ends are our own.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import pickle
 import signal
@@ -25,14 +24,15 @@ from lrsearch.executors.worker import die_with
 from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord
 
 MOST_WAITING = 64
-"""So many orders wait for the process; whoever has one more waits too."""
+"""So many orders wait for the process, which gets one at a time; whoever has one more waits too."""
 CLOSING_SECONDS = 10.0
 """How long `close` lets the process write; what is missing then is written when the study goes on."""
 PATIENCE_SECONDS = 2.0
 """After so long `finish` says that it waits."""
 DEATHS_TO_FAIL = 3
-LEAST_URGENT = 19
-"""The niceness of the process: training with a thread on each processor would wait for the thread that it stops."""
+NICENESS = 10
+"""Of the process: training with a thread on each processor would wait for the thread that it stops. Not more, because
+the ledger waits for it while it holds SQLite's lock."""
 
 _Order = tuple[StudyRecord, tuple[TrialRecord, ...], Mapping[str, Sequence[CurvePoint]] | None]
 
@@ -66,20 +66,20 @@ class MirrorProcess:
         live_points: Mapping[str, Sequence[CurvePoint]] | None = None,
     ) -> None:
         """Have Optuna's tables brought in step with `trials`; `live_points` only where nothing else waits."""
-        order = (record, tuple(trials), live_points)
         with self._changed:
             if live_points is not None and self._waiting:
                 return
             self._changed.wait_for(lambda: self._error is not None or len(self._waiting) < MOST_WAITING)
             self._check()
-            self._waiting.append(order)
-            self._send(order)
+            self._waiting.append((record, tuple(trials), live_points))
+            if self._is_open and len(self._waiting) == 1:
+                self._send(self._waiting[0])
 
     def finish(self, tell: Callable[[str], None]) -> None:
         """Return when all is written; `tell` hears of it where that takes a while. Raises StorageError."""
         with self._changed:
             if not self._changed.wait_for(self._is_idle, timeout=PATIENCE_SECONDS):
-                tell(f"The dashboard's tables lag behind by {len(self._waiting)} steps; waiting for them ...")
+                tell("Waiting for the dashboard's tables ...")
                 self._changed.wait_for(self._is_idle)
             self._check()
 
@@ -89,10 +89,10 @@ class MirrorProcess:
             self._changed.wait_for(self._is_idle, timeout=CLOSING_SECONDS)
             self._closed = True
             if self._process is not None:
-                if not self._is_idle():
+                if self._is_idle():
+                    self._send(None)
+                else:
                     self._process.kill()
-                with contextlib.suppress(OSError):
-                    _input(self._process).close()
         self._thread.join()
 
     def _is_idle(self) -> bool:
@@ -102,8 +102,8 @@ class MirrorProcess:
         if self._error is not None:
             raise StorageError(self._error)
 
-    def _send(self, order: str | _Order) -> None:
-        """Send it to the process; when there is none, or it has just died, the next one is sent all that waits."""
+    def _send(self, order: str | _Order | None) -> None:
+        """Send it to the process, which waits for it; when it has just died, the next one is sent the same."""
         if self._process is not None:
             with contextlib.suppress(OSError):
                 pickle.dump(order, _input(self._process))
@@ -112,43 +112,52 @@ class MirrorProcess:
     def _tend(self) -> None:
         """Run the process, take its answers, and start another one when it dies."""
         deaths = 0
-        while self._error is None:
+        try:
+            while self._error is None:
+                with self._changed:
+                    if self._closed:
+                        return
+                    self._is_open = False
+                    self._process = process = _start()
+                    self._send(self._url)
+                deaths = 1 if self._take_answers(process) else deaths + 1
+                with self._changed:
+                    self._process = None
+                    with contextlib.suppress(OSError):  # of what it has not read
+                        _input(process).close()
+                    code = process.wait()
+                    self.core_seconds = 0.0  # from now on those of an ended child
+                    if deaths >= DEATHS_TO_FAIL and not self._closed:
+                        raise StorageError(f"it died {deaths} times in a row, the last time with exit code {code}")
+        except Exception as error:  # whatever it is, nobody must wait for this thread
             with self._changed:
-                if self._closed:
-                    return
-                self._process = process = _start()
-                self._send(self._url)
-                for order in self._waiting:
-                    self._send(order)
-            deaths = 1 if self._take_answers(process) else deaths + 1
+                self._error = self._error or (
+                    f"The process that writes the dashboard's tables does not run: {error}. Type the same command to "
+                    "go on."
+                )
+        finally:
             with self._changed:
-                self._process = None
-                with contextlib.suppress(OSError):  # of what it has not read
-                    _input(process).close()
-                code = process.wait()
-                if deaths >= DEATHS_TO_FAIL and not self._closed:
-                    self._error = self._error or (
-                        f"The process that writes the dashboard's tables died {deaths} times in a row, the last time "
-                        f"with exit code {code}. Type the same command to go on."
-                    )
                 self._changed.notify_all()
 
     def _take_answers(self, process: subprocess.Popen[bytes]) -> bool:
         """Take the answers of the process until it ends; return whether it has carried out any order."""
         assert process.stdout is not None
+        done = -1  # the first answer says that the database is open
         with process.stdout as answers:
-            for number in itertools.count():
+            while True:
                 try:
                     self.core_seconds, error = pickle.load(answers)  # noqa: S301  our own child's
                 except (EOFError, OSError, pickle.UnpicklingError):
-                    return number > 1
+                    return done > 0
+                done += 1
                 with self._changed:
-                    if number:  # the first one says that the database is open
+                    if self._is_open:
                         self._waiting.popleft()
                     self._is_open = True
                     self._error = self._error or error
+                    if self._waiting and self._error is None:
+                        self._send(self._waiting[0])
                     self._changed.notify_all()
-        raise AssertionError("unreachable")
 
 
 def _input(process: subprocess.Popen[bytes]) -> Any:
@@ -157,7 +166,7 @@ def _input(process: subprocess.Popen[bytes]) -> Any:
 
 def _start() -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603  our own program
-        [sys.executable, "-m", "lrsearch.storage.mirror_process", str(os.getpid())],
+        [sys.executable, "-P", "-m", "lrsearch.storage.mirror_process", str(os.getpid())],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -169,17 +178,19 @@ def main() -> None:
     die_with(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "nice"):
-        os.nice(LEAST_URGENT)
-    orders, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+        os.nice(NICENESS)
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints is no answer
+    with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):  # the parent has died, maybe in mid-sentence
+        _obey(sys.stdin.buffer, answers)
+
+
+def _obey(orders: Any, answers: Any) -> None:
+    """Carry out orders until one is None, or the parent's end closes."""
     from lrsearch.storage.optuna_mirror import OptunaMirror
 
     mirror: OptunaMirror | None = None
-    while True:
-        try:
-            order = pickle.load(orders)  # noqa: S301  from our own parent
-        except EOFError:
-            break
+    while (order := pickle.load(orders)) is not None:  # noqa: S301  from our own parent
         error: str | None = None
         try:
             if mirror is None:
@@ -190,10 +201,9 @@ def main() -> None:
             error = str(told)
         except Exception as unexpected:
             error = f"The dashboard's tables were not written: {type(unexpected).__name__}: {unexpected}"
-        pickle.dump((time.process_time(), error), answers)
-        answers.flush()
+        answers.write(pickle.dumps((time.process_time(), error)))
         if mirror is None:
-            break
+            return
     if mirror is not None:
         mirror.close()
 

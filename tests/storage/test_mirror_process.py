@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,14 +70,16 @@ def own_child(others: set[int]) -> int:
     return child
 
 
-def test_what_was_published_is_there_when_it_has_finished(store: Store, mirror: MirrorProcess, url: str) -> None:
+def test_what_was_published_is_there_when_it_has_finished(
+    store: Store, mirror: MirrorProcess, url: str, told: list[str]
+) -> None:
     record = stored(store, 4)
     for trial in record.trials:
         mirror.publish(record, [trial])
-    mirror.finish(pytest.fail)
+    mirror.finish(told.append)
     assert values(url) == [0.0, 0.25, 0.5, 0.75]
     mirror.publish(record, record.trials)
-    mirror.finish(pytest.fail)
+    mirror.finish(told.append)
     assert len(values(url)) == 4, "what is there already is skipped"
 
 
@@ -129,7 +132,10 @@ def test_one_that_dies_again_and_again_is_an_error(
 ) -> None:
     (tmp_path / "optuna.py").write_text("import os; os._exit(9)")
     monkeypatch.syspath_prepend(tmp_path)
-    with closing(MirrorProcess(url)) as mirror, pytest.raises(StorageError, match=r"died 3 times .* exit code 9"):
+    with (
+        closing(MirrorProcess(url)) as mirror,
+        pytest.raises(StorageError, match=r"died 3 times .*exit code 9"),
+    ):
         mirror.finish(told.append)
 
 
@@ -157,11 +163,62 @@ def test_it_closes_soon_although_the_database_is_locked(
     assert set(children(os.getpid())) == others
 
 
+def test_where_no_process_can_be_started_nobody_waits(
+    store: Store, url: str, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    with closing(MirrorProcess(url)) as mirror, pytest.raises(StorageError, match=r"does not run.*no/python"):
+        mirror.finish(told.append)
+
+
+def test_it_closes_although_a_child_of_this_process_lives_on(store: Store, url: str, told: list[str]) -> None:
+    """As a DataLoader's workers may, which have all that was open when they were forked."""
+    others = set(children(os.getpid()))
+    mirror = MirrorProcess(url)
+    mirror.finish(told.append)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        mirror.close()
+        assert set(children(os.getpid())) - others == {child}
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_what_lies_in_the_working_folder_is_no_module_of_its(
+    store: Store, url: str, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    with closing(MirrorProcess(url)) as mirror:
+        mirror.finish(told.append)
+
+
+def test_it_closes_in_time_with_more_waiting_than_a_pipe_holds(
+    store: Store, url: str, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_process, "CLOSING_SECONDS", 0.3)
+    record = stored(store, 1)
+    large = replace(record, config={**record.config, "more": "x" * 200_000})
+    mirror = MirrorProcess(url)
+    mirror.finish(told.append)
+    with closing(sqlite3.connect(tmp_path / "lrsearch.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        for _ in range(5):
+            mirror.publish(large, record.trials)
+        mirror.close()
+        assert time.monotonic() - began < 5
+
+
 HOLDER = """
 import sys, time
 from lrsearch.storage.mirror_process import MirrorProcess
 mirror = MirrorProcess(sys.argv[1])
-mirror.finish(print)
+mirror.finish(lambda text: None)
 print("open", flush=True)
 time.sleep(1000)
 """
