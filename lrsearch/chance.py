@@ -52,6 +52,17 @@ def restore(state: dict[str, Any], own: Sequence[object]) -> None:
         _set_state(generator, one)
 
 
+def is_alike(one: Any, other: Any) -> bool:
+    """Whether two nested values hold the same, tensors and arrays included."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(is_alike(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(is_alike, one, other))
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return bool(np.array_equal(one, other))
+
+
 def encoded(state: dict[str, Any]) -> dict[str, Any]:
     """Return a snapshot made of tensors and text alone, which `torch.load(weights_only=True)` reads."""
     return {

@@ -14,15 +14,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.func import vmap
 
+from lrsearch import chance
 from lrsearch.batches import Batches
 from lrsearch.cache import recall, remember
 from lrsearch.checkpoint import newest
 from lrsearch.errors import LrsearchError, StorageError
+from lrsearch.gang_check import COMPARED_RATE, FewEvaluations, History, difference, state
 from lrsearch.graphs import Replayed
 from lrsearch.interfaces import (
     BLOCK_STEPS,
@@ -38,7 +40,7 @@ from lrsearch.interfaces import (
 )
 from lrsearch.schedules.plan import PlannedSchedule
 from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
-from lrsearch.stacking import StackedModel, side_by_side
+from lrsearch.stacking import Contents, StackedModel, side_by_side
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
     GRAPH_STEPS,
@@ -167,10 +169,15 @@ class StackedRun:
         self._switch = run.switch
         names = {id(parameter): name for name, parameter in run.model.named_parameters()}
         groups = run.optimizer.param_groups
-        self._names = [names[id(parameter)] for group in groups for parameter in group["params"]]
+        placed = [(group, parameter) for group in groups for parameter in group["params"]]
+        trained = [place for place, (_, parameter) in enumerate(placed) if parameter.requires_grad]
+        self._places = trained  # in the optimiser, which has frozen ones too and no state for them
+        self._names = [names[id(placed[place][1])] for place in trained]
         multipliers = [
-            (group["rate_multiplier"], group["weight_decay_multiplier"]) for group in groups for _ in group["params"]
+            (placed[place][0]["rate_multiplier"], placed[place][0]["weight_decay_multiplier"]) for place in trained
         ]
+        if len({parameter.dtype for parameter in self._parameters()}) > 1:
+            raise CannotGangError("what it trains is of several number types")
         self._optimizer = StackedOptimizer(self.training.optimizer.name, settings, self._parameters(), multipliers)
         self._groups = run.optimizer.state_dict()["param_groups"]
         self._replayed = self._new_replayed()
@@ -249,13 +256,12 @@ class StackedRun:
         crowds = zip(self._crowds, own, strict=True)
         return [one for crowd, one in crowds for _ in range(crowd.rows.start, crowd.rows.stop)]
 
-    def _chance_now(self) -> list[torch.Tensor]:
-        on_device = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
-        return [torch.get_rng_state(), *on_device] if len(self._crowds) > 1 else []
+    def _chance_now(self) -> dict[str, Any]:
+        return chance.snapshot(()) if len(self._crowds) > 1 else {}
 
     def _check_chance(self) -> None:
-        """Raise CannotGangError where several crowds have drawn from torch's generator, of which each has its own."""
-        if not all(map(torch.equal, self._chance, self._chance_now())):
+        """Raise CannotGangError where several crowds have drawn from a generator, of which each has its own."""
+        if not chance.is_alike(self._chance, self._chance_now()):
             raise CannotGangError("the model draws chance, which each seed draws for itself")
 
     def take_losses(self) -> list[list[float]]:
@@ -267,7 +273,10 @@ class StackedRun:
     def evaluate(self, split: Split) -> list[tuple[float | None, float | None]]:
         """Return loss and metric of each model over its own split, as `Run.evaluate` does for one."""
         self._switch(training=False)
+        held = Contents(self.stacked.model) if len(self._crowds) > 1 else None
         found = [one for crowd in self._crowds for one in self._evaluate(crowd, split)]
+        if held is not None and not held.is_still(Contents(self.stacked.model)):
+            raise CannotGangError("an evaluation changes what the model holds, which each seed has for itself")
         self._switch(training=True)
         self._check_chance()
         return found
@@ -282,12 +291,16 @@ class StackedRun:
                 self.progressed()
         self.stacked.take_buffers(part, crowd.rows)
         all_outputs, all_targets = torch.cat(outputs, 1).float(), torch.cat(targets)
+        drawn, draws = chance.snapshot(()), False
         for row, own in enumerate(all_outputs, crowd.rows.start):
+            if draws:  # alone, each would have drawn the same
+                chance.restore(drawn, ())
             if isinstance(loaded, FitsMetric) and split != "test":
                 self._metrics[row] = loaded.fit_metric(own, all_targets)
             metric = self._metrics[row] or loaded.metric
             loss = finite(float(loaded.loss(own, all_targets)))
             yield loss, finite(metric(own, all_targets))
+            draws = draws or (row == crowd.rows.start and not chance.is_alike(drawn, chance.snapshot(())))
 
     def state(self, row: int, losses: Sequence[float]) -> dict[str, Any]:
         """Return what `Run.state` of that model alone would; `losses` were taken since its last point."""
@@ -306,7 +319,7 @@ class StackedRun:
         own = dict(self.stacked.model.named_parameters())
         like = [own[name] for name in self._names]
         return {
-            index: {
+            self._places[index]: {
                 key: torch.empty_like(like[index]).copy_(value) if value.shape == like[index].shape else value
                 for key, value in entries.items()
             }
@@ -334,7 +347,7 @@ class StackedRun:
 
     def numbers(self, values: Sequence[Any]) -> torch.Tensor:
         """Return them in the parameters' type, on their device."""
-        return torch.tensor(values, dtype=torch.float64).to(next(iter(self.stacked.parameters.values())))
+        return torch.tensor(values, dtype=torch.float64).to(self._optimizer.parameters[0])
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.training, self.device)
@@ -348,7 +361,7 @@ def _has_own_chance(run: Run) -> bool:
 
 def _clipped(gradients: Sequence[torch.Tensor], limit: float) -> list[torch.Tensor]:
     """Return the gradients with each model's norm at most `limit`, as torch.nn.utils.clip_grad_norm_ does for one."""
-    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
+    squares = torch.stack([gradient.reshape(len(gradient), -1).square().sum(1) for gradient in gradients])
     factors = (limit / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
     return [gradient * factors.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
 
@@ -808,11 +821,15 @@ def choose(
     if reason := _why_alone(training):
         return replace(alone, reason=reason)
     rehearsal = _Rehearsal(loaded, training, device, seed, [first_losses])
-    circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
     began = time.perf_counter()
+    if reason := rehearsal.check(1):
+        return replace(alone, reason=reason)
+    circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
     chosen = _of_one_crowd(alone, rehearsal, circumstances, most, PROBE_SHARE * search_steps * solo.step_seconds)
     if not across or chosen.reason:
         return chosen
+    if reason := rehearsal.check(SMALLEST_GANG):
+        return replace(chosen, reason_across=reason)
     circumstances += [min(most_across, LARGEST_GANG), min(crowds, LARGEST_GANG)]
     left = PROBE_SHARE * search_steps * solo.step_seconds - (time.perf_counter() - began)
     return _of_several_crowds(chosen, rehearsal, circumstances, most_across, crowds, left)
@@ -825,9 +842,7 @@ def _of_one_crowd(
     assert alone.solo is not None
     known = recall("gangs", circumstances)
     if known is not None:
-        chosen = replace(alone, **{**known, "measured": tuple(map(tuple, known.get("measured", ())))})
-        reason = rehearsal.warm_up(1) if chosen.size > 1 else ""
-        return replace(alone, reason=reason) if reason else chosen
+        return replace(alone, **{**known, "measured": tuple(map(tuple, known.get("measured", ())))})
     measured, reason = rehearsal.times(most, 1, seconds)
     if reason:
         return replace(alone, reason=reason)
@@ -851,8 +866,7 @@ def _of_several_crowds(
     assert choice.solo is not None
     known = recall("gangs_across", circumstances)
     if known is not None:
-        reason = rehearsal.warm_up(SMALLEST_GANG)
-        return replace(choice, reason_across=reason) if reason else replace(choice, **known)
+        return replace(choice, **known)
     measured, reason = rehearsal.times(most, crowds, seconds)
     if reason:
         return replace(choice, reason_across=reason)
@@ -955,17 +969,54 @@ class _Rehearsal:
             return tuple(measured), "" if measured else one_line(error)
         return tuple(measured), ""
 
-    def warm_up(self, crowds: int) -> str:
-        """Take the first step of a gang, so that what torch imports then is on no trial's bill.
+    def check(self, crowds: int) -> str:
+        """Return how a small gang trains or evaluates otherwise than its members alone; nothing where it does not.
 
-        Returns why that cannot be, where the model is another than the one that was timed.
+        Each time, as the user's code may be another by now; and so that what torch imports at the first step of a gang
+        is on no trial's bill.
         """
+        few = replace(self, loaded=cast(LoadedWorkload, FewEvaluations(self.loaded)))
+        places, rates = self._places(SMALLEST_GANG, crowds), (COMPARED_RATE, 2 * COMPARED_RATE)
         try:
-            run, rates = self._begun(self._places(SMALLEST_GANG, crowds))
-            run.step(rates)
-        except Exception as error:  # as in `times`
+            expected = [
+                few._history_alone(few._new_run(place), rate) for place, rate in zip(places, rates, strict=True)
+            ]
+            run, _ = few._begun(places)
+            found = few._history_together(run, rates)
+        except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return one_line(error)
-        return ""
+        precision = pick_precision(self.training.precision, self.device)
+        return next((why for pair in zip(found, expected, strict=True) if (why := difference(*pair, precision))), "")
+
+    def _blocks(self) -> tuple[int, int]:
+        """Return after how many steps to evaluate, and after how many more again."""
+        return 2, _checked_steps(self.training)
+
+    def _history_alone(self, run: Run, rate: float) -> History:
+        history = History(state(run.model.named_parameters()), state(run.model.named_buffers()))
+        for steps in self._blocks():
+            for _ in range(steps):
+                run.step(rate)
+            history.evaluations.append(run.evaluate("range_test")[0])
+        history.end(state(run.model.named_parameters()), state(run.model.named_buffers()))
+        return history
+
+    def _history_together(self, run: StackedRun, rates: Sequence[float]) -> list[History]:
+        def rows(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            return [state((name, one[row]) for name, one in tensors.items()) for row in range(len(rates))]
+
+        begun = zip(rows(run.stacked.parameters), rows(run.stacked.buffers), strict=True)
+        histories = [History(*own) for own in begun]
+        for steps in self._blocks():
+            for _ in range(steps):
+                run.step(run.numbers(rates))
+            for history, (loss, _) in zip(histories, run.evaluate("range_test"), strict=True):
+                history.evaluations.append(loss)
+        for history, last, buffers in zip(
+            histories, rows(run.stacked.parameters), rows(run.stacked.buffers), strict=True
+        ):
+            history.end(last, buffers)
+        return histories
 
     def seconds_per_member(self, size: int, crowds: int) -> float:
         """Return the seconds of a gang's step by its size. Raises CannotGangError when it computes wrongly."""

@@ -7,13 +7,14 @@ copies side by side in the channels, convolutions in groups); anything else goes
 from __future__ import annotations
 
 import operator
+import sys
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from enum import Enum
 from functools import partial
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.func import functional_call, vmap
+from torch.overrides import TorchFunctionMode
 
 from lrsearch import chance
 from lrsearch.restore import find_generators
@@ -79,20 +81,25 @@ class StackedModel:
         for name, parameter in model.named_parameters():
             self.parameters[name].requires_grad_(parameter.requires_grad)
         self._programs: dict[bool, _Program | None] = {}
+        self._seen = _Seen()
         first = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
         everywhere = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
         self._own_name = {name: first[id(one)] for name, one in everywhere}
 
     def __call__(self, inputs: Any) -> torch.Tensor:
         training = self.model.training
+        if self._seen.is_other(self.model):
+            self._programs.update({True: None, False: None})
         if training not in self._programs:
-            self._programs[training] = _Program.of(self.model)
+            by_vmap = None in self._programs.values()  # one of both ways for training and evaluation
+            self._programs[training] = None if by_vmap else _Program.of(self.model)
         program = self._programs[training]
         if program is not None and isinstance(inputs, (torch.Tensor, Value)):
             return program.run(self, inputs if isinstance(inputs, Value) else Value(Layout.SHARED, inputs))
 
         def call(own: dict[str, torch.Tensor], inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            outputs = functional_call(self.model, own, (inputs,))
+            with _AsAlone():
+                outputs = functional_call(self.model, own, (inputs,))
             return outputs, {name: own[name] for name in self.buffers}  # functional_call puts replaced ones there
 
         own = self.parameters | self.buffers
@@ -121,6 +128,7 @@ class StackedModel:
 
     def part(self, rows: slice) -> StackedModel:
         """Return those copies as a model whose parameters are views of this one's."""
+        _check_kept(self.model)
         part = copy(self)
         part.parameters = {name: tensor[rows] for name, tensor in self.parameters.items()}
         part.buffers = {name: tensor[rows] for name, tensor in self.buffers.items()}
@@ -135,7 +143,8 @@ class StackedModel:
                     tensor[rows] = part.buffers[name]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Let the other copies go."""
+        """Let the other copies go. Raises ValueError where the model keeps something of them."""
+        _check_kept(self.model)
         index = torch.tensor(rows, device=next(iter(self.parameters.values())).device)
         for tensors in (self.parameters, self.buffers):
             for name, tensor in tensors.items():
@@ -149,6 +158,14 @@ class StackedModel:
         state = OrderedDict((name, own[self._own_name[name]].detach()[row].clone()) for name in like)
         vars(state)["_metadata"] = getattr(like, "_metadata", {})
         return state
+
+
+def _check_kept(model: nn.Module) -> None:
+    """Raise ValueError when a part of the model keeps what vmap has computed: outside of vmap it is no tensor."""
+    for part in model.modules():
+        for name, kept in vars(part).items():
+            if isinstance(kept, torch.Tensor) and torch._C._functorch.is_batchedtensor(kept):
+                raise ValueError(f"the model keeps what it has computed as an attribute, {name}, that is no buffer")
 
 
 def side_by_side(inputs: Sequence[torch.Tensor]) -> Value:
@@ -187,6 +204,13 @@ def _holds_alike(one: Any, other: Any, depth: int = DEEPEST) -> bool:
         return bool(np.array_equal(one, other))
     if isinstance(one, (bool, int, float, complex, str, bytes, set, frozenset)):
         return bool(one == other)
+    if isinstance(one, nn.Module):  # in a list or behind another name, where the model does not know of it
+        return chance.is_alike(one.state_dict(), other.state_dict())
+    if isinstance(one, partial):
+        return _holds_alike((one.func, one.args, one.keywords), (other.func, other.args, other.keywords), depth)
+    if isinstance(one, FunctionType):
+        free = [[cell.cell_contents for cell in function.__closure__ or ()] for function in (one, other)]
+        return one.__code__ == other.__code__ and (depth == 0 or _holds_alike(free[0], free[1], depth - 1))
     held = None if depth == 0 else _contents(one)
     return held is None or _holds_alike(held, _contents(other), depth - 1)
 
@@ -204,6 +228,21 @@ def select_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def _copies(tensor: torch.Tensor, count: int) -> torch.Tensor:
     """Return (count, ...) in new memory; the layout of each copy is that of `tensor`."""
     return select_rows(tensor.detach().unsqueeze(0), torch.zeros(count, dtype=torch.int64, device=tensor.device))
+
+
+class _Seen:
+    """What a model held when its mode last changed: what a program has read once may be another by now."""
+
+    def __init__(self) -> None:
+        self._mode: bool | None = None
+        self._held: Contents | None = None
+
+    def is_other(self, model: nn.Module) -> bool:
+        """Whether the model has changed its mode since the last call, and by then holds something else."""
+        if model.training is self._mode:
+            return False
+        before, self._mode, self._held = self._held, model.training, Contents(model)
+        return before is not None and not before.is_still(self._held)
 
 
 Rule = Callable[[StackedModel, list[Any], dict[str, Any]], Any]
@@ -236,23 +275,29 @@ class _Program:
         if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
             return None
         own = find_generators([vars(part) for part in model.modules()])
-        drawn, before = chance.snapshot(own), _Contents(model)
+        drawn, before = chance.snapshot(own), Contents(model)
         try:
             graph = _Tracer().trace(model)
         except Exception:  # a model may do anything while it is traced
             graph = None
+        chance.restore(drawn, own)
+        before.restore()
+        if graph is not None and _said(_Tracer().trace(model)) != _said(graph):
+            raise ValueError("the model computes something else at each call, by something outside of it")
         after = chance.snapshot(own)
         chance.restore(drawn, own)
         changed = before.restore()
-        if not all(_is_alike(drawn[source], after[source]) for source in ("python", "numpy")):
+        if not all(chance.is_alike(drawn[source], after[source]) for source in ("python", "numpy")):
             raise ValueError("the model throws its dice in Python, by which parameters may come and go with each step")
-        if graph is None or not _is_alike(drawn, after) or changed:
+        if graph is None or not chance.is_alike(drawn, after) or changed:
             return None
         nodes = list(graph.nodes)
         placeholders = [node for node in nodes if node.op == "placeholder"]
         output = next(node for node in nodes if node.op == "output")
         if len(placeholders) != 1 or not isinstance(output.args[0], fx.Node):
             return None
+        if any(_writes_into_a_view(node) for node in nodes):
+            raise ValueError("the model writes into what it has reshaped, which in a gang may be another memory")
         return cls(graph, model)
 
     def run(self, stacked: StackedModel, inputs: Value) -> torch.Tensor:
@@ -262,6 +307,25 @@ class _Program:
             keywords = {key: _filled(argument, values) for key, argument in node.kwargs.items()}
             values[node] = rule(stacked, arguments, keywords)
         return to_stacked(values[self._output], stacked.count)
+
+
+RESHAPING = ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as")
+
+
+def _writes_into_a_view(node: fx.Node) -> bool:
+    """Whether the node changes in place what a reshaping has given."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    writes = name in ("iadd", "isub", "imul", "itruediv", "setitem") or (name.endswith("_") and not name.endswith("__"))
+    source = node.args[0] if writes and node.op != "call_module" and node.args else None
+    if not isinstance(source, fx.Node):
+        return False
+    made_by = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
+    return source.op != "call_module" and made_by in RESHAPING
+
+
+def _said(graph: fx.Graph) -> list[Any]:
+    """Return what two graphs have in common that compute the same."""
+    return [(node.op, str(node.target), repr(node.args), repr(node.kwargs)) for node in graph.nodes]
 
 
 class _Tracer(fx.Tracer):
@@ -288,7 +352,7 @@ def _modes() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
 
 
-class _Contents:
+class Contents:
     """What the modules of a model hold, and what these lists, dictionaries, sets and objects hold in turn."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -303,6 +367,17 @@ class _Contents:
                     seen.add(id(container))
                     self._kept.append((container, container.copy()))
                     level += container.values() if isinstance(container, dict) else container
+
+    def is_still(self, other: Contents) -> bool:
+        """Whether what is held is the same; the flags of training and evaluation apart."""
+
+        def bare(one: Any) -> Any:
+            return {key: value for key, value in one.items() if key != "training"} if isinstance(one, dict) else one
+
+        return len(self._kept) == len(other._kept) and all(
+            a is b and _is_same(bare(before), bare(after))
+            for (a, before), (b, after) in zip(self._kept, other._kept, strict=True)
+        )
 
     def restore(self) -> bool:
         """Put all back as it was, and return whether anything was not."""
@@ -319,7 +394,7 @@ def _contents(value: Any) -> Any:
     """Return the list, set or dictionary in which a value has what it holds; None for what holds nothing of its own."""
     if isinstance(value, (list, deque, set, dict)):
         return value
-    if isinstance(value, (nn.Module, torch.Tensor, type, ModuleType)) or callable(value):
+    if isinstance(value, (nn.Module, torch.Tensor, type, ModuleType, FunctionType, BuiltinFunctionType)):
         return None
     return getattr(value, "__dict__", None)
 
@@ -330,17 +405,6 @@ def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, set):
         return bool(one == other)
     return len(one) == len(other) and all(map(operator.is_, one, other))
-
-
-def _is_alike(one: Any, other: Any) -> bool:
-    """Whether two nested values hold the same, tensors and arrays included."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_is_alike(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_is_alike, one, other))
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    return bool(np.array_equal(one, other))
 
 
 def _filled(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
@@ -485,7 +549,11 @@ def _module_rule(name: str, module: nn.Module) -> Rule:
 
 
 def _same_layout(function: Callable[..., torch.Tensor]) -> Rule:
-    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        if len([one for one in (*arguments, *keywords.values()) if isinstance(one, Value)]) != 1 or not (
+            arguments and isinstance(arguments[0], Value)
+        ):
+            return _through_vmap(function, stacked.count, arguments, keywords)
         value, *others = arguments
         return Value(value.layout, function(value.tensor, *others, **keywords))
 
@@ -495,19 +563,27 @@ def _same_layout(function: Callable[..., torch.Tensor]) -> Rule:
 def _channel_by_channel(function: Callable[..., torch.Tensor]) -> Rule:
     """Return the rule for what treats each channel of (N, C, H, W) alone."""
 
-    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        if not arguments or arguments[0].tensor.ndim != (5 if arguments[0].layout is Layout.STACKED else 4):
+            return _through_vmap(function, stacked.count, arguments, keywords)  # (C, H, W) has rows for channels
         value, *others = arguments
         if value.layout is Layout.STACKED:
             value = Value(Layout.FOLDED, _to_folded(value, stacked.count))
-        return Value(value.layout, function(value.tensor, *others, **keywords))
+        outputs = function(value.tensor, *others, **keywords)
+        if not isinstance(outputs, torch.Tensor):
+            return _through_vmap(function, stacked.count, arguments, keywords)
+        return Value(value.layout, outputs)
 
     return rule
 
 
 def _linear(name: str, module: nn.Linear) -> Rule:
     weight_name, bias_name = f"{name}.weight", f"{name}.bias" if module.bias is not None else None
+    by_vmap = _any_module(name, module)
 
-    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        if not arguments or arguments[0].tensor.ndim < (2 if arguments[0].layout is Layout.SHARED else 3):
+            return by_vmap(stacked, arguments, keywords)
         inputs = to_stacked(arguments[0], stacked.count)
         weight = stacked.parameters[weight_name].mT
         rows = inputs.flatten(1, -2) if inputs.ndim != 3 else inputs
@@ -578,7 +654,7 @@ def _dropout(module: nn.Dropout | nn.Dropout2d) -> Rule:
         kept = module(torch.ones_like(_one_copy(value, stacked.count)))
         if value.layout is Layout.FOLDED:
             kept = kept.repeat(1, stacked.count, *[1] * (kept.ndim - 2))
-        return Value(value.layout, value.tensor * kept)
+        return Value(value.layout, value.tensor.mul_(kept) if module.inplace else value.tensor * kept)
 
     return rule
 
@@ -602,7 +678,11 @@ def _any_module(name: str, module: nn.Module) -> Rule:
         }
 
         def call(own: dict[str, torch.Tensor], *arguments: Any, **keywords: Any) -> Any:
-            return functional_call(module, own, arguments, keywords)
+            before = dict(own)
+            outputs = functional_call(module, own, arguments, keywords)
+            if any(own[key] is not before[key] for key in before):
+                raise ValueError(f"{name} replaces its buffers")
+            return outputs
 
         return _through_vmap(call, stacked.count, [own, *arguments], keywords)
 
@@ -634,6 +714,8 @@ def _function_rule(function: Callable[..., Any]) -> Rule:
 
 def _flatten_call(function: Callable[..., Any]) -> Rule:
     def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        if not arguments:
+            return _through_vmap(function, stacked.count, arguments, keywords)
         value, *others = arguments
         start = keywords.get("start_dim", others[0] if others else 0)
         end = keywords.get("end_dim", others[1] if len(others) > 1 else -1)
@@ -655,6 +737,33 @@ def _reshape(stacked: StackedModel, arguments: list[Any], keywords: dict[str, An
         return Value(Layout.SHARED, value.tensor.reshape(*shape))
     tensor = to_stacked(value, stacked.count)
     return Value(Layout.STACKED, tensor.reshape(stacked.count, *shape))
+
+
+class _AsAlone(TorchFunctionMode):
+    """Has what vmap calls drop what one copy alone would, and refuses questions that vmap answers wrongly."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.dropout, F.dropout):
+            names = ("input", "p", "training", "inplace") if func is F.dropout else ("input", "p", "train")
+            own = {"p": 0.5, "training": True, "inplace": False} | dict(zip(names, args, strict=False)) | kwargs
+            x, p, active = own["input"], own["p"], own.get("train", own["training"])
+            if active and p > 0:
+                order = sorted(range(x.ndim), key=lambda side: -x.stride(side))  # as they lie in memory
+                ones = torch.ones([x.shape[side] for side in order], dtype=x.dtype, device=x.device)
+                kept = torch.dropout(ones, p, True).permute([order.index(side) for side in range(x.ndim)])
+                return x.mul_(kept) if own["inplace"] else x * kept
+        if func in GRADIENT_QUESTIONS:
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if not caller.startswith("torch."):
+                raise ValueError("the model asks whether a tensor needs gradients, or has hooks on them")
+        return func(*args, **kwargs)
+
+
+GRADIENT_QUESTIONS = (
+    *(getattr(torch.Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")),
+    torch.Tensor.register_hook,
+)
 
 
 def _through_vmap(function: Callable[..., Any], count: int, arguments: list[Any], keywords: dict[str, Any]) -> Any:
@@ -685,7 +794,8 @@ def _through_vmap(function: Callable[..., Any], count: int, arguments: list[Any]
             results.append(one)
             return Value(Layout.STACKED, one)
 
-        shape = _each(take, function(*filled[0], **filled[1]))
+        with _AsAlone():
+            shape = _each(take, function(*filled[0], **filled[1]))
         return tuple(results)
 
     if not any(own):

@@ -130,6 +130,8 @@ def running_attempts(url: str) -> dict[tuple[str, int], datetime]:
             return {(uuid, number): began for uuid, number, began in connection.execute(running)}
     except DBAPIError:  # its tables are not made yet
         return {}
+    finally:
+        _engine(url).dispose()  # connections of an engine that is forgotten are no test's business to close
 
 
 @functools.lru_cache(maxsize=1)
@@ -232,7 +234,7 @@ def check(record: StudyRecord, expected: StudyRecord, folder: Path, url: str, fi
     figures.lost_attempts += sum(attempt.status == "lost" for attempt in attempts.values())
     _check_costs(attempts, figures)
     _check_mirror(record, url)
-    assert "Traceback" not in said(folder)
+    assert "Traceback" not in said(folder), said(folder)
     assert not list((folder / "states").glob("*")), "no checkpoint outlives its trial"
 
 

@@ -1,0 +1,402 @@
+"""Models as people write them: in a gang each trains and is evaluated as alone, or is refused; never otherwise."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lrsearch.gang import CannotGangError, StackedRun, _Rehearsal
+from lrsearch.training import Run, new_run
+from lrsearch.trial import Choice, TrainingPlan
+from tests.test_gang import SGD
+from tests.test_gang_across_seeds import ADAMW, CPU, WithModel, farthest
+
+
+class Net(nn.Module):
+    """Two layers, with a place between and behind them for what a model may do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden)
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.behind(self.last(self.between(self.first(inputs.flatten(1)))))
+
+
+class Cooling(Net):
+    """Its temperature falls in each step, and evaluations use it."""
+
+    temperature = 1.0
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.temperature *= 0.9
+        return outputs / self.temperature
+
+
+class Switching(Net):
+    """Counts how often it was put into training."""
+
+    rounds = 0
+
+    def train(self, mode: bool = True) -> Switching:
+        self.rounds += mode
+        return super().train(mode)
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs * (1 + 0.1 * self.rounds)
+
+
+class NumbersFirst(Net):
+    """Its first parameter is a frozen table of whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        table = nn.Parameter(torch.arange(16, dtype=torch.int8), requires_grad=False)
+        self._parameters = {"table": table, **self._parameters}
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden + self.table * 0.01)  # type: ignore[operator]
+
+
+class Transposed(Net):
+    """Drops what does not lie in memory as it is counted."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.dropout(hidden.view(-1, 4, 4).transpose(1, 2), 0.5, self.training).flatten(1)
+
+
+class Pooling(Net):
+    """Pools rows of features, where images have rows of pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(3, 1, 1)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.pool(hidden.view(-1, 4, 4)).flatten(1)  # type: ignore[no-any-return]
+
+
+class DroppingInPlace(Net):
+    """Uses what its dropout has been given once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5, inplace=True)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden + 1
+        return self.drop(hidden) + hidden  # type: ignore[no-any-return]
+
+
+class Scaling(Net):
+    """Has parameters of no dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.power = nn.Parameter(torch.tensor(1.5)), nn.Parameter(torch.tensor(1.2))
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.relu(input=hidden).add(0.1).pow(self.power)
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs * self.scale
+
+
+class Frozen(Net):
+    """Trains its last layer alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.requires_grad_(False)
+
+
+AGREE: tuple[type[Net], ...] = (
+    *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen),
+)
+
+
+class Hooking(Net):
+    """Turns gradients round on their way."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.requires_grad:
+            hidden.register_hook(lambda gradient: -0.5 * gradient)  # type: ignore[no-untyped-call]
+        return torch.relu(hidden)
+
+
+class _Annealing:
+    """A schedule as an object that is called."""
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def __call__(self) -> float:
+        self.value *= 0.95
+        return self.value
+
+
+class Annealing(Net):
+    """Asks an object for a number in each step, which is another each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anneal = _Annealing()
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs * self.anneal()
+
+
+COUNT = itertools.count(1)
+
+
+class Counting(Net):
+    """Asks something outside for a number in each step."""
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs * (1 + 0.1 * next(COUNT))
+
+
+class _Smoothed(nn.Module):
+    """A parametrization with a memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean: torch.Tensor
+        self.register_buffer("mean", torch.zeros(16, 64))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * weight.detach()
+        return weight - self.mean
+
+
+class Remembering(Net):
+    """Its first weight is seen through a parametrization with a memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parametrize.register_parametrization(self.first, "weight", _Smoothed())
+
+
+class Writing(Net):
+    """Writes into another view of what it has computed."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden + 1
+        hidden.view(-1).mul_(0.5)
+        return hidden
+
+
+class Mixed(Net):
+    """Trains weights of two number types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(16, dtype=torch.bfloat16))
+
+    def _apply(self, function: Any, recurse: bool = True) -> Mixed:
+        super()._apply(function, recurse)  # type: ignore[no-untyped-call]
+        self.bias.data = self.bias.data.bfloat16()
+        return self
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden + self.bias)
+
+
+REFUSED: dict[type[Net], str] = {
+    Writing: "writes into what it has reshaped",
+    Mixed: "several number types",
+    Hooking: "asks whether a tensor needs gradients",
+    Counting: "something else at each call",
+    Remembering: "replaces its buffers",
+}
+
+
+def begun(
+    build: Callable[[], nn.Module], seed: int = 3, optimizer: Choice = SGD, kind: type[WithModel] = WithModel
+) -> Run:
+    plan = TrainingPlan(epochs=1, optimizer=optimizer, device="cpu", gradient_clip_norm=1.0)
+    return new_run(kind(seed, build, torch.float64), plan, CPU, seed)
+
+
+RATES = (0.01, 0.03, 0.02)
+
+
+def histories(
+    build: Callable[[], nn.Module], optimizer: Choice = SGD, kind: type[WithModel] = WithModel
+) -> tuple[StackedRun, list[Run], list[Any], list[Any]]:
+    """Train three together, two of them to the end, and each alone; return evaluations, too."""
+    single = []
+    alone: list[Any] = []
+    for row, rate in enumerate(RATES):
+        run = begun(build, optimizer=optimizer, kind=kind)
+        for rounds in range(3 if row != 1 else 2):
+            for _ in range(8):
+                run.step(rate)
+            alone.append((rounds, row, run.evaluate("validation")))
+        single.append(run)
+    run = begun(build, optimizer=optimizer, kind=kind)
+    stacked, rows = StackedRun([run] * 3, [optimizer.settings] * 3), [0, 1, 2]
+    together: list[Any] = []
+    for rounds in range(3):
+        for _ in range(8):
+            stacked.step(stacked.numbers([RATES[row] for row in rows]))
+        found = stacked.evaluate("validation")
+        together += [(rounds, row, one) for row, one in zip(rows, found, strict=True)]
+        if rounds == 1:
+            stacked.keep([0, 2])
+            rows = [0, 2]
+    return stacked, [single[0], single[2]], sorted(together), sorted(alone)
+
+
+def assert_agree(together: list[Any], alone: list[Any]) -> None:
+    assert len(together) == len(alone) == 8
+    for (*place, found), (*expected_place, expected) in zip(together, alone, strict=True):
+        assert place == expected_place
+        assert found[0] == pytest.approx(expected[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=lambda one: one.name)
+@pytest.mark.parametrize("build", [*AGREE, Annealing], ids=lambda one: one.__name__)
+def test_each_member_trains_and_is_evaluated_as_alone(build: type[Net], optimizer: Choice) -> None:
+    stacked, single, together, alone = histories(build, optimizer)
+    assert farthest(stacked, single) <= 1e-9
+    assert_agree(together, alone)
+
+
+@pytest.mark.parametrize("build", REFUSED, ids=lambda one: one.__name__)
+def test_what_would_be_otherwise_than_alone_is_refused_at_the_first_step(build: type[Net]) -> None:
+    run, rates = begun(build), torch.tensor([0.01, 0.02], dtype=torch.float64)
+    with pytest.raises((CannotGangError, ValueError), match=REFUSED[build]):  # when it is made, or steps first
+        StackedRun([run] * 2, [SGD.settings] * 2).step(rates)
+
+
+class NoisyLoss(WithModel):
+    """Adds noise to what it compares."""
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return super().loss(outputs + 0.1 * torch.randn_like(outputs[0]), targets)
+
+
+def test_a_loss_that_draws_chance_draws_the_same_for_each_member() -> None:
+    stacked, single, together, alone = histories(Net, kind=NoisyLoss)
+    assert farthest(stacked, single) <= 1e-9
+    assert_agree(together, alone)
+
+
+class Keeping(Net):
+    """Keeps an average of what it has computed, as a plain attribute."""
+
+    mean: Any = 0.0
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * hidden.detach().mean(0)
+        return torch.relu(hidden - self.mean)
+
+
+def test_members_do_not_leave_a_gang_whose_model_keeps_something_of_them() -> None:
+    with pytest.raises(ValueError, match="keeps what it has computed as an attribute, mean"):
+        histories(Keeping)
+
+
+class Hidden(Net):
+    """Has a net that is no part of it, with weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = [nn.Linear(64, 10).double().requires_grad_(False)]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        taught: torch.Tensor = self.teacher[0](inputs.flatten(1))
+        return super().forward(inputs) + taught
+
+
+class Drawn(Net):
+    """Has a function with a number of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        factor = float(torch.rand(()))
+        self.scaled = lambda outputs: outputs * factor
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        return self.scaled(outputs)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Dicing(Net):
+    """Throws dice in Python where torch.fx cannot follow it."""
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs * random.random() if outputs.shape[1] == 10 else outputs
+
+
+class Evaluated(Net):
+    """Counts its evaluations."""
+
+    evaluations = 0
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        self.evaluations += not self.training
+        return outputs * (1 + 0.01 * self.evaluations)
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (Hidden, "made in another way"),
+        (Drawn, "made in another way"),
+        (Dicing, "draws chance|throws its dice"),
+        (Evaluated, "an evaluation changes what the model holds"),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_what_each_seed_has_for_itself_keeps_seeds_apart(build: type[Net], told: str) -> None:
+    def train() -> None:
+        run = StackedRun([begun(build, seed) for seed in (3, 8)], [SGD.settings] * 2)
+        run.step(torch.tensor([0.01, 0.02], dtype=torch.float64))
+        run.evaluate("validation")
+
+    with pytest.raises((CannotGangError, ValueError), match=told):
+        train()
+
+
+@pytest.mark.parametrize("build", [*AGREE, Annealing, *REFUSED], ids=lambda one: one.__name__)
+def test_the_check_before_a_study_takes_what_agrees_and_nothing_else(build: type[Net]) -> None:
+    plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
+    rehearsal = _Rehearsal(WithModel(3, build, torch.float32), plan, CPU, 3, [])
+    reason = rehearsal.check(1)
+    assert (reason == "") == (build not in REFUSED), reason
+
+
+@pytest.mark.parametrize("wrong", ["step", "evaluation"])
+def test_the_check_before_a_study_finds_a_gang_that_goes_wrong(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, evaluate = StackedRun.step, StackedRun.evaluate
+
+    def wrong_step(run: StackedRun, rates: torch.Tensor, momentum: torch.Tensor | None = None) -> None:
+        step(run, rates.flip(0), momentum)
+
+    def wrong_evaluate(run: StackedRun, split: Any) -> list[tuple[float | None, float | None]]:
+        return [(None if loss is None else loss * 1.2, metric) for loss, metric in evaluate(run, split)]
+
+    if wrong == "step":
+        monkeypatch.setattr(StackedRun, "step", wrong_step)
+    else:
+        monkeypatch.setattr(StackedRun, "evaluate", wrong_evaluate)
+    plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
+    reason = _Rehearsal(WithModel(3, Net, torch.float32), plan, CPU, 3, []).check(1)
+    assert ("weights are trained otherwise" if wrong == "step" else "evaluated together") in reason
