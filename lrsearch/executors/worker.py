@@ -49,10 +49,11 @@ class WireChannel:
     def tell_progress(self, stop: threading.Event) -> None:
         """Tell until `stop`, but only when there is something to tell."""
         told = self._signs
-        while not stop.wait(PROGRESS_SECONDS):
-            if self._signs != told:
-                told = self._signs
-                self.send("progress")
+        with contextlib.suppress(OSError):  # the other end has died, and this one will in a moment
+            while not stop.wait(PROGRESS_SECONDS):
+                if self._signs != told:
+                    told = self._signs
+                    self.send("progress")
 
 
 def main() -> None:

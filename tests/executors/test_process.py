@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lrsearch.errors import UsageError, WorkerDiedError, WorkloadError
+from lrsearch.executors import worker
 from lrsearch.executors.process import Process, ProcessExecutor
 from lrsearch.trial import CheckpointPlan, Choice
 from tests.executors.contract import TRIAL, Does, Listener, SlotsContract, do
@@ -87,6 +91,19 @@ def test_a_process_that_cannot_begin_is_told_with_its_own_exit_code(
     monkeypatch.syspath_prepend(tmp_path)
     with closing(Process(slots=1).start("cpu")) as executor, pytest.raises(WorkloadError, match="with exit code 1"):
         executor.prepare(os.getpid)
+
+
+def test_a_sign_of_progress_to_a_study_that_has_died_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at that moment, the study would leave a traceback of its worker, which dies with it."""
+    monkeypatch.setattr(worker, "PROGRESS_SECONDS", 0.01)
+    ours, theirs = socket.socketpair()
+    channel = worker.WireChannel(Connection(theirs.detach()))
+    ours.close()
+    teller = threading.Thread(target=channel.tell_progress, args=(threading.Event(),))
+    teller.start()
+    while teller.is_alive():  # a warning of its thread would fail this test
+        channel.progressed()
+        time.sleep(0.01)
 
 
 def test_slots_share_the_processors_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
