@@ -975,14 +975,17 @@ class _Rehearsal:
         Each time, as the user's code may be another by now; and so that what torch imports at the first step of a gang
         is on no trial's bill.
         """
-        few = replace(self, loaded=cast(LoadedWorkload, FewEvaluations(self.loaded)))
+        fewer = FewEvaluations(self.loaded)
+        few = replace(self, loaded=cast(LoadedWorkload, fewer))
         places, rates = self._places(SMALLEST_GANG, crowds), (COMPARED_RATE, 2 * COMPARED_RATE)
         try:
+            evaluates = fewer.can_evaluate(few._new_run(0))
             expected = [
-                few._history_alone(few._new_run(place), rate) for place, rate in zip(places, rates, strict=True)
+                few._history_alone(few._new_run(place), rate, evaluates=evaluates)
+                for place, rate in zip(places, rates, strict=True)
             ]
             run, _ = few._begun(places)
-            found = few._history_together(run, rates)
+            found = few._history_together(run, rates, evaluates=evaluates)
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return one_line(error)
         precision = pick_precision(self.training.precision, self.device)
@@ -992,16 +995,17 @@ class _Rehearsal:
         """Return after how many steps to evaluate, and after how many more again."""
         return 2, _checked_steps(self.training)
 
-    def _history_alone(self, run: Run, rate: float) -> History:
+    def _history_alone(self, run: Run, rate: float, *, evaluates: bool) -> History:
         history = History(state(run.model.named_parameters()), state(run.model.named_buffers()))
         for steps in self._blocks():
             for _ in range(steps):
                 run.step(rate)
-            history.evaluations.append(run.evaluate("range_test")[0])
+            if evaluates:
+                history.evaluations.append(run.evaluate("range_test")[0])
         history.end(state(run.model.named_parameters()), state(run.model.named_buffers()))
         return history
 
-    def _history_together(self, run: StackedRun, rates: Sequence[float]) -> list[History]:
+    def _history_together(self, run: StackedRun, rates: Sequence[float], *, evaluates: bool) -> list[History]:
         def rows(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
             return [state((name, one[row]) for name, one in tensors.items()) for row in range(len(rates))]
 
@@ -1010,7 +1014,8 @@ class _Rehearsal:
         for steps in self._blocks():
             for _ in range(steps):
                 run.step(run.numbers(rates))
-            for history, (loss, _) in zip(histories, run.evaluate("range_test"), strict=True):
+            found = run.evaluate("range_test") if evaluates else []
+            for history, (loss, _) in zip(histories, found, strict=evaluates):
                 history.evaluations.append(loss)
         for history, last, buffers in zip(
             histories, rows(run.stacked.parameters), rows(run.stacked.buffers), strict=True

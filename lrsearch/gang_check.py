@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lrsearch.interfaces import LoadedWorkload, Split
+from lrsearch.training import Run
 from lrsearch.trial import Precision
 
 COMPARED_RATE = 1e-3
@@ -86,6 +87,14 @@ class FewEvaluations:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loaded, name)
+
+    def can_evaluate(self, run: Run) -> bool:
+        """Whether the user's metric takes so few rows."""
+        try:
+            run.evaluate("range_test")
+        except Exception:  # whatever it is, over the whole split it may go well
+            return False
+        return True
 
     def evaluation_batches(self, split: Split) -> Iterator[Any]:
         for batch in islice(self.loaded.evaluation_batches(split), 2):

@@ -400,3 +400,18 @@ def test_the_check_before_a_study_finds_a_gang_that_goes_wrong(wrong: str, monke
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
     reason = _Rehearsal(WithModel(3, Net, torch.float32), plan, CPU, 3, []).check(1)
     assert ("weights are trained otherwise" if wrong == "step" else "evaluated together") in reason
+
+
+class Demanding(WithModel):
+    """Has a metric that takes no fewer rows than there are."""
+
+    def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        if len(outputs) < 100:
+            raise ValueError("too few")
+        return super().metric(outputs, targets)
+
+
+def test_a_metric_that_takes_no_few_rows_is_no_reason_to_train_apart() -> None:
+    plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
+    assert _Rehearsal(Demanding(3, Net, torch.float32), plan, CPU, 3, []).check(1) == ""
+    assert "gradients" in _Rehearsal(Demanding(3, Hooking, torch.float32), plan, CPU, 3, []).check(1)
