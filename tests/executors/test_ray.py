@@ -167,6 +167,7 @@ def test_each_slot_has_the_gpu_that_ray_gives_it_and_none_without(nodes: Nodes) 
             assert found == expected
     finally:
         nodes.kill(node)
+        nodes.cluster.wait_for_nodes(timeout=60)  # else the next test may be given a place on it
 
 
 @ray_test
