@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,21 @@ def restore(state: dict[str, Any], own: Sequence[object]) -> None:
         torch.mps.set_rng_state(state["mps"])
     for generator, one in zip(own, state["own"], strict=True):
         _set_state(generator, one)
+
+
+def has_drawn(since: dict[str, Any], sources: Collection[str] = ()) -> bool:
+    """Whether a global generator, of these `sources` or of any, is elsewhere than where `snapshot` found it."""
+    return any(not _is_where(source, since[source]) for source in sources or since.keys() - {"own"})
+
+
+def _is_where(source: str, state: Any) -> bool:
+    if source == "python":  # 625 numbers in a tuple, which compares itself a thousand times faster
+        return bool(random.getstate() == state)
+    if source == "numpy":
+        return is_alike(state, np.random.get_state(legacy=False))
+    if source == "torch":
+        return torch.equal(state, torch.get_rng_state())
+    return is_alike(state, torch.cuda.get_rng_state_all() if source == "cuda" else torch.mps.get_rng_state())
 
 
 def is_alike(one: Any, other: Any) -> bool:

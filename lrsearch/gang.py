@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -165,7 +165,7 @@ class StackedRun:
             first = rows.stop
         if len(self._crowds) > 1 and any(_has_own_chance(own) for own in runs):
             raise CannotGangError("model or data have chance of their own, which each seed draws for itself")
-        self._chance = self._chance_now()
+        self._chance = chance.snapshot(()) if len(self._crowds) > 1 else {}
         self._switch = run.switch
         names = {id(parameter): name for name, parameter in run.model.named_parameters()}
         groups = run.optimizer.param_groups
@@ -206,7 +206,7 @@ class StackedRun:
             losses = self._replayed.step(self._recorded_step, *inputs, *targets, *own)
         else:
             losses = self._train_on(inputs, targets, rates, momentum)
-        self._check_chance()
+        self._check_chance(self._chance.keys() & {"torch", "cuda"})  # the others, which take longer, at evaluations
         self._losses.append(losses)
         self.progressed()
 
@@ -256,12 +256,9 @@ class StackedRun:
         crowds = zip(self._crowds, own, strict=True)
         return [one for crowd, one in crowds for _ in range(crowd.rows.start, crowd.rows.stop)]
 
-    def _chance_now(self) -> dict[str, Any]:
-        return chance.snapshot(()) if len(self._crowds) > 1 else {}
-
-    def _check_chance(self) -> None:
+    def _check_chance(self, sources: Collection[str] = ()) -> None:
         """Raise CannotGangError where several crowds have drawn from a generator, of which each has its own."""
-        if not chance.is_alike(self._chance, self._chance_now()):
+        if self._chance and chance.has_drawn(self._chance, sources):
             raise CannotGangError("the model draws chance, which each seed draws for itself")
 
     def take_losses(self) -> list[list[float]]:
@@ -300,7 +297,7 @@ class StackedRun:
             metric = self._metrics[row] or loaded.metric
             loss = finite(float(loaded.loss(own, all_targets)))
             yield loss, finite(metric(own, all_targets))
-            draws = draws or (row == crowd.rows.start and not chance.is_alike(drawn, chance.snapshot(())))
+            draws = draws or (row == crowd.rows.start and chance.has_drawn(drawn))
 
     def state(self, row: int, losses: Sequence[float]) -> dict[str, Any]:
         """Return what `Run.state` of that model alone would; `losses` were taken since its last point."""
