@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import platform
 import signal
 import threading
@@ -60,6 +59,7 @@ from lrsearch.trial import (
     WorkloadFacts,
     likeness,
     planned_steps,
+    range_test_steps,
 )
 
 if TYPE_CHECKING:
@@ -501,7 +501,7 @@ class Conductor:
             return known
         first = solo.setup_seconds + solo.warmup_seconds
         if test is not None:
-            steps = max(test.min_steps, math.ceil(test.epochs * self._facts.steps_per_epoch))
+            steps = range_test_steps(test, self._facts.steps_per_epoch)
             return first + steps * solo.step_seconds + RANGE_TEST_EVALUATIONS * solo.range_test_seconds
         training = training_of(turn.proposal, self._config.training_plan())
         steps = planned_steps(training, self._facts)

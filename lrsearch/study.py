@@ -42,6 +42,7 @@ from lrsearch.trial import (
     TrainingPlan,
     WorkloadFacts,
     planned_steps,
+    range_test_steps,
 )
 
 LOOK_SECONDS = 2.0
@@ -106,16 +107,12 @@ def run_study(
             return _done(study, store, observer)
         for lost in store.reconcile(study.id, partial(_kept, config, store, observer)):
             observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
-        if mirror is not None:
-            with signals.interruptible():
-                mirror.finish(observer.message)
+        _catch_up(mirror, signals, observer)
         conductor = Conductor(settled, store, study, lease, observer, mirror, signals, executor, prepared)
         try:
             with noted(partial(store.add_event, study.id, "surroundings"), config.folder, partial(_used, mirror)):
                 finished = conductor.run()
-            if mirror is not None:
-                with signals.interruptible():
-                    mirror.finish(observer.message)
+            _catch_up(mirror, signals, observer)
             record = store.record(study.name, study.version)
             if not finished:
                 return record
@@ -127,6 +124,13 @@ def run_study(
     record = replace(record, finished=True)
     observer.study_finished(record)
     return record
+
+
+def _catch_up(mirror: MirrorProcess | None, signals: Signals, observer: Observer) -> None:
+    """Wait until the dashboard's tables are open and have all that was published."""
+    if mirror is not None:
+        with signals.interruptible():
+            mirror.finish(observer.message)
 
 
 def _used(mirror: MirrorProcess | None) -> float:
@@ -407,7 +411,7 @@ def forecast(config: StudyConfig) -> Forecast:
         test = first[0].range_test if first else None
         test_seconds, tests = 0.0, 0
         if test is not None:
-            rungs = len(training.range_test_rates(test, prepared.facts.steps_per_epoch))
+            rungs = range_test_steps(test, prepared.facts.steps_per_epoch)
             test_seconds = rungs * probe.step_seconds + RANGE_TEST_EVALUATIONS * probe.range_test_seconds
             tests = trials[key] - len(config.seeds)
         seconds[key] = (trials[key] - tests) * train_seconds + tests * test_seconds

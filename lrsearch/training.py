@@ -72,6 +72,7 @@ from lrsearch.trial import (
     WorkloadFacts,
     likeness,
     planned_steps,
+    range_test_steps,
 )
 from lrsearch.workloads import WORKLOADS
 from lrsearch.workloads.user_code import user_line
@@ -969,7 +970,7 @@ def climb(
 
 def range_test_rates(plan: RangeTestPlan, steps_per_epoch: int) -> list[float]:
     """Return the rate of every step of the range test that `plan` asks for."""
-    return ladder(plan.low, plan.high, max(plan.min_steps, math.ceil(plan.epochs * steps_per_epoch)), plan.ladder)
+    return ladder(plan.low, plan.high, range_test_steps(plan, steps_per_epoch), plan.ladder)
 
 
 def _range_test_points(

@@ -8,6 +8,7 @@ trial; a trial that was killed half-way has several, and each of them costs.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -509,6 +510,11 @@ class Preparation:
     seconds: float
     gangs: Mapping[str, GangChoice] = field(default_factory=dict)
     """By `trial.likeness`: how many trials of a kind train together."""
+
+
+def range_test_steps(test: RangeTestPlan, steps_per_epoch: int) -> int:
+    """Return how many steps a range test takes that reaches its highest rate."""
+    return max(test.min_steps, math.ceil(test.epochs * steps_per_epoch))
 
 
 def planned_steps(training: TrainingPlan, facts: WorkloadFacts) -> int:

@@ -24,7 +24,6 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from lrsearch.errors import StorageError
 from lrsearch.storage.engine import (
-    Absence,
     connect_args,
     display_url,
     parse_url,
@@ -60,11 +59,10 @@ class _Study:
 class OptunaMirror:
     """Writes trials to Optuna's tables at `url`. Call it outside our own transactions, from one thread at a time."""
 
-    def __init__(self, url: str, absence: Absence | None = None) -> None:
-        """Open or create Optuna's tables. A database that is away later on is waited for, and told to `absence`."""
+    def __init__(self, url: str) -> None:
+        """Open or create Optuna's tables. A database that is away later on is waited for."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._url = parse_url(url)
-        self._absence = absence
         self._is_sqlite = sqlite_path(self._url) is not None
         self._storage = _persistently(self._open)
         self._studies: dict[str, _Study] = {}
@@ -126,7 +124,7 @@ class OptunaMirror:
                 raise cause from None
 
         with self._translated():
-            patiently(work, self._url, absence=self._absence)
+            patiently(work, self._url)
 
     def _show(self, view: _View, facts: WorkloadFacts) -> None:
         trial = view.trial

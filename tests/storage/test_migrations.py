@@ -21,11 +21,6 @@ from lrsearch.storage.store import open_store
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'lrsearch.db'}"
-
-
-@pytest.fixture
 def engine(url: str) -> Iterator[sa.Engine]:
     open_store(url).close()
     engine = make_engine(parse_url(url))

@@ -18,24 +18,13 @@ import pytest
 from lrsearch.errors import StorageError
 from lrsearch.storage import mirror_process
 from lrsearch.storage.mirror_process import MirrorProcess
-from lrsearch.storage.store import Store, open_store
+from lrsearch.storage.store import Store
 from lrsearch.trial import StudyRecord
 from tests.processes import children, lives
 from tests.storage.samples import begin, finish, held_study, points
-from tests.storage.test_optuna_mirror import _trials
+from tests.storage.test_optuna_mirror import shown_trials
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'lrsearch.db'}"
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    with open_store(url) as store:
-        yield store
 
 
 @pytest.fixture
@@ -58,7 +47,7 @@ def stored(store: Store, trials: int) -> StudyRecord:
 
 
 def values(url: str) -> list[float | None]:
-    return [trial.value for trial in _trials(url)]
+    return [trial.value for trial in shown_trials(url)]
 
 
 def own_child(others: set[int]) -> int:

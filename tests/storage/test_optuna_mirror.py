@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from lrsearch.errors import StorageError
 from lrsearch.storage.optuna_mirror import OptunaMirror
-from lrsearch.storage.store import Store, open_store
+from lrsearch.storage.store import Store
 from lrsearch.trial import Proposal, ResultStatus, StudyRecord
 from tests.storage.samples import (
     CONSTANT,
@@ -33,24 +33,13 @@ from tests.storage.samples import (
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'lrsearch.db'}"
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    with open_store(url) as store:
-        yield store
-
-
-@pytest.fixture
 def mirror(store: Store, url: str) -> Iterator[OptunaMirror]:
     mirror = OptunaMirror(url)
     yield mirror
     mirror.close()
 
 
-def _trials(url: str, name: str = "digits/grid/0") -> list[optuna.trial.FrozenTrial]:
+def shown_trials(url: str, name: str = "digits/grid/0") -> list[optuna.trial.FrozenTrial]:
     storage = optuna.storages.RDBStorage(url)
     trials = optuna.load_study(study_name=name, storage=storage).get_trials()
     storage.remove_session()
@@ -91,14 +80,14 @@ def test_a_running_trial_shows_its_rate_and_its_curve_so_far(store: Store, mirro
     mirror.publish(record, record.trials)
     for count in (1, 2):
         mirror.publish(record, record.trials, live_points={begun.uuid: points()[:count]})
-        [running] = _trials(url)
+        [running] = shown_trials(url)
         assert running.state == TrialState.RUNNING
         assert running.params == {"learning_rate": 0.1}
         assert running.distributions["learning_rate"].to_external_repr(0.1) == 0.1
         assert running.intermediate_values == {p.step: p.validation_metric for p in points()[:count]}
     finish(store, begun)
     _publish(mirror, store)
-    [done] = _trials(url)
+    [done] = shown_trials(url)
     assert (done.state, done.value, len(done.intermediate_values)) == (TrialState.COMPLETE, 0.9, 3)
     assert done.user_attrs["status"] == "completed"
 
@@ -121,7 +110,7 @@ def test_each_way_to_end_has_its_word_in_optuna(
         done = replace(result(begun.uuid), status=status)
         store.finish_attempt(begun.attempt_id, begun.token, done, None)
         _publish(mirror, store)
-    trials = _trials(url)
+    trials = shown_trials(url)
     assert [(t.state, t.value) for t in trials] == list(expected.values())
     assert [t.user_attrs["status"] for t in trials] == list(expected)
 
@@ -132,7 +121,7 @@ def test_divergence_is_the_worst_where_chance_is_unknown(store: Store, mirror: O
     finish(store, begin(store, row), "diverged", metric=0.0)
     finish(store, begin(store, row), metric=5.0)
     _publish(mirror, store)
-    assert [t.value for t in _trials(url)] == [math.inf, 5.0]
+    assert [t.value for t in shown_trials(url)] == [math.inf, 5.0]
     storage = optuna.storages.RDBStorage(url)
     assert optuna.load_study(study_name="digits/grid/0", storage=storage).best_value == 5.0
     storage.remove_session()
@@ -145,7 +134,7 @@ def test_rates_outside_of_the_studys_range_are_shown(store: Store, mirror: Optun
         finish(store, begin(store, row, Proposal("train", CONSTANT.schedule, learning_rate=rate)))
     finish(store, begin(store, row, CYCLE))
     _publish(mirror, store)
-    trials = _trials(url)
+    trials = shown_trials(url)
     assert [t.params["learning_rate"] for t in trials] == [0.1, 1e-7, 300.0, 0.3]
     assert trials[3].params == {"learning_rate": 0.3, "base_lr": 0.03, "max_lr": 0.6}
     assert trials[3].user_attrs["schedule"] == "triangular2"
@@ -158,7 +147,7 @@ def test_a_range_test_shows_its_curve_and_bounds_and_never_wins(store: Store, mi
     store.finish_attempt(begun.attempt_id, begun.token, range_test_result(begun.uuid), verdict)
     record = store.record("digits")
     mirror.publish(record, record.trials)
-    [trial] = _trials(url, "digits/clr/0")
+    [trial] = shown_trials(url, "digits/clr/0")
     assert (trial.state, trial.params, trial.intermediate_values) == (TrialState.PRUNED, {}, {0: 0.1})
     assert {key: trial.user_attrs[key] for key in trial.user_attrs if key.startswith("range_test_")} == {
         "range_test_status": "ok",
@@ -178,13 +167,13 @@ def test_a_lost_and_repeated_trial_stays_one_trial(
     store.reconcile(row.id)
     after = OptunaMirror(url) if other_process else mirror
     _publish(after, store)
-    assert [t.state for t in _trials(url)] == [TrialState.WAITING]
+    assert [t.state for t in shown_trials(url)] == [TrialState.WAITING]
     again = store.retry_trial(begun.uuid, owner=OWNER, versions=VERSIONS)
     _publish(after, store)
-    assert [t.state for t in _trials(url)] == [TrialState.RUNNING]
+    assert [t.state for t in shown_trials(url)] == [TrialState.RUNNING]
     finish(store, again)
     _publish(after, store)
-    assert [(t.state, t.value) for t in _trials(url)] == [(TrialState.COMPLETE, 0.9)]
+    assert [(t.state, t.value) for t in shown_trials(url)] == [(TrialState.COMPLETE, 0.9)]
     after.close()
 
 
@@ -195,12 +184,12 @@ def test_publishing_again_changes_nothing(store: Store, mirror: OptunaMirror, ur
         store.finish_attempt(begun.attempt_id, begun.token, replace(result(begun.uuid), status=status), None)
     begin(store, row)
     _publish(mirror, store)
-    before = _trials(url)
+    before = shown_trials(url)
     _publish(mirror, store)
     fresh = OptunaMirror(url)
     _publish(fresh, store)
     fresh.close()
-    assert _trials(url) == before
+    assert shown_trials(url) == before
 
 
 def test_a_rebuilt_mirror_shows_the_ledger_and_leaves_other_studies_alone(
@@ -214,10 +203,10 @@ def test_a_rebuilt_mirror_shows_the_ledger_and_leaves_other_studies_alone(
     optuna.load_study(study_name="digits/grid/0", storage=storage).ask()  # a zombie that someone left there
     finish(store, begin(store, row), metric=0.8)
     mirror.rebuild(store.record("digits"))
-    assert [(t.state, t.value) for t in _trials(url)] == [(TrialState.COMPLETE, 0.7), (TrialState.COMPLETE, 0.8)]
+    assert [(t.state, t.value) for t in shown_trials(url)] == [(TrialState.COMPLETE, 0.7), (TrialState.COMPLETE, 0.8)]
     assert "theirs" in optuna.get_all_study_names(storage)
     _publish(mirror, store)
-    assert len(_trials(url)) == 2
+    assert len(shown_trials(url)) == 2
     storage.remove_session()
     storage.engine.dispose()
 
@@ -227,8 +216,8 @@ def test_a_second_version_has_studies_of_its_own(store: Store, mirror: OptunaMir
     _publish(mirror, store)
     finish(store, begin(store, held_study(store)), metric=0.8)
     _publish(mirror, store)
-    assert [t.value for t in _trials(url)] == [0.7]
-    assert [t.value for t in _trials(url, "digits@2/grid/0")] == [0.8]
+    assert [t.value for t in shown_trials(url)] == [0.7]
+    assert [t.value for t in shown_trials(url, "digits@2/grid/0")] == [0.8]
 
 
 def test_nothing_is_shown_before_the_metric_is_known(store: Store, mirror: OptunaMirror, url: str) -> None:

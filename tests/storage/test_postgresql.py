@@ -303,7 +303,7 @@ def test_all_who_write_wait_for_a_server_that_is_away_and_one_line_says_so(serve
         store.absence.tell = said.append
         study = held_study(store)
         begun = begin(store, study)
-        mirror = OptunaMirror(url, store.absence)
+        mirror = OptunaMirror(url)
         record = store.record("digits")
         mirror.publish(record, record.trials)
 
@@ -391,7 +391,7 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(cut_url: str, cutter: Co
 def test_the_view_is_whole_whichever_answer_was_lost(url: str, cut_url: str, cutter: CommitCutter) -> None:
     with open_store(cut_url) as store:
         study = held_study(store)
-        mirror = OptunaMirror(cut_url, store.absence)
+        mirror = OptunaMirror(cut_url)
         for nth in range(1, 12):
             begun = begin(store, study)
             record = store.record("digits")

@@ -44,17 +44,6 @@ from tests.storage.samples import (
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'lrsearch.db'}"
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    with open_store(url) as store:
-        yield store
-
-
-@pytest.fixture
 def engine(store: Store, url: str) -> Iterator[sa.Engine]:
     """A second way into the database: for what tests ask and change behind the ledger's back."""
     engine = make_engine(parse_url(url))
