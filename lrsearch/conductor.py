@@ -36,7 +36,7 @@ from lrsearch.interfaces import (
     Strategy,
 )
 from lrsearch.range_test import judge
-from lrsearch.storage.store import Begun, LostAttempt, Store, StudyRow
+from lrsearch.storage.store import Beat, Begun, Claim, End, LostAttempt, Store, StudyRow
 from lrsearch.storage.upkeep import LEASE_SECONDS, Lease, every
 from lrsearch.strategies import at_once
 from lrsearch.trial import (
@@ -169,6 +169,19 @@ class Search:
         """Keep what strategies may see of a trial that has begun or ended."""
         self.trials[record.number : record.number + 1] = [_as_strategies_see_it(record)]
 
+    def reserve(self, turn: Turn) -> None:
+        """Go on as if the turn's trial had begun, until `release`; of several turns the last is released first."""
+        self.running += 1
+        number = len(self.trials) if turn.record is None else turn.record.number
+        self.trials[number : number + 1] = [Trial(number, turn.proposal, "running")]
+
+    def release(self, turn: Turn) -> None:
+        self.running -= 1
+        if turn.record is None:
+            self.trials.pop()
+        else:
+            self.note(turn.record)
+
     def put_back(self, turn: Turn) -> None:
         """Have a turn that was not taken come again first."""
         if turn.record is not None:
@@ -208,6 +221,8 @@ class Turn:
     proposal: Proposal
     record: TrialRecord | None = None
     stopper: Callable[[Sequence[CurvePoint]], bool] | None = None
+    thought_seconds: float = 0.0
+    """What it took to propose it."""
 
 
 class Turns:
@@ -280,6 +295,7 @@ class Turns:
     def _turn_of(self, search: Search) -> Turn | None:
         if search.running and not self._may_look_ahead(search.strategy):
             return None
+        began = time.perf_counter()
         record = search.waiting.popleft() if search.waiting else None
         history = search.history(self._config, self._facts, before=record.number if record else None)
         proposal = record.proposal if record else self._next_proposal(search, history)
@@ -289,7 +305,7 @@ class Turns:
                 self._when_done(search)
             return None
         stopper = search.strategy.stopper(history) if isinstance(search.strategy, StopsEarly) else None
-        return Turn(search, proposal, record, stopper)
+        return Turn(search, proposal, record, stopper, time.perf_counter() - began)
 
     def _next_proposal(self, search: Search, history: History) -> Proposal | None:
         """Return what the search tries next. A long history takes time to read: it is read once for several."""
@@ -348,15 +364,14 @@ class _Attempt:
     begun: Begun
     channel: _Channel
     started_at: datetime
-    own_idle_seconds: float
-    """What it took to propose the trial and to write down that it begins."""
 
 
 @dataclass
 class _Running:
     """What a slot works at: mostly one attempt, else those of a gang."""
 
-    attempts: list[_Attempt] = field(default_factory=list)
+    attempts: Sequence[_Attempt] = ()
+    heart: _Heart | None = None
     started: float = 0.0
     future: Future[Sequence[TrialResult]] | None = None
     done: float = 0.0
@@ -420,6 +435,8 @@ class Conductor:
         """By trial: at which step's checkpoint its process has died, and how often there."""
         self._slots: list[_Slot] = []
         self._confirmations: deque[Turn] | None = None
+        self._reserved: list[Turn] = []
+        """Turns of trials that are to begin together."""
         self._left_behind: SimpleQueue[LostAttempt] = SimpleQueue()
         """Attempts that the reconciler has closed."""
 
@@ -468,7 +485,6 @@ class Conductor:
         for slot in self._slots:
             if slot.running is not None or not self._has_place(slot):
                 continue
-            since = time.perf_counter()
             turn = self._put_back or self._next_turn()
             self._put_back = None
             if turn is None:
@@ -476,7 +492,7 @@ class Conductor:
             if not self._fits(turn):
                 self._put_back = turn
                 return turn
-            self._begin(slot, turn, since)
+            self._begin(slot, turn)
         return None
 
     def _has_place(self, slot: _Slot) -> bool:
@@ -491,7 +507,7 @@ class Conductor:
     def _fits(self, turn: Turn) -> bool:
         """Whether the budget, of which running trials have their share, allows one more."""
         turns = [attempt.turn for slot in self._slots if slot.running for attempt in slot.running.attempts]
-        return self._budget.allows(sum(self._forecast(one) for one in (*turns, turn)))
+        return self._budget.allows(sum(self._forecast(one) for one in (*turns, *self._reserved, turn)))
 
     def _forecast(self, turn: Turn) -> float:
         """Return about how many device seconds the trial takes alone: as others did, or by what was timed before."""
@@ -532,19 +548,13 @@ class Conductor:
 
     # One attempt
 
-    def _begin(self, slot: _Slot, turn: Turn, since: float) -> None:
-        """Plan the trial, or claim it again, with those that can train beside it, and hand them to the slot.
-
-        It was sought from `since` on.
-        """
+    def _begin(self, slot: _Slot, turn: Turn) -> None:
+        """Plan the trial, or claim it again, with those that can train beside it, and hand them to the slot."""
         slot.used = True
         slot.running = running = _Running()
-        for one in chain([turn], self._companions(turn)):
-            running.attempts.append(self._claim(slot, one, since))
-            since += running.attempts[-1].own_idle_seconds
+        running.attempts = self._claim(slot, self._together(turn))
         running.started = time.perf_counter()
-        for attempt in running.attempts:
-            attempt.channel.start(members=len(running.attempts))
+        running.heart = _Heart(self._store, running.attempts, self._observer, self._publish_live, since=slot.boundary)
         solo = self._gang_of(turn).solo if len(running.attempts) > 1 else None
         specs = [replace(self._spec(attempt.trial), solo=solo) for attempt in running.attempts]
         channels = {attempt.trial.uuid: attempt.channel for attempt in running.attempts}
@@ -552,39 +562,64 @@ class Conductor:
             running.future = self._executor.submit(run_trials, specs, _Channels(channels), slot.number)
             running.future.add_done_callback(partial(_note_end, running))
 
-    def _claim(self, slot: _Slot, turn: Turn, since: float) -> _Attempt:
-        """Write down that the trial begins; it was sought from `since` on."""
-        search, record = turn.search, turn.record
-        owner, settle = self._lease.owner, slot.take_unsettled()
+    def _claim(self, slot: _Slot, turns: Sequence[Turn]) -> list[_Attempt]:
+        """Write down that the trials begin."""
         there = self._executor.versions(slot.number) if isinstance(self._executor, OnOtherMachines) else {}
         versions = {package: there.get(package, ours) for package, ours in self._versions.items()}
+        claims = [
+            turn.record.uuid if turn.record else Claim(turn.search.key, turn.search.seed, turn.proposal)
+            for turn in turns
+        ]
+        owner, settle = self._lease.owner, slot.take_unsettled()
+        begun = self._store.begin_trials(self._study.id, claims, owner=owner, versions=versions, settle=settle)
+        return [self._attempt(turn, one) for turn, one in zip(turns, begun, strict=True)]
+
+    def _attempt(self, turn: Turn, begun: Begun) -> _Attempt:
+        search, record = turn.search, turn.record
         if record is None:
-            place = (self._study.id, search.key, search.seed)
-            begun = self._store.begin_trial(*place, turn.proposal, owner=owner, versions=versions, settle=settle)
             record = TrialRecord(begun.uuid, search.key, search.seed, begun.number, "planned", turn.proposal)
-        else:
-            begun = self._store.retry_trial(record.uuid, owner=owner, versions=versions, settle=settle)
         trial = replace(record, status="running")
         search.running += 1
         if not trial.is_confirmation:
             search.note(trial)
         self._observer.trial_started(trial)
-        channel = _Channel(
-            self._store, begun, trial, turn.stopper, self._observer, self._publish_live, since=slot.boundary
-        )
-        return _Attempt(turn, trial, begun, channel, datetime.now(UTC), time.perf_counter() - since)
+        return _Attempt(turn, trial, begun, _Channel(trial, turn.stopper, self._observer), datetime.now(UTC))
 
-    def _companions(self, first: Turn) -> Iterator[Turn]:
-        """Yield the turns of trials that can train beside the first; each is claimed before the next is looked for.
+    def _together(self, first: Turn) -> list[Turn]:
+        """Return the turns of the trials that begin together, the first among them.
 
         Those that see the same data come first, and others only where these are too few.
         """
-        choice, count = self._gang_of(first), 1
-        for turn in islice(self._beside(first, partial(self._may_join, first)), choice.size - 1):
-            count += 1
-            yield turn
-        if count < min(choice.enough, choice.across):
-            yield from islice(self._beside(first, partial(self._may_join, first, across=True)), choice.across - count)
+        choice = self._gang_of(first)
+        self._reserve(first)
+        self._seek(first, choice.smallest, choice.size)
+        if len(self._reserved) < min(choice.enough, choice.across):
+            self._seek(first, choice.smallest_across, choice.across, across=True)
+        turns, self._reserved = self._reserved, []
+        for turn in reversed(turns):
+            turn.search.release(turn)
+        return turns
+
+    def _reserve(self, turn: Turn) -> None:
+        turn.search.reserve(turn)
+        self._reserved.append(turn)
+
+    def _seek(self, first: Turn, fewest: int, most: int, *, across: bool = False) -> None:
+        """Reserve turns that may train beside the first until there are `most`; none where they end below `fewest`."""
+        before = len(self._reserved)
+        may_join = partial(self._may_join, first, across=across)
+        for turn in islice(self._beside(first, may_join), max(0, most - before)):
+            self._reserve(turn)
+        if len(self._reserved) >= fewest:
+            return
+        while len(self._reserved) > before:
+            turn = self._reserved.pop()
+            turn.search.release(turn)
+            if turn.proposal.confirmation_seed is None:
+                turn.search.put_back(turn)
+            else:
+                assert self._confirmations is not None, "it came from there"
+                self._confirmations.appendleft(turn)
 
     def _beside(self, first: Turn, may_join: Callable[[Turn], bool]) -> Iterator[Turn]:
         if first.proposal.confirmation_seed is not None:
@@ -665,8 +700,8 @@ class Conductor:
         running = slot.running
         assert running is not None
         assert running.future is not None
-        for attempt in running.attempts:
-            attempt.channel.stop()
+        if running.heart is not None:
+            running.heart.stop()
         error = running.future.exception()
         if error is not None and not isinstance(error, WorkerDiedError):
             raise error
@@ -679,41 +714,50 @@ class Conductor:
         results = running.future.result() if error is None else ()
         # What no phase explains of the span since the last trial went into thinking and writing: the device was idle.
         # Each trial pays for what its own sampler thought, and all share the rest.
-        own = sum(attempt.own_idle_seconds for attempt in running.attempts)
+        own = sum(attempt.turn.thought_seconds for attempt in running.attempts)
         before = (running.started - slot.boundary - own) / count
         idle = held - (own + sum(result.billed_seconds for result in results)) / count
-        finished = []
+        ended = []
         for place, attempt in enumerate(running.attempts):
             if error is None:
-                thought = attempt.own_idle_seconds
-                finished.append(self._finish(attempt, _with_idle(results[place], thought + before, thought + idle)))
+                thought = attempt.turn.thought_seconds
+                ended.append((attempt, _with_idle(results[place], thought + before, thought + idle)))
             elif self._has_failed(attempt, error):
-                finished.append(self._finish(attempt, self._dead(attempt, held, error)))
+                ended.append((attempt, self._dead(attempt, held, error)))
             else:
                 self._lose(attempt, held, error)
+        finished = self._finish(ended) if ended else []
         self._budget.spend(held * count)
         self._settle_slot(slot, running)
         for trial in finished:
             self._stop_on_equal_failures(trial)
 
-    def _finish(self, attempt: _Attempt, result: TrialResult) -> TrialRecord:
-        """Write the result, tell of it and return the trial as it is now."""
-        verdict = self._verdict(attempt.trial, result)
-        self._store.finish_attempt(attempt.begun.attempt_id, attempt.begun.token, result, verdict)
-        checkpoint.remove(self._folder, attempt.trial.uuid)
-        finished = replace(_finished(attempt, result, self._lease.owner), verdict=verdict)
-        self._observer.trial_finished(finished)
-        if finished.stage == "train" and result.status == "completed" and result.validation_metric is None:
-            self._observer.message(
-                f"{finished.strategy}, seed {finished.seed}: {self._facts.metric} was not a finite number."
-            )
+    def _finish(self, ended: Sequence[tuple[_Attempt, TrialResult]]) -> list[TrialRecord]:
+        """Write the results, tell of them and return the trials as they are now."""
+        verdicts = [self._verdict(attempt.trial, result) for attempt, result in ended]
+        self._store.finish_attempts(
+            [
+                End(attempt.begun.attempt_id, attempt.begun.token, result, verdict)
+                for (attempt, result), verdict in zip(ended, verdicts, strict=True)
+            ]
+        )
+        records = []
+        for (attempt, result), verdict in zip(ended, verdicts, strict=True):
+            checkpoint.remove(self._folder, attempt.trial.uuid)
+            finished = replace(_finished(attempt, result, self._lease.owner), verdict=verdict)
+            records.append(finished)
+            self._observer.trial_finished(finished)
+            if finished.stage == "train" and result.status == "completed" and result.validation_metric is None:
+                self._observer.message(
+                    f"{finished.strategy}, seed {finished.seed}: {self._facts.metric} was not a finite number."
+                )
+            self._budget.learn(finished.strategy, finished.proposal, _alone(finished.attempts[-1]))
+            attempt.turn.search.running -= 1
+            if not finished.is_confirmation:
+                attempt.turn.search.note(finished)
         faults.point("before_mirror")
-        self._publish([finished])
-        self._budget.learn(finished.strategy, finished.proposal, _alone(finished.attempts[-1]))
-        attempt.turn.search.running -= 1
-        if not finished.is_confirmation:
-            attempt.turn.search.note(finished)
-        return finished
+        self._publish(records)
+        return records
 
     def _settle_slot(self, slot: _Slot, running: _Running) -> None:
         if running.machine_lost:
@@ -785,8 +829,9 @@ class Conductor:
             ended = running.done or now
             spent = (ended - slot.boundary) / len(running.attempts) if running.attempts else 0.0
             slot.boundary = ended
+            if running.heart is not None:
+                running.heart.stop()
             for attempt in running.attempts:
-                attempt.channel.stop()
                 begun, trial = attempt.begun, attempt.trial
                 with contextlib.suppress(LrsearchError):
                     kept = self._kept(trial.uuid, len(trial.attempts) + 1)
@@ -976,7 +1021,28 @@ class _Channels:
 
 
 class _Channel:
-    """Takes the curve points of a running attempt to the observer at once, to ledger and mirror about once a second.
+    """Takes the curve points of a running attempt to the observer, and keeps them for `_Heart` to write."""
+
+    def __init__(
+        self, trial: TrialRecord, stopper: Callable[[Sequence[CurvePoint]], bool] | None, observer: Observer
+    ) -> None:
+        self._trial = trial
+        self._stopper = stopper
+        self._observer = observer
+        self.points: list[CurvePoint] = []
+
+    def report(self, uuid: str, point: CurvePoint) -> bool:
+        self.points.append(point)
+        self._observer.curve_point(self._trial, point)
+        return self._stopper is None or not self._stopper(self.points)
+
+    def message(self, uuid: str, text: str) -> None:
+        trial = self._trial
+        self._observer.message(f"{trial.strategy}, seed {trial.seed}, trial {trial.number}: {text}")
+
+
+class _Heart:
+    """Takes what is new of the attempts on a slot to ledger and mirror every HEARTBEAT_SECONDS, until `stop`.
 
     A thread of its own writes: a long epoch does not look like death, and no write holds up the training.
     """
@@ -984,61 +1050,46 @@ class _Channel:
     def __init__(
         self,
         store: Store,
-        begun: Begun,
-        trial: TrialRecord,
-        stopper: Callable[[Sequence[CurvePoint]], bool] | None,
+        attempts: Sequence[_Attempt],
         observer: Observer,
         publish_live: Callable[[TrialRecord, Sequence[CurvePoint]], None],
         *,
         since: float,
     ) -> None:
-        """`since` is when the trial's seconds began, by time.perf_counter."""
+        """`since` is when the seconds of the attempts, which share them, began, by time.perf_counter."""
         self._store = store
-        self._begun = begun
-        self._trial = trial
-        self._stopper = stopper
+        self._attempts = attempts
         self._observer = observer
         self._publish_live = publish_live
         self._since = since
-        self._members = 1
-        self._points: list[CurvePoint] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat_until, args=(self._stop,), name="heartbeat", daemon=True)
-
-    def report(self, uuid: str, point: CurvePoint) -> bool:
-        self._points.append(point)
-        self._observer.curve_point(self._trial, point)
-        return self._stopper is None or not self._stopper(self._points)
-
-    def message(self, uuid: str, text: str) -> None:
-        trial = self._trial
-        self._observer.message(f"{trial.strategy}, seed {trial.seed}, trial {trial.number}: {text}")
-
-    def start(self, members: int) -> None:
-        """Write what is new every HEARTBEAT_SECONDS until `stop`; seconds are shared by so many trials."""
-        self._members = members
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
 
-    def _beat_until(self, stop: threading.Event) -> None:
-        written = 0
-        first = True
-        while not stop.wait(FIRST_HEARTBEAT_SECONDS if first else HEARTBEAT_SECONDS):
-            points = tuple(self._points)
-            lost_if_killed_now = {"lost": (time.perf_counter() - self._since) / self._members}
-            begun = self._begun
+    def _beat(self) -> None:
+        written = [0] * len(self._attempts)
+        patience = FIRST_HEARTBEAT_SECONDS
+        while not self._stop.wait(patience):
+            patience = HEARTBEAT_SECONDS
+            points = [tuple(attempt.channel.points) for attempt in self._attempts]
+            lost_if_killed_now = {"lost": (time.perf_counter() - self._since) / len(self._attempts)}
             try:
-                self._store.heartbeat(begun.attempt_id, begun.token, points[written:], lost_if_killed_now, None)
-                written = len(points)
+                self._store.heartbeat(
+                    [
+                        Beat(attempt.begun.attempt_id, attempt.begun.token, own[count:], lost_if_killed_now)
+                        for attempt, own, count in zip(self._attempts, points, written, strict=True)
+                    ]
+                )
+                written = [len(own) for own in points]
                 if time.perf_counter() - self._since > LIVE_AFTER_SECONDS:
-                    self._publish_live(self._trial, points)
+                    for attempt, own in zip(self._attempts, points, strict=True):
+                        self._publish_live(attempt.trial, own)
             except Exception as error:  # whatever it is, the training goes on and the commit of its result decides
                 self._observer.message(f"A heartbeat was not written: {error}")
-            first = False
 
 
 def kind_of(config: StudyConfig, key: str) -> str:

@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.func import vmap
 
@@ -81,12 +82,15 @@ from lrsearch.trial import (
     likeness,
 )
 
-GENERATION = 4
+GENERATION = 5
 """Raised when gangs become faster or slower than those that were timed before."""
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
 SOLO_BLOCKS = 7
 """Blocks of steps that are timed: more than 50 steps together."""
+GANG_BLOCKS = (3, 7)
+"""Blocks of two steps that are timed of a gang: so many at least, and at most while they take GANG_SECONDS."""
+GANG_SECONDS = 0.01
 CHECKED_RATE = 1e-4
 """Of the steps after which a stacked model is compared with the model alone."""
 
@@ -847,8 +851,10 @@ def _of_one_crowd(
     size, each = min(measured, key=lambda timed: timed[1], default=(1, one))
     if each > MUST_SAVE * one and measured:
         size, reason = 1, f"a step of {size} together takes {each / one:.2f} of a step alone for each"
-    remember("gangs", circumstances, {"size": size, "measured": measured, "reason": reason})
-    return replace(alone, size=size, measured=measured, reason=reason)
+    smallest = _smallest(measured, one)
+    found: dict[str, Any] = {"size": size, "measured": measured, "reason": reason, "smallest": smallest}
+    remember("gangs", circumstances, found)
+    return replace(alone, **found)
 
 
 def _of_several_crowds(
@@ -871,11 +877,24 @@ def _of_several_crowds(
     size, each = min(measured, key=lambda timed: timed[1])
     if each <= MUST_SAVE * one:
         better = [own for own, own_each in choice.measured if each > MUST_SAVE * own_each]
-        found = {"across": size, "enough": min(better, default=size)}
+        found = {"across": size, "enough": min(better, default=size), "smallest_across": _smallest(measured, one)}
     else:
         found = {"reason_across": f"a step of {size} together takes {each / one:.2f} of a step alone for each"}
     remember("gangs_across", circumstances, found)
     return replace(choice, **found)
+
+
+def _smallest(measured: Sequence[tuple[int, float]], one: float) -> int:
+    """Return the fewest members that take less together than each at its own step of `one` seconds.
+
+    `measured` are sizes with seconds of a step per member; between two of them a step of the whole gang is taken to
+    grow evenly with its members.
+    """
+    timed = dict(sorted(measured))
+    sizes = range(min(timed, default=SMALLEST_GANG), max(timed, default=SMALLEST_GANG))
+    steps = np.interp(sizes, list(timed), [size * each for size, each in timed.items()]) if timed else ()
+    pays = (size for size, step in zip(sizes, steps, strict=True) if step <= MUST_SAVE * one * size)
+    return next(pays, sizes.stop)
 
 
 def timings(
@@ -886,6 +905,8 @@ def timings(
     loaded = load(workload, device, seed)
     solo, losses = _solo_cost(loaded, training, device, seed)
     rehearsal, found = _Rehearsal(loaded, training, device, seed, [losses]), dict[int, float]()
+    if sizes and (reason := _why_alone(training) or rehearsal.check(1)):
+        return solo, found, reason
     try:
         for size in sizes:
             found[size] = rehearsal.seconds_per_member(size, 1)
@@ -953,7 +974,10 @@ class _Rehearsal:
     """By crowd, the losses of its first steps alone."""
 
     def times(self, most: int, crowds: int, left: float) -> tuple[tuple[tuple[int, float], ...], str]:
-        """Return sizes with seconds per member, until no seconds are `left` to spend, and why there are none."""
+        """Return sizes with seconds per member, and why there are none.
+
+        They halve from the largest on, until no seconds are `left` to spend; the smallest comes last.
+        """
         measured: list[tuple[int, float]] = []
         try:
             for size in _candidates(most):
@@ -962,6 +986,8 @@ class _Rehearsal:
                 left -= time.perf_counter() - began
                 if left <= 0 or (len(measured) > 1 and measured[-1][1] > measured[-2][1]):
                     break
+            if measured and measured[-1][0] > SMALLEST_GANG:  # far cheaper than the others
+                measured.append((SMALLEST_GANG, self.seconds_per_member(SMALLEST_GANG, crowds)))
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return tuple(measured), "" if measured else one_line(error)
         return tuple(measured), ""
@@ -1033,8 +1059,9 @@ class _Rehearsal:
             for found, expected in zip(losses, own, strict=True):
                 if not abs(found - expected) <= tolerance * max(1.0, abs(expected)):
                     raise CannotGangError(f"together the model gives the loss {found:.6g}, alone {expected:.6g}")
-        blocks = []
-        for _ in range(3):
+        blocks: list[float] = []
+        fewest, most = GANG_BLOCKS
+        while len(blocks) < fewest or (len(blocks) < most and 2 * sum(blocks) < GANG_SECONDS):
             wait()
             began = time.perf_counter()
             for _ in range(2):

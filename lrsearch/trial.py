@@ -167,6 +167,10 @@ class GangChoice:
     """How many trials may train together that see different data, as those of other seeds and repeats do."""
     enough: int = 1
     """So many that see the same data are quicker without others."""
+    smallest: int = 2
+    """Fewer that see the same data are quicker one by one,"""
+    smallest_across: int = 2
+    """and fewer that see different data."""
     reason_across: str = ""
     """Why those that see different data train apart, where that was tried."""
 

@@ -342,7 +342,9 @@ class TestChoice:
         plan = TrainingPlan(epochs=20, optimizer=SGD, device="cpu")
         first = choose(DIGITS, plan, 0, most=6, search_steps=10**5)
         assert first.measured[0][0] == 6
-        assert first.size in (1, 3, 6)
+        assert first.measured[-1][0] == 2
+        assert first.size in (1, 2, 3, 6)
+        assert 2 <= first.smallest <= max(2, first.size)
         assert (first.size == 1) == bool(first.reason)
         again = choose(DIGITS, replace(plan, epochs=7), 0, most=6, search_steps=10**5)
         assert again.size == first.size
@@ -374,6 +376,22 @@ class TestChoice:
         assert (chosen.size, chosen.across) == (1, 1)
         assert "of a step alone" in chosen.reason_across
 
+    @pytest.mark.parametrize(
+        ("measured", "smallest"),
+        [
+            (((16, 0.1), (8, 0.15), (2, 0.5)), 2),
+            (((16, 0.1), (8, 0.15), (2, 1.02)), 3),  # steps of the gang: 2.04, 1.2 and 1.6 of one alone
+            (((8, 0.5), (2, 1.1)), 3),  # 2.2 and 4.0: three are taken to need 2.5 of 2.94
+            (((8, 0.9), (2, 1.4)), 6),  # 2.8 and 7.2: five 5.0 of 4.9, six 5.73 of 5.88
+            (((4, 0.5),), 4),
+            ((), 2),
+        ],
+    )
+    def test_fewer_than_pay_are_found_between_the_sizes_that_were_timed(
+        self, measured: tuple[tuple[int, float], ...], smallest: int
+    ) -> None:
+        assert gang._smallest(measured, 1.0) == smallest
+
     def test_a_model_that_cannot_be_stacked_any_more_trains_alone(self, own_gradient: Choice) -> None:
         plan = TrainingPlan(20, SGD, device="cpu")
         remember("gangs", [*gang._circumstances(own_gradient, plan, torch.device("cpu")), 4], {"size": 4})
@@ -392,9 +410,9 @@ class TestChoice:
         assert done.returncode == 0, done.stderr
         assert done.stdout == "[]\n"
 
-    def test_a_short_search_times_one_size_only(self) -> None:
+    def test_a_short_search_times_the_largest_and_the_smallest_size_only(self) -> None:
         chosen = choose(DIGITS, TrainingPlan(epochs=1, optimizer=SGD, device="cpu"), 0, most=16, search_steps=20)
-        assert len(chosen.measured) == 1
+        assert [size for size, _ in chosen.measured] == [16, 2]
 
     @pytest.mark.parametrize(
         ("most", "optimizer", "reason"), [(1, SGD, "one trial"), (8, Choice("adagrad", {}), "adagrad")]

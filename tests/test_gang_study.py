@@ -52,9 +52,15 @@ DIGITS = "{name: digits, model: mlp, batch_size: 128}"
 
 @pytest.fixture(autouse=True)
 def gangs_always_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever else the machine does."""
+    """And the larger the better, whatever else the machine does."""
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
+    timed = gang._Rehearsal.seconds_per_member
+
+    def even(rehearsal: gang._Rehearsal, size: int, crowds: int) -> float:
+        return min(timed(rehearsal, size, crowds), 1e-9) / size
+
+    monkeypatch.setattr(gang._Rehearsal, "seconds_per_member", even)
 
 
 def run(
@@ -189,6 +195,69 @@ def test_where_a_gang_of_one_seed_is_large_enough_no_other_seed_joins_it(tmp_pat
     record = run(tmp_path, "gangs: auto\n")
     assert sizes(record, "grid") == {FIRST, FIRST + 1}, "seed 0's alone; those of seed 1 beside tpe's second of seed 0"
     assert sizes(record, "clr") == {2, 3}
+
+
+def remembered(folder: Path, **chosen: int) -> None:
+    """Have the study of one seed in `folder` find this choice of gangs in the cache."""
+    [kind] = _gang_requests(load_study(folder / "study.yaml"), 1)
+    circumstances = gang._circumstances(kind.workload, kind.training, torch.device("cpu"))
+    remember("gangs", [*circumstances, min(kind.most, LARGEST_GANG)], chosen)
+
+
+def test_trials_that_are_too_few_to_gain_anything_together_train_alone(tmp_path: Path) -> None:
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    expected = run(apart, "gangs: off\n", seeds="[0]")
+    (tmp_path / "study.yaml").write_text((apart / "study.yaml").read_text().replace("gangs: off", "gangs: auto"))
+    remembered(tmp_path, size=10, smallest=4)
+    record = run(tmp_path, "gangs: auto\n", seeds="[0]")
+    assert {key: sizes(record, key) for key in record.strategies} == {
+        "grid": {FIRST},
+        "random": {FIRST},
+        "tpe": {FIRST, 1},
+        "default": {FIRST},
+        "clr": {1},
+        "clr2": {1},
+        "once": {1},
+    }, "the three range tests are one too few"
+    rates = [(trial.strategy, trial.number, trial.proposal) for trial in record.trials if trial.strategy != "tpe"]
+    assert rates == [(one.strategy, one.number, one.proposal) for one in expected.trials if one.strategy != "tpe"]
+
+
+def test_the_last_points_of_a_grid_train_alone_where_they_are_too_few(tmp_path: Path) -> None:
+    only = FILE[: FILE.index("  grid:")] + "  grid: {{name: grid, points: 11}}\n"
+    records = {}
+    for gangs in ("off", "auto"):
+        (tmp_path / "study.yaml").write_text(
+            only.format(workload=DIGITS, name="together", seeds="[0]") + f"gangs: {gangs}\n"
+        )
+        if gangs == "auto":
+            remembered(tmp_path, size=3, smallest=3)
+        with open_store(f"sqlite:///{tmp_path}/{gangs}.db") as store:
+            records[gangs] = run_study(load_study(tmp_path / "study.yaml"), store, observer=Quiet())
+    assert [trial.gang_size for trial in records["auto"].trials] == [3] * 9 + [1, 1]
+    apart, together = ([trial.proposal for trial in records[gangs].trials] for gangs in ("off", "auto"))
+    assert together == apart, "also behind the eighth, where a grid is asked for more"
+
+
+def test_of_several_seeds_too_few_train_with_their_own_or_alone(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(
+        FILE.format(workload=DIGITS, name="together", seeds="[0, 1]") + "gangs: auto\n"
+    )
+    [kind] = _gang_requests(load_study(tmp_path / "study.yaml"), 1)
+    circumstances = [*gang._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
+    remember("gangs", circumstances, {"size": 10, "smallest": 3})
+    remember("gangs_across", [*circumstances, 16, 2], {"across": 16, "enough": 16, "smallest_across": 6})
+    record = run(tmp_path, "gangs: auto\n")
+    assert {key: sizes(record, key) for key in record.strategies} == {
+        "grid": {2 * FIRST},
+        "random": {2 * FIRST},
+        "tpe": {2 * FIRST, 1},
+        "default": {2 * FIRST},
+        "clr": {1, 3},
+        "clr2": {1, 3},
+        "once": {3},
+    }, "five range tests of two seeds are too few: the first seed's three train together, the others alone"
 
 
 SLOW = """

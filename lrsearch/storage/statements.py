@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,9 +12,16 @@ from sqlalchemy import ColumnElement, Connection, Row
 
 from lrsearch.errors import StorageError
 from lrsearch.storage.engine import database_now, finite
-from lrsearch.storage.reading import facts_from_json
+from lrsearch.storage.reading import facts_from_json, proposal_columns
 from lrsearch.storage.schema import attempt, event, phase, search, study, trial
-from lrsearch.trial import APART_PHASES, CHARGED_PHASES, FINISHED_STATUSES, WorkloadFacts, charged_seconds
+from lrsearch.trial import (
+    APART_PHASES,
+    CHARGED_PHASES,
+    FINISHED_STATUSES,
+    Proposal,
+    WorkloadFacts,
+    charged_seconds,
+)
 
 _CREATION = 0x63726561746573
 """Key of PostgreSQL's advisory lock for making studies, "creates" in ASCII."""
@@ -150,10 +157,27 @@ def search_id_of(connection: Connection, study_id: int, strategy: str, seed: int
     return known if known is not None else inserted_id(connection.execute(sa.insert(search).values(**values)))
 
 
-def begun_with(connection: Connection, token: str) -> Begun | None:
+def insert_trial(connection: Connection, study_id: int, strategy: str, seed: int, proposal: Proposal, uuid: str) -> int:
+    """Make the next trial of a search, running, and return its id."""
+    search_id = search_id_of(connection, study_id, strategy, seed)
+    last = connection.scalar(sa.select(sa.func.max(trial.c.number)).where(trial.c.search_id == search_id))
+    values = {"uuid": uuid, "search_id": search_id, "number": 0 if last is None else last + 1, "status": "running"}
+    return inserted_id(connection.execute(sa.insert(trial).values(**values, **proposal_columns(proposal))))
+
+
+def running_again(connection: Connection, uuid: str) -> int:
+    """Have a planned trial run and return its id."""
+    row = connection.execute(sa.select(trial.c.id, trial.c.status).where(trial.c.uuid == uuid)).one()
+    if row.status != "planned":
+        raise StorageError(f"Only a planned trial can be begun again; {uuid} is {row.status}.")
+    connection.execute(sa.update(trial).where(trial.c.id == row.id).values(status="running"))
+    return int(row.id)
+
+
+def begun_with(connection: Connection, tokens: Collection[str]) -> list[Begun]:
+    """Return the attempts that have these tokens, in the order in which they began."""
     found = sa.select(trial.c.uuid, trial.c.number, attempt.c.id, attempt.c.token).select_from(attempt).join(trial)
-    row = connection.execute(found.where(attempt.c.token == token)).one_or_none()
-    return None if row is None else Begun(*row)
+    return [Begun(*row) for row in connection.execute(found.where(attempt.c.token.in_(tokens)).order_by(attempt.c.id))]
 
 
 def insert_attempt(
@@ -162,25 +186,16 @@ def insert_attempt(
     token: str,
     owner: str,
     versions: Mapping[str, str],
-    settle: tuple[int, float] | None,
-) -> Begun:
-    if settle is not None:
-        settled, idle_seconds = settle
-        idle = phase_seconds_of(connection, settled).get("idle", 0.0)
-        set_phase(connection, settled, "idle", idle + idle_seconds)
+    at: tuple[datetime, datetime],
+) -> None:
+    """Begin the next attempt of a trial; `at`: now, and when its lease runs out."""
     before = connection.scalar(sa.select(sa.func.max(attempt.c.number)).where(attempt.c.trial_id == trial_id))
-    study_id = connection.execute(
-        sa.select(search.c.study_id).select_from(trial).join(search).where(trial.c.id == trial_id)
-    ).scalar_one()
-    now, expires_at = renew_leases(connection, study_id, owner)
     values = {"trial_id": trial_id, "number": (before or 0) + 1, "status": "running", "owner": owner, "token": token}
+    now, expires_at = at
     times = {"started_at": now, "heartbeat_at": now, "lease_expires_at": expires_at}
     connection.execute(
         sa.insert(attempt).values(**values, **times, gang_size=1, estimated=False, versions=dict(versions))
     )
-    begun = begun_with(connection, token)
-    assert begun is not None
-    return begun
 
 
 def attempt_for_update(connection: Connection, attempt_id: int) -> Row[Any]:

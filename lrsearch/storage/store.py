@@ -7,7 +7,7 @@ lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +37,6 @@ from lrsearch.storage.reading import (
     attempt_columns,
     curve_rows,
     facts_to_json,
-    proposal_columns,
     range_test_rows,
     read_study,
     read_trials,
@@ -59,7 +58,7 @@ from lrsearch.storage.statements import (
     insert_attempt,
     insert_event,
     insert_rows,
-    inserted_id,
+    insert_trial,
     kept_and_lost,
     latest_study,
     one_at_a_time,
@@ -69,8 +68,8 @@ from lrsearch.storage.statements import (
     replace_phases,
     replace_rows,
     result_is,
+    running_again,
     running_attempt,
-    search_id_of,
     set_phase,
     spoken,
     study_for_update,
@@ -79,7 +78,18 @@ from lrsearch.storage.statements import (
 )
 from lrsearch.trial import CurvePoint, Proposal, StudyRecord, TrialRecord, TrialResult, WorkloadFacts
 
-__all__ = ["Begun", "LostAttempt", "Store", "StudyRow", "StudySummary", "open_store", "this_owner"]
+__all__ = [
+    "Beat",
+    "Begun",
+    "Claim",
+    "End",
+    "LostAttempt",
+    "Store",
+    "StudyRow",
+    "StudySummary",
+    "open_store",
+    "this_owner",
+]
 
 T = TypeVar("T")
 
@@ -96,6 +106,39 @@ class StudySummary:
     trials: Mapping[str, int]
     """Number of trials by status; a status that none has is absent."""
     charged_device_seconds: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The next trial of a search."""
+
+    strategy: str
+    seed: int
+    proposal: Proposal
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A sign of life of a running attempt."""
+
+    attempt_id: int
+    token: str
+    points: Sequence[CurvePoint] = ()
+    """Those that the ledger has already do no harm."""
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    """So far; phases that are not given keep what they have."""
+    core_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended."""
+
+    attempt_id: int
+    token: str
+    result: TrialResult
+    verdict: Mapping[str, Any] | None = None
+    """Of a range test."""
 
 
 def open_store(url: str, *, must_exist: bool = False, patience_seconds: float | None = None) -> Store:
@@ -289,63 +332,43 @@ class Store:
 
     # Trials and attempts
 
-    def begin_trial(
+    def begin_trials(
         self,
         study_id: int,
-        strategy: str,
-        seed: int,
-        proposal: Proposal,
+        claims: Sequence[Claim | str],
         *,
         owner: str,
         versions: Mapping[str, str],
         settle: tuple[int, float] | None = None,
-    ) -> Begun:
-        """Plan the next trial of a search and begin its first attempt.
+    ) -> list[Begun]:
+        """Plan new trials and begin their first attempts, or new attempts at planned trials, of which UUIDs are given.
 
-        `settle` (attempt, idle seconds) is done in the same transaction. Raises StorageError unless `owner` holds the
-        study.
+        It is done for all or for none. `settle` (attempt, idle seconds) is done in the same transaction. Raises
+        StorageError unless `owner` holds the study, and for a UUID of a trial that is not planned.
         """
-        uuid, token = str(uuid4()), uuid4().hex
+        named = [(claim, str(uuid4()), uuid4().hex) for claim in claims]
+        tokens = [token for _, _, token in named]
 
-        def work(connection: Connection) -> Begun:
-            if (begun := begun_with(connection, token)) is not None:
+        def work(connection: Connection) -> list[Begun]:
+            if begun := begun_with(connection, tokens):
                 return begun
             check_holder(connection, study_id, owner)
-            search_id = search_id_of(connection, study_id, strategy, seed)
-            last = connection.scalar(sa.select(sa.func.max(trial.c.number)).where(trial.c.search_id == search_id))
-            number = 0 if last is None else last + 1
-            values = {"uuid": uuid, "search_id": search_id, "number": number, "status": "running"}
-            inserted = connection.execute(sa.insert(trial).values(**values, **proposal_columns(proposal)))
-            return insert_attempt(connection, inserted_id(inserted), token, owner, versions, settle)
+            if settle is not None:
+                settled, idle_seconds = settle
+                before = phase_seconds_of(connection, settled).get("idle", 0.0)
+                set_phase(connection, settled, "idle", before + idle_seconds)
+            at = renew_leases(connection, study_id, owner)
+            for claim, uuid, token in named:
+                if isinstance(claim, str):
+                    trial_id = running_again(connection, claim)
+                else:
+                    trial_id = insert_trial(connection, study_id, claim.strategy, claim.seed, claim.proposal, uuid)
+                insert_attempt(connection, trial_id, token, owner, versions, at)
+            return begun_with(connection, tokens)
 
         begun = self._write(work)
-        faults.point("after_plan")
-        return begun
-
-    def retry_trial(
-        self, uuid: str, *, owner: str, versions: Mapping[str, str], settle: tuple[int, float] | None = None
-    ) -> Begun:
-        """Begin another attempt at a planned trial; otherwise like `begin_trial`."""
-        token = uuid4().hex
-
-        def work(connection: Connection) -> Begun:
-            if (begun := begun_with(connection, token)) is not None:
-                return begun
-            found = (
-                sa.select(trial.c.id, trial.c.status, search.c.study_id)
-                .select_from(trial)
-                .join(search)
-                .where(trial.c.uuid == uuid)
-            )
-            row = connection.execute(found).one()
-            check_holder(connection, row.study_id, owner)
-            if row.status != "planned":
-                raise StorageError(f"Only a planned trial can be begun again; {uuid} is {row.status}.")
-            connection.execute(sa.update(trial).where(trial.c.id == row.id).values(status="running"))
-            return insert_attempt(connection, row.id, token, owner, versions, settle)
-
-        begun = self._write(work)
-        faults.point("after_claim")
+        for claim in claims:
+            faults.point("after_claim" if isinstance(claim, str) else "after_plan")
         return begun
 
     def settle(self, attempt_id: int, idle_seconds: float) -> None:
@@ -354,56 +377,55 @@ class Store:
         # Read outside: repeating the unit of work sets the same sum again.
         self._write(lambda connection: set_phase(connection, attempt_id, "idle", before + idle_seconds))
 
-    def heartbeat(
-        self,
-        attempt_id: int,
-        token: str,
-        points: Sequence[CurvePoint],
-        phase_seconds: Mapping[str, float],
-        core_seconds: float | None,
-    ) -> None:
-        """Store new curve points and the seconds so far, and renew the leases of attempt and study.
+    def heartbeat(self, beats: Sequence[Beat]) -> None:
+        """Store what is new of attempts of one study, and renew their leases and the study's.
 
-        Empty `phase_seconds` and None leave what is stored. Raises StorageError when the attempt is fenced off.
+        Raises StorageError for attempts that are fenced off, when the others' beats are written.
         """
 
-        def work(connection: Connection) -> None:
-            row = running_attempt(connection, attempt_id, token)
-            last = sa.select(sa.func.max(curve_point.c.step)).where(curve_point.c.attempt_id == attempt_id)
-            known = connection.scalar(last)
-            new = [point for point in points if known is None or point.step > known]
-            insert_rows(connection, curve_point, curve_rows(attempt_id, new))
-            for name, seconds in phase_seconds.items():
-                set_phase(connection, attempt_id, name, seconds)
-            now, expires_at = renew_leases(connection, row.study_id, row.owner)
-            values: dict[str, Any] = {"heartbeat_at": now, "lease_expires_at": expires_at}
-            if core_seconds is not None:
-                values["core_seconds"] = core_seconds
-            connection.execute(sa.update(attempt).where(attempt.c.id == attempt_id).values(**values))
+        def work(connection: Connection) -> list[StorageError]:
+            at, errors = None, []
+            for beat in beats:
+                try:
+                    row = running_attempt(connection, beat.attempt_id, beat.token)
+                except StorageError as error:
+                    errors.append(error)
+                    continue
+                at = at or renew_leases(connection, row.study_id, row.owner)
+                last = sa.select(sa.func.max(curve_point.c.step)).where(curve_point.c.attempt_id == beat.attempt_id)
+                known = connection.scalar(last) if beat.points else None
+                new = [point for point in beat.points if known is None or point.step > known]
+                insert_rows(connection, curve_point, curve_rows(beat.attempt_id, new))
+                for name, seconds in beat.phase_seconds.items():
+                    set_phase(connection, beat.attempt_id, name, seconds)
+                values: dict[str, Any] = dict(zip(("heartbeat_at", "lease_expires_at"), at, strict=True))
+                if beat.core_seconds is not None:
+                    values["core_seconds"] = beat.core_seconds
+                connection.execute(sa.update(attempt).where(attempt.c.id == beat.attempt_id).values(**values))
+            return errors
 
-        self._write(work)
+        for error in self._write(work):
+            raise error
 
-    def finish_attempt(
-        self, attempt_id: int, token: str, result: TrialResult, verdict: Mapping[str, Any] | None
-    ) -> None:
-        """Store how the attempt, and with it its trial, ended. The same result again is the same success.
+    def finish_attempts(self, ends: Sequence[End]) -> None:
+        """Store how attempts, and with them their trials, ended; all or none. The same again is the same success.
 
-        Raises StorageError when the attempt is fenced off: it was closed as lost, or `token` is not its own.
+        Raises StorageError when one is fenced off: it was closed as lost, or the token is not its own.
         """
-        columns = result_columns(result, verdict)
         finished_at = datetime.now(UTC)
 
         def work(connection: Connection) -> None:
-            row = attempt_for_update(connection, attempt_id)
-            if row.status == "finished" and row.token == token and result_is(connection, row.trial_id, columns):
-                return
-            check_token(row, token)
-            assert row.uuid == result.uuid, "a result belongs to its own trial"
-            connection.execute(sa.update(trial).where(trial.c.id == row.trial_id).values(**columns))
-            close_attempt(connection, attempt_id, "finished", finished_at, attempt_columns(result))
-            replace_phases(connection, attempt_id, result.phase_seconds)
-            replace_rows(connection, curve_point, attempt_id, curve_rows(attempt_id, result.curve))
-            replace_rows(connection, range_test_point, attempt_id, range_test_rows(attempt_id, result.range_test))
+            for end in ends:
+                row, columns = attempt_for_update(connection, end.attempt_id), result_columns(end.result, end.verdict)
+                if row.status == "finished" and row.token == end.token and result_is(connection, row.trial_id, columns):
+                    continue
+                check_token(row, end.token)
+                assert row.uuid == end.result.uuid, "a result belongs to its own trial"
+                connection.execute(sa.update(trial).where(trial.c.id == row.trial_id).values(**columns))
+                close_attempt(connection, row.id, "finished", finished_at, attempt_columns(end.result))
+                replace_phases(connection, row.id, end.result.phase_seconds)
+                replace_rows(connection, curve_point, row.id, curve_rows(row.id, end.result.curve))
+                replace_rows(connection, range_test_point, row.id, range_test_rows(row.id, end.result.range_test))
             renew_leases(connection, row.study_id, row.owner)
             faults.point("before_commit")
 

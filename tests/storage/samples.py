@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lrsearch.storage.store import Begun, Store, StudyRow
+from lrsearch.storage.store import Begun, Claim, End, Store, StudyRow
 from lrsearch.trial import (
     Choice,
     CurvePoint,
@@ -94,10 +94,10 @@ def held_study(store: Store, name: str = "digits", owner: str = OWNER) -> StudyR
 
 
 def begin(store: Store, study: StudyRow, proposal: Proposal = CONSTANT, strategy: str = "grid", seed: int = 0) -> Begun:
-    return store.begin_trial(study.id, strategy, seed, proposal, owner=OWNER, versions=VERSIONS)
+    return store.begin_trials(study.id, [Claim(strategy, seed, proposal)], owner=OWNER, versions=VERSIONS)[0]
 
 
 def finish(store: Store, begun: Begun, status: ResultStatus = "completed", metric: float = 0.9) -> TrialResult:
     done = result(begun.uuid, status, metric)
-    store.finish_attempt(begun.attempt_id, begun.token, done, None)
+    store.finish_attempts([End(begun.attempt_id, begun.token, done, None)])
     return done

@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 
 from lrsearch.storage.export import COLUMNS, TableName, export_rows, write_rows
-from lrsearch.storage.store import Store, open_store
+from lrsearch.storage.store import End, Store, open_store
 from lrsearch.trial import CHARGED_PHASES, PHASES, StudyRecord
 from tests.storage.samples import (
     CYCLE,
@@ -39,13 +39,13 @@ def record(tmp_path: Path) -> Iterator[StudyRecord]:
 def _filled(store: Store) -> StudyRecord:
     row = held_study(store)
     test = begin(store, row, RANGE_TEST, "clr")
-    store.finish_attempt(test.attempt_id, test.token, range_test_result(test.uuid), None)
+    store.finish_attempts([End(test.attempt_id, test.token, range_test_result(test.uuid), None)])
     first = begin(store, row, CYCLE, "clr")
     store.interrupt_attempt(first.attempt_id, first.token, {"train": 1.0}, 1.25)
-    finish(store, store.retry_trial(first.uuid, owner=OWNER, versions=VERSIONS))
+    finish(store, store.begin_trials(row.id, [first.uuid], owner=OWNER, versions=VERSIONS)[0])
     failed = begin(store, row)
     done = replace(result(failed.uuid, "failed"), error='it said "no", twice', curve=())
-    store.finish_attempt(failed.attempt_id, failed.token, done, None)
+    store.finish_attempts([End(failed.attempt_id, failed.token, done, None)])
     begin(store, row, seed=1)
     return store.record("digits")
 

@@ -16,7 +16,7 @@ from lrsearch.storage.engine import make_engine, parse_url
 from lrsearch.storage.maintenance import back_up, check_database, mend_view, upgrade_database
 from lrsearch.storage.optuna_mirror import OptunaMirror
 from lrsearch.storage.schema import HEAD
-from lrsearch.storage.store import open_store, this_owner
+from lrsearch.storage.store import Claim, open_store, this_owner
 from tests.storage.samples import CONSTANT, begin, finish, held_study
 
 RELEASES = sorted((Path(__file__).parent / "releases").glob("*.sql"))
@@ -30,7 +30,10 @@ def database(tmp_path: Path) -> Path:
         study = held_study(store, owner=this_owner())
         for seed in (0, 1):
             for _ in range(2):
-                finish(store, store.begin_trial(study.id, "grid", seed, CONSTANT, owner=this_owner(), versions={}))
+                finish(
+                    store,
+                    store.begin_trials(study.id, [Claim("grid", seed, CONSTANT)], owner=this_owner(), versions={})[0],
+                )
         store.finish_study(study.id)
         store.release(study.id, this_owner())
         record = store.record("digits")

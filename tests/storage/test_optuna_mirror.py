@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from lrsearch.errors import StorageError
 from lrsearch.storage.optuna_mirror import OptunaMirror
-from lrsearch.storage.store import Store
+from lrsearch.storage.store import End, Store
 from lrsearch.trial import Proposal, ResultStatus, StudyRecord
 from tests.storage.samples import (
     CONSTANT,
@@ -108,7 +108,7 @@ def test_each_way_to_end_has_its_word_in_optuna(
         if seen_running:
             _publish(mirror, store)
         done = replace(result(begun.uuid), status=status)
-        store.finish_attempt(begun.attempt_id, begun.token, done, None)
+        store.finish_attempts([End(begun.attempt_id, begun.token, done, None)])
         _publish(mirror, store)
     trials = shown_trials(url)
     assert [(t.state, t.value) for t in trials] == list(expected.values())
@@ -144,7 +144,7 @@ def test_a_range_test_shows_its_curve_and_bounds_and_never_wins(store: Store, mi
     row = held_study(store)
     begun = begin(store, row, RANGE_TEST, "clr")
     verdict = {"status": "ok", "max_lr": 0.5, "base_lr": 0.05, "points": [1, 2], "gain": None}
-    store.finish_attempt(begun.attempt_id, begun.token, range_test_result(begun.uuid), verdict)
+    store.finish_attempts([End(begun.attempt_id, begun.token, range_test_result(begun.uuid), verdict)])
     record = store.record("digits")
     mirror.publish(record, record.trials)
     [trial] = shown_trials(url, "digits/clr/0")
@@ -168,7 +168,7 @@ def test_a_lost_and_repeated_trial_stays_one_trial(
     after = OptunaMirror(url) if other_process else mirror
     _publish(after, store)
     assert [t.state for t in shown_trials(url)] == [TrialState.WAITING]
-    again = store.retry_trial(begun.uuid, owner=OWNER, versions=VERSIONS)
+    again = store.begin_trials(row.id, [begun.uuid], owner=OWNER, versions=VERSIONS)[0]
     _publish(after, store)
     assert [t.state for t in shown_trials(url)] == [TrialState.RUNNING]
     finish(store, again)
@@ -181,7 +181,7 @@ def test_publishing_again_changes_nothing(store: Store, mirror: OptunaMirror, ur
     row = held_study(store)
     for status in ("completed", "failed"):
         begun = begin(store, row)
-        store.finish_attempt(begun.attempt_id, begun.token, replace(result(begun.uuid), status=status), None)
+        store.finish_attempts([End(begun.attempt_id, begun.token, replace(result(begun.uuid), status=status), None)])
     begin(store, row)
     _publish(mirror, store)
     before = shown_trials(url)

@@ -22,7 +22,7 @@ from lrsearch.storage.maintenance import back_up, check_database, mend_view
 from lrsearch.storage.migrate import stored_revision
 from lrsearch.storage.optuna_mirror import OptunaMirror
 from lrsearch.storage.schema import HEAD, VERSION_TABLE, metadata
-from lrsearch.storage.store import Store, open_store
+from lrsearch.storage.store import Beat, Claim, End, Store, open_store
 from lrsearch.trial import StudyRecord
 from tests.postgresql import PASSWORD, CommitCutter, Server
 from tests.storage.samples import (
@@ -60,12 +60,14 @@ def _fill(store: Store, url: str) -> StudyRecord:
     """Store a study with every kind of row, and show it."""
     study = held_study(store)
     tested = begin(store, study, RANGE_TEST, "clr")
-    store.finish_attempt(tested.attempt_id, tested.token, range_test_result(tested.uuid), {"status": "ok"})
+    store.finish_attempts([End(tested.attempt_id, tested.token, range_test_result(tested.uuid), {"status": "ok"})])
     finish(store, begin(store, study, CYCLE, "clr"))
     begun = begin(store, study)
-    store.heartbeat(begun.attempt_id, begun.token, points(2), {"train": 0.25}, 0.5)
+    store.heartbeat([Beat(begun.attempt_id, begun.token, points(2), {"train": 0.25}, 0.5)])
     store.interrupt_attempt(begun.attempt_id, begun.token, {"train": 0.5, "data": 0.1}, 0.75)
-    again = store.retry_trial(begun.uuid, owner=OWNER, versions=VERSIONS, settle=(tested.attempt_id, 0.125))
+    again = store.begin_trials(
+        study.id, [begun.uuid], owner=OWNER, versions=VERSIONS, settle=(tested.attempt_id, 0.125)
+    )[0]
     finish(store, again, metric=1 / 3)
     finish(store, begin(store, study, seed=2**40), "diverged")
     store.finish_study(study.id)
@@ -245,7 +247,7 @@ def test_a_check_finds_what_is_wrong_and_what_a_kill_left(server: Server, url: s
     with open_store(url) as store:
         _fill(store, url)
         killed = held_study(store, "killed", "elsewhere:1:1:1")
-        store.begin_trial(killed.id, "grid", 0, CYCLE, owner="elsewhere:1:1:1", versions=VERSIONS)
+        store.begin_trials(killed.id, [Claim("grid", 0, CYCLE)], owner="elsewhere:1:1:1", versions=VERSIONS)[0]
         finish(store, begin(store, held_study(store, "unseen")))
     found = check_database(url)
     assert (found.studies, found.trials, found.faults) == (3, 6, [])
@@ -365,10 +367,10 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(cut_url: str, cutter: Co
         cut(store.set_facts, study.id, FACTS)
         cut(store.acquire, study.id, OWNER, 60.0)
         begun = cut(begin, store, study)
-        cut(store.heartbeat, begun.attempt_id, begun.token, points(2), {"train": 0.25}, 0.5)
+        cut(store.heartbeat, [Beat(begun.attempt_id, begun.token, points(2), {"train": 0.25}, 0.5)])
         cut(store.interrupt_attempt, begun.attempt_id, begun.token, {"train": 0.5}, None)
-        again = cut(store.retry_trial, begun.uuid, owner=OWNER, versions=VERSIONS)
-        cut(store.finish_attempt, again.attempt_id, again.token, result(again.uuid), None)
+        [again] = cut(store.begin_trials, study.id, [begun.uuid], owner=OWNER, versions=VERSIONS)
+        cut(store.finish_attempts, [End(again.attempt_id, again.token, result(again.uuid))])
         cut(store.settle, again.attempt_id, 0.125, nth=2)  # the first one ends its reading
         left = cut(begin, store, study)
         cut(store.reconcile, study.id)

@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from lrsearch.storage.store import open_store, this_owner
+from lrsearch.storage.store import Claim, open_store, this_owner
 from tests.storage.samples import CONFIG, CONSTANT, VERSIONS
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ TRIALS = 25
 RUN = """
 import sys
 from lrsearch.storage.optuna_mirror import OptunaMirror
-from lrsearch.storage.store import open_store, this_owner
+from lrsearch.storage.store import Beat, Claim, End, open_store, this_owner
 from tests.storage.samples import FACTS, CONSTANT, CONFIG, VERSIONS, points, result
 url, name, trials = sys.argv[1], sys.argv[2], int(sys.argv[3])
 store, mirror = open_store(url), OptunaMirror(url)
@@ -28,9 +28,9 @@ study = store.create_study(name, {**CONFIG, "name": name}, "a")
 store.set_facts(study.id, FACTS)
 store.acquire(study.id, this_owner(), 60.0)
 for _ in range(trials):
-    begun = store.begin_trial(study.id, "grid", 0, CONSTANT, owner=this_owner(), versions=VERSIONS)
-    store.heartbeat(begun.attempt_id, begun.token, points(1), {"train": 0.1}, 0.1)
-    store.finish_attempt(begun.attempt_id, begun.token, result(begun.uuid), None)
+    begun = store.begin_trials(study.id, [Claim("grid", 0, CONSTANT)], owner=this_owner(), versions=VERSIONS)[0]
+    store.heartbeat([Beat(begun.attempt_id, begun.token, points(1), {"train": 0.1}, 0.1)])
+    store.finish_attempts([End(begun.attempt_id, begun.token, result(begun.uuid), None)])
     record = store.record(name)
     mirror.publish(record, record.trials)
 print("done")
@@ -80,14 +80,14 @@ def assert_all_is_there(url: str, names: Sequence[str], trials: int) -> None:
 
 _HANG = """
 import sys, time
-from lrsearch.storage.store import open_store, this_owner
+from lrsearch.storage.store import Beat, Claim, End, open_store, this_owner
 from tests.storage.samples import CONFIG, CONSTANT, VERSIONS, points
 store = open_store(sys.argv[1])
 study = store.create_study("digits", CONFIG, "a")
 store.acquire(study.id, this_owner(), 3600.0)
-begun = store.begin_trial(study.id, "grid", 0, CONSTANT, owner=this_owner(), versions=VERSIONS)
+begun = store.begin_trials(study.id, [Claim("grid", 0, CONSTANT)], owner=this_owner(), versions=VERSIONS)[0]
 time.sleep(0.2)
-store.heartbeat(begun.attempt_id, begun.token, points(1), {}, None)
+store.heartbeat([Beat(begun.attempt_id, begun.token, points(1), {}, None)])
 print(begun.uuid, flush=True)
 time.sleep(600)
 """
@@ -107,15 +107,15 @@ def test_a_killed_study_goes_on_at_once_with_the_same_trial(tmp_path: Path) -> N
         [lost] = store.reconcile(study.id)
         assert lost.uuid == uuid
         assert 0.2 <= lost.seconds < 60
-        begun = store.retry_trial(uuid, owner=this_owner(), versions=VERSIONS)
-        other = store.begin_trial(study.id, "grid", 0, CONSTANT, owner=this_owner(), versions=VERSIONS)
+        begun = store.begin_trials(study.id, [uuid], owner=this_owner(), versions=VERSIONS)[0]
+        other = store.begin_trials(study.id, [Claim("grid", 0, CONSTANT)], owner=this_owner(), versions=VERSIONS)[0]
         assert (begun.number, other.number) == (0, 1)
 
 
 _IMPORTED = """
 import sys
 from lrsearch.storage import export
-from lrsearch.storage.store import open_store
+from lrsearch.storage.store import Beat, Claim, End, open_store
 with open_store(sys.argv[1], must_exist=True) as store:
     export.export_rows(store.record("digits"), "trials")
     store.studies()

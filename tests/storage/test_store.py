@@ -21,7 +21,7 @@ from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError
 from lrsearch.storage import engine as engine_module
 from lrsearch.storage.engine import make_engine, parse_url, writer
 from lrsearch.storage.schema import attempt, curve_point, event, phase, study, trial
-from lrsearch.storage.store import Begun, Store, open_store, this_owner
+from lrsearch.storage.store import Beat, Begun, Claim, End, Store, open_store, this_owner
 from lrsearch.trial import StudyRecord, TrialRecord
 from tests.records import make_record, some
 from tests.storage.bulk import write_record
@@ -253,7 +253,7 @@ class TestLease:
         past = datetime.now(UTC) - timedelta(hours=1)
         _execute(engine, sa.update(study).values(lease_expires_at=past))
         _execute(engine, sa.update(attempt).values(lease_expires_at=past))
-        store.heartbeat(begun.attempt_id, begun.token, [], {}, None)
+        store.heartbeat([Beat(begun.attempt_id, begun.token, [], {}, None)])
         for column in (study.c.lease_expires_at, attempt.c.lease_expires_at):
             [(expires_at,)] = _execute(engine, sa.select(column))
             assert 50 < (expires_at - datetime.now(UTC)).total_seconds() <= 60
@@ -284,7 +284,7 @@ class TestTrials:
         done = replace(
             result(begun.uuid, status), diverged_step=7, gang_size=2, error="boom", traceback="line 1\nline 2: boom"
         )
-        store.finish_attempt(begun.attempt_id, begun.token, done, None)
+        store.finish_attempts([End(begun.attempt_id, begun.token, done, None)])
         record = _only(store.record("digits"))
         assert record.result == done
         assert (record.status, record.attempts[0].status, record.attempts[0].device) == (status, "finished", CPU)
@@ -294,7 +294,9 @@ class TestTrials:
         row = held_study(store)
         begun = begin(store, row, RANGE_TEST, "clr")
         done = range_test_result(begun.uuid)
-        store.finish_attempt(begun.attempt_id, begun.token, done, {"status": "ok", "max_lr": 0.5, "gain": math.inf})
+        store.finish_attempts(
+            [End(begun.attempt_id, begun.token, done, {"status": "ok", "max_lr": 0.5, "gain": math.inf})]
+        )
         record = _only(store.record("digits"))
         assert (record.proposal, record.result) == (RANGE_TEST, done)
         assert store.trial_record(begun.uuid).verdict == {"status": "ok", "max_lr": 0.5, "gain": None}
@@ -305,7 +307,7 @@ class TestTrials:
         [*_, last] = points()
         broken = replace(last, train_loss=math.inf, validation_loss=math.nan)
         done = replace(result(begun.uuid, "diverged"), validation_loss=math.nan, curve=(broken,))
-        store.finish_attempt(begun.attempt_id, begun.token, done, None)
+        store.finish_attempts([End(begun.attempt_id, begun.token, done, None)])
         stored = _only(store.record("digits")).result
         assert stored == replace(
             done, validation_loss=None, curve=(replace(last, train_loss=None, validation_loss=None),)
@@ -315,8 +317,8 @@ class TestTrials:
         row = held_study(store)
         begun = begin(store, row)
         one, two, three = points()
-        store.heartbeat(begun.attempt_id, begun.token, [one], {"train": 1.0}, 1.5)
-        store.heartbeat(begun.attempt_id, begun.token, [one, two], {"train": 2.0}, None)
+        store.heartbeat([Beat(begun.attempt_id, begun.token, [one], {"train": 1.0}, 1.5)])
+        store.heartbeat([Beat(begun.attempt_id, begun.token, [one, two], {"train": 2.0}, None)])
         assert _count(engine, curve_point) == 2
         [(seconds,)] = _execute(engine, sa.select(phase.c.seconds).where(phase.c.name == "train"))
         assert (seconds, _execute(engine, sa.select(attempt.c.core_seconds))) == (2.0, [(1.5,)])
@@ -329,9 +331,9 @@ class TestTrials:
         row = held_study(store)
         first = begin(store, row)
         finish(store, first)
-        second = store.begin_trial(
-            row.id, "grid", 0, CONSTANT, owner=OWNER, versions=VERSIONS, settle=(first.attempt_id, 0.25)
-        )
+        second = store.begin_trials(
+            row.id, [Claim("grid", 0, CONSTANT)], owner=OWNER, versions=VERSIONS, settle=(first.attempt_id, 0.25)
+        )[0]
         finish(store, second)
         store.settle(second.attempt_id, 1.0)
         idle = [trial.phase_seconds["idle"] for trial in store.record("digits").trials]
@@ -375,9 +377,9 @@ class TestFaults:
         row = held_study(store)
         begun = begin(store, row)
         with pytest.raises(StorageError, match="fenced off"):
-            store.finish_attempt(begun.attempt_id, "not mine", result(begun.uuid), None)
+            store.finish_attempts([End(begun.attempt_id, "not mine", result(begun.uuid), None)])
         with pytest.raises(StorageError, match="fenced off"):
-            store.heartbeat(begun.attempt_id, "not mine", points(), {}, None)
+            store.heartbeat([Beat(begun.attempt_id, "not mine", points(), {}, None)])
         with pytest.raises(StorageError, match="fenced off"):
             store.interrupt_attempt(begun.attempt_id, "not mine", {}, None)
         assert _only(store.record("digits")).status == "running"
@@ -388,7 +390,7 @@ class TestFaults:
         done = finish(store, begun)
         store.settle(begun.attempt_id, 1.0)
         before = store.record("digits")
-        store.finish_attempt(begun.attempt_id, begun.token, done, None)
+        store.finish_attempts([End(begun.attempt_id, begun.token, done, None)])
         assert store.record("digits") == before
         with pytest.raises(StorageError, match="fenced off"):
             finish(store, begun, metric=0.8)
@@ -399,7 +401,7 @@ class TestFaults:
         begun = begin(store, row, RANGE_TEST, "clr")
         verdict = {"bounds": (0.1, math.inf)}
         for _ in range(2):
-            store.finish_attempt(begun.attempt_id, begun.token, range_test_result(begun.uuid), verdict)
+            store.finish_attempts([End(begun.attempt_id, begun.token, range_test_result(begun.uuid), verdict)])
 
     def test_an_interrupted_trial_is_planned_again_and_keeps_its_cost(self, store: Store) -> None:
         row = held_study(store)
@@ -413,7 +415,9 @@ class TestFaults:
         assert (attempt.status, attempt.estimated, attempt.core_seconds) == ("interrupted", False, 2.5)
         assert attempt.phase_seconds == {"data": 3.0, "lost": 1.5}
 
-        again = store.retry_trial(begun.uuid, owner=OWNER, versions=VERSIONS, settle=(begun.attempt_id, 0.5))
+        again = store.begin_trials(
+            row.id, [begun.uuid], owner=OWNER, versions=VERSIONS, settle=(begun.attempt_id, 0.5)
+        )[0]
         assert (again.uuid, again.number) == (begun.uuid, begun.number)
         finish(store, again)
         record = _only(store.record("digits"))
@@ -424,7 +428,7 @@ class TestFaults:
         row = held_study(store)
         begun = begin(store, row)
         with pytest.raises(StorageError, match=r"Only a planned trial .* is running"):
-            store.retry_trial(begun.uuid, owner=OWNER, versions=VERSIONS)
+            store.begin_trials(row.id, [begun.uuid], owner=OWNER, versions=VERSIONS)[0]
 
     def test_a_clock_that_is_set_changes_no_cost(self, store: Store, engine: sa.Engine) -> None:
         """The seconds so far come with each heartbeat, from a clock that only goes forward."""
@@ -432,8 +436,8 @@ class TestFaults:
         cases: list[tuple[int, dict[str, float]]] = [(1, {}), (-1, {}), (1, {"train": 2.0, "data": 1.0})]
         for hours, checkpointed in cases:
             begun = begin(store, row)
-            store.heartbeat(begun.attempt_id, begun.token, [], {"lost": 2.5}, None)
-            store.heartbeat(begun.attempt_id, begun.token, [], {"lost": 3.5}, None)
+            store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"lost": 2.5}, None)])
+            store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"lost": 3.5}, None)])
             _execute(engine, sa.update(attempt).values(heartbeat_at=datetime.now(UTC) + timedelta(hours=hours)))
             [lost] = store.reconcile(row.id, partial(_given, checkpointed))
             assert lost.seconds == 3.5 - checkpointed.get("data", 0.0)
@@ -450,7 +454,7 @@ class TestFaults:
     def test_a_killed_attempt_is_charged_up_to_its_last_heartbeat(self, store: Store, engine: sa.Engine) -> None:
         row = held_study(store)
         begun = begin(store, row)
-        store.heartbeat(begun.attempt_id, begun.token, points(2), {"train": 3.0, "data": 2.0}, 4.0)
+        store.heartbeat([Beat(begun.attempt_id, begun.token, points(2), {"train": 3.0, "data": 2.0}, 4.0)])
         started_at = datetime.now(UTC)
         times = {"started_at": started_at, "heartbeat_at": started_at + timedelta(seconds=9)}
         _execute(engine, sa.update(attempt).values(**times))
@@ -470,7 +474,7 @@ class TestFaults:
     def test_reported_seconds_count_when_they_are_more_than_the_clock_says(self, store: Store) -> None:
         row = held_study(store)
         begun = begin(store, row)
-        store.heartbeat(begun.attempt_id, begun.token, [], {"setup": 1.0, "train": 30.0}, None)
+        store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"setup": 1.0, "train": 30.0}, None)])
         [lost] = store.reconcile(row.id)
         assert lost.seconds == 31.0
 
@@ -491,9 +495,9 @@ class TestFaults:
         store.reconcile(row.id)
         with pytest.raises(StorageError, match="fenced off: it was closed as 'lost'"):
             finish(store, late, metric=0.1)
-        again = store.retry_trial(late.uuid, owner=OWNER, versions=VERSIONS)
+        again = store.begin_trials(row.id, [late.uuid], owner=OWNER, versions=VERSIONS)[0]
         with pytest.raises(StorageError, match="fenced off"):
-            store.heartbeat(late.attempt_id, late.token, points(), {}, None)
+            store.heartbeat([Beat(late.attempt_id, late.token, points(), {}, None)])
         done = finish(store, again, metric=0.9)
         stored = _only(store.record("digits"))
         assert (stored.result, [a.status for a in stored.attempts]) == (done, ["lost", "finished"])
@@ -509,12 +513,12 @@ class TestFaults:
         landed += lost
         finish(store, first)
         with _answer_of_commit_lost(store) as lost:
-            second = store.begin_trial(
-                row.id, "grid", 0, CONSTANT, owner=OWNER, versions=VERSIONS, settle=(first.attempt_id, 1.0)
-            )
+            second = store.begin_trials(
+                row.id, [Claim("grid", 0, CONSTANT)], owner=OWNER, versions=VERSIONS, settle=(first.attempt_id, 1.0)
+            )[0]
         landed += lost
         with _answer_of_commit_lost(store) as lost:
-            store.heartbeat(second.attempt_id, second.token, points(2), {"train": 1.0}, None)
+            store.heartbeat([Beat(second.attempt_id, second.token, points(2), {"train": 1.0}, None)])
         landed += lost
         with _answer_of_commit_lost(store) as lost:
             done = finish(store, second)
@@ -541,7 +545,7 @@ class TestFaults:
         begun = begin(store, row)
         bad = replace(result(begun.uuid), phase_seconds={"train": 1.0, "coffee": 2.0})
         with pytest.raises(StorageError, match="refused: CHECK constraint failed"):
-            store.finish_attempt(begun.attempt_id, begun.token, bad, None)
+            store.finish_attempts([End(begun.attempt_id, begun.token, bad, None)])
         assert _only(store.record("digits")).status == "running"
         assert _count(engine, phase) == 0
 
