@@ -87,10 +87,17 @@ GENERATION = 5
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
 SOLO_BLOCKS = 7
-"""Blocks of steps that are timed: more than 50 steps together."""
-GANG_BLOCKS = (3, 7)
-"""Blocks of two steps that are timed of a gang: so many at least, and at most while they take GANG_SECONDS."""
+"""Blocks of steps of a trial alone that are timed at least: more than 50 steps together,"""
+SOLO_SHARE = PROBE_SHARE / 2
+"""and more while they take no more than this share of the study"""
+SOLO_SECONDS = 2.0
+"""and no more than so long: a machine that others share is now faster, now slower."""
+SOLO_EVALUATIONS = 3
+GANG_BLOCKS = 3
+"""Blocks of two steps of a gang that are timed at least, and more in GANG_SECONDS."""
 GANG_SECONDS = 0.01
+PROBED_STEPS = 50_000
+"""So many does a study have, of which `timings` knows nothing."""
 CHECKED_RATE = 1e-4
 """Of the steps after which a stacked model is compared with the model alone."""
 
@@ -809,13 +816,13 @@ def choose(
     """Time trials alone and together, and return what costs least per trial.
 
     `most`: how many trials that see the same data there may be at once; `most_across`: how many of all `crowds`, which
-    are seeds and repeats. `search_steps`: the training steps of all trials of this kind; timing gangs stops when it has
-    taken PROBE_SHARE of what those would take. What was chosen is kept in the cache folder, so that only the solo cost
+    are seeds and repeats. `search_steps`: the training steps of all trials of this kind; timing stops when it has taken
+    about PROBE_SHARE of what those would take. What was chosen is kept in the cache folder, so that only the solo cost
     is measured again.
     """
     device = pick_device(training.device)
     loaded = load(workload, device, seed)
-    solo, first_losses = _solo_cost(loaded, training, device, seed)
+    solo, first_losses = _solo_cost(loaded, training, device, seed, search_steps)
     alone, across = GangChoice(1, solo), min(crowds, most_across) >= SMALLEST_GANG
     if most < SMALLEST_GANG and not across:
         return replace(alone, reason="there is only one trial at a time")
@@ -826,13 +833,14 @@ def choose(
     if reason := rehearsal.check(1):
         return replace(alone, reason=reason)
     circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
-    chosen = _of_one_crowd(alone, rehearsal, circumstances, most, PROBE_SHARE * search_steps * solo.step_seconds)
+    seconds = (PROBE_SHARE - SOLO_SHARE) * search_steps * solo.step_seconds
+    chosen = _of_one_crowd(alone, rehearsal, circumstances, most, seconds)
     if not across or chosen.reason:
         return chosen
     if reason := rehearsal.check(SMALLEST_GANG):
         return replace(chosen, reason_across=reason)
     circumstances += [min(most_across, LARGEST_GANG), min(crowds, LARGEST_GANG)]
-    left = PROBE_SHARE * search_steps * solo.step_seconds - (time.perf_counter() - began)
+    left = seconds - (time.perf_counter() - began)
     return _of_several_crowds(chosen, rehearsal, circumstances, most_across, crowds, left)
 
 
@@ -903,7 +911,7 @@ def timings(
     """Time trials alone and in gangs of `sizes`; return seconds of a step per member by size, and why sizes lack."""
     device = pick_device(training.device)
     loaded = load(workload, device, seed)
-    solo, losses = _solo_cost(loaded, training, device, seed)
+    solo, losses = _solo_cost(loaded, training, device, seed, PROBED_STEPS)
     rehearsal, found = _Rehearsal(loaded, training, device, seed, [losses]), dict[int, float]()
     if sizes and (reason := _why_alone(training) or rehearsal.check(1)):
         return solo, found, reason
@@ -924,7 +932,7 @@ def _candidates(most: int) -> Iterator[int]:
 
 
 def _solo_cost(
-    loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int
+    loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int, search_steps: int
 ) -> tuple[SoloCost, list[float]]:
     """Return the cost, and the losses of the first steps from the seed's first weights, each at a rate of 1e-4."""
     wait = synchronizer(device)
@@ -939,27 +947,36 @@ def _solo_cost(
         run.step(CHECKED_RATE)
     losses = run.take_losses()
     first_steps = time.perf_counter() - began
-    blocks = []
-    for _ in range(SOLO_BLOCKS):
-        wait()
-        began = time.perf_counter()
+
+    def block() -> None:
         for _ in range(BLOCK_STEPS):
             run.step(0.0)
-        wait()
-        blocks.append((time.perf_counter() - began) / BLOCK_STEPS)
+
+    blocks = _timed(block, wait, SOLO_BLOCKS)
+    seconds = min(SOLO_SECONDS, SOLO_SHARE * search_steps * statistics.median(blocks) / BLOCK_STEPS)
+    blocks += _timed(block, wait, 0, seconds - sum(blocks))
+    step = statistics.median(blocks) / BLOCK_STEPS
+    run.take_losses()
     evaluations = []
     splits: tuple[Split, ...] = ("validation", "range_test")
     for split in splits:
         run.evaluate(split)
-        wait()
-        began = time.perf_counter()
-        run.evaluate(split)
-        wait()
-        evaluations.append(time.perf_counter() - began)
-    step = statistics.median(blocks)
+        evaluations.append(statistics.median(_timed(partial(run.evaluate, split), wait, SOLO_EVALUATIONS)))
     warmup = max(0.0, first_steps - steps * step) if training.compile == "graphs" else 0.0
     validation, range_test = evaluations
     return SoloCost(setup, step, validation, range_test, warmup), losses
+
+
+def _timed(work: Callable[[], object], wait: Callable[[], None], fewest: int, seconds: float = 0.0) -> list[float]:
+    """Return the seconds of each of some calls, `fewest` at least and more until they have taken `seconds` together."""
+    found: list[float] = []
+    wait()
+    while len(found) < fewest or sum(found) < seconds:
+        began = time.perf_counter()
+        work()
+        wait()
+        found.append(time.perf_counter() - began)
+    return found
 
 
 @dataclass
@@ -1059,16 +1076,13 @@ class _Rehearsal:
             for found, expected in zip(losses, own, strict=True):
                 if not abs(found - expected) <= tolerance * max(1.0, abs(expected)):
                     raise CannotGangError(f"together the model gives the loss {found:.6g}, alone {expected:.6g}")
-        blocks: list[float] = []
-        fewest, most = GANG_BLOCKS
-        while len(blocks) < fewest or (len(blocks) < most and 2 * sum(blocks) < GANG_SECONDS):
-            wait()
-            began = time.perf_counter()
+        zero = torch.zeros_like(rates)
+
+        def block() -> None:
             for _ in range(2):
-                run.step(torch.zeros_like(rates))
-            wait()
-            blocks.append((time.perf_counter() - began) / 2)
-        return statistics.median(blocks) / size
+                run.step(zero)
+
+        return statistics.median(_timed(block, wait, GANG_BLOCKS, GANG_SECONDS)) / (2 * size)
 
     def _places(self, size: int, crowds: int) -> list[int]:
         """Return the crowd of each member, as evenly as that goes."""

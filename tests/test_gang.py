@@ -18,6 +18,7 @@ from lrsearch.cache import remember
 from lrsearch.engine import run_trials
 from lrsearch.errors import StorageError
 from lrsearch.gang import CannotGangError, StackedRun, check_alike, choose, run_gang
+from lrsearch.training import Run
 from lrsearch.trial import (
     CheckpointPlan,
     Choice,
@@ -352,6 +353,20 @@ class TestChoice:
         assert again.solo is not None
         assert 0 < again.solo.step_seconds < 1
         assert again.solo != first.solo
+
+    def test_the_longer_a_study_the_more_steps_alone_are_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        honest, steps = Run.step, []
+
+        def counted(run: Run, rate: float, momentum: float | None = None) -> None:
+            steps.append(rate)
+            honest(run, rate, momentum)
+
+        monkeypatch.setattr(Run, "step", counted)
+        choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=1, search_steps=100)
+        short = len(steps)
+        choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=1, search_steps=10**5)
+        assert 56 <= short < 70
+        assert 300 < len(steps) - short < 1500, "half of a hundredth, whatever a step takes"
 
     def test_gangs_across_seeds_are_timed_beside_and_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
