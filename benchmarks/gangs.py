@@ -1,9 +1,10 @@
 """Trials together and alone: how many times one trial's steps the steps of a whole gang take.
 
-`python -m benchmarks.gangs --threads 1 --cases mlp_32x16` takes about 40 s on two cores for each case and number of
+`python -m benchmarks.gangs --threads 1 --cases mlp_32x16` takes about a minute on two cores for each case and number of
 threads. The name says model, batch and members. Each side is a fresh process: `alone` trains one member through
-run_trials, `gang` all of them through run_gang. Evaluations are left out of the ratio; how far the members' validation
-values are from those of the trials alone stands beside it.
+run_trials, `gang` all of them through run_gang, `gang-compiled` too, with a compiled step (with a C++ compiler;
+compiling is not timed). Evaluations are left out of the ratio; how far the members' validation values are from those of
+the trials alone stands beside it.
 
 `--device cuda` takes the cases of a GPU, gangs of 4 to 32, and for each also both sides with their steps replayed as
 CUDA graphs: all ratios are over one trial alone that is not replayed. It has not been run yet.
@@ -11,6 +12,7 @@ CUDA graphs: all ratios are over one trial alone that is not replayed. It has no
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,12 +59,14 @@ HIGHEST_RATE = 0.03
 """Above the edge of stability nothing comes out twice."""
 
 
-SIDES = ("alone", "gang", "alone-graphs", "gang-graphs")
+SIDES = {"cpu": ("alone", "gang", "gang-compiled"), "cuda": ("alone", "gang", "alone-graphs", "gang-graphs")}
+HOW = {"-graphs": "replayed", "-compiled": "compiled"}
 
 
 def measure(case: Case, side: str, epochs: int | None, device: str) -> None:
     """Train one member alone, or all of them together, and print the milliseconds of a step of all that was trained."""
     from benchmarks.programs.ours import Silence, checked, specs
+    from lrsearch.compiled_step import UNCOMPILED_STEPS
     from lrsearch.engine import run_trials
     from lrsearch.graphs import UNRECORDED_STEPS
     from lrsearch.training import keep_freed_memory
@@ -70,28 +74,31 @@ def measure(case: Case, side: str, epochs: int | None, device: str) -> None:
     keep_freed_memory()  # as preparing a study does
     grid = rates(1e-3, HIGHEST_RATE, case.members)
     chosen = tasks.Options(case.task, case.images, case.batch_size, epochs or case.epochs, case.precision, 0, grid)
-    kind, _, replayed = side.partition("-")
+    kind, _, how = side.partition("-")
     made = [
         replace(
             spec,
             workload=replace(spec.workload, settings={**spec.workload.settings, "model": case.model}),
-            training=replace(spec.training, device=device, compile="graphs" if replayed else "off"),
+            training=replace(spec.training, device=device, compile="graphs" if how == "graphs" else "off"),
         )
         for spec in specs(chosen)
     ]
     if kind == "alone":
         results = [checked(run_trials([made[0]], Silence())[0])]
         train = results[0].phase_seconds["train"]
-        steps = results[0].train_steps - (UNRECORDED_STEPS + 1 if replayed else 1)  # the others are the warm-up
+        steps = results[0].train_steps - (UNRECORDED_STEPS + 1 if how else 1)  # the others are the warm-up
     else:
         from lrsearch.gang import run_gang
         from lrsearch.trial import SoloCost
 
         unknown = SoloCost(0.0, 0.0, 0.0, 0.0)  # a bill that nobody reads here
-        results = [checked(one) for one in run_gang([replace(spec, solo=unknown) for spec in made], Silence())]
+        compiled = case.members if how == "compiled" else 0
+        told = [replace(spec, solo=unknown, compiled=compiled) for spec in made]
+        results = [checked(one) for one in run_gang(told, Silence())]
         billed: list[Any] = [one.billed_phase_seconds for one in results]
         train = sum(one.get("train", 0.0) for one in billed)
-        steps = results[0].train_steps - (UNRECORDED_STEPS + 1 if replayed else 0)
+        warmup = {"graphs": UNRECORDED_STEPS + 1, "compiled": UNCOMPILED_STEPS + 1}.get(how, 0)
+        steps = results[0].train_steps - warmup
     tasks.tell(
         step_ms=1000 * train / steps,
         members=len(results),
@@ -105,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--cases", nargs="+", choices=[*CASES, *GPU_CASES], metavar="CASE", help="default: all")
     command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     command.add_argument("--epochs", type=int, help="instead of each case's own")
-    command.add_argument("--measure", choices=SIDES, help="run this side of one case here and print JSON")
+    command.add_argument(
+        "--measure", choices={*SIDES["cpu"], *SIDES["cuda"]}, help="run this side of one case here and print JSON"
+    )
     chosen = command.parse_args(arguments)
     cases = CASES | GPU_CASES
     chosen.cases = chosen.cases or list(GPU_CASES if chosen.device == "cuda" else CASES)
@@ -122,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 [sys.executable, "-m", __spec__.name, "--measure", side, "--cases", name, *epochs, *of_device],
             )
             for name in chosen.cases
-            for side in (SIDES if chosen.device == "cuda" else SIDES[:2])
+            for side in SIDES[chosen.device]
+            if side != "gang-compiled" or shutil.which("g++")
         ],
         chosen.repeats,
         chosen.threads,
@@ -137,8 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gap = max((abs(run.values["loss"][0] - own[0].values["loss"][0]) for run in own if not run.error), default=0.0)
         for side, ratio in found.items():
             what = f"{cases[name].members} together" if " gang" in side else "one"
-            replayed = ", replayed," if side.endswith("-graphs") else ""
-            report.add(f"{name}: {what}{replayed} over one alone", ratio, f"times; member 0's losses within {gap:.1e}")
+            how = next((f", {word}," for end, word in HOW.items() if side.endswith(end)), "")
+            report.add(f"{name}: {what}{how} over one alone", ratio, f"times; member 0's losses within {gap:.1e}")
             bars[side.replace(" gang", "")] = ratio
     return report.finish(bars, "times one trial's step", chosen.results)
 

@@ -555,8 +555,10 @@ class Conductor:
         running.attempts = self._claim(slot, self._together(turn))
         running.started = time.perf_counter()
         running.heart = _Heart(self._store, running.attempts, self._observer, self._publish_live, since=slot.boundary)
-        solo = self._gang_of(turn).solo if len(running.attempts) > 1 else None
-        specs = [replace(self._spec(attempt.trial), solo=solo) for attempt in running.attempts]
+        specs = [self._spec(attempt.trial) for attempt in running.attempts]
+        if len(specs) > 1:
+            choice = self._gang_of(turn)
+            specs = [replace(spec, solo=choice.solo, compiled=choice.compiled) for spec in specs]
         channels = {attempt.trial.uuid: attempt.channel for attempt in running.attempts}
         with self._signals.interruptible():
             running.future = self._executor.submit(run_trials, specs, _Channels(channels), slot.number)

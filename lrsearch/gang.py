@@ -24,6 +24,7 @@ from lrsearch import chance
 from lrsearch.batches import Batches
 from lrsearch.cache import recall, remember
 from lrsearch.checkpoint import newest
+from lrsearch.compiled_step import CompiledSteps
 from lrsearch.errors import LrsearchError, StorageError
 from lrsearch.gang_check import COMPARED_RATE, FewEvaluations, History, difference, state
 from lrsearch.graphs import Replayed
@@ -115,7 +116,7 @@ def _why_alone(training: TrainingPlan) -> str:
     optimizer = training.optimizer
     if optimizer.name not in STACKABLE or optimizer.settings.get("amsgrad"):
         return f"the optimizer {optimizer.name!r} is not written for several models at once"
-    return "training.compile is on, and what is compiled trains alone" if training.compile == "on" else ""
+    return ""
 
 
 def check_alike(specs: Sequence[TrialSpec]) -> None:
@@ -158,10 +159,16 @@ class StackedRun:
 
     `runs` has one for each member, with its optimiser `settings`. Members with the same run begin with the same weights
     and see the same data; they stand beside each other. Different runs are the same workload with different seeds.
+    `compiled`: so many models train by a step that is compiled, as long as more than half of them are members, and the
+    others copies of the last member; 0 for none. Not where the runs are several.
     Raises ValueError for models that cannot be stacked, CannotGangError for runs that cannot.
     """
 
-    def __init__(self, runs: Sequence[Run], settings: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, runs: Sequence[Run], settings: Sequence[Mapping[str, Any]], compiled: int = 0) -> None:
+        self._compiled = compiled if all(own is runs[0] for own in runs) else 0
+        self._live = len(runs)
+        copies = [-1] * self._copies(len(runs))
+        runs, settings = [*runs, *(runs[row] for row in copies)], [*settings, *(settings[row] for row in copies)]
         run, count = runs[0], len(runs)
         self.device, self.training, self.progressed = run.device, run.training, run.progressed
         self.stacked = StackedModel(run.model, count)
@@ -192,16 +199,29 @@ class StackedRun:
         self._optimizer = StackedOptimizer(self.training.optimizer.name, settings, self._parameters(), multipliers)
         self._groups = run.optimizer.state_dict()["param_groups"]
         self._replayed = self._new_replayed()
+        self._compiling = self._new_compiling()
         self._losses: list[torch.Tensor] = []
         self._metrics: list[Callable[[Any, Any], float] | None] = [None] * count
 
     @property
     def is_warming(self) -> bool:
-        """Whether the steps to come are still to be recorded."""
-        return self._replayed is not None and self._replayed.is_warming
+        """Whether the steps to come are still to be recorded or compiled."""
+        return any(one is not None and one.is_warming for one in (self._replayed, self._compiling))
+
+    @property
+    def why_not_compiled(self) -> str | None:
+        """Why steps that were to be compiled could not be; None where they were, or have not been tried."""
+        return None if self._compiling is None else self._compiling.why_not
 
     def _new_replayed(self) -> Replayed | None:
         return Replayed(self.device) if self.training.compile == "graphs" else None
+
+    def _new_compiling(self) -> CompiledSteps | None:
+        return CompiledSteps() if self._compiled // 2 < self._live <= self._compiled else None
+
+    def _copies(self, members: int) -> int:
+        """Return how many copies of the last member are to train beside so many."""
+        return self._compiled - members if self._compiled // 2 < members <= self._compiled else 0
 
     def _parameters(self) -> list[torch.Tensor]:
         return [self.stacked.parameters[name] for name in self._names]
@@ -210,11 +230,16 @@ class StackedRun:
         """Take one step of every model, each at its own of the `rates`, (models,), which lie on the device."""
         batches = [next(crowd.batches) for crowd in self._crowds]
         inputs, targets = zip(*batches, strict=True)
+        if copies := self._copies(self._live):
+            rates = torch.cat([rates, rates[-1:].expand(copies)])
+            momentum = None if momentum is None else torch.cat([momentum, momentum[-1:].expand(copies)])
         if self._replayed is not None and self.stacked.replaces_buffers:
             self._replayed.give_up("the model's buffers are other tensors after a step or an evaluation")
+        own = [rates] if momentum is None else [rates, momentum]
         if self._replayed is not None and self._replayed.why_not is None:
-            own = [rates] if momentum is None else [rates, momentum]
             losses = self._replayed.step(self._recorded_step, *inputs, *targets, *own)
+        elif self._compiling is not None and self._compiling.why_not is None:
+            losses = self._compiled_step([*inputs, *targets, *own])
         else:
             losses = self._train_on(inputs, targets, rates, momentum)
         self._check_chance(self._chance.keys() & {"torch", "cuda"})  # the others, which take longer, at evaluations
@@ -225,6 +250,44 @@ class StackedRun:
         count = len(self._crowds)
         inputs, targets, (rates, *momentum) = arguments[:count], arguments[count : 2 * count], arguments[2 * count :]
         return self._train_on(inputs, targets, rates, momentum[0] if momentum else None)
+
+    def _compiled_step(self, arguments: Sequence[Any]) -> torch.Tensor:
+        assert self._compiling is not None, "it is asked for"
+        if self.stacked.replaces_buffers:
+            self._compiling.give_up("the model's buffers are other tensors after a step or an evaluation")
+        count = len(arguments)
+
+        def traceable(*tensors: torch.Tensor) -> torch.Tensor:
+            held, contents = self._held(), Contents(self.stacked.model)
+            self._put(tensors[count:])
+            try:
+                losses = self._recorded_step(*tensors[:count])
+            finally:
+                self._put(held)
+            if contents.restore():
+                raise ValueError("a step changes what the model holds")
+            return losses
+
+        try:
+            return self._compiling.step(self._recorded_step, arguments, self._held, traceable)
+        except Exception as error:  # whatever stops the compiler, before it has changed anything
+            if not self._compiling.is_warming:
+                raise
+            self._compiling.give_up(one_line(error))
+            return self._recorded_step(*arguments)
+
+    def _held(self) -> list[torch.Tensor]:
+        """Return all tensors beside the batches and rates that a step reads or writes."""
+        stacked = self.stacked
+        return [*stacked.parameters.values(), *stacked.buffers.values(), *self._optimizer.tensors()]
+
+    def _put(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Put other tensors in the place of those that are held."""
+        stacked, places = self.stacked, iter(tensors)
+        stacked.parameters = {name: next(places) for name in stacked.parameters}
+        stacked.buffers = {name: next(places) for name in stacked.buffers}
+        self._optimizer.parameters = self._parameters()
+        self._optimizer.put(list(places))
 
     def _train_on(
         self, inputs: Sequence[Any], targets: Sequence[Any], rates: torch.Tensor, momentum: torch.Tensor | None
@@ -274,20 +337,25 @@ class StackedRun:
 
     def take_losses(self) -> list[list[float]]:
         """Return each model's losses since the last call."""
-        losses: list[list[float]] = torch.stack(self._losses, 1).tolist()
+        losses: list[list[float]] = torch.stack(self._losses, 1)[: self._live].tolist()
         self._losses.clear()
         return losses
 
     def evaluate(self, split: Split) -> list[tuple[float | None, float | None]]:
         """Return loss and metric of each model over its own split, as `Run.evaluate` does for one."""
+        compiled = self._compiling is not None and not self._compiling.is_warming
+        before = Contents(self.stacked.model) if compiled else None
         self._switch(training=False)
         held = Contents(self.stacked.model) if len(self._crowds) > 1 else None
         found = [one for crowd in self._crowds for one in self._evaluate(crowd, split)]
         if held is not None and not held.is_still(Contents(self.stacked.model)):
             raise CannotGangError("an evaluation changes what the model holds, which each seed has for itself")
         self._switch(training=True)
+        self.stacked.look_again()
+        if self._compiling is not None and before is not None and not before.is_still(Contents(self.stacked.model)):
+            self._compiling.give_up("an evaluation changes what the model holds")
         self._check_chance()
-        return found
+        return found[: self._live]
 
     def _evaluate(self, crowd: _Crowd, split: Split) -> Iterator[tuple[float | None, float | None]]:
         loaded, outputs, targets = crowd.loaded, [], []
@@ -336,7 +404,10 @@ class StackedRun:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Let the other models go; their losses must have been taken."""
+        self._live = len(rows)
+        rows = [*rows, *[rows[-1]] * self._copies(len(rows))]
         self._replayed = self._new_replayed()  # what was recorded goes on with tensors that are no more
+        self._compiling = self._new_compiling()
         self.stacked.keep(rows)
         self._optimizer.keep(torch.tensor(rows, device=self.device), self._parameters())
         self._metrics = [self._metrics[row] for row in rows]
@@ -529,6 +600,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         run = StackedRun(
             [runs[crowd] for crowd, own in crowds.items() for _ in own],
             [member.spec.training.optimizer.settings for member in members],
+            specs[0].compiled,
         )
         del runs  # the models are copied, and only the first is used
         if isinstance(channel, Watched):
@@ -835,6 +907,8 @@ def choose(
     circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
     seconds = (PROBE_SHARE - SOLO_SHARE) * search_steps * solo.step_seconds
     chosen = _of_one_crowd(alone, rehearsal, circumstances, most, seconds)
+    if training.compile == "on" and most >= SMALLEST_GANG:
+        chosen = _compiled(chosen, rehearsal, circumstances, min(most, LARGEST_GANG))
     if not across or chosen.reason:
         return chosen
     if reason := rehearsal.check(SMALLEST_GANG):
@@ -863,6 +937,36 @@ def _of_one_crowd(
     found: dict[str, Any] = {"size": size, "measured": measured, "reason": reason, "smallest": smallest}
     remember("gangs", circumstances, found)
     return replace(alone, **found)
+
+
+def _compiled(choice: GangChoice, rehearsal: _Rehearsal, circumstances: list[object], size: int) -> GangChoice:
+    """Return the choice with a compiled step for `size` members, where that takes less than all else that was timed.
+
+    It is compiled in each process that prepares the study, and compared with its members alone.
+    """
+    assert choice.solo is not None
+    known = recall("gangs_compiled", circumstances)
+    if known is not None and not known["each"]:
+        return choice
+    try:
+        each: float = rehearsal.seconds_per_member(size, 1, compiled=True)
+        reason = rehearsal.check(1, size, compiled=True)
+    except Exception as error:  # whatever stops the compiler, they train without it
+        each, reason = 0.0, one_line(error)
+    one = choice.solo.step_seconds
+    pays = not reason and each <= MUST_SAVE * min([one, *(own for _, own in choice.measured)])
+    remember("gangs_compiled", circumstances, {"each": each if pays else 0.0, "reason": reason})
+    if not pays:
+        return choice
+    fewest = max(size // 2 + 1, math.ceil(size * each / (MUST_SAVE * one)))
+    return replace(
+        choice,
+        size=size,
+        compiled=size,
+        measured=((size, each), *(timed for timed in choice.measured if timed[0] != size)),
+        reason="",
+        smallest=fewest if choice.reason else min(fewest, choice.smallest),
+    )
 
 
 def _of_several_crowds(
@@ -1009,22 +1113,22 @@ class _Rehearsal:
             return tuple(measured), "" if measured else one_line(error)
         return tuple(measured), ""
 
-    def check(self, crowds: int) -> str:
-        """Return how a small gang trains or evaluates otherwise than its members alone; nothing where it does not.
+    def check(self, crowds: int, size: int = SMALLEST_GANG, *, compiled: bool = False) -> str:
+        """Return how a gang trains or evaluates otherwise than its members alone; nothing where it does not.
 
         Each time, as the user's code may be another by now; and so that what torch imports at the first step of a gang
         is on no trial's bill.
         """
         fewer = FewEvaluations(self.loaded)
         few = replace(self, loaded=cast(LoadedWorkload, fewer))
-        places, rates = self._places(SMALLEST_GANG, crowds), (COMPARED_RATE, 2 * COMPARED_RATE)
+        places, rates = self._places(size, crowds), np.linspace(COMPARED_RATE, 2 * COMPARED_RATE, size).tolist()
         try:
             evaluates = fewer.can_evaluate(few._new_run(0))
             expected = [
                 few._history_alone(few._new_run(place), rate, evaluates=evaluates)
                 for place, rate in zip(places, rates, strict=True)
             ]
-            run, _ = few._begun(places)
+            run, _ = few._begun(places, compiled)
             found = few._history_together(run, rates, evaluates=evaluates)
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return one_line(error)
@@ -1063,14 +1167,19 @@ class _Rehearsal:
             history.end(last, buffers)
         return histories
 
-    def seconds_per_member(self, size: int, crowds: int) -> float:
-        """Return the seconds of a gang's step by its size. Raises CannotGangError when it computes wrongly."""
+    def seconds_per_member(self, size: int, crowds: int, *, compiled: bool = False) -> float:
+        """Return the seconds of a gang's step by its size.
+
+        Raises CannotGangError when it computes wrongly, or is not compiled although it was to be.
+        """
         wait = synchronizer(self.device)
         places = self._places(size, crowds)
         alone = [self._alone(place) for place in places]
-        run, rates = self._begun(places)
+        run, rates = self._begun(places, compiled)
         for _ in range(_checked_steps(self.training)):
             run.step(rates)
+        if run.why_not_compiled:
+            raise CannotGangError(f"the step could not be compiled: {run.why_not_compiled}")
         tolerance = TOLERANCE[pick_precision(self.training.precision, self.device)]
         for losses, own in zip(run.take_losses(), alone, strict=True):
             for found, expected in zip(losses, own, strict=True):
@@ -1088,10 +1197,11 @@ class _Rehearsal:
         """Return the crowd of each member, as evenly as that goes."""
         return [member * min(size, crowds) // size for member in range(size)]
 
-    def _begun(self, places: Sequence[int]) -> tuple[StackedRun, torch.Tensor]:
+    def _begun(self, places: Sequence[int], compiled: bool) -> tuple[StackedRun, torch.Tensor]:
         """Return a gang and the rates with which it is tried."""
-        runs = [self._new_run(place) for place in range(places[-1] + 1)]
-        run = StackedRun([runs[place] for place in places], [self.training.optimizer.settings] * len(places))
+        runs, settings = [self._new_run(place) for place in range(places[-1] + 1)], self.training.optimizer.settings
+        size = len(places)
+        run = StackedRun([runs[place] for place in places], [settings] * size, size if compiled else 0)
         return run, run.numbers([CHECKED_RATE] * len(places))
 
     def _alone(self, place: int) -> list[float]:

@@ -67,6 +67,17 @@ class StackedOptimizer:
         self._momentum = self._momentum[rows]
         self._decays = [decay[rows] for decay in self._decays]
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Return all that a step reads or writes beside parameters, gradients and what it is given."""
+        return [self._steps, self._momentum, *self._decays, *(one for own in self.state.values() for one in own)]
+
+    def put(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Go on with other tensors in the place of those of `tensors`."""
+        self._steps, self._momentum, *rest = tensors
+        self._decays, rest = rest[: len(self._decays)], rest[len(self._decays) :]
+        for key, own in self.state.items():
+            self.state[key], rest = rest[: len(own)], rest[len(own) :]
+
     def state_of(self, row: int) -> dict[int, dict[str, Any]]:
         """Return the part "state" of what `state_dict` of that copy's own optimiser would be."""
         own = [

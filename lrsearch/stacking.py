@@ -88,8 +88,7 @@ class StackedModel:
 
     def __call__(self, inputs: Any) -> torch.Tensor:
         training = self.model.training
-        if self._seen.is_other(self.model):
-            self._programs.update({True: None, False: None})
+        self.look_again()
         if training not in self._programs:
             by_vmap = None in self._programs.values()  # one of both ways for training and evaluation
             self._programs[training] = None if by_vmap else _Program.of(self.model)
@@ -111,6 +110,11 @@ class StackedModel:
             self.buffers = {name: buffer.detach() if training else buffer.clone() for name, buffer in buffers.items()}
         result: torch.Tensor = outputs
         return result
+
+    def look_again(self) -> None:
+        """Notice what a change of the model's mode has changed in it; to be called after each that no call follows."""
+        if self._seen.is_other(self.model):
+            self._programs.update({True: None, False: None})
 
     @property
     def replaces_buffers(self) -> bool:

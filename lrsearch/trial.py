@@ -167,6 +167,8 @@ class GangChoice:
     """How many trials may train together that see different data, as those of other seeds and repeats do."""
     enough: int = 1
     """So many that see the same data are quicker without others."""
+    compiled: int = 0
+    """Where so many train together, or fewer down to more than half of them, their step is compiled."""
     smallest: int = 2
     """Fewer that see the same data are quicker one by one,"""
     smallest_across: int = 2
@@ -204,6 +206,8 @@ class TrialSpec:
     """None: no state is kept, and a run that is cut short begins anew."""
     solo: SoloCost | None = None
     """Needed by trials that are to train together."""
+    compiled: int = 0
+    """Of such trials: as in GangChoice."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from lrsearch import training
 from lrsearch.config import load_study
 from lrsearch.engine import prepare_all, run_trials
 from lrsearch.errors import UsageError
-from lrsearch.gang import CannotGangError, run_gang
 from lrsearch.trial import Choice, TrainingPlan
 from tests.executors.contract import Listener
 from tests.test_training import spec
@@ -85,11 +84,6 @@ def test_left_open_a_model_that_cannot_be_compiled_is_not(monkeypatch: pytest.Mo
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert training.fastest_compiling(CNN, replace(PLAN, compile="off"), 0, 10**9, ["on"]) == "off"
-
-
-def test_what_is_compiled_trains_alone() -> None:
-    with pytest.raises(CannotGangError, match="compiled trains alone"):
-        run_gang([spec(rate, workload=CNN, training=PLAN) for rate in (0.01, 0.1)], Listener())
 
 
 def test_a_study_that_compiles_is_another_study_and_one_that_does_not_is_the_one_it_was(tmp_path: Path) -> None:

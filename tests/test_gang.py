@@ -270,10 +270,10 @@ class Reports(Listener):
 
 def test_where_memory_is_short_two_smaller_gangs_train(monkeypatch: pytest.MonkeyPatch) -> None:
     class Large(gang.StackedRun):
-        def __init__(self, run: Any, settings: Sequence[Any]) -> None:
+        def __init__(self, run: Any, settings: Sequence[Any], compiled: int = 0) -> None:
             if len(settings) > 2:
                 raise torch.OutOfMemoryError("as many as this do not fit")
-            super().__init__(run, settings)
+            super().__init__(run, settings, compiled)
 
     monkeypatch.setattr(gang, "StackedRun", Large)
     results = run_trials([spec(n, 0.01, epochs=1) for n in range(5)], Listener())

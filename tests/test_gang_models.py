@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lrsearch.gang import CannotGangError, StackedRun, _Rehearsal
+from lrsearch.interfaces import Split
 from lrsearch.training import Run, new_run
 from lrsearch.trial import Choice, TrainingPlan
 from tests.test_gang import SGD
@@ -276,6 +277,10 @@ def test_each_member_trains_and_is_evaluated_as_alone(build: type[Net], optimize
     stacked, single, together, alone = histories(build, optimizer)
     assert farthest(stacked, single) <= 1e-9
     assert_agree(together, alone)
+    splits: tuple[Split, ...] = ("validation", "test")
+    for split in splits:  # with no step between
+        for found, run in zip(stacked.evaluate(split), single, strict=True):
+            assert found[0] == pytest.approx(run.evaluate(split)[0], abs=1e-9)
 
 
 @pytest.mark.parametrize("build", REFUSED, ids=lambda one: one.__name__)

@@ -1,0 +1,119 @@
+"""Training steps of a gang, compiled: all that a step computes is traced once, and torch.compile makes one piece of it.
+
+The trace (torch.fx's make_fx) has the operations of forward pass, gradients, clipping and optimiser with every tensor
+that they read or write as an argument, so that the same step of another gang is the same text and is compiled once in
+a process. torch.compile by itself would compile forward and backward pass apart and leave the optimiser as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from lrsearch import chance
+
+UNCOMPILED_STEPS = 1
+"""Taken as they are first: optimisers make their state then."""
+Step = Callable[..., torch.Tensor]
+Layout = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
+_compiled: dict[tuple[str, Layout], Step] = {}
+"""By the text of the traced step and the layout of its arguments."""
+
+
+class CompiledSteps:
+    """Carries out steps of training, which return a tensor, by compiled code from the second one on.
+
+    What a step does beside computing on tensors is done while it is traced, and then no more. Steps with batches of
+    another shape are carried out as they are, and so are all when `give_up` was called: `why_not` says why.
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._call: Step | None = None
+        self._layout: Layout = ()
+        self._held: list[torch.Tensor] = []
+        self.why_not: str | None = None
+
+    @property
+    def is_warming(self) -> bool:
+        """Whether it is still to be compiled."""
+        return self._call is None and self.why_not is None
+
+    def give_up(self, reason: str) -> None:
+        """Carry out all steps as they are."""
+        self.why_not = self.why_not or reason
+        self._call = None
+
+    def step(
+        self, work: Step, arguments: Sequence[object], held: Callable[[], list[torch.Tensor]], traceable: Step
+    ) -> torch.Tensor:
+        """Carry out `work(*arguments)`.
+
+        `held()` are all other tensors that it reads or writes; `traceable(*arguments, *held)` is the same work on the
+        tensors that it is given.
+        """
+        tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
+        if len(tensors) < len(arguments):
+            self.give_up("the batches are no tensors")
+        if self.why_not is not None:
+            return work(*arguments)
+        if self._call is None:
+            self._steps += 1
+            if self._steps <= UNCOMPILED_STEPS:
+                return work(*arguments)
+            self._held = [tensor.detach() for tensor in held()]
+            self._layout = _layout(tensors)
+            self._call = _find(traceable, tensors, held())
+        if _layout(tensors) != self._layout:
+            return work(*arguments)
+        with torch.no_grad():
+            return self._call(*tensors, *self._held)
+
+
+def _layout(tensors: Sequence[torch.Tensor]) -> Layout:
+    return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors)
+
+
+def _find(traceable: Step, arguments: Sequence[torch.Tensor], held: Sequence[torch.Tensor]) -> Step:
+    """Return the compiled step, which has been called once on copies. Raises ValueError where it cannot be compiled."""
+    text, graph = _traced(traceable, arguments, held)
+    if text != _traced(traceable, arguments, held)[0]:
+        raise ValueError("the model computes something else at each step")
+    key = text, _layout([*arguments, *held])
+    if key not in _compiled:
+        compiled: Step = torch.compile(graph, fullgraph=True, dynamic=False)
+        with _as_it_was(), torch.no_grad():
+            compiled(*arguments, *(tensor.detach().clone() for tensor in held))
+        _compiled[key] = compiled
+    return _compiled[key]
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Leave all generators of chance as they were before."""
+    drawn = chance.snapshot(())
+    try:
+        yield
+    finally:
+        chance.restore(drawn, ())
+
+
+def _traced(
+    traceable: Step, arguments: Sequence[torch.Tensor], held: Sequence[torch.Tensor]
+) -> tuple[str, torch.fx.GraphModule]:
+    """Return the text of the step and its graph; it is carried out on copies. Raises ValueError."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # here: it takes half a second
+
+    copies = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in held]
+    with _as_it_was():
+        graph = make_fx(traceable)(*arguments, *copies)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            raise ValueError("the model computes with a tensor that is neither parameter nor buffer")
+        if node.target is torch.ops.aten._local_scalar_dense.default:
+            raise ValueError("the model looks at its data on the way")
+    return graph.code, graph

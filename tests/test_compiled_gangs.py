@@ -1,0 +1,357 @@
+"""Gangs whose step is compiled: the same as each member alone, whatever its size becomes.
+
+torch.compile traces and takes the steps apart as ever, but with its backend `aot_eager`, which makes no C++ of them;
+the tests marked as slow do.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lrsearch import compiled_step, gang
+from lrsearch.cache import recall
+from lrsearch.config import load_study
+from lrsearch.gang import StackedRun, choose
+from lrsearch.storage.store import open_store
+from lrsearch.study import run_study
+from lrsearch.training import Run, new_run
+from lrsearch.trial import Choice, TrainingPlan
+from tests.test_gang import DIGITS, SGD
+from tests.test_gang_across_seeds import ADAMW, MODELS, WithModel
+from tests.test_study import Quiet
+
+CPU = torch.device("cpu")
+RATES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.1)
+SIZE = 8
+"""Of the compiled step: six train beside two copies of the last."""
+PLAN = TrainingPlan(1, SGD, device="cpu", compile="on")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def compiled(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[torch.fx.GraphModule]]:
+    """Return a list to which each compiling adds what it compiles."""
+    made: list[torch.fx.GraphModule] = []
+    really = torch.compile
+
+    def compiling(graph: torch.fx.GraphModule, **settings: object) -> Callable[..., torch.Tensor]:
+        made.append(graph)
+        if request.node.get_closest_marker("slow") is None:
+            settings["backend"] = "aot_eager"
+        return really(graph, **settings)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch, "compile", compiling)
+    monkeypatch.setattr(compiled_step, "_compiled", {})
+    yield made
+    torch._dynamo.reset()
+
+
+def begun(name: str, optimizer: Choice = SGD, precision: torch.dtype = torch.float64) -> Run:
+    plan = TrainingPlan(1, optimizer, device="cpu", gradient_clip_norm=1.0)
+    return new_run(WithModel(3, MODELS[name], precision), plan, CPU, 3)
+
+
+def stacked(name: str, members: int, optimizer: Choice = SGD, precision: torch.dtype = torch.float64) -> StackedRun:
+    own = [{**optimizer.settings, "weight_decay": 0.01 * number} for number in range(members)]
+    return StackedRun([begun(name, optimizer, precision)] * members, own, SIZE)
+
+
+def alone(name: str, optimizer: Choice, number: int) -> Run:
+    return begun(name, Choice(optimizer.name, {**optimizer.settings, "weight_decay": 0.01 * number}))
+
+
+def assert_as_alone(together: StackedRun, single: Sequence[Run], tolerance: float = 1e-9) -> None:
+    for row, run in enumerate(single):
+        found = together.stacked.state_dict(row)
+        for key, own in run.model.state_dict().items():
+            assert float((found[key] - own).abs().max()) <= tolerance, key
+    for split in ("validation", "test"):
+        found_values, expected = together.evaluate(split), [run.evaluate(split) for run in single]
+        assert len(found_values) == len(expected)
+        for (loss, metric), (loss_alone, metric_alone) in zip(found_values, expected, strict=True):
+            assert loss == pytest.approx(loss_alone, abs=tolerance)
+            assert metric == metric_alone
+    for losses, run in zip(together.take_losses(), single, strict=True):
+        assert losses == pytest.approx(run.take_losses(), abs=tolerance)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=lambda one: one.name)
+@pytest.mark.parametrize("name", ["convolutions", "perceptron"])
+def test_members_train_and_shrink_as_each_does_alone(
+    name: str, optimizer: Choice, compiled: list[torch.fx.GraphModule]
+) -> None:
+    single = [alone(name, optimizer, number) for number in range(len(RATES))]
+    together, rates = stacked(name, len(RATES), optimizer), torch.tensor(RATES, dtype=torch.float64)
+    assert together.is_warming
+
+    def step(count: int) -> None:
+        for _ in range(count):
+            for run, rate in zip(single, rates.tolist(), strict=True):
+                run.step(rate)
+            together.step(rates)
+
+    step(50)
+    assert (together.is_warming, together.why_not_compiled) == (False, None)
+    assert together.stacked.count == SIZE
+    assert_as_alone(together, single)
+    for rows, size in (([0, 1, 2, 4, 5], SIZE), ([1, 3], 2)):  # more than half of what was compiled for, and less
+        together.keep(rows)
+        single, rates = [single[row] for row in rows], rates[rows]
+        step(10)
+        assert together.stacked.count == size
+        assert_as_alone(together, single)
+    assert len(compiled) == 1, "for the first size alone"
+
+
+def test_a_gang_like_one_before_is_not_compiled_again(compiled: list[torch.fx.GraphModule]) -> None:
+    for rate in (0.01, 0.1):
+        together = stacked("perceptron", 6)
+        for _ in range(3):
+            together.step(torch.full((6,), rate, dtype=torch.float64))
+        assert not together.is_warming
+    other = stacked("perceptron", 5)
+    for _ in range(3):
+        other.step(torch.full((5,), 0.01, dtype=torch.float64))
+    assert len(compiled) == 1, "of five the step is the same, too"
+
+
+def test_a_scheduled_momentum_moves_in_compiled_steps(compiled: list[torch.fx.GraphModule]) -> None:
+    settings = [SGD.settings] * 6
+    together = StackedRun([begun("perceptron")] * 6, settings, SIZE)
+    single = [begun("perceptron") for _ in RATES]
+    for number in range(12):
+        momentum = 0.95 - 0.03 * number
+        for run, rate in zip(single, RATES, strict=True):
+            run.step(rate, momentum)
+        together.step(torch.tensor(RATES, dtype=torch.float64), torch.full((6,), momentum, dtype=torch.float64))
+    assert compiled
+    assert_as_alone(together, single)
+
+
+def test_a_member_at_nan_changes_no_bit_of_the_others(compiled: list[torch.fx.GraphModule]) -> None:
+    calm, wild = (stacked("convolutions", 6, precision=torch.float32) for _ in range(2))
+    rates = torch.tensor(RATES)
+    mad = rates.clone()
+    mad[2] = 1e30
+    for _ in range(12):
+        calm.step(rates)
+        wild.step(mad)
+    assert compiled
+    state = wild.stacked.state_dict(2).values()
+    assert not all(bool(one.isfinite().all()) for one in state)
+    for row in (0, 1, 3, 4, 5):
+        pairs = zip(calm.stacked.state_dict(row).values(), wild.stacked.state_dict(row).values(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+
+
+class Counting(nn.Module):
+    """Counts its steps in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.count = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        outputs: torch.Tensor = self.layer(inputs.flatten(1)) / (1 + self.count)
+        return outputs
+
+
+class Remembering(nn.Module):
+    """Computes with a tensor that nobody knows of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.kept = [torch.ones(10, dtype=torch.float64)]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.layer(inputs.flatten(1)) * self.kept[0]
+        return outputs
+
+
+class Switching(nn.Module):
+    """Counts how often it was put into training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.rounds = 0
+
+    def train(self, mode: bool = True) -> Switching:
+        self.rounds += mode
+        return super().train(mode)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.layer(inputs.flatten(1)) * (1 + 0.1 * self.rounds)
+        return outputs
+
+
+def test_what_an_evaluation_changes_is_compiled_no_more(compiled: list[torch.fx.GraphModule]) -> None:
+    runs = [new_run(WithModel(3, Switching, torch.float64), replace(PLAN, compile="off"), CPU, 3) for _ in range(7)]
+    together = StackedRun([runs[6]] * 6, [SGD.settings] * 6, SIZE)
+    for _ in range(3):
+        for _ in range(5):
+            for run, rate in zip(runs[:6], RATES, strict=True):
+                run.step(rate)
+            together.step(torch.tensor(RATES, dtype=torch.float64))
+        assert_as_alone(together, runs[:6])
+    assert together.why_not_compiled == "an evaluation changes what the model holds"
+    assert len(compiled) == 1
+
+
+def perceptron_with_dropout() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, 10))
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (MODELS["averaging"], "buffers are other tensors"),
+        (Counting, "changes what the model holds"),
+        (Remembering, "neither parameter nor buffer"),
+    ],
+)
+def test_what_compiling_would_change_trains_as_it_is(
+    build: Callable[[], nn.Module], reason: str, compiled: list[torch.fx.GraphModule]
+) -> None:
+    runs = [new_run(WithModel(3, build, torch.float64), replace(PLAN, compile="off"), CPU, 3) for _ in range(7)]
+    together = StackedRun([runs[6]] * 6, [SGD.settings] * 6, SIZE)
+    for _ in range(10):
+        for run, rate in zip(runs[:6], RATES, strict=True):
+            run.step(rate)
+        together.step(torch.tensor(RATES, dtype=torch.float64))
+    assert reason in (together.why_not_compiled or "")
+    assert not together.is_warming
+    assert not compiled
+    assert_as_alone(together, runs[:6])
+
+
+def test_chance_that_was_drawn_while_compiling_is_given_back(compiled: list[torch.fx.GraphModule]) -> None:
+    loaded = WithModel(3, perceptron_with_dropout, torch.float32)
+    together = StackedRun([new_run(loaded, replace(PLAN, compile="off"), CPU, 3)] * 6, [SGD.settings] * 6, SIZE)
+    together.step(torch.tensor(RATES))
+    before = torch.get_rng_state()
+    together._compiling._call = compiled_step._find(  # type: ignore[union-attr]
+        lambda *tensors: torch.dropout(tensors[1], 0.5, True).sum(), [torch.ones(3)], [torch.ones(5)]
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert compiled
+
+
+def test_a_batch_of_another_shape_is_trained_as_it_is() -> None:
+    steps = compiled_step.CompiledSteps()
+    held = [torch.zeros(3)]
+
+    def work(inputs: torch.Tensor) -> torch.Tensor:
+        held[0] += inputs.sum()
+        return held[0].clone()
+
+    def traceable(inputs: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        own += inputs.sum()
+        return own.clone()
+
+    sums = [float(steps.step(work, [torch.ones(size)], lambda: held, traceable)[0]) for size in (4, 4, 4, 2, 4)]
+    assert sums == [4.0, 8.0, 12.0, 14.0, 18.0]
+    assert (steps.is_warming, steps.why_not) == (False, None)
+
+
+def test_a_compiled_gang_is_chosen_where_it_takes_less_and_known_the_next_time(
+    monkeypatch: pytest.MonkeyPatch, compiled: list[torch.fx.GraphModule]
+) -> None:
+    honest, asked = gang._Rehearsal.seconds_per_member, []
+
+    def timed(rehearsal: gang._Rehearsal, size: int, crowds: int, *, compiled: bool = False) -> float:
+        asked.append((size, compiled))
+        honest(rehearsal, size, crowds, compiled=compiled)
+        return (0.1 if compiled else 0.5) * rehearsal_step
+
+    rehearsal_step = 1e-4
+    monkeypatch.setattr(gang._Rehearsal, "seconds_per_member", timed)
+    monkeypatch.setattr("lrsearch.training.compiled", lambda: lambda model, inputs: model(inputs))
+    chosen = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
+    assert (chosen.size, chosen.compiled, chosen.reason) == (SIZE, SIZE, "")
+    assert chosen.measured[0] == (SIZE, 0.1 * rehearsal_step)
+    assert chosen.smallest == 2
+    assert len(compiled) == 1
+    again = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
+    assert replace(again, solo=chosen.solo) == chosen
+    assert asked[-1] == (SIZE, True), "it is compiled in each process"
+    assert len(compiled) == 1
+    plain = choose(DIGITS, replace(PLAN, compile="off"), 0, most=SIZE, search_steps=10**4)
+    assert (plain.size, plain.compiled) == (SIZE, 0)
+
+
+def test_where_compiling_fails_gangs_train_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(graph: torch.fx.GraphModule, **settings: object) -> None:
+        raise RuntimeError("no such header")
+
+    monkeypatch.setattr(torch, "compile", failing)
+    monkeypatch.setattr("lrsearch.training.compiled", lambda: lambda model, inputs: model(inputs))
+    monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
+    chosen = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
+    assert (chosen.compiled, chosen.reason) == (0, "")
+    assert chosen.size > 1
+    circumstances = [*gang._circumstances(DIGITS, PLAN, CPU), SIZE]
+    assert "no such header" in recall("gangs_compiled", circumstances)["reason"]
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("name", ["convolutions", "perceptron"])
+def test_by_the_real_compiler_members_train_as_each_does_alone(name: str, compiled: list[torch.fx.GraphModule]) -> None:
+    single = [alone(name, SGD, number) for number in range(len(RATES))]
+    together = stacked(name, len(RATES))
+    for _ in range(50):
+        for run, rate in zip(single, RATES, strict=True):
+            run.step(rate)
+        together.step(torch.tensor(RATES, dtype=torch.float64))
+    assert len(compiled) == 1
+    assert_as_alone(together, single)
+
+
+STUDY = """
+version: 1
+name: compiled
+workload: {name: digits, model: mlp, batch_size: 32}
+training: {epochs: 2, device: cpu, optimizer: {name: sgd, momentum: 0.9}, compile: COMPILE}
+seeds: [0]
+rates: {low: 1e-3, high: 3.0}
+strategies:
+  grid: {name: grid, points: 10, schedule: {name: constant}}
+  clr: {name: range_tested, schedule: {name: triangular2, cycles: 1}}
+gangs: auto
+"""
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_study_of_compiled_gangs_finds_what_one_of_others_finds(
+    tmp_path: Path, compiled: list[torch.fx.GraphModule]
+) -> None:
+    records = {}
+    for compiles in ("on", "off"):
+        (tmp_path / "study.yaml").write_text(STUDY.replace("COMPILE", compiles))
+        with open_store(f"sqlite:///{tmp_path}/{compiles}.db") as store:
+            records[compiles] = run_study(load_study(tmp_path / "study.yaml"), store, observer=Quiet())
+    grids = [[one for one in record.trials if one.strategy == "grid"] for record in records.values()]
+    assert {trial.gang_size for trial in grids[0]} == {10}
+    assert any(isinstance(graph, torch.fx.GraphModule) for graph in compiled)
+    for found, expected in zip(*grids, strict=True):
+        assert found.proposal == expected.proposal
+        assert found.result is not None
+        assert expected.result is not None
+        if found.proposal.learning_rate is not None and found.proposal.learning_rate < 0.3:
+            assert found.result.validation_loss == pytest.approx(expected.result.validation_loss, rel=0.05)
+        assert found.phase_seconds.keys() == expected.phase_seconds.keys(), "compiling is on no trial's bill"
