@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -83,7 +84,9 @@ def _find(traceable: Step, arguments: Sequence[torch.Tensor], held: Sequence[tor
         raise ValueError("the model computes something else at each step")
     key = text, _layout([*arguments, *held])
     if key not in _compiled:
-        compiled: Step = torch.compile(graph, fullgraph=True, dynamic=False)
+        # Its own look at each tensor, at each call, takes a tenth of a small step; the layout is looked at here.
+        without_guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        compiled: Step = torch.compile(graph, fullgraph=True, dynamic=False, options=without_guards)
         with _as_it_was(), torch.no_grad():
             compiled(*arguments, *(tensor.detach().clone() for tensor in held))
         _compiled[key] = compiled
