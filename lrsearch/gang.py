@@ -946,18 +946,20 @@ def _compiled(choice: GangChoice, rehearsal: _Rehearsal, circumstances: list[obj
     """
     assert choice.solo is not None
     known = recall("gangs_compiled", circumstances)
-    if known is not None and not known["each"]:
-        return choice
+    if known is not None and known["reason"]:
+        return replace(choice, reason_compiled=known["reason"])
     try:
         each: float = rehearsal.seconds_per_member(size, 1, compiled=True)
         reason = rehearsal.check(1, size, compiled=True)
     except Exception as error:  # whatever stops the compiler, they train without it
         each, reason = 0.0, one_line(error)
     one = choice.solo.step_seconds
-    pays = not reason and each <= MUST_SAVE * min([one, *(own for _, own in choice.measured)])
-    remember("gangs_compiled", circumstances, {"each": each if pays else 0.0, "reason": reason})
-    if not pays:
-        return choice
+    other = min([one, *(own for _, own in choice.measured)])
+    if not reason and each > MUST_SAVE * other:
+        reason = f"a compiled step of {size} together takes {each / other:.2f} of what each member takes otherwise"
+    remember("gangs_compiled", circumstances, {"reason": reason})
+    if reason:
+        return replace(choice, reason_compiled=reason)
     fewest = max(size // 2 + 1, math.ceil(size * each / (MUST_SAVE * one)))
     return replace(
         choice,

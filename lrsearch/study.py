@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,8 @@ def run_study(
         with signals.interruptible():
             prepared = _prepare(config, executor, begins=study is None or fresh)
         settled = _settled(config, prepared)
-        for text in dict.fromkeys(_why_apart(choice) for choice in prepared.gangs.values()):
-            if text:
-                observer.message(text)
+        for text in dict.fromkeys(chain.from_iterable(map(_why_apart, prepared.gangs.values()))):
+            observer.message(text)
         # Nothing is stored before the workload has shown that it runs.
         if study is None or fresh:
             config = settled
@@ -299,10 +299,15 @@ def _variants(config: StudyConfig) -> list[tuple[Choice, TrainingPlan]]:
     ]
 
 
-def _why_apart(choice: GangChoice) -> str:
+def _why_apart(choice: GangChoice) -> Iterator[str]:
+    """Yield why trials train otherwise than the study file allows."""
     if choice.reason:
-        return f"Trials train alone, although gangs is auto: {choice.reason}."
-    return choice.reason_across and f"Trials of several seeds train apart: {choice.reason_across}."
+        yield f"Trials train alone, although gangs is auto: {choice.reason}."
+        return
+    if choice.reason_across:
+        yield f"Trials of several seeds train apart: {choice.reason_across}."
+    if choice.reason_compiled:
+        yield f"Trials train together uncompiled, although training.compile is on: {choice.reason_compiled}."
 
 
 def _gang_requests(config: StudyConfig, slots: int) -> list[GangRequest]:

@@ -169,6 +169,8 @@ class GangChoice:
     """So many that see the same data are quicker without others."""
     compiled: int = 0
     """Where so many train together, or fewer down to more than half of them, their step is compiled."""
+    reason_compiled: str = ""
+    """Why it is not, where that was tried."""
     smallest: int = 2
     """Fewer that see the same data are quicker one by one,"""
     smallest_across: int = 2

@@ -16,11 +16,10 @@ import torch
 from torch import nn
 
 from lrsearch import compiled_step, gang
-from lrsearch.cache import recall
 from lrsearch.config import load_study
 from lrsearch.gang import StackedRun, choose
 from lrsearch.storage.store import open_store
-from lrsearch.study import run_study
+from lrsearch.study import _why_apart, run_study
 from lrsearch.training import Run, new_run
 from lrsearch.trial import Choice, TrainingPlan
 from tests.test_gang import DIGITS, SGD
@@ -303,8 +302,12 @@ def test_where_compiling_fails_gangs_train_without_it(monkeypatch: pytest.Monkey
     chosen = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
     assert (chosen.compiled, chosen.reason) == (0, "")
     assert chosen.size > 1
-    circumstances = [*gang._circumstances(DIGITS, PLAN, CPU), SIZE]
-    assert "no such header" in recall("gangs_compiled", circumstances)["reason"]
+    assert "no such header" in chosen.reason_compiled
+    monkeypatch.setattr(torch, "compile", None)
+    again = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
+    assert again.reason_compiled == chosen.reason_compiled, "without another try"
+    [told] = _why_apart(again)
+    assert told.startswith("Trials train together uncompiled, although training.compile is on: ")
 
 
 @pytest.mark.slow
