@@ -20,7 +20,7 @@ from benchmarks.harness import parser
 from lrsearch.gang import StackedRun
 from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.training import Run, load, new_run
-from lrsearch.trial import Choice, TrainingPlan
+from lrsearch.trial import Choice, CompiledGang, TrainingPlan
 
 STEPS = 50
 SEEDS = (0, 1)
@@ -80,7 +80,7 @@ def together(case: Case, seeds: Sequence[int], steps: int, *, compiled: bool) ->
     runs = [begun(case, seed) for seed in seeds]
     members = [run for run in runs for _ in case.rates]
     settings = [run.training.optimizer.settings for run in members]
-    gang = StackedRun(members, settings, len(members) if compiled else 0)
+    gang = StackedRun(members, settings, CompiledGang(len(members), len(members)) if compiled else None)
     rates = gang.numbers([*case.rates] * len(seeds))
     for _ in range(steps):
         gang.step(rates)

@@ -89,10 +89,10 @@ def measure(case: Case, side: str, epochs: int | None, device: str) -> None:
         steps = results[0].train_steps - (UNRECORDED_STEPS + 1 if how else 1)  # the others are the warm-up
     else:
         from lrsearch.gang import run_gang
-        from lrsearch.trial import SoloCost
+        from lrsearch.trial import CompiledGang, SoloCost
 
         unknown = SoloCost(0.0, 0.0, 0.0, 0.0)  # a bill that nobody reads here
-        compiled = case.members if how == "compiled" else 0
+        compiled = CompiledGang(case.members, case.members) if how == "compiled" else None
         told = [replace(spec, solo=unknown, compiled=compiled) for spec in made]
         results = [checked(one) for one in run_gang(told, Silence())]
         billed: list[Any] = [one.billed_phase_seconds for one in results]

@@ -7,18 +7,18 @@ a process. torch.compile by itself would compile forward and backward pass apart
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from lrsearch import chance
+from lrsearch.training import one_line
 
 UNCOMPILED_STEPS = 1
 """Taken as they are first: optimisers make their state then."""
 Step = Callable[..., torch.Tensor]
-Layout = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
+Layout = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device], ...]
 _compiled: dict[tuple[str, Layout], Step] = {}
 """By the text of the traced step and the layout of its arguments."""
 
@@ -27,13 +27,13 @@ class CompiledSteps:
     """Carries out steps of training, which return a tensor, by compiled code from the second one on.
 
     What a step does beside computing on tensors is done while it is traced, and then no more. Steps with batches of
-    another shape are carried out as they are, and so are all when `give_up` was called: `why_not` says why.
+    another shape than the first are carried out as they are, and so are all when it cannot be compiled or `give_up` was
+    called: `why_not` says why.
     """
 
     def __init__(self) -> None:
-        self._steps = 0
         self._call: Step | None = None
-        self._layout: Layout = ()
+        self._layout: Layout | None = None
         self._held: list[torch.Tensor] = []
         self.why_not: str | None = None
 
@@ -47,76 +47,82 @@ class CompiledSteps:
         self.why_not = self.why_not or reason
         self._call = None
 
+    def renew(self) -> None:
+        """Go on with other tensors of the same layout in the place of those that were held."""
+        self._held = []
+
     def step(
         self, work: Step, arguments: Sequence[object], held: Callable[[], list[torch.Tensor]], traceable: Step
     ) -> torch.Tensor:
         """Carry out `work(*arguments)`.
 
-        `held()` are all other tensors that it reads or writes; `traceable(*arguments, *held)` is the same work on the
-        tensors that it is given.
+        `held()` are all other tensors that it reads or writes, from `renew` on other ones; `traceable(*arguments,
+        *held)` is the same work on the tensors that it is given. It may raise ValueError for what cannot be compiled.
         """
         tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
         if len(tensors) < len(arguments):
             self.give_up("the batches are no tensors")
         if self.why_not is not None:
             return work(*arguments)
-        if self._call is None:
-            self._steps += 1
-            if self._steps <= UNCOMPILED_STEPS:
-                return work(*arguments)
-            self._held = [tensor.detach() for tensor in held()]
-            self._layout = _layout(tensors)
-            self._call = _find(traceable, tensors, held())
-        if _layout(tensors) != self._layout:
+        layout = _layout(tensors)
+        first, self._layout = self._layout is None, self._layout or layout
+        if first or layout != self._layout:
             return work(*arguments)
+        if self._call is None:
+            try:
+                self._call = _find(traceable, tensors, held())
+            except Exception as error:  # whatever stops the compiler
+                self.give_up(one_line(error))
+                return work(*arguments)
+        self._held = self._held or [tensor.detach() for tensor in held()]
         with torch.no_grad():
             return self._call(*tensors, *self._held)
 
 
 def _layout(tensors: Sequence[torch.Tensor]) -> Layout:
-    return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors)
+    return tuple((tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors)
 
 
 def _find(traceable: Step, arguments: Sequence[torch.Tensor], held: Sequence[torch.Tensor]) -> Step:
     """Return the compiled step, which has been called once on copies. Raises ValueError where it cannot be compiled."""
-    text, graph = _traced(traceable, arguments, held)
-    if text != _traced(traceable, arguments, held)[0]:
-        raise ValueError("the model computes something else at each step")
-    key = text, _layout([*arguments, *held])
-    if key not in _compiled:
-        # Its own look at each tensor, at each call, takes a tenth of a small step; the layout is looked at here.
-        without_guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        compiled: Step = torch.compile(graph, fullgraph=True, dynamic=False, options=without_guards)
-        with _as_it_was(), torch.no_grad():
-            compiled(*arguments, *(tensor.detach().clone() for tensor in held))
-        _compiled[key] = compiled
-    return _compiled[key]
-
-
-@contextmanager
-def _as_it_was() -> Iterator[None]:
-    """Leave all generators of chance as they were before."""
     drawn = chance.snapshot(())
     try:
-        yield
+        text, graph = _traced(traceable, arguments, held)
+        if chance.has_drawn(drawn, ("python", "numpy")):
+            raise ValueError("a step throws its dice in Python")
+        if text != _traced(traceable, arguments, held)[0]:
+            raise ValueError("the model computes something else at each step")
+        key = text, _layout([*arguments, *held])
+        if key not in _compiled:
+            # Its own look at each tensor, at each call, takes a tenth of a small step; the layout is looked at here.
+            without_guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+            compiled: Step = torch.compile(graph, fullgraph=True, dynamic=False, options=without_guards)
+            with torch.no_grad():
+                compiled(*arguments, *(tensor.detach().clone() for tensor in held))
+            _compiled[key] = compiled
     finally:
         chance.restore(drawn, ())
+    return _compiled[key]
 
 
 def _traced(
     traceable: Step, arguments: Sequence[torch.Tensor], held: Sequence[torch.Tensor]
 ) -> tuple[str, torch.fx.GraphModule]:
-    """Return the text of the step and its graph; it is carried out on copies. Raises ValueError."""
+    """Return the text of the step and its graph. Raises ValueError.
+
+    Nothing is computed: the tensors are torch's fake ones, whose content nobody can ask for.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx  # here: it takes half a second
 
-    copies = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in held]
-    with _as_it_was():
-        graph = make_fx(traceable)(*arguments, *copies)
+    own = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in held]
+    try:
+        graph = make_fx(traceable, tracing_mode="fake")(*arguments, *own)
+    except Exception as error:
+        if "convert all Tensors to FakeTensors" in str(error):
+            raise ValueError("the model computes with a tensor that is neither parameter nor buffer") from error
+        raise
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            raise ValueError("the model computes with a tensor that is neither parameter nor buffer")
-        if node.target is torch.ops.aten._local_scalar_dense.default:
-            raise ValueError("the model looks at its data on the way")
+    if any(node.op == "get_attr" for node in graph.graph.nodes):
+        raise ValueError("the model computes with a tensor that is neither parameter nor buffer")
     return graph.code, graph

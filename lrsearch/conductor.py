@@ -490,7 +490,7 @@ class Conductor:
             if turn is None:
                 return None
             if not self._fits(turn):
-                self._put_back = turn
+                self._put_back = replace(turn, thought_seconds=0.0)  # of the next one's time it takes none
                 return turn
             self._begin(slot, turn)
         return None

@@ -72,6 +72,7 @@ from lrsearch.training import (
 )
 from lrsearch.trial import (
     Choice,
+    CompiledGang,
     CurvePoint,
     GangChoice,
     RangeTestPlan,
@@ -159,15 +160,16 @@ class StackedRun:
 
     `runs` has one for each member, with its optimiser `settings`. Members with the same run begin with the same weights
     and see the same data; they stand beside each other. Different runs are the same workload with different seeds.
-    `compiled`: so many models train by a step that is compiled, as long as more than half of them are members, and the
-    others copies of the last member; 0 for none. Not where the runs are several.
+    `compiled` says of how many members the step is compiled; never where the runs are several.
     Raises ValueError for models that cannot be stacked, CannotGangError for runs that cannot.
     """
 
-    def __init__(self, runs: Sequence[Run], settings: Sequence[Mapping[str, Any]], compiled: int = 0) -> None:
-        self._compiled = compiled if all(own is runs[0] for own in runs) else 0
+    def __init__(
+        self, runs: Sequence[Run], settings: Sequence[Mapping[str, Any]], compiled: CompiledGang | None = None
+    ) -> None:
+        self._compiled = compiled if all(own is runs[0] for own in runs) else None
         self._live = len(runs)
-        copies = [-1] * self._copies(len(runs))
+        copies = [-1] * self._copies()
         runs, settings = [*runs, *(runs[row] for row in copies)], [*settings, *(settings[row] for row in copies)]
         run, count = runs[0], len(runs)
         self.device, self.training, self.progressed = run.device, run.training, run.progressed
@@ -196,10 +198,14 @@ class StackedRun:
         ]
         if len({parameter.dtype for parameter in self._parameters()}) > 1:
             raise CannotGangError("what it trains is of several number types")
-        self._optimizer = StackedOptimizer(self.training.optimizer.name, settings, self._parameters(), multipliers)
+        self._optimizer = StackedOptimizer(
+            self.training.optimizer.name, settings, self._parameters(), multipliers, self._compiled is not None
+        )
         self._groups = run.optimizer.state_dict()["param_groups"]
         self._replayed = self._new_replayed()
-        self._compiling = self._new_compiling()
+        self._compiling = CompiledSteps() if self._compiled and self._compiled.fits(self._live) else None
+        self.why_not_compiled: str | None = None
+        """Why steps that were to be compiled could not be; None where they were, or have not been tried."""
         self._losses: list[torch.Tensor] = []
         self._metrics: list[Callable[[Any, Any], float] | None] = [None] * count
 
@@ -208,20 +214,12 @@ class StackedRun:
         """Whether the steps to come are still to be recorded or compiled."""
         return any(one is not None and one.is_warming for one in (self._replayed, self._compiling))
 
-    @property
-    def why_not_compiled(self) -> str | None:
-        """Why steps that were to be compiled could not be; None where they were, or have not been tried."""
-        return None if self._compiling is None else self._compiling.why_not
-
     def _new_replayed(self) -> Replayed | None:
         return Replayed(self.device) if self.training.compile == "graphs" else None
 
-    def _new_compiling(self) -> CompiledSteps | None:
-        return CompiledSteps() if self._compiled // 2 < self._live <= self._compiled else None
-
-    def _copies(self, members: int) -> int:
-        """Return how many copies of the last member are to train beside so many."""
-        return self._compiled - members if self._compiled // 2 < members <= self._compiled else 0
+    def _copies(self) -> int:
+        """Return how many copies of the last member are to train beside the members."""
+        return self._compiled.copies(self._live) if self._compiled else 0
 
     def _parameters(self) -> list[torch.Tensor]:
         return [self.stacked.parameters[name] for name in self._names]
@@ -230,7 +228,7 @@ class StackedRun:
         """Take one step of every model, each at its own of the `rates`, (models,), which lie on the device."""
         batches = [next(crowd.batches) for crowd in self._crowds]
         inputs, targets = zip(*batches, strict=True)
-        if copies := self._copies(self._live):
+        if copies := self.stacked.count - self._live:
             rates = torch.cat([rates, rates[-1:].expand(copies)])
             momentum = None if momentum is None else torch.cat([momentum, momentum[-1:].expand(copies)])
         if self._replayed is not None and self.stacked.replaces_buffers:
@@ -238,7 +236,7 @@ class StackedRun:
         own = [rates] if momentum is None else [rates, momentum]
         if self._replayed is not None and self._replayed.why_not is None:
             losses = self._replayed.step(self._recorded_step, *inputs, *targets, *own)
-        elif self._compiling is not None and self._compiling.why_not is None:
+        elif self._compiling is not None:
             losses = self._compiled_step([*inputs, *targets, *own])
         else:
             losses = self._train_on(inputs, targets, rates, momentum)
@@ -253,28 +251,25 @@ class StackedRun:
 
     def _compiled_step(self, arguments: Sequence[Any]) -> torch.Tensor:
         assert self._compiling is not None, "it is asked for"
+        count, loaded = len(arguments), self._crowds[0].loaded
         if self.stacked.replaces_buffers:
             self._compiling.give_up("the model's buffers are other tensors after a step or an evaluation")
-        count = len(arguments)
 
         def traceable(*tensors: torch.Tensor) -> torch.Tensor:
-            held, contents = self._held(), Contents(self.stacked.model)
+            held, contents = self._held(), Contents(self.stacked.model, loaded)
             self._put(tensors[count:])
             try:
                 losses = self._recorded_step(*tensors[:count])
             finally:
                 self._put(held)
-            if contents.restore():
-                raise ValueError("a step changes what the model holds")
+                changed = contents.restore()
+            if changed:
+                raise ValueError("a step changes what the model or the data hold")
             return losses
 
-        try:
-            return self._compiling.step(self._recorded_step, arguments, self._held, traceable)
-        except Exception as error:  # whatever stops the compiler, before it has changed anything
-            if not self._compiling.is_warming:
-                raise
-            self._compiling.give_up(one_line(error))
-            return self._recorded_step(*arguments)
+        losses = self._compiling.step(self._recorded_step, arguments, self._held, traceable)
+        self.why_not_compiled = self._compiling.why_not
+        return losses
 
     def _held(self) -> list[torch.Tensor]:
         """Return all tensors beside the batches and rates that a step reads or writes."""
@@ -339,6 +334,10 @@ class StackedRun:
         """Return each model's losses since the last call."""
         losses: list[list[float]] = torch.stack(self._losses, 1)[: self._live].tolist()
         self._losses.clear()
+        if self.why_not_compiled and self._compiling:
+            self._compiled = self._compiling = None
+            if self.stacked.count > self._live:
+                self.keep(range(self._live))  # without copies
         return losses
 
     def evaluate(self, split: Split) -> list[tuple[float | None, float | None]]:
@@ -353,22 +352,24 @@ class StackedRun:
         self._switch(training=True)
         self.stacked.look_again()
         if self._compiling is not None and before is not None and not before.is_still(Contents(self.stacked.model)):
-            self._compiling.give_up("an evaluation changes what the model holds")
+            self.why_not_compiled = "an evaluation changes what the model holds"
+            self._compiling.give_up(self.why_not_compiled)
         self._check_chance()
-        return found[: self._live]
+        return found
 
     def _evaluate(self, crowd: _Crowd, split: Split) -> Iterator[tuple[float | None, float | None]]:
         loaded, outputs, targets = crowd.loaded, [], []
-        part = self.stacked if len(self._crowds) == 1 else self.stacked.part(crowd.rows)
+        rows = slice(crowd.rows.start, min(crowd.rows.stop, self._live))
+        part = self.stacked if rows == slice(0, self.stacked.count) else self.stacked.part(rows)
         with torch.inference_mode(), self._autocast():
             for batch_inputs, batch_targets in loaded.evaluation_batches(split):
                 outputs.append(part(batch_inputs))
                 targets.append(batch_targets)
                 self.progressed()
-        self.stacked.take_buffers(part, crowd.rows)
+        self.stacked.take_buffers(part, rows)
         all_outputs, all_targets = torch.cat(outputs, 1).float(), torch.cat(targets)
         drawn, draws = chance.snapshot(()), False
-        for row, own in enumerate(all_outputs, crowd.rows.start):
+        for row, own in enumerate(all_outputs, rows.start):
             if draws:  # alone, each would have drawn the same
                 chance.restore(drawn, ())
             if isinstance(loaded, FitsMetric) and split != "test":
@@ -376,7 +377,7 @@ class StackedRun:
             metric = self._metrics[row] or loaded.metric
             loss = finite(float(loaded.loss(own, all_targets)))
             yield loss, finite(metric(own, all_targets))
-            draws = draws or (row == crowd.rows.start and chance.has_drawn(drawn))
+            draws = draws or (row == rows.start and chance.has_drawn(drawn))
 
     def state(self, row: int, losses: Sequence[float]) -> dict[str, Any]:
         """Return what `Run.state` of that model alone would; `losses` were taken since its last point."""
@@ -405,9 +406,13 @@ class StackedRun:
     def keep(self, rows: Sequence[int]) -> None:
         """Let the other models go; their losses must have been taken."""
         self._live = len(rows)
-        rows = [*rows, *[rows[-1]] * self._copies(len(rows))]
+        rows = [*rows, *[rows[-1]] * self._copies()]
         self._replayed = self._new_replayed()  # what was recorded goes on with tensors that are no more
-        self._compiling = self._new_compiling()
+        if self._compiling is not None:
+            if self._compiled and self._compiled.fits(self._live):
+                self._compiling.renew()
+            else:
+                self._compiling = None
         self.stacked.keep(rows)
         self._optimizer.keep(torch.tensor(rows, device=self.device), self._parameters())
         self._metrics = [self._metrics[row] for row in rows]
@@ -907,6 +912,7 @@ def choose(
     circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
     seconds = (PROBE_SHARE - SOLO_SHARE) * search_steps * solo.step_seconds
     chosen = _of_one_crowd(alone, rehearsal, circumstances, most, seconds)
+    seconds -= time.perf_counter() - began
     if training.compile == "on" and most >= SMALLEST_GANG:
         chosen = _compiled(chosen, rehearsal, circumstances, min(most, LARGEST_GANG))
     if not across or chosen.reason:
@@ -914,8 +920,7 @@ def choose(
     if reason := rehearsal.check(SMALLEST_GANG):
         return replace(chosen, reason_across=reason)
     circumstances += [min(most_across, LARGEST_GANG), min(crowds, LARGEST_GANG)]
-    left = seconds - (time.perf_counter() - began)
-    return _of_several_crowds(chosen, rehearsal, circumstances, most_across, crowds, left)
+    return _of_several_crowds(chosen, rehearsal, circumstances, most_across, crowds, seconds)
 
 
 def _of_one_crowd(
@@ -945,29 +950,30 @@ def _compiled(choice: GangChoice, rehearsal: _Rehearsal, circumstances: list[obj
     It is compiled in each process that prepares the study, and compared with its members alone.
     """
     assert choice.solo is not None
-    known = recall("gangs_compiled", circumstances)
-    if known is not None and known["reason"]:
-        return replace(choice, reason_compiled=known["reason"])
+    if known := recall("gangs_compiled", circumstances):
+        return replace(choice, reason_compiled=known)
+    whole = CompiledGang(size, size)
     try:
-        each: float = rehearsal.seconds_per_member(size, 1, compiled=True)
-        reason = rehearsal.check(1, size, compiled=True)
+        each = rehearsal.seconds_per_member(size, 1, whole)
+        reason = rehearsal.check(1, size, whole)
     except Exception as error:  # whatever stops the compiler, they train without it
-        each, reason = 0.0, one_line(error)
-    one = choice.solo.step_seconds
-    other = min([one, *(own for _, own in choice.measured)])
-    if not reason and each > MUST_SAVE * other:
-        reason = f"a compiled step of {size} together takes {each / other:.2f} of what each member takes otherwise"
-    remember("gangs_compiled", circumstances, {"reason": reason})
+        reason = one_line(error)
     if reason:
         return replace(choice, reason_compiled=reason)
-    fewest = max(size // 2 + 1, math.ceil(size * each / (MUST_SAVE * one)))
+    one = choice.solo.step_seconds
+    otherwise = _gang_steps(choice.measured, range(size // 2 + 1, size + 1), one)
+    fewest = [members for members, step in otherwise if size * each <= MUST_SAVE * min(step, members * one)]
+    if not fewest:
+        reason = f"a compiled step takes {1e3 * size * each:.3g} ms, others {1e3 * otherwise[-1][1]:.3g} ms"
+        remember("gangs_compiled", circumstances, reason)
+        return replace(choice, reason_compiled=reason)
     return replace(
         choice,
         size=size,
-        compiled=size,
+        compiled=CompiledGang(size, fewest[0]),
         measured=((size, each), *(timed for timed in choice.measured if timed[0] != size)),
         reason="",
-        smallest=fewest if choice.reason else min(fewest, choice.smallest),
+        smallest=fewest[0] if choice.reason else min(fewest[0], choice.smallest),
     )
 
 
@@ -1001,14 +1007,23 @@ def _of_several_crowds(
 def _smallest(measured: Sequence[tuple[int, float]], one: float) -> int:
     """Return the fewest members that take less together than each at its own step of `one` seconds.
 
-    `measured` are sizes with seconds of a step per member; between two of them a step of the whole gang is taken to
-    grow evenly with its members.
+    `measured` are sizes with seconds of a step per member.
     """
-    timed = dict(sorted(measured))
-    sizes = range(min(timed, default=SMALLEST_GANG), max(timed, default=SMALLEST_GANG))
-    steps = np.interp(sizes, list(timed), [size * each for size, each in timed.items()]) if timed else ()
-    pays = (size for size, step in zip(sizes, steps, strict=True) if step <= MUST_SAVE * one * size)
-    return next(pays, sizes.stop)
+    sizes = [size for size, _ in measured]
+    several = range(min(sizes, default=SMALLEST_GANG), max(sizes, default=SMALLEST_GANG))
+    steps = _gang_steps(measured, several, one)
+    return next((members for members, step in steps if step <= MUST_SAVE * one * members), several.stop)
+
+
+def _gang_steps(measured: Sequence[tuple[int, float]], several: Sequence[int], one: float) -> list[tuple[int, float]]:
+    """Return for each of several numbers of members the seconds of a step of all of them.
+
+    Between two sizes that were timed it is taken to grow evenly; one member takes `one`.
+    """
+    timed = {1: one} | {size: size * each for size, each in sorted(measured)}
+    if not measured:
+        return [(members, members * one) for members in several]
+    return list(zip(several, np.interp(several, list(timed), list(timed.values())).tolist(), strict=True))
 
 
 def timings(
@@ -1115,7 +1130,7 @@ class _Rehearsal:
             return tuple(measured), "" if measured else one_line(error)
         return tuple(measured), ""
 
-    def check(self, crowds: int, size: int = SMALLEST_GANG, *, compiled: bool = False) -> str:
+    def check(self, crowds: int, size: int = SMALLEST_GANG, compiled: CompiledGang | None = None) -> str:
         """Return how a gang trains or evaluates otherwise than its members alone; nothing where it does not.
 
         Each time, as the user's code may be another by now; and so that what torch imports at the first step of a gang
@@ -1134,6 +1149,8 @@ class _Rehearsal:
             found = few._history_together(run, rates, evaluates=evaluates)
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return one_line(error)
+        if compiled and run.why_not_compiled:
+            return run.why_not_compiled
         precision = pick_precision(self.training.precision, self.device)
         return next((why for pair in zip(found, expected, strict=True) if (why := difference(*pair, precision))), "")
 
@@ -1169,7 +1186,7 @@ class _Rehearsal:
             history.end(last, buffers)
         return histories
 
-    def seconds_per_member(self, size: int, crowds: int, *, compiled: bool = False) -> float:
+    def seconds_per_member(self, size: int, crowds: int, compiled: CompiledGang | None = None) -> float:
         """Return the seconds of a gang's step by its size.
 
         Raises CannotGangError when it computes wrongly, or is not compiled although it was to be.
@@ -1199,11 +1216,11 @@ class _Rehearsal:
         """Return the crowd of each member, as evenly as that goes."""
         return [member * min(size, crowds) // size for member in range(size)]
 
-    def _begun(self, places: Sequence[int], compiled: bool) -> tuple[StackedRun, torch.Tensor]:
+    def _begun(self, places: Sequence[int], compiled: CompiledGang | None) -> tuple[StackedRun, torch.Tensor]:
         """Return a gang and the rates with which it is tried."""
         runs, settings = [self._new_run(place) for place in range(places[-1] + 1)], self.training.optimizer.settings
         size = len(places)
-        run = StackedRun([runs[place] for place in places], [settings] * size, size if compiled else 0)
+        run = StackedRun([runs[place] for place in places], [settings] * size, compiled)
         return run, run.numbers([CHECKED_RATE] * len(places))
 
     def _alone(self, place: int) -> list[float]:

@@ -23,13 +23,15 @@ class StackedOptimizer:
     and weight decay (trial.OF_EACH_MEMBER), all others are the first copy's.
 
     `parameters` are the tensors to train, (K, ...) each; `multipliers` say by what to multiply each one's rate and
-    weight decay. `step` takes rates and momenta as (K,) tensors of the parameters' type, on their device.
+    weight decay. `step` takes rates and momenta as (K,) tensors of the parameters' type, on their device. `as_tensors`:
+    momenta and decays are such tensors, too, also where all copies have the same.
     """
 
     name: str
     settings: Sequence[Mapping[str, Any]]
     parameters: list[torch.Tensor]
     multipliers: Sequence[tuple[float, float]]
+    as_tensors: bool = False
     state: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -41,8 +43,8 @@ class StackedOptimizer:
         )
         decay = torch.tensor([one["weight_decay"] for one in self.settings], dtype=torch.float64)
         self._decays = [(decay * by).to(first) for _, by in self.multipliers]
-        self._alike = all(by == 1 for _, by in self.multipliers)
-        self._scheduled = False
+        self._alike = all(by == 1 for _, by in self.multipliers) and not self.as_tensors
+        self._scheduled = self.as_tensors
         # On the device, so that a recorded step counts on; Apple's has no double precision.
         precise = torch.float32 if first.device.type == "mps" else torch.float64
         self._steps = torch.zeros((), dtype=precise, device=first.device)
@@ -110,7 +112,7 @@ class StackedOptimizer:
         if len(decays) == 1 and self._alike:  # one call for all parameters
             if any(decays):
                 gradients = list(torch._foreach_add(gradients, self.parameters, alpha=decays.pop()))
-        else:
+        elif any(decays):
             for index, parameter in enumerate(self.parameters):
                 gradients[index] = gradients[index].addcmul(parameter, self._column(self._decays[index], index))
         if self._has_momentum:

@@ -357,12 +357,12 @@ def _modes() -> tuple[Any, ...]:
 
 
 class Contents:
-    """What the modules of a model hold, and what these lists, dictionaries, sets and objects hold in turn."""
+    """What the modules of a model, and `others`, hold, and what these lists, dictionaries and objects hold in turn."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *others: object) -> None:
         self._kept: list[tuple[Any, Any]] = []
         seen: set[int] = set()
-        level: list[Any] = [vars(part) for part in model.modules()]
+        level: list[Any] = [*(vars(part) for part in model.modules()), *others]
         for _ in range(DEEPEST):
             new = [_contents(one) for one in level]
             level = []

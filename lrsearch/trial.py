@@ -153,6 +153,27 @@ class SoloCost:
 
 
 @dataclass(frozen=True)
+class CompiledGang:
+    """A gang whose step is compiled."""
+
+    size: int
+    """For so many members; of fewer, copies of the last one fill the other places."""
+    fewest: int
+    """Fewer are quicker without."""
+
+    def copies(self, members: int) -> int:
+        """Return how many copies of the last member train beside so many, and 0 where they train uncompiled.
+
+        >>> [CompiledGang(8, 5).copies(members) for members in (9, 8, 5, 4)]
+        [0, 0, 3, 0]
+        """
+        return self.size - members if self.fits(members) else 0
+
+    def fits(self, members: int) -> bool:
+        return self.fewest <= members <= self.size
+
+
+@dataclass(frozen=True)
 class GangChoice:
     """How many trials of a kind to train together, and what one of them takes alone."""
 
@@ -167,8 +188,7 @@ class GangChoice:
     """How many trials may train together that see different data, as those of other seeds and repeats do."""
     enough: int = 1
     """So many that see the same data are quicker without others."""
-    compiled: int = 0
-    """Where so many train together, or fewer down to more than half of them, their step is compiled."""
+    compiled: CompiledGang | None = None
     reason_compiled: str = ""
     """Why it is not, where that was tried."""
     smallest: int = 2
@@ -208,8 +228,8 @@ class TrialSpec:
     """None: no state is kept, and a run that is cut short begins anew."""
     solo: SoloCost | None = None
     """Needed by trials that are to train together."""
-    compiled: int = 0
-    """Of such trials: as in GangChoice."""
+    compiled: CompiledGang | None = None
+    """Of such trials: how they are compiled, if they are."""
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,16 @@ the tests marked as slow do.
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lrsearch import compiled_step, gang
@@ -21,7 +24,7 @@ from lrsearch.gang import StackedRun, choose
 from lrsearch.storage.store import open_store
 from lrsearch.study import _why_apart, run_study
 from lrsearch.training import Run, new_run
-from lrsearch.trial import Choice, TrainingPlan
+from lrsearch.trial import Choice, CompiledGang, TrainingPlan
 from tests.test_gang import DIGITS, SGD
 from tests.test_gang_across_seeds import ADAMW, MODELS, WithModel
 from tests.test_study import Quiet
@@ -29,7 +32,8 @@ from tests.test_study import Quiet
 CPU = torch.device("cpu")
 RATES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.1)
 SIZE = 8
-"""Of the compiled step: six train beside two copies of the last."""
+EIGHT = CompiledGang(SIZE, 5)
+"""Six train beside two copies of the last."""
 PLAN = TrainingPlan(1, SGD, device="cpu", compile="on")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -62,7 +66,7 @@ def begun(name: str, optimizer: Choice = SGD, precision: torch.dtype = torch.flo
 
 def stacked(name: str, members: int, optimizer: Choice = SGD, precision: torch.dtype = torch.float64) -> StackedRun:
     own = [{**optimizer.settings, "weight_decay": 0.01 * number} for number in range(members)]
-    return StackedRun([begun(name, optimizer, precision)] * members, own, SIZE)
+    return StackedRun([begun(name, optimizer, precision)] * members, own, EIGHT)
 
 
 def alone(name: str, optimizer: Choice, number: int) -> Run:
@@ -126,7 +130,7 @@ def test_a_gang_like_one_before_is_not_compiled_again(compiled: list[torch.fx.Gr
 
 def test_a_scheduled_momentum_moves_in_compiled_steps(compiled: list[torch.fx.GraphModule]) -> None:
     settings = [SGD.settings] * 6
-    together = StackedRun([begun("perceptron")] * 6, settings, SIZE)
+    together = StackedRun([begun("perceptron")] * 6, settings, EIGHT)
     single = [begun("perceptron") for _ in RATES]
     for number in range(12):
         momentum = 0.95 - 0.03 * number
@@ -180,6 +184,123 @@ class Remembering(nn.Module):
         return outputs
 
 
+class WithLoss(WithModel):
+    """Digits with a loss of one's own."""
+
+    def __init__(self, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(3, MODELS["perceptron"], torch.float64)
+        self.own = loss
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.own(outputs, targets)
+
+
+class Annealed:
+    """A loss that counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return F.cross_entropy(outputs, targets) * (2 if self.calls > 8 else 1)
+
+
+def throwing_dice(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs, targets) * (3 if random.random() < 0.2 else 1)
+
+
+def looking(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    largest: int = max(targets.tolist())
+    return F.cross_entropy(outputs, targets) * (1 + largest % 2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason"),
+    [(Annealed(), "the data hold"), (throwing_dice, "throws its dice"), (looking, "")],
+    ids=["counts", "dice", "looks"],
+)
+def test_a_loss_that_is_more_than_a_computation_is_not_compiled(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], reason: str, compiled: list[torch.fx.GraphModule]
+) -> None:
+    together = StackedRun(
+        [new_run(WithLoss(loss), replace(PLAN, compile="off"), CPU, 3)] * 6, [SGD.settings] * 6, EIGHT
+    )
+    calls, drawn = getattr(loss, "calls", 0), random.getstate()
+    for _ in range(2):
+        together.step(torch.tensor(RATES, dtype=torch.float64))
+    assert together.why_not_compiled
+    assert reason in together.why_not_compiled
+    assert not compiled
+    assert getattr(loss, "calls", 2) - calls in (0, 2), "what was traced does not count"
+    if loss is throwing_dice:
+        random.setstate(drawn)
+        plain = StackedRun([new_run(WithLoss(loss), replace(PLAN, compile="off"), CPU, 3)] * 6, [SGD.settings] * 6)
+        for _ in range(2):
+            plain.step(torch.tensor(RATES, dtype=torch.float64))
+        assert together.take_losses() == plain.take_losses()
+
+
+def test_a_step_that_fails_is_not_taken_again() -> None:
+    steps, taken = compiled_step.CompiledSteps(), []
+
+    def work(inputs: torch.Tensor) -> torch.Tensor:
+        taken.append(1)
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        steps.step(work, [torch.ones(3)], list, work)
+    assert len(taken) == 1
+
+
+def test_members_that_leave_have_nothing_traced_again(
+    monkeypatch: pytest.MonkeyPatch, compiled: list[torch.fx.GraphModule]
+) -> None:
+    traced, honest = [], compiled_step._traced
+
+    def counted(*arguments: Any) -> Any:
+        traced.append(1)
+        return honest(*arguments)
+
+    monkeypatch.setattr(compiled_step, "_traced", counted)
+    together = stacked("perceptron", 8)
+    for live in (8, 7, 6, 5):
+        together.keep(range(live)) if live < 8 else None
+        for _ in range(3):
+            together.step(torch.full((live,), 0.01, dtype=torch.float64))
+        together.take_losses()
+        assert not together.is_warming
+    assert len(traced) == 2
+    assert len(compiled) == 1
+
+
+def test_without_compiling_no_copies_train(compiled: list[torch.fx.GraphModule]) -> None:
+    run = new_run(WithModel(3, Counting, torch.float64), replace(PLAN, compile="off"), CPU, 3)
+    together = StackedRun([run] * 6, [SGD.settings] * 6, EIGHT)
+    for _ in range(3):
+        together.step(torch.tensor(RATES, dtype=torch.float64))
+    assert len(together.take_losses()) == 6
+    assert together.stacked.count == 6
+    assert together.why_not_compiled
+    together.keep(range(5))
+    assert together.stacked.count == 5
+
+
+def test_other_momenta_and_decays_are_the_same_step(compiled: list[torch.fx.GraphModule]) -> None:
+    for momentum, decay in ((0.9, 1e-3), (0.8, 1e-4), (0.5, 0.0)):
+        own = [{**SGD.settings, "momentum": momentum, "weight_decay": decay + 1e-5 * row} for row in range(6)]
+        together = StackedRun([begun("perceptron")] * 6, own, EIGHT)
+        for _ in range(3):
+            together.step(torch.tensor(RATES, dtype=torch.float64))
+        assert together.why_not_compiled is None
+    assert len(compiled) == 1
+
+
+def test_a_gang_that_does_not_stay_compiled_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsal = gang._Rehearsal(WithModel(3, Switching, torch.float64), replace(PLAN, compile="off"), CPU, 3, [])
+    assert rehearsal.check(1, 4, CompiledGang(4, 4)) == "an evaluation changes what the model holds"
+
+
 class Switching(nn.Module):
     """Counts how often it was put into training."""
 
@@ -199,7 +320,7 @@ class Switching(nn.Module):
 
 def test_what_an_evaluation_changes_is_compiled_no_more(compiled: list[torch.fx.GraphModule]) -> None:
     runs = [new_run(WithModel(3, Switching, torch.float64), replace(PLAN, compile="off"), CPU, 3) for _ in range(7)]
-    together = StackedRun([runs[6]] * 6, [SGD.settings] * 6, SIZE)
+    together = StackedRun([runs[6]] * 6, [SGD.settings] * 6, EIGHT)
     for _ in range(3):
         for _ in range(5):
             for run, rate in zip(runs[:6], RATES, strict=True):
@@ -218,7 +339,7 @@ def perceptron_with_dropout() -> nn.Module:
     ("build", "reason"),
     [
         (MODELS["averaging"], "buffers are other tensors"),
-        (Counting, "changes what the model holds"),
+        (Counting, "changes what the model or the data hold"),
         (Remembering, "neither parameter nor buffer"),
     ],
 )
@@ -226,7 +347,7 @@ def test_what_compiling_would_change_trains_as_it_is(
     build: Callable[[], nn.Module], reason: str, compiled: list[torch.fx.GraphModule]
 ) -> None:
     runs = [new_run(WithModel(3, build, torch.float64), replace(PLAN, compile="off"), CPU, 3) for _ in range(7)]
-    together = StackedRun([runs[6]] * 6, [SGD.settings] * 6, SIZE)
+    together = StackedRun([runs[6]] * 6, [SGD.settings] * 6, EIGHT)
     for _ in range(10):
         for run, rate in zip(runs[:6], RATES, strict=True):
             run.step(rate)
@@ -239,7 +360,7 @@ def test_what_compiling_would_change_trains_as_it_is(
 
 def test_chance_that_was_drawn_while_compiling_is_given_back(compiled: list[torch.fx.GraphModule]) -> None:
     loaded = WithModel(3, perceptron_with_dropout, torch.float32)
-    together = StackedRun([new_run(loaded, replace(PLAN, compile="off"), CPU, 3)] * 6, [SGD.settings] * 6, SIZE)
+    together = StackedRun([new_run(loaded, replace(PLAN, compile="off"), CPU, 3)] * 6, [SGD.settings] * 6, EIGHT)
     together.step(torch.tensor(RATES))
     before = torch.get_rng_state()
     together._compiling._call = compiled_step._find(  # type: ignore[union-attr]
@@ -271,16 +392,16 @@ def test_a_compiled_gang_is_chosen_where_it_takes_less_and_known_the_next_time(
 ) -> None:
     honest, asked = gang._Rehearsal.seconds_per_member, []
 
-    def timed(rehearsal: gang._Rehearsal, size: int, crowds: int, *, compiled: bool = False) -> float:
-        asked.append((size, compiled))
-        honest(rehearsal, size, crowds, compiled=compiled)
+    def timed(rehearsal: gang._Rehearsal, size: int, crowds: int, compiled: CompiledGang | None = None) -> float:
+        asked.append((size, compiled is not None))
+        honest(rehearsal, size, crowds, compiled)
         return (0.1 if compiled else 0.5) * rehearsal_step
 
     rehearsal_step = 1e-4
     monkeypatch.setattr(gang._Rehearsal, "seconds_per_member", timed)
     monkeypatch.setattr("lrsearch.training.compiled", lambda: lambda model, inputs: model(inputs))
     chosen = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
-    assert (chosen.size, chosen.compiled, chosen.reason) == (SIZE, SIZE, "")
+    assert (chosen.size, chosen.compiled, chosen.reason) == (SIZE, EIGHT, "")
     assert chosen.measured[0] == (SIZE, 0.1 * rehearsal_step)
     assert chosen.smallest == 2
     assert len(compiled) == 1
@@ -289,7 +410,7 @@ def test_a_compiled_gang_is_chosen_where_it_takes_less_and_known_the_next_time(
     assert asked[-1] == (SIZE, True), "it is compiled in each process"
     assert len(compiled) == 1
     plain = choose(DIGITS, replace(PLAN, compile="off"), 0, most=SIZE, search_steps=10**4)
-    assert (plain.size, plain.compiled) == (SIZE, 0)
+    assert (plain.size, plain.compiled) == (SIZE, None)
 
 
 def test_where_compiling_fails_gangs_train_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,13 +421,10 @@ def test_where_compiling_fails_gangs_train_without_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr("lrsearch.training.compiled", lambda: lambda model, inputs: model(inputs))
     monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
     chosen = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
-    assert (chosen.compiled, chosen.reason) == (0, "")
+    assert (chosen.compiled, chosen.reason) == (None, "")
     assert chosen.size > 1
     assert "no such header" in chosen.reason_compiled
-    monkeypatch.setattr(torch, "compile", None)
-    again = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
-    assert again.reason_compiled == chosen.reason_compiled, "without another try"
-    [told] = _why_apart(again)
+    [told] = _why_apart(chosen)
     assert told.startswith("Trials train together uncompiled, although training.compile is on: ")
 
 

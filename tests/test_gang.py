@@ -270,7 +270,7 @@ class Reports(Listener):
 
 def test_where_memory_is_short_two_smaller_gangs_train(monkeypatch: pytest.MonkeyPatch) -> None:
     class Large(gang.StackedRun):
-        def __init__(self, run: Any, settings: Sequence[Any], compiled: int = 0) -> None:
+        def __init__(self, run: Any, settings: Sequence[Any], compiled: Any = None) -> None:
             if len(settings) > 2:
                 raise torch.OutOfMemoryError("as many as this do not fit")
             super().__init__(run, settings, compiled)
