@@ -1,7 +1,7 @@
 """Gangs whose step is compiled: the same as each member alone, whatever its size becomes.
 
 torch.compile traces and takes the steps apart as ever, but with its backend `aot_eager`, which makes no C++ of them;
-the tests marked as slow do.
+those that need a compiler do.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def compiled(
 
     def compiling(graph: torch.fx.GraphModule, **settings: object) -> Callable[..., torch.Tensor]:
         made.append(graph)
-        if request.node.get_closest_marker("slow") is None:
+        if request.node.get_closest_marker("skipif") is None:
             settings["backend"] = "aot_eager"
         return really(graph, **settings)  # type: ignore[call-overload,no-any-return]
 
@@ -89,7 +89,7 @@ def assert_as_alone(together: StackedRun, single: Sequence[Run], tolerance: floa
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=lambda one: one.name)
-@pytest.mark.parametrize("name", ["convolutions", "perceptron"])
+@pytest.mark.parametrize("name", [pytest.param("convolutions", marks=pytest.mark.slow), "perceptron"])
 def test_members_train_and_shrink_as_each_does_alone(
     name: str, optimizer: Choice, compiled: list[torch.fx.GraphModule]
 ) -> None:

@@ -134,6 +134,7 @@ def test_trials_of_one_seed_train_together_whichever_ways_they_are_of(tmp_path: 
     }
 
 
+@pytest.mark.slow
 def test_the_trials_of_a_round_train_together_and_propose_what_they_would_alone(tmp_path: Path) -> None:
     rounds = "  rounds: {name: optuna_search, sampler: tpe, trials: 5, startup_trials: 2, round_size: 2}\n"
     alone, together = (tmp_path / "alone", tmp_path / "together")
@@ -323,6 +324,7 @@ def test_the_page_and_its_table_say_both_bills(together: StudyRecord) -> None:
         assert some(row.billed).value == pytest.approx(some(expected.billed).value)
 
 
+@pytest.mark.slow
 def test_what_confirms_the_choices_trains_together(tmp_path: Path) -> None:
     together, alone = (
         run(tmp_path, f"gangs: {gangs}\nconfirmation_seeds: 2\n", name=gangs) for gangs in ("auto", "off")
@@ -414,6 +416,7 @@ class Arming(Quiet):
         super().trial_started(trial)
 
 
+@pytest.mark.slow
 def test_a_gang_that_takes_its_process_down_runs_again_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "gang_dying.py").write_text(DYING)
     code = "model: 'gang_dying:model', data: 'gang_dying:data'"
