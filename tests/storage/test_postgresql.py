@@ -312,7 +312,7 @@ def test_all_who_write_wait_for_a_server_that_is_away_and_one_line_says_so(serve
         _away(server, how)
         back = threading.Timer(3.0, server.start)
         back.start()
-        beat = threading.Thread(target=store.heartbeat, args=(begun.attempt_id, begun.token, points(2), {}, None))
+        beat = threading.Thread(target=store.heartbeat, args=([Beat(begun.attempt_id, begun.token, points(2))],))
         beat.start()
         live = {begun.uuid: points(2)}
         mirror.publish(record, record.trials, live)
