@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lrsearch import chance
+from lrsearch.graphs import FasterSteps
 from lrsearch.training import one_line
 
 UNCOMPILED_STEPS = 1
@@ -23,7 +24,7 @@ _compiled: dict[tuple[str, Layout], Step] = {}
 """By the text of the traced step and the layout of its arguments."""
 
 
-class CompiledSteps:
+class CompiledSteps(FasterSteps):
     """Carries out steps of training, which return a tensor, by compiled code from the second one on.
 
     What a step does beside computing on tensors is done while it is traced, and then no more. Steps with batches of
@@ -32,20 +33,9 @@ class CompiledSteps:
     """
 
     def __init__(self) -> None:
-        self._call: Step | None = None
+        super().__init__()
         self._layout: Layout | None = None
         self._held: list[torch.Tensor] = []
-        self.why_not: str | None = None
-
-    @property
-    def is_warming(self) -> bool:
-        """Whether it is still to be compiled."""
-        return self._call is None and self.why_not is None
-
-    def give_up(self, reason: str) -> None:
-        """Carry out all steps as they are."""
-        self.why_not = self.why_not or reason
-        self._call = None
 
     def renew(self) -> None:
         """Go on with other tensors of the same layout in the place of those that were held."""
@@ -68,15 +58,16 @@ class CompiledSteps:
         first, self._layout = self._layout is None, self._layout or layout
         if first or layout != self._layout:
             return work(*arguments)
-        if self._call is None:
+        if self._way is None:
             try:
-                self._call = _find(traceable, tensors, held())
+                self._way = _find(traceable, tensors, held())
             except Exception as error:  # whatever stops the compiler
                 self.give_up(one_line(error))
                 return work(*arguments)
         self._held = self._held or [tensor.detach() for tensor in held()]
         with torch.no_grad():
-            return self._call(*tensors, *self._held)
+            losses: torch.Tensor = self._way(*tensors, *self._held)
+        return losses
 
 
 def _layout(tensors: Sequence[torch.Tensor]) -> Layout:

@@ -198,12 +198,12 @@ class StackedRun:
         ]
         if len({parameter.dtype for parameter in self._parameters()}) > 1:
             raise CannotGangError("what it trains is of several number types")
+        self._compiling = CompiledSteps() if self._compiled and self._compiled.fits(self._live) else None
         self._optimizer = StackedOptimizer(
-            self.training.optimizer.name, settings, self._parameters(), multipliers, self._compiled is not None
+            self.training.optimizer.name, settings, self._parameters(), multipliers, self._compiling is not None
         )
         self._groups = run.optimizer.state_dict()["param_groups"]
         self._replayed = self._new_replayed()
-        self._compiling = CompiledSteps() if self._compiled and self._compiled.fits(self._live) else None
         self.why_not_compiled: str | None = None
         """Why steps that were to be compiled could not be; None where they were, or have not been tried."""
         self._losses: list[torch.Tensor] = []

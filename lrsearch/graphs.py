@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -35,7 +36,25 @@ def record(
     return graph.replay, result
 
 
-class Replayed:
+class FasterSteps:
+    """Steps of training that are carried out in a faster way once it is there; `why_not` says why it is not."""
+
+    def __init__(self) -> None:
+        self._way: Callable[..., Any] | None = None
+        self.why_not: str | None = None
+
+    @property
+    def is_warming(self) -> bool:
+        """Whether the faster way is still to come."""
+        return self._way is None and self.why_not is None
+
+    def give_up(self, reason: str) -> None:
+        """Carry out all steps as they are."""
+        self.why_not = self.why_not or reason
+        self._way = None
+
+
+class Replayed(FasterSteps):
     """Carries out steps of training, which return a tensor, from a recording where that can be.
 
     What a step does beside computing on its arguments, and on tensors that stay where they are, is done while it is
@@ -46,25 +65,14 @@ class Replayed:
     """
 
     def __init__(self, device: torch.device) -> None:
+        super().__init__()
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
         self._steps = 0
         self._layout: Layout | None = None
         self._arguments: tuple[torch.Tensor, ...] = ()
-        self._replay: Callable[[], object] | None = None
         self._result = torch.empty(0)
-        self.why_not: str | None = None
-
-    @property
-    def is_warming(self) -> bool:
-        """Whether it is still to be recorded."""
-        return self._replay is None and self.why_not is None
-
-    def give_up(self, reason: str) -> None:
-        """Replay no more."""
-        self.why_not = self.why_not or reason
-        self._replay = None
 
     def step(self, work: Work, *arguments: object) -> torch.Tensor:
         """Carry out `work(*arguments)`, always the same work. The returned tensor is the caller's."""
@@ -74,22 +82,22 @@ class Replayed:
         if self.why_not is not None:
             return work(*arguments)
         layout = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-        if self._replay is None:
+        if self._way is None:
             self._steps += 1
             if self._steps <= UNRECORDED_STEPS:
                 return self._beside(work, tensors)
             self._record(work, tensors, layout)
-        if self._replay is None or layout != self._layout:
+        if self._way is None or layout != self._layout:
             return work(*arguments)
         for own, given in zip(self._arguments, tensors, strict=True):
             own.copy_(given)
-        self._replay()
+        self._way()
         return self._result.clone()
 
     def _record(self, work: Work, tensors: tuple[torch.Tensor, ...], layout: Layout) -> None:
         self._arguments, self._layout = tuple(tensor.clone() for tensor in tensors), layout
         try:
-            self._replay, self._result = record(partial(work, *self._arguments), self._stream)
+            self._way, self._result = record(partial(work, *self._arguments), self._stream)
         except RuntimeError as error:
             self.give_up(" ".join(str(error).split())[:200])
 

@@ -44,7 +44,7 @@ class StackedOptimizer:
         decay = torch.tensor([one["weight_decay"] for one in self.settings], dtype=torch.float64)
         self._decays = [(decay * by).to(first) for _, by in self.multipliers]
         self._alike = all(by == 1 for _, by in self.multipliers) and not self.as_tensors
-        self._scheduled = self.as_tensors
+        self._scheduled = False
         # On the device, so that a recorded step counts on; Apple's has no double precision.
         precise = torch.float32 if first.device.type == "mps" else torch.float64
         self._steps = torch.zeros((), dtype=precise, device=first.device)
@@ -125,7 +125,7 @@ class StackedOptimizer:
             factors = [self._column(self._momentum, index) for index in range(len(buffers))]
             if not fresh:
                 momenta = {one["momentum"] for one in self.settings}
-                if len(momenta) == 1 and not self._scheduled:
+                if len(momenta) == 1 and not (self._scheduled or self.as_tensors):
                     torch._foreach_mul_(buffers, momenta.pop())
                 else:
                     for buffer, factor in zip(buffers, factors, strict=True):

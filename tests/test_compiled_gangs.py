@@ -363,7 +363,7 @@ def test_chance_that_was_drawn_while_compiling_is_given_back(compiled: list[torc
     together = StackedRun([new_run(loaded, replace(PLAN, compile="off"), CPU, 3)] * 6, [SGD.settings] * 6, EIGHT)
     together.step(torch.tensor(RATES))
     before = torch.get_rng_state()
-    together._compiling._call = compiled_step._find(  # type: ignore[union-attr]
+    together._compiling._way = compiled_step._find(  # type: ignore[union-attr]
         lambda *tensors: torch.dropout(tensors[1], 0.5, True).sum(), [torch.ones(3)], [torch.ones(5)]
     )
     assert torch.equal(torch.get_rng_state(), before)
