@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from lrsearch.errors import WorkloadError
 from lrsearch.interfaces import Channel
+from lrsearch.timing import collector_at_rest
 from lrsearch.trial import Choice, Compiling, Preparation, TrainingPlan, TrialResult, TrialSpec, likeness
 
 
@@ -70,7 +71,8 @@ def prepare_all(
     faster, of what the study is `open_to`. `epochs` are those of the whole study, which say how long timing may take.
     The gangs are asked for with `auto` and answered for as they train.
     """
-    from lrsearch.training import RECORDABLE, faster_precision, fastest_compiling, prepare
+    with collector_at_rest():
+        from lrsearch.training import RECORDABLE, faster_precision, fastest_compiling, prepare
 
     workload, training = variants[0]
     prepared = prepare(workload, training, seed)

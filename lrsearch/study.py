@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -60,10 +60,12 @@ def run_study(
     extend: bool = False,
     fresh: bool = False,
     mirror_url: str | None = None,
+    conclude: Callable[[StudyRecord], object] = lambda record: None,
 ) -> StudyRecord:
     """Run or continue the study that `config` describes and return its record when all searches are done.
 
-    A record that is not `finished` says that the file's budget ended the run.
+    A record that is not `finished` says that the file's budget ended the run. `conclude` gets the same record, while
+    the dashboard's tables are still being written; a study for which it raises goes on when the command is repeated.
 
     Raises StudyChangedError when the stored study of this name says something else (`extend` allows more seeds, trials
     or strategies, `fresh` starts a new version), StudyBusyError when another process runs it (on PostgreSQL that one
@@ -78,14 +80,14 @@ def run_study(
         config = _as_begun(config, study)
         _check_unchanged(config, study, extend=extend)
         if _is_done(config, study):
-            return _done(study, store, observer)
+            return _done(study, store, observer, conclude)
     signals = Signals()
     with signals.handled(), ExitStack() as stack:
         if study is not None and not fresh:
             lease = _take_lease(study, store, observer, signals, stack)
             study = _find_study(study.name, store, study.version) or study
             if _is_done(config, study):  # by the process that was waited for
-                return _done(study, store, observer)
+                return _done(study, store, observer, conclude)
         with signals.interruptible():
             config, executor = start_executor(config, _user_code(config), observer.message)
         stack.enter_context(closing(executor))
@@ -104,7 +106,7 @@ def run_study(
             lease = _take_lease(study, store, observer, signals, stack)
         study = _as_the_file_says(config, store, observer, study, extend=extend)
         if _is_done(config, study):
-            return _done(study, store, observer)
+            return _done(study, store, observer, conclude)
         for lost in store.reconcile(study.id, partial(_kept, config, store, observer)):
             observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
         _catch_up(mirror, signals, observer)
@@ -112,16 +114,18 @@ def run_study(
         try:
             with noted(partial(store.add_event, study.id, "surroundings"), config.folder, partial(_used, mirror)):
                 finished = conductor.run()
-            _catch_up(mirror, signals, observer)
-            record = store.record(study.name, study.version)
-            if not finished:
-                return record
-            _check_any_model(record)
+            record = replace(store.record(study.name, study.version), finished=finished)
+            if finished:
+                _check_any_model(record)
         except StudyFailedError as error:
             store.note_failure(study.id, str(error))
             raise
+        with signals.interruptible():
+            conclude(record)
+        _catch_up(mirror, signals, observer)
+        if not finished:
+            return record
         store.finish_study(study.id)
-    record = replace(record, finished=True)
     observer.study_finished(record)
     return record
 
@@ -148,9 +152,11 @@ def _is_done(config: StudyConfig, study: StudyRow) -> bool:
     return study.finished and study.fingerprint == config.fingerprint()
 
 
-def _done(study: StudyRow, store: Store, observer: Observer) -> StudyRecord:
+def _done(study: StudyRow, store: Store, observer: Observer, conclude: Callable[[StudyRecord], object]) -> StudyRecord:
     observer.message(f"Study {study.name!r} version {study.version} is finished; nothing to run.")
-    return store.record(study.name, study.version)
+    record = store.record(study.name, study.version)
+    conclude(record)
+    return record
 
 
 def _create_study(config: StudyConfig, store: Store, before: StudyRow | None) -> StudyRow:

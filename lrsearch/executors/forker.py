@@ -24,6 +24,7 @@ from typing import NoReturn
 
 from lrsearch.executors import worker
 from lrsearch.executors.forked import ENDED, NEWS, PID, READY
+from lrsearch.timing import collector_at_rest
 
 LONGEST_REQUEST = 65_536
 
@@ -31,7 +32,8 @@ LONGEST_REQUEST = 65_536
 def main() -> NoReturn:
     requests = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    importlib.import_module("lrsearch.gang")
+    with collector_at_rest():
+        importlib.import_module("lrsearch.gang")
     gc.freeze()  # what is there now is shared with the workers, as long as nobody writes to it
     woken, wake = os.pipe()
     os.set_blocking(wake, False)

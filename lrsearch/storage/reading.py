@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
@@ -14,6 +12,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Connection, Row, Select, Subquery
 
 from lrsearch.storage.schema import attempt, curve_point, event, phase, range_test_point, search, trial
+from lrsearch.timing import collector_at_rest
 from lrsearch.trial import (
     FINISHED_STATUSES,
     AttemptRecord,
@@ -134,7 +133,7 @@ def read_study(connection: Connection, row: Row[Any], points: Points = "all") ->
     place = {key: position for position, key in enumerate(row.config["strategies"])}
     facts = facts_from_json(row.facts)
     only = None if points == "all" else _first_hits(row.config.get("target"), facts)
-    with _collector_at_rest():
+    with collector_at_rest():
         trials = read_trials(connection, search.c.study_id == row.id, only)
     trials.sort(key=lambda trial: (trial.seed, place.get(trial.strategy, len(place)), trial.number))
     events = connection.execute(sa.select(event).where(event.c.study_id == row.id).order_by(event.c.id))
@@ -149,18 +148,6 @@ def read_study(connection: Connection, row: Row[Any], points: Points = "all") ->
         confirmations=tuple(trial for trial in trials if trial.is_confirmation),
         events=tuple(Event(row.at, row.kind, row.data) for row in events),
     )
-
-
-@contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """Keep the garbage collector from walking a million new records, none of them garbage: a third of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _first_hits(target: Mapping[str, Any] | None, facts: WorkloadFacts | None) -> Subquery:
