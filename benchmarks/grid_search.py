@@ -5,8 +5,8 @@ one of optuna_dataloader, optuna_lightning and keras_tuner_grid, five for ray_tu
 `--task digits` all take about five. Every side trains the same 16 models, evaluates the validation split after each
 epoch and the test set once per trial, and chooses by the validation accuracy at the end.
 
-lrsearch also runs with other settings: `--also NAME=YAML` merges YAML into its study file, such as
-`--also "bf16={training: {precision: bfloat16}}"`, which is there already.
+lrsearch also runs with other settings: `--also NAME=YAML` merges YAML into its study file. Those of OURS are there
+already; `auto` leaves to lrsearch what it can choose by itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ PEERS = {
     "keras_tuner_grid": ("keras", "keras_tuner"),
     "ray_tune_grid": ("ray", "pyarrow", "torchvision"),
 }
-OURS = {"lenet": ["bf16={training: {precision: bfloat16}}"], "digits": []}
+OURS = {
+    "lenet": [
+        "bf16={training: {precision: bfloat16}}",
+        "auto={gangs: auto, training: {precision: auto}, executor: {name: process, slots: auto}}",
+    ],
+    "digits": ["gangs={gangs: auto}"],
+}
 """What else lrsearch runs with by default, beside a study file in float32 without further settings."""
 
 
@@ -120,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = tasks.Options(chosen.task, images, default.batch_size, epochs, "float32", 0, grid)
     told = ["--task", chosen.task, "--images", images, "--epochs", epochs, "--batch-size", work.batch_size]
     tasks.main([chosen.task])
-    also = [*([] if chosen.without_bf16 else OURS[chosen.task]), *chosen.also]
+    named = [one for one in OURS[chosen.task] if not (chosen.without_bf16 and one.startswith("bf16="))]
+    also = [*named, *chosen.also]
     with tempfile.TemporaryDirectory(prefix="benchmark-studies-") as folder:
         ours = [our_side("ours", work, {}, Path(folder))]
         for text in also:

@@ -197,13 +197,15 @@ def faster_precision(workload: Choice, training: TrainingPlan, seed: int, search
     """Return the precision in which the training takes less time, `float32` or `bfloat16`.
 
     It is timed where the device has instructions for bfloat16, once for each model and machine, unless that takes more
-    than PROBE_SHARE of `search_steps`, the training steps of the study, or compiles the model twice: then it is
-    bfloat16.
+    than PROBE_SHARE of `search_steps`, the training steps of the study, or compiles the model twice: then it is the one
+    in which the device multiplies matrices faster.
     """
     device = pick_device(training.device)
     by_device = pick_precision("auto", device)
-    if by_device == "float32" or training.compile == "on" or PROBE_SHARE * search_steps < 2 * PRECISION_STEPS:
+    if by_device == "float32":
         return by_device
+    if training.compile == "on" or PROBE_SHARE * search_steps < 2 * PRECISION_STEPS:
+        return _faster_product(device)
     circumstances = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
     known: Precision | None = recall("precisions", circumstances)
     if known is not None:
@@ -215,6 +217,34 @@ def faster_precision(workload: Choice, training: TrainingPlan, seed: int, search
     chosen: Precision = "bfloat16" if seconds[1] < seconds[0] else "float32"
     remember("precisions", circumstances, chosen)
     return chosen
+
+
+def _faster_product(device: torch.device) -> Precision:
+    """Return the precision of the faster matrix product; on a GPU that is bfloat16.
+
+    There are processors whose instructions for bfloat16 take twice as long as those for float32.
+    """
+    if device.type != "cpu":
+        return "bfloat16"
+    circumstances = [processor_name(), torch.get_num_threads(), torch.__version__]
+    known: Precision | None = recall("products", circumstances)
+    if known is not None:
+        return known
+    seconds = _product_seconds(torch.float32), _product_seconds(torch.bfloat16)
+    chosen: Precision = "bfloat16" if seconds[1] < seconds[0] else "float32"
+    remember("products", circumstances, chosen)
+    return chosen
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """Return what a product of two matrices takes on the processor, the median of some after one to warm up."""
+    factor = torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype)
+    times = []
+    for _ in range(PRODUCTS):
+        began = time.perf_counter()
+        factor @ factor
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
 
 
 def fastest_compiling(
@@ -280,6 +310,8 @@ MUST_SAVE = 0.98
 """Of what a step takes alone or uncompiled, the most that another way may take to be chosen."""
 PRECISION_STEPS = 4 * BLOCK_STEPS
 """That are timed in each precision."""
+PRODUCT_SIDE, PRODUCTS = 512, 8
+"""Of matrices, and how many products: together a hundredth of a second."""
 
 
 @functools.cache

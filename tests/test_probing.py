@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lrsearch import engine, probing, training
 from lrsearch.config import StudyConfig, load_study
@@ -152,10 +153,18 @@ def test_the_faster_precision_is_chosen_and_known_the_next_time(
     assert training.faster_precision(*work, 1_000_000) == fast
 
 
-def test_what_would_take_too_long_to_time_goes_by_the_device(
-    work: tuple[Choice, TrainingPlan, int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("slow", "fast"), [(torch.float32, "bfloat16"), (torch.bfloat16, "float32")])
+def test_what_would_take_too_long_to_time_goes_by_a_matrix_product(
+    work: tuple[Choice, TrainingPlan, int], monkeypatch: pytest.MonkeyPatch, slow: torch.dtype, fast: str
 ) -> None:
+    def seconds(dtype: torch.dtype) -> float:
+        return really(dtype) + (dtype == slow)
+
+    really: Callable[[torch.dtype], float] = training._product_seconds
     monkeypatch.setattr(training, "new_run", None)
-    assert training.faster_precision(*work, 1_000) == "bfloat16"
+    monkeypatch.setattr(training, "_product_seconds", seconds)
+    assert training.faster_precision(*work, 1_000) == fast
+    monkeypatch.setattr(training, "_product_seconds", None)
+    assert training.faster_precision(*work, 1_000) == fast, "it is known the next time"
     monkeypatch.setattr(training, "_processor_flags", lambda: frozenset())
     assert training.faster_precision(*work, 1_000_000) == "float32"
