@@ -74,11 +74,11 @@ $(VENV)/.ray: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	touch $@
 
-# Lightning, fastai, Keras Tuner and Ray Tune are installed for this alone. About 40 minutes on two cores, which nothing
+# Lightning, fastai, Keras Tuner and Ray Tune are installed for this alone. About an hour on two cores, which nothing
 # else should use; each part can be run by itself: see `python -m benchmarks.one_trial --help`.
 bench: $(VENV)/.benchmarks
 	failed=0; for part in "one_trial --task lenet" "one_trial --task quick" "grid_search --task lenet" \
-	    "grid_search --task digits" fixed_costs "gangs --threads 1" "gangs --threads 2" "gang_equality --compiled"; do \
+	    "grid_search --task digits" fixed_costs "gangs --threads 1" "gangs --threads 2" "gang_equality --compiled" choice; do \
 	    $(BIN)/python -m benchmarks.$$part || failed=1; done; exit $$failed
 
 $(VENV)/.benchmarks: $(VENV)/.installed

@@ -95,7 +95,7 @@ def run_study(
         mirror = None if mirror_url is None else stack.enter_context(closing(MirrorProcess(mirror_url)))
         observer.message("Preparing workload and device ...")
         with signals.interruptible():
-            prepared = _prepare(config, executor, begins=study is None or fresh)
+            prepared = prepare(config, executor, begins=study is None or fresh)
         settled = _settled(config, prepared)
         for text in dict.fromkeys(chain.from_iterable(map(_why_apart, prepared.gangs.values()))):
             observer.message(text)
@@ -268,7 +268,7 @@ def _settled(config: StudyConfig, prepared: Preparation) -> StudyConfig:
     return config.settled(precision=prepared.precision, compiles=prepared.compile)
 
 
-def _prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Preparation:
+def prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Preparation:
     """Load the workload and take two throw-away steps, with every optimizer and at every end of the batch sizes.
 
     What a study that begins leaves open is timed; one that goes on has been settled, or goes by the device as before.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import fixed_costs, gang_equality, gangs, grid_search, harness, one_trial, tasks
+from benchmarks import choice, fixed_costs, gang_equality, gangs, grid_search, harness, one_trial, tasks
 from benchmarks.harness import Report, Run, Side, Spread, alternate, program, ratios, spreads
 from lrsearch.config import load_study
 from lrsearch.timing import core_seconds
@@ -119,8 +120,39 @@ class TestTheSameWork:
             assert case.images * (1 - tasks.VALIDATION_FRACTION) >= case.batch_size
 
 
+class TestChoice:
+    def test_what_was_chosen_is_over_the_fastest_that_sixteen_trials_can_have(self) -> None:
+        def timing(processes: int, size: int, seconds: float) -> dict[str, object]:
+            return {"precision": "float32", "processes": processes, "gang_size": size, "step_seconds": seconds}
+
+        timings = [timing(1, 1, 5.0), timing(1, 8, 4.0), timing(2, 8, 2.0), timing(2, 16, 1.0)]
+        values = {"precision": "float32", "processes": 1, "gang_size": 8, "steps": 100}
+        runs = [
+            replace(run("mlp survey", 0, 1.0), values={"timings": timings}),
+            replace(run("mlp given", 0, 1.0), values={"seconds": 3.0}),
+            replace(run("mlp choose", 0, 1.0), values={**values, "seconds": 5.0}),
+        ]
+        report = Report("choice", "", {}, runs)
+        assert choice._judge("mlp", runs, report) == {"mlp": Spread(2.0, 2.0, 2.0)}
+        printed = "\n".join(report.lines)
+        assert "mlp: chosen over fastest alone: 0.8 (0.8 to 0.8) times" in printed
+        assert "mlp: choosing: 0.5 % of the 400 s of the study's steps (2.0 s)" in printed
+
+    @pytest.mark.parametrize("name", [name for name in choice.CASES if "data_root" not in choice.CASES[name].workload])
+    def test_its_study_files_are_valid(self, name: str, tmp_path: Path) -> None:
+        file = tmp_path / "study.yaml"
+        file.write_text(choice.study(choice.CASES[name], gangs="auto", precision="auto", slots="auto"))
+        assert load_study(file).gangs == "auto"
+
+
 @pytest.mark.slow
 class TestPrograms:
+    def test_a_choice_is_among_those_that_are_surveyed(self, tmp_path: Path) -> None:
+        assert choice.main(["--cases", "diabetes", "--repeats", "1", "--results", str(tmp_path)]) == 0
+        (written,) = tmp_path.glob("*.json")
+        numbers = json.loads(written.read_text())["numbers"]
+        assert numbers["diabetes: chosen over fastest"]["median"] >= 1
+
     @pytest.mark.parametrize("name", TRIALS)
     def test_each_way_of_training_once_learns(self, name: str) -> None:
         (found,) = alternate([_needed(Side(name, program(name, *WORK, 0.05), TRIALS[name]))], 1, 1)

@@ -16,7 +16,7 @@ import pytest
 
 from lrsearch.conductor import HEARTBEAT_SECONDS, interleaved
 from lrsearch.config import StudyConfig, load_study
-from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError, WorkloadError
+from lrsearch.errors import StorageError, StudyBusyError, StudyChangedError, StudyFailedError, UsageError, WorkloadError
 from lrsearch.storage.store import Store, open_store
 from lrsearch.study import forecast, run_study
 from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord, charged_seconds
@@ -163,6 +163,27 @@ def test_a_finished_study_says_so_and_runs_nothing(write: Write, store: Store) -
     assert record.finished
     assert again.started == []
     assert "finished" in again.messages[0]
+
+
+def test_the_page_is_drawn_from_what_the_study_returns_and_again_when_that_did_not_work(
+    write: Write, store: Store, tmp_path: Path
+) -> None:
+    def no_room(record: StudyRecord) -> None:
+        raise StorageError("no room")
+
+    study, url, drawn = config(write(points=2)), f"sqlite:///{tmp_path / 'study.db'}", list[StudyRecord]()
+    with pytest.raises(StorageError, match="no room"):
+        run_study(study, store, observer=Quiet(), mirror_url=url, conclude=no_room)
+    stored = store.find_study("small")
+    assert stored is not None
+    assert not stored.finished
+    again = Quiet()
+    for turn in (1, 2):
+        record = run_study(study, store, observer=again, mirror_url=url, conclude=drawn.append)
+        assert len(drawn) == turn
+        assert drawn[-1] == record
+        assert record.finished
+    assert not again.finished, "no trial ran again"
 
 
 def test_a_changed_file_is_refused_with_its_differences(write: Write, store: Store) -> None:

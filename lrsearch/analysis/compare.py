@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from lrsearch.analysis.target import UNBOUNDED, Interval, Outcome, OutcomeLike, as_outcome, expected_cost
 from lrsearch.errors import UsageError
@@ -51,7 +50,7 @@ def mean_of(
     if count < 2:
         return Mean(mean, None, count)
     sd = stdev(values)
-    half = _t_quantile(confidence, count - 1) * sd / math.sqrt(count)
+    half = t_quantile(confidence, count - 1) * sd / math.sqrt(count)
     return Mean(mean, sd, count, *cut(mean - half, mean + half, within))
 
 
@@ -131,7 +130,7 @@ def expected_cost_interval(costs: Sequence[OutcomeLike], *, confidence: float = 
     if hits == len(outcomes) < FEWEST_FOR_BOOTSTRAP:
         spent = [outcome.cost for outcome in outcomes]
         mean, freedom = fmean(spent), len(spent) - 1
-        half = _t_quantile(confidence, freedom) * stdev(spent) / (mean * math.sqrt(len(spent)))
+        half = t_quantile(confidence, freedom) * stdev(spent) / (mean * math.sqrt(len(spent)))
         return Interval(mean * math.exp(-half), mean * math.exp(half))
     draws, tail = _bootstrap_ert(outcomes, np.random.default_rng(seed)), (1 - confidence) / 2
     low, high = np.quantile(draws, tail, method="lower"), np.quantile(draws, 1 - tail, method="higher")
@@ -260,10 +259,13 @@ def _welch_half_width(a: float, b: float, count_a: int, count_b: int, confidence
     if a + b == 0:
         return 0.0
     freedom = (a + b) ** 2 / (a**2 / (count_a - 1) + b**2 / (count_b - 1))
-    return _t_quantile(confidence, freedom) * math.sqrt(a + b)
+    return t_quantile(confidence, freedom) * math.sqrt(a + b)
 
 
-def _t_quantile(confidence: float, freedom: float) -> float:
+def t_quantile(confidence: float, freedom: float) -> float:
+    """Return the half width, in standard errors, of the interval of Student's t with these degrees of freedom."""
+    from scipy.special import stdtrit  # here: it takes a quarter of a second to import, and training does without
+
     return float(stdtrit(freedom, (1 + confidence) / 2))
 
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from statistics import fmean, variance
 
-from scipy.special import stdtrit
-
-from lrsearch.analysis.compare import cut
+from lrsearch.analysis.compare import cut, t_quantile
 from lrsearch.analysis.searches import Search, metric_range, searches
 from lrsearch.analysis.ways import ways
 from lrsearch.trial import FINISHED_STATUSES, Proposal, StudyRecord, TrialRecord, charged_seconds
@@ -114,4 +112,4 @@ def _half_width(rows: Sequence[float], columns: Sequence[float]) -> float | None
     if total == 0:
         return 0.0
     freedom = total**2 / sum(part**2 / degrees for part, degrees in parts)
-    return float(stdtrit(freedom, 0.975)) * math.sqrt(total)
+    return t_quantile(0.95, freedom) * math.sqrt(total)

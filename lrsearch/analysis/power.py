@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 import numpy as np
-from scipy.special import binom, chdtri, ndtr, stdtrit
 
 from lrsearch.analysis.target import Outcome, OutcomeLike, as_outcome, expected_cost, wilson_interval
 from lrsearch.errors import UsageError
@@ -84,6 +83,8 @@ def power_of_reach(x: Sequence[Outcome], y: Sequence[Outcome]) -> int:
 
 def reach_power(x_rate: float, y_rate: float, n: int) -> float:
     """Return the probability that Wilson's intervals of `n` searches per way do not overlap."""
+    from scipy.special import binom  # here: it takes a quarter of a second to import
+
     hits = np.arange(n + 1)
     low, high = np.array([wilson_interval(k, n) for k in range(n + 1)]).T
     apart = (low[:, None] > high[None, :]) | (high[:, None] < low[None, :])
@@ -106,7 +107,7 @@ def detectable_difference(a: float, b: float, n: int) -> float:
     """Return the least true difference of means that Welch's test with `n` searches per way detects with 80 % power."""
     if a + b == 0:
         return 0.0
-    from scipy.optimize import brentq  # here: it takes a quarter of a second to import
+    from scipy.optimize import brentq  # here, too
 
     error = math.sqrt((a + b) / n)
     return error * float(brentq(lambda size: welch_power(size * error, a, b, n) - POWER, 0.0, LARGEST_SIZE))
@@ -116,6 +117,8 @@ def welch_power(difference: float, a: float, b: float, n: int) -> float:
     """Return the probability that Welch's two-sided 5 % test with `n` searches per way finds a true `difference`."""
     if a + b == 0:
         return 1.0
+    from scipy.special import chdtri, ndtr, stdtrit  # as in `reach_power`
+
     freedom = (a + b) ** 2 * (n - 1) / (a**2 + b**2)
     size = abs(difference) / math.sqrt((a + b) / n)
     scale = float(stdtrit(freedom, 0.975)) * np.sqrt(chdtri(freedom, 1 - QUANTILES) / freedom)
