@@ -36,6 +36,8 @@ OTHER_LOAD = 0.25
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 PACKAGES = ("torch", "torchvision", "lightning", "fastai", "keras", "keras-tuner", "optuna", "ray", "numpy")
 PR_SET_CHILD_SUBREAPER = 36  # <sys/prctl.h>
+MOST_SHOWN = 16
+"""Entries of a list in the line of a run; all are in the JSON."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def _last_line(printed: str) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > MOST_SHOWN:
+        return f"({len(value)} of them)"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
