@@ -43,18 +43,17 @@ class GangRequest:
     crowds: int
     """How many seeds and repeats there are at once."""
     epochs: float
-    """Of all of them together, in the whole study."""
+    """That a slot will train of all of them together, in the whole study."""
 
 
-def time_step(workload: Choice, training: TrainingPlan, seed: int, sizes: Sequence[int]) -> float:
-    """Return the seconds of a training step of one trial, alone or in the best gang of these sizes.
+def time_step(workload: Choice, training: TrainingPlan, seed: int, size: int) -> float:
+    """Return the seconds of a training step of one of `size` trials together; infinity where that cannot be.
 
     Preparing must have shown that the trial runs.
     """
-    from lrsearch.gang import timings
+    from lrsearch.gang import member_seconds
 
-    solo, gangs, _ = timings(workload, training, seed, sizes)
-    return min(solo.step_seconds, *gangs.values()) if gangs else solo.step_seconds
+    return member_seconds(workload, training, seed, size)
 
 
 def prepare_all(
@@ -64,18 +63,20 @@ def prepare_all(
     epochs: float = 0.0,
     *,
     open_to: Collection[Compiling] = (),
+    evaluates: bool = True,
 ) -> Preparation:
     """Prepare each variant and return the first's preparation, with the seconds of all and the choice of gangs.
 
     Where the precision is `auto`, it is chosen for the first variant, and all train in it; so is what makes the steps
-    faster, of what the study is `open_to`. `epochs` are those of the whole study, which say how long timing may take.
+    faster, of what the study is `open_to`. `epochs` are those of this process in the whole study, which say how long
+    timing may take. Without `evaluates` the first variant takes training steps alone.
     The gangs are asked for with `auto` and answered for as they train.
     """
     with collector_at_rest():
         from lrsearch.training import RECORDABLE, faster_precision, fastest_compiling, prepare
 
     workload, training = variants[0]
-    prepared = prepare(workload, training, seed)
+    prepared = prepare(workload, training, seed, evaluates=evaluates)
     seconds, chosen, precision = prepared.seconds, {}, prepared.precision
     steps, began = round(epochs * prepared.facts.steps_per_epoch), time.perf_counter()
     if training.precision == "auto":

@@ -84,20 +84,26 @@ from lrsearch.trial import (
     likeness,
 )
 
-GENERATION = 5
+GENERATION = 6
 """Raised when gangs become faster or slower than those that were timed before."""
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
 SOLO_BLOCKS = 7
 """Blocks of steps of a trial alone that are timed at least: more than 50 steps together,"""
-SOLO_SHARE = PROBE_SHARE / 2
+SOLO_SHARE = PROBE_SHARE / 4
 """and more while they take no more than this share of the study"""
 SOLO_SECONDS = 2.0
 """and no more than so long: a machine that others share is now faster, now slower."""
 SOLO_EVALUATIONS = 3
-GANG_BLOCKS = 3
-"""Blocks of two steps of a gang that are timed at least, and more in GANG_SECONDS."""
+"""Of each split, fewer where they take longer than a quarter of that."""
+GANG_SHARE = PROBE_SHARE / 4
+GANG_STEPS = 4
+"""Steps of a gang that are timed at least, and more in GANG_SECONDS."""
 GANG_SECONDS = 0.01
+GANG_MUST_SAVE = 0.95
+"""Of what a step takes alone, the most that it may take together: what is timed so shortly is not known better."""
+LAYOUT_BLOCKS = 3
+"""Of a trial alone, where numbers of processes are compared."""
 PROBED_STEPS = 50_000
 """So many does a study have, of which `timings` knows nothing."""
 CHECKED_RATE = 1e-4
@@ -893,9 +899,9 @@ def choose(
     """Time trials alone and together, and return what costs least per trial.
 
     `most`: how many trials that see the same data there may be at once; `most_across`: how many of all `crowds`, which
-    are seeds and repeats. `search_steps`: the training steps of all trials of this kind; timing stops when it has taken
-    about PROBE_SHARE of what those would take. What was chosen is kept in the cache folder, so that only the solo cost
-    is measured again.
+    are seeds and repeats. `search_steps`: the training steps of all trials of this kind in this process; timing stops
+    when it has taken about GANG_SHARE of what those would take. What was chosen is kept in the cache folder, so that
+    only the solo cost is measured again.
     """
     device = pick_device(training.device)
     loaded = load(workload, device, seed)
@@ -910,7 +916,7 @@ def choose(
     if reason := rehearsal.check(1):
         return replace(alone, reason=reason)
     circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
-    seconds = (PROBE_SHARE - SOLO_SHARE) * search_steps * solo.step_seconds
+    seconds = GANG_SHARE * search_steps * solo.step_seconds
     chosen = _of_one_crowd(alone, rehearsal, circumstances, most, seconds)
     seconds -= time.perf_counter() - began
     if training.compile == "on" and most >= SMALLEST_GANG:
@@ -936,7 +942,7 @@ def _of_one_crowd(
         return replace(alone, reason=reason)
     one = alone.solo.step_seconds
     size, each = min(measured, key=lambda timed: timed[1], default=(1, one))
-    if each > MUST_SAVE * one and measured:
+    if each > GANG_MUST_SAVE * one and measured:
         size, reason = 1, f"a step of {size} together takes {each / one:.2f} of a step alone for each"
     smallest = _smallest(measured, one)
     found: dict[str, Any] = {"size": size, "measured": measured, "reason": reason, "smallest": smallest}
@@ -995,7 +1001,7 @@ def _of_several_crowds(
         return replace(choice, reason_across=reason)
     one, found = choice.solo.step_seconds, dict[str, Any]()
     size, each = min(measured, key=lambda timed: timed[1])
-    if each <= MUST_SAVE * one:
+    if each <= GANG_MUST_SAVE * one:
         better = [own for own, own_each in choice.measured if each > MUST_SAVE * own_each]
         found = {"across": size, "enough": min(better, default=size), "smallest_across": _smallest(measured, one)}
     else:
@@ -1044,6 +1050,34 @@ def timings(
     return solo, found, ""
 
 
+def member_seconds(workload: Choice, training: TrainingPlan, seed: int, size: int) -> float:
+    """Return the seconds of a step of one of `size` trials together, from few steps; infinity where that cannot be.
+
+    Preparing must have shown that a trial runs.
+    """
+    device = pick_device(training.device)
+    loaded = load(workload, device, seed)
+    if size < SMALLEST_GANG:
+        run = new_run(loaded, training, device, seed)
+        return statistics.median(_timed(_block(run), synchronizer(device), LAYOUT_BLOCKS)) / BLOCK_STEPS
+    if _why_alone(training):
+        return math.inf
+    try:
+        return _Rehearsal(loaded, training, device, seed, []).seconds_per_member(size, 1)
+    except Exception:  # as in `choose`, which says why
+        return math.inf
+
+
+def _block(run: Run) -> Callable[[], None]:
+    """Return what takes a block of steps that change nothing."""
+
+    def block() -> None:
+        for _ in range(BLOCK_STEPS):
+            run.step(0.0)
+
+    return block
+
+
 def _candidates(most: int) -> Iterator[int]:
     """Yield sizes from the largest on, halving."""
     size = min(most, LARGEST_GANG)
@@ -1069,10 +1103,7 @@ def _solo_cost(
     losses = run.take_losses()
     first_steps = time.perf_counter() - began
 
-    def block() -> None:
-        for _ in range(BLOCK_STEPS):
-            run.step(0.0)
-
+    block = _block(run)
     blocks = _timed(block, wait, SOLO_BLOCKS)
     seconds = min(SOLO_SECONDS, SOLO_SHARE * search_steps * statistics.median(blocks) / BLOCK_STEPS)
     blocks += _timed(block, wait, 0, seconds - sum(blocks))
@@ -1081,18 +1112,20 @@ def _solo_cost(
     evaluations = []
     splits: tuple[Split, ...] = ("validation", "range_test")
     for split in splits:
-        run.evaluate(split)
-        evaluations.append(statistics.median(_timed(partial(run.evaluate, split), wait, SOLO_EVALUATIONS)))
+        times = _timed(partial(run.evaluate, split), wait, 1, seconds / 4, most=1 + SOLO_EVALUATIONS)
+        evaluations.append(statistics.median(times[1:] or times))  # the first of several only warms up
     warmup = max(0.0, first_steps - steps * step) if training.compile == "graphs" else 0.0
     validation, range_test = evaluations
     return SoloCost(setup, step, validation, range_test, warmup), losses
 
 
-def _timed(work: Callable[[], object], wait: Callable[[], None], fewest: int, seconds: float = 0.0) -> list[float]:
+def _timed(
+    work: Callable[[], object], wait: Callable[[], None], fewest: int, seconds: float = 0.0, most: float = math.inf
+) -> list[float]:
     """Return the seconds of each of some calls, `fewest` at least and more until they have taken `seconds` together."""
     found: list[float] = []
     wait()
-    while len(found) < fewest or sum(found) < seconds:
+    while len(found) < fewest or (len(found) < most and sum(found) < seconds):
         began = time.perf_counter()
         work()
         wait()
@@ -1204,13 +1237,8 @@ class _Rehearsal:
             for found, expected in zip(losses, own, strict=True):
                 if not abs(found - expected) <= tolerance * max(1.0, abs(expected)):
                     raise CannotGangError(f"together the model gives the loss {found:.6g}, alone {expected:.6g}")
-        zero = torch.zeros_like(rates)
-
-        def block() -> None:
-            for _ in range(2):
-                run.step(zero)
-
-        return statistics.median(_timed(block, wait, GANG_BLOCKS, GANG_SECONDS)) / (2 * size)
+        step = partial(run.step, torch.zeros_like(rates))
+        return statistics.median(_timed(step, wait, GANG_STEPS, GANG_SECONDS)) / size
 
     def _places(self, size: int, crowds: int) -> list[int]:
         """Return the crowd of each member, as evenly as that goes."""

@@ -24,7 +24,8 @@ from lrsearch.trial import likeness
 
 GANG_SIZES = (2, 4, 8, 16)
 TIMED_STEPS = 100
-"""About as many as `time_step` takes."""
+"""About as many as `time_step` takes, counting each trial of a gang."""
+LAYOUT_SHARE = PROBE_SHARE / 4
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def _layouts(device_kind: str) -> Iterator[tuple[ExecutorSettings, int]]:
 def start_executor(config: StudyConfig, code: Path | None, tell: Callable[[str], None]) -> tuple[StudyConfig, Executor]:
     """Return the study with numbers in the place of `slots: auto`, and its executor, started.
 
-    One layout after the other is timed, from many slots to few, until one is slower than another, or the next would
-    take more than PROBE_SHARE of what the study does. What was chosen among several is kept in the cache folder.
+    One layout after the other is timed, from many slots to few, until one is slower than another, or the last has
+    taken LAYOUT_SHARE of what the study will. What was chosen among several is kept in the cache folder.
     """
     settings, device = config.executor, config.training.device
     if not isinstance(settings, Process) or settings.slots != "auto":
@@ -122,22 +123,28 @@ def start_executor(config: StudyConfig, code: Path | None, tell: Callable[[str],
 def _timed(config: StudyConfig, layouts: Sequence[Process], code: Path | None) -> list[tuple[float, Process, Executor]]:
     """Return what was timed, the fastest first: wall seconds per step of one trial when all processes are busy."""
     workload, plan, seed = config.workload_choice(), config.training_plan(), config.seeds[0]
-    sizes = GANG_SIZES if config.gangs == "auto" else ()
+    at_once_of_a_seed = sum(map(at_once, config.strategies.values()))
     timed: list[tuple[float, Process, Executor]] = []
     with ExitStack() as stack:
         for layout in layouts:
             began = time.perf_counter()
             executor = layout.start(config.training.device, code)
             stack.callback(executor.close)
-            prepared = executor.prepare(partial(prepare_all, [(workload, plan)], seed))
+            slots = executor.slot_count
+            prepared = executor.prepare(partial(prepare_all, [(workload, plan)], seed, evaluates=False))
             steps = round(config.planned_epochs() * prepared.facts.steps_per_epoch)
-            if len(layouts) * TIMED_STEPS > PROBE_SHARE * steps:
+            if LAYOUT_SHARE * steps < TIMED_STEPS:
                 timed.append((float("inf"), layout, executor))
                 break
-            step = executor.prepare(partial(time_step, workload, plan, seed, sizes)) / executor.slot_count
+            step_of = partial(time_step, workload, replace(plan, precision=prepared.precision), seed)
+            step = executor.prepare(partial(step_of, 1)) / slots
+            size = min(GANG_SIZES[-1], at_once_of_a_seed // slots)
+            best = min([step, *(other for other, _, _ in timed)])
+            ends = time.perf_counter() - began > LAYOUT_SHARE * steps * best
+            if config.gangs == "auto" and size > 1 and not (ends and not timed):
+                step = min(step, executor.prepare(partial(step_of, size)) / slots)
             timed.append((step, layout, executor))
-            best = min(seconds for seconds, _, _ in timed)
-            if step > best or time.perf_counter() - began > PROBE_SHARE * steps * best:
+            if ends or step > min(seconds for seconds, _, _ in timed):
                 break
         stack.pop_all()
     return sorted(timed, key=lambda one: one[0])

@@ -278,7 +278,7 @@ def prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Prepara
     open_to: tuple[Compiling, ...] = ()
     if begins and config.training.compile == "auto":
         open_to = ("graphs", "on") if config.gangs == "off" else ("graphs",)
-    seed, epochs = config.seeds[0], config.planned_epochs() if begins else 0.0
+    seed, epochs = config.seeds[0], config.planned_epochs() / executor.slot_count if begins else 0.0
     work = partial(prepare_all, _variants(config), seed, requests, epochs, open_to=open_to)
     prepared = executor.prepare(work)
     if open_to and prepared.compile != "off":  # everywhere, also where timing has found otherwise
@@ -348,7 +348,7 @@ def _gang_request(config: StudyConfig, keys: Sequence[str], slots: int) -> GangR
         most=max(min(same, most) for (same, _), most in zip(counts, across, strict=True)),
         most_across=max(across),
         crowds=max(crowds for _, crowds in counts),
-        epochs=epochs,
+        epochs=epochs / slots,
     )
 
 

@@ -96,9 +96,10 @@ LEARNING_RATE_FREE = {
 BATCH_NORM_BATCHES = 50  # the number in Schedule-Free's README
 
 
-def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
+def prepare(workload: Choice, training: TrainingPlan, seed: int, *, evaluates: bool = True) -> Preparation:
     """Load data and model once and take two throw-away steps, so that no trial pays for imports and first decoding.
 
+    With `evaluates` the validation split is evaluated once, too.
     Raises what a user must mend before any trial can run: DataError, WorkloadError, UsageError (no such device).
     """
     began = time.perf_counter()
@@ -111,7 +112,8 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int) -> Preparation:
         run = new_run(loaded, training, device, seed)
         for _ in range(2):
             run.step(0.0)
-        run.evaluate("validation")
+        if evaluates:
+            run.evaluate("validation")
         del run
         if training.compile == "graphs":
             check_graphs(loaded, training, device, seed)
@@ -196,16 +198,16 @@ _PROCESSOR_BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 def faster_precision(workload: Choice, training: TrainingPlan, seed: int, search_steps: int) -> Precision:
     """Return the precision in which the training takes less time, `float32` or `bfloat16`.
 
-    It is timed where the device has instructions for bfloat16, once for each model and machine, unless that takes more
-    than PROBE_SHARE of `search_steps`, the training steps of the study, or compiles the model twice: then it is the one
-    in which the device multiplies matrices faster.
+    Where the device multiplies matrices faster in bfloat16 both are timed, once for each model and machine, unless that
+    takes more than PRECISION_SHARE of `search_steps`, the training steps of this process in the study, or compiles the
+    model twice: then it is bfloat16.
     """
     device = pick_device(training.device)
     by_device = pick_precision("auto", device)
-    if by_device == "float32":
-        return by_device
-    if training.compile == "on" or PROBE_SHARE * search_steps < 2 * PRECISION_STEPS:
-        return _faster_product(device)
+    if by_device == "float32" or _faster_product(device) == "float32":
+        return "float32"  # no step gains where not even a product of matrices does
+    if training.compile == "on" or PRECISION_SHARE * search_steps < 2 * TIMED_BLOCKS * PRECISION_STEPS:
+        return "bfloat16"
     circumstances = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
     known: Precision | None = recall("precisions", circumstances)
     if known is not None:
@@ -213,7 +215,7 @@ def faster_precision(workload: Choice, training: TrainingPlan, seed: int, search
     loaded = load(workload, device, seed)
     names: tuple[Precision, Precision] = ("float32", "bfloat16")
     runs = [new_run(loaded, replace(training, precision=name), device, seed) for name in names]
-    seconds = _step_seconds(runs, synchronizer(device))
+    seconds = _step_seconds(runs, synchronizer(device), PRECISION_STEPS)
     chosen: Precision = "bfloat16" if seconds[1] < seconds[0] else "float32"
     remember("precisions", circumstances, chosen)
     return chosen
@@ -290,26 +292,27 @@ def _share_of_a_step(loaded: LoadedWorkload, training: TrainingPlan, device: tor
     return other / plain
 
 
-def _step_seconds(runs: Sequence[Run], wait: Callable[[], None]) -> list[float]:
+def _step_seconds(runs: Sequence[Run], wait: Callable[[], None], block: int = BLOCK_STEPS) -> list[float]:
     """Return what a step takes in each run, in seconds: the median of three, taken by turns after one to warm up."""
     blocks: list[list[float]] = [[] for _ in runs]
-    for number in range(PRECISION_STEPS // BLOCK_STEPS):
+    for number in range(TIMED_BLOCKS):
         for run, own in zip(runs, blocks, strict=True):
             wait()
             began = time.perf_counter()
-            for _ in range(BLOCK_STEPS):
+            for _ in range(block):
                 run.step(0.0)
             wait()
             if number:
-                own.append((time.perf_counter() - began) / BLOCK_STEPS)
+                own.append((time.perf_counter() - began) / block)
     return [statistics.median(own) for own in blocks]
 
 
 COMPILING_SECONDS = 60.0
 MUST_SAVE = 0.98
 """Of what a step takes alone or uncompiled, the most that another way may take to be chosen."""
-PRECISION_STEPS = 4 * BLOCK_STEPS
-"""That are timed in each precision."""
+TIMED_BLOCKS, PRECISION_STEPS = 4, 4
+"""Blocks, the first of which is not counted, and the steps of each where precisions are compared."""
+PRECISION_SHARE = PROBE_SHARE / 4
 PRODUCT_SIDE, PRODUCTS = 512, 8
 """Of matrices, and how many products: together a hundredth of a second."""
 

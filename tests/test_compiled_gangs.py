@@ -420,6 +420,7 @@ def test_where_compiling_fails_gangs_train_without_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "compile", failing)
     monkeypatch.setattr("lrsearch.training.compiled", lambda: lambda model, inputs: model(inputs))
     monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
+    monkeypatch.setattr(gang, "GANG_MUST_SAVE", 1e9)
     chosen = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
     assert (chosen.compiled, chosen.reason) == (None, "")
     assert chosen.size > 1

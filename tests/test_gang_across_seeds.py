@@ -256,6 +256,7 @@ def test_what_each_seed_would_draw_for_itself_is_refused_and_seeds_train_apart(c
 def test_the_choice_says_why_seeds_train_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
+    monkeypatch.setattr(gang, "GANG_MUST_SAVE", 1e9)
     drops = lively(tmp_path, "chosen", **REFUSED["dropout"][0])
     plan = TrainingPlan(20, SGD, device="cpu")
     chosen = choose(drops, plan, 0, most=2, most_across=4, crowds=2, search_steps=10**5)

@@ -55,6 +55,7 @@ def gangs_always_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the larger the better, whatever else the machine does."""
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
+    monkeypatch.setattr(gang, "GANG_MUST_SAVE", 1e9)
     timed = gang._Rehearsal.seconds_per_member
 
     def even(rehearsal: gang._Rehearsal, size: int, crowds: int) -> float:

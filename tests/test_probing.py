@@ -81,7 +81,7 @@ def test_the_fastest_number_of_processes_is_chosen_and_known_the_next_time(
 ) -> None:
     """The processes are real; only the seconds that they measure are made up."""
     monkeypatch.setattr(process, "processors", lambda: 2)
-    monkeypatch.setattr(probing, "PROBE_SHARE", 1e9)
+    monkeypatch.setattr(probing, "LAYOUT_SHARE", 1e9)
     really = process.ProcessExecutor.prepare
     timed: list[int] = []
 
@@ -147,6 +147,7 @@ def test_the_faster_precision_is_chosen_and_known_the_next_time(
 
     really: Callable[..., None] = training.Run.step
     monkeypatch.setattr(training.Run, "step", step)
+    monkeypatch.setattr(training, "_faster_product", lambda device: "bfloat16")
     [fast] = {"float32", "bfloat16"} - {slow}
     assert training.faster_precision(*work, 1_000_000) == fast
     monkeypatch.setattr(training, "new_run", None)
@@ -166,5 +167,7 @@ def test_what_would_take_too_long_to_time_goes_by_a_matrix_product(
     assert training.faster_precision(*work, 1_000) == fast
     monkeypatch.setattr(training, "_product_seconds", None)
     assert training.faster_precision(*work, 1_000) == fast, "it is known the next time"
+    if fast == "float32":
+        assert training.faster_precision(*work, 1_000_000) == fast, "and no step is timed"
     monkeypatch.setattr(training, "_processor_flags", lambda: frozenset())
     assert training.faster_precision(*work, 1_000_000) == "float32"
