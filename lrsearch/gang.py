@@ -98,10 +98,12 @@ SOLO_EVALUATIONS = 3
 """Of each split, fewer where they take longer than a quarter of that."""
 GANG_SHARE = PROBE_SHARE / 4
 GANG_STEPS = 4
-"""Steps of a gang that are timed at least, and more in GANG_SECONDS."""
-GANG_SECONDS = 0.01
+"""Steps of a gang that are timed at least,"""
+GANG_SECONDS = (0.01, 0.5)
+"""and more for so long at least and at most, as the study leaves time for it."""
 GANG_MUST_SAVE = 0.95
-"""Of what a step takes alone, the most that it may take together: what is timed so shortly is not known better."""
+"""Of what a step takes alone, or in a larger gang, the most that it may take in one: what is timed so shortly is not
+known better."""
 LAYOUT_BLOCKS = 3
 """Of a trial alone, where numbers of processes are compared."""
 PROBED_STEPS = 50_000
@@ -941,7 +943,7 @@ def _of_one_crowd(
     if reason:
         return replace(alone, reason=reason)
     one = alone.solo.step_seconds
-    size, each = min(measured, key=lambda timed: timed[1], default=(1, one))
+    size, each = _best(measured) if measured else (1, one)
     if each > GANG_MUST_SAVE * one and measured:
         size, reason = 1, f"a step of {size} together takes {each / one:.2f} of a step alone for each"
     smallest = _smallest(measured, one)
@@ -1000,7 +1002,7 @@ def _of_several_crowds(
     if reason:
         return replace(choice, reason_across=reason)
     one, found = choice.solo.step_seconds, dict[str, Any]()
-    size, each = min(measured, key=lambda timed: timed[1])
+    size, each = _best(measured)
     if each <= GANG_MUST_SAVE * one:
         better = [own for own, own_each in choice.measured if each > MUST_SAVE * own_each]
         found = {"across": size, "enough": min(better, default=size), "smallest_across": _smallest(measured, one)}
@@ -1008,6 +1010,12 @@ def _of_several_crowds(
         found = {"reason_across": f"a step of {size} together takes {each / one:.2f} of a step alone for each"}
     remember("gangs_across", circumstances, found)
     return replace(choice, **found)
+
+
+def _best(measured: Sequence[tuple[int, float]]) -> tuple[int, float]:
+    """Return the largest of the sizes, which come from the largest on, over which no other saves enough."""
+    fastest = min(measured, key=lambda timed: timed[1])
+    return next((timed for timed in measured if fastest[1] > GANG_MUST_SAVE * timed[1]), fastest)
 
 
 def _smallest(measured: Sequence[tuple[int, float]], one: float) -> int:
@@ -1153,7 +1161,7 @@ class _Rehearsal:
         try:
             for size in _candidates(most):
                 began = time.perf_counter()
-                measured.append((size, self.seconds_per_member(size, crowds)))
+                measured.append((size, self.seconds_per_member(size, crowds, seconds=left / 4)))
                 left -= time.perf_counter() - began
                 if left <= 0 or (len(measured) > 1 and measured[-1][1] > measured[-2][1]):
                     break
@@ -1219,8 +1227,10 @@ class _Rehearsal:
             history.end(last, buffers)
         return histories
 
-    def seconds_per_member(self, size: int, crowds: int, compiled: CompiledGang | None = None) -> float:
-        """Return the seconds of a gang's step by its size.
+    def seconds_per_member(
+        self, size: int, crowds: int, compiled: CompiledGang | None = None, seconds: float = 0.0
+    ) -> float:
+        """Return the seconds of a gang's step by its size, timed for so many `seconds` within the limits.
 
         Raises CannotGangError when it computes wrongly, or is not compiled although it was to be.
         """
@@ -1238,7 +1248,8 @@ class _Rehearsal:
                 if not abs(found - expected) <= tolerance * max(1.0, abs(expected)):
                     raise CannotGangError(f"together the model gives the loss {found:.6g}, alone {expected:.6g}")
         step = partial(run.step, torch.zeros_like(rates))
-        return statistics.median(_timed(step, wait, GANG_STEPS, GANG_SECONDS)) / size
+        seconds = max(GANG_SECONDS[0], min(seconds, GANG_SECONDS[1]))
+        return statistics.median(_timed(step, wait, GANG_STEPS, seconds)) / size
 
     def _places(self, size: int, crowds: int) -> list[int]:
         """Return the crowd of each member, as evenly as that goes."""

@@ -392,7 +392,9 @@ def test_a_compiled_gang_is_chosen_where_it_takes_less_and_known_the_next_time(
 ) -> None:
     honest, asked = gang._Rehearsal.seconds_per_member, []
 
-    def timed(rehearsal: gang._Rehearsal, size: int, crowds: int, compiled: CompiledGang | None = None) -> float:
+    def timed(
+        rehearsal: gang._Rehearsal, size: int, crowds: int, compiled: CompiledGang | None = None, seconds: float = 0.0
+    ) -> float:
         asked.append((size, compiled is not None))
         honest(rehearsal, size, crowds, compiled)
         return (0.1 if compiled else 0.5) * rehearsal_step

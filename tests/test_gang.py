@@ -396,6 +396,15 @@ class TestChoice:
         assert "of a step alone" in chosen.reason_across
 
     @pytest.mark.parametrize(
+        ("measured", "size"),
+        [(((16, 0.50), (8, 0.48), (2, 0.9)), 16), (((16, 0.60), (8, 0.50), (4, 0.49), (2, 0.9)), 8), (((6, 1.0),), 6)],
+    )
+    def test_a_smaller_gang_must_save_more_than_timing_errs_by(
+        self, measured: tuple[tuple[int, float], ...], size: int
+    ) -> None:
+        assert gang._best(measured)[0] == size
+
+    @pytest.mark.parametrize(
         ("measured", "smallest"),
         [
             (((16, 0.1), (8, 0.15), (2, 0.5)), 2),

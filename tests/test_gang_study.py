@@ -58,8 +58,8 @@ def gangs_always_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gang, "GANG_MUST_SAVE", 1e9)
     timed = gang._Rehearsal.seconds_per_member
 
-    def even(rehearsal: gang._Rehearsal, size: int, crowds: int) -> float:
-        return min(timed(rehearsal, size, crowds), 1e-9) / size
+    def even(rehearsal: gang._Rehearsal, size: int, crowds: int, seconds: float = 0.0) -> float:
+        return min(timed(rehearsal, size, crowds, seconds=seconds), 1e-9) / size
 
     monkeypatch.setattr(gang._Rehearsal, "seconds_per_member", even)
 
