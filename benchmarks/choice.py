@@ -86,6 +86,7 @@ def measure(case: Case, side: str) -> None:
     from lrsearch.study import prepare
     from lrsearch.timing import processors
 
+    os.environ["LRSEARCH_CACHE"] = str(tasks.UNPACKED / "choice-cache")  # what the user's own holds stays
     if side == "given":
         text = study(case, gangs="off", precision="float32", slots=processors())
     else:
@@ -130,13 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.measure:
         measure(CASES[chosen.cases[0]], chosen.measure)
         return 0
-    cache = {"LRSEARCH_CACHE": str(tasks.UNPACKED / "choice-cache")}
     runs = alternate(
         [
             Side(
                 f"{name} {side}",
                 [sys.executable, "-m", __spec__.name, "--measure", side, "--cases", name],
-                environment=cache,
             )
             for name in chosen.cases
             for side in ("given", "choose", "survey")
@@ -161,14 +160,18 @@ def _judge(name: str, runs: Sequence[Run], report: Report) -> dict[str, Spread]:
                 continue  # so many there are not
             by_way.setdefault(tuple(timing[key] for key in HOW), []).append(timing["step_seconds"])
     surveyed = {way: Spread.of(values) for way, values in by_way.items()}
+    seconds = spreads([run for run in runs if "seconds" in run.values], lambda run: float(run.values["seconds"]))
     chosen = [run.values for run in runs if run.side.endswith(" choose")]
-    if not surveyed or not chosen:
+    ways = [tuple(values[key] for key in HOW) for values in chosen]
+    for way in dict.fromkeys(ways):
+        if way not in surveyed:
+            report.lines.append(f"{name}: {_said(way)} was chosen, which no survey times")
+    if not set(ways) <= surveyed.keys() or not ways or len(seconds) < 2:
         return {}
     best = min(surveyed, key=lambda way: surveyed[way].median)
     alone = min((way for way in surveyed if way[2] == 1), key=lambda way: surveyed[way].median)
     report.add(f"{name}: a step of one trial, {_said(best)}, the fastest", _milliseconds(surveyed[best]), "ms")
     report.add(f"{name}: a step of one trial, {_said(alone)}, the fastest alone", _milliseconds(surveyed[alone]), "ms")
-    ways = [tuple(values[key] for key in HOW) for values in chosen]
     steps = [surveyed[way].median for way in ways]
     for way in dict.fromkeys(ways):
         report.add(
@@ -179,7 +182,6 @@ def _judge(name: str, runs: Sequence[Run], report: Report) -> dict[str, Spread]:
     report.add(
         f"{name}: chosen over fastest alone", Spread.of([step / surveyed[alone].median for step in steps]), "times"
     )
-    seconds = spreads(runs, lambda run: float(run.values.get("seconds", 0.0)))
     more = seconds[f"{name} choose"].median - seconds[f"{name} given"].median
     whole = chosen[0]["steps"] * steps[0]
     report.add(f"{name}: choosing", 100 * more / whole, f"% of the {whole:.0f} s of the study's steps ({more:.1f} s)")

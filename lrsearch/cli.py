@@ -16,7 +16,6 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -225,16 +224,25 @@ def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh:
     from lrsearch.progress import progress_for
     from lrsearch.storage.store import open_store
 
-    conclude = partial(_write_report, page=page)
+    drawn: list[StudyRecord] = []
+
+    def conclude(record: StudyRecord) -> None:
+        _write_report(record, page)
+        drawn.append(record)
+
     try:
         with open_store(database) as store, progress_for(sys.stderr) as progress:
-            return study.run_study(
+            record = study.run_study(
                 config, store, observer=progress, extend=extend, fresh=fresh, mirror_url=database, conclude=conclude
             )
     except KeyboardInterrupt:
         stopped = 130
     except study.Terminated:
         stopped = 143
+    else:
+        if not drawn:  # there was nothing to run
+            _write_report(record, page)
+        return record
     again = shlex.join(["lrsearch", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
     _fail(f"Stopped; what has finished is stored, and the running trial is charged. To continue: {again}", stopped)
 

@@ -95,7 +95,7 @@ SOLO_SHARE = PROBE_SHARE / 4
 SOLO_SECONDS = 2.0
 """and no more than so long: a machine that others share is now faster, now slower."""
 SOLO_EVALUATIONS = 3
-"""Of each split, fewer where they take longer than a quarter of that."""
+"""Of each split after one to warm up; fewer, but one, where that share of the study has passed."""
 GANG_SHARE = PROBE_SHARE / 4
 GANG_STEPS = 4
 """Steps of a gang that are timed at least,"""
@@ -943,7 +943,7 @@ def _of_one_crowd(
     if reason:
         return replace(alone, reason=reason)
     one = alone.solo.step_seconds
-    size, each = _best(measured) if measured else (1, one)
+    size, each = _best(measured, one) if measured else (1, one)
     if each > GANG_MUST_SAVE * one and measured:
         size, reason = 1, f"a step of {size} together takes {each / one:.2f} of a step alone for each"
     smallest = _smallest(measured, one)
@@ -1002,7 +1002,7 @@ def _of_several_crowds(
     if reason:
         return replace(choice, reason_across=reason)
     one, found = choice.solo.step_seconds, dict[str, Any]()
-    size, each = _best(measured)
+    size, each = _best(measured, one)
     if each <= GANG_MUST_SAVE * one:
         better = [own for own, own_each in choice.measured if each > MUST_SAVE * own_each]
         found = {"across": size, "enough": min(better, default=size), "smallest_across": _smallest(measured, one)}
@@ -1012,10 +1012,14 @@ def _of_several_crowds(
     return replace(choice, **found)
 
 
-def _best(measured: Sequence[tuple[int, float]]) -> tuple[int, float]:
-    """Return the largest of the sizes, which come from the largest on, over which no other saves enough."""
+def _best(measured: Sequence[tuple[int, float]], one: float) -> tuple[int, float]:
+    """Return the largest of the sizes, which come from the largest on, over which no other saves enough.
+
+    It saves enough itself over `one`, the seconds of a step alone, or none does: then it is the fastest.
+    """
     fastest = min(measured, key=lambda timed: timed[1])
-    return next((timed for timed in measured if fastest[1] > GANG_MUST_SAVE * timed[1]), fastest)
+    enough = (timed for timed in measured if timed[1] <= GANG_MUST_SAVE * one)
+    return next((timed for timed in enough if fastest[1] > GANG_MUST_SAVE * timed[1]), fastest)
 
 
 def _smallest(measured: Sequence[tuple[int, float]], one: float) -> int:
@@ -1113,15 +1117,15 @@ def _solo_cost(
 
     block = _block(run)
     blocks = _timed(block, wait, SOLO_BLOCKS)
-    seconds = min(SOLO_SECONDS, SOLO_SHARE * search_steps * statistics.median(blocks) / BLOCK_STEPS)
-    blocks += _timed(block, wait, 0, seconds - sum(blocks))
+    seconds = SOLO_SHARE * search_steps * statistics.median(blocks) / BLOCK_STEPS
+    blocks += _timed(block, wait, 0, min(SOLO_SECONDS, seconds) - sum(blocks))
     step = statistics.median(blocks) / BLOCK_STEPS
     run.take_losses()
     evaluations = []
     splits: tuple[Split, ...] = ("validation", "range_test")
     for split in splits:
-        times = _timed(partial(run.evaluate, split), wait, 1, seconds / 4, most=1 + SOLO_EVALUATIONS)
-        evaluations.append(statistics.median(times[1:] or times))  # the first of several only warms up
+        times = _timed(partial(run.evaluate, split), wait, 2, seconds, most=1 + SOLO_EVALUATIONS)
+        evaluations.append(statistics.median(times[1:]))  # the first warms up
     warmup = max(0.0, first_steps - steps * step) if training.compile == "graphs" else 0.0
     validation, range_test = evaluations
     return SoloCost(setup, step, validation, range_test, warmup), losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -24,7 +25,9 @@ from lrsearch.trial import likeness
 
 GANG_SIZES = (2, 4, 8, 16)
 TIMED_STEPS = 100
-"""About as many as `time_step` takes, counting each trial of a gang."""
+"""About as many as comparing takes of each process, counting each trial of a gang."""
+LAYOUT_GENERATION = 2
+"""Raised when layouts become faster or slower than those that were timed before."""
 LAYOUT_SHARE = PROBE_SHARE / 4
 
 
@@ -102,12 +105,20 @@ def start_executor(config: StudyConfig, code: Path | None, tell: Callable[[str],
     side_by_side = sum(map(at_once, config.strategies.values())) * len(config.seeds)
     layouts = settings.layouts(device, side_by_side)
     kind = likeness(config.workload_choice(), config.training_plan())
-    circumstances = [kind, config.gangs, side_by_side, processor_name(), processors(), version("torch")]
+    circumstances = [
+        LAYOUT_GENERATION,
+        kind,
+        config.gangs,
+        side_by_side,
+        processor_name(),
+        processors(),
+        version("torch"),
+    ]
     known = recall("layouts", circumstances)
     layouts = [layout for layout in layouts if layout.slots == known] or layouts
     if len(layouts) == 1:
         return config.settled(layouts[0]), layouts[0].start(device, code)
-    timed = _timed(config, layouts, code)
+    timed = _timed(config, layouts, side_by_side, code)
     (_, layout, executor), *slower = timed
     for _, _, other in slower:
         other.close()
@@ -120,10 +131,11 @@ def start_executor(config: StudyConfig, code: Path | None, tell: Callable[[str],
     return config.settled(layout), executor
 
 
-def _timed(config: StudyConfig, layouts: Sequence[Process], code: Path | None) -> list[tuple[float, Process, Executor]]:
+def _timed(
+    config: StudyConfig, layouts: Sequence[Process], side_by_side: int, code: Path | None
+) -> list[tuple[float, Process, Executor]]:
     """Return what was timed, the fastest first: wall seconds per step of one trial when all processes are busy."""
     workload, plan, seed = config.workload_choice(), config.training_plan(), config.seeds[0]
-    at_once_of_a_seed = sum(map(at_once, config.strategies.values()))
     timed: list[tuple[float, Process, Executor]] = []
     with ExitStack() as stack:
         for layout in layouts:
@@ -132,19 +144,20 @@ def _timed(config: StudyConfig, layouts: Sequence[Process], code: Path | None) -
             stack.callback(executor.close)
             slots = executor.slot_count
             prepared = executor.prepare(partial(prepare_all, [(workload, plan)], seed, evaluates=False))
-            steps = round(config.planned_epochs() * prepared.facts.steps_per_epoch)
-            if LAYOUT_SHARE * steps < TIMED_STEPS:
+            share = LAYOUT_SHARE * config.planned_epochs() * prepared.facts.steps_per_epoch
+            if share < slots * TIMED_STEPS:
                 timed.append((float("inf"), layout, executor))
                 break
             step_of = partial(time_step, workload, replace(plan, precision=prepared.precision), seed)
             step = executor.prepare(partial(step_of, 1)) / slots
-            size = min(GANG_SIZES[-1], at_once_of_a_seed // slots)
-            best = min([step, *(other for other, _, _ in timed)])
-            ends = time.perf_counter() - began > LAYOUT_SHARE * steps * best
-            if config.gangs == "auto" and size > 1 and not (ends and not timed):
+            size = min(GANG_SIZES[-1], math.ceil(side_by_side / slots))
+            others = [other for other, _, _ in timed]
+            alone_ends = time.perf_counter() - began > share * min([step, *others])
+            if config.gangs == "auto" and size > 1 and (others or not alone_ends):  # else there is nothing to compare
                 step = min(step, executor.prepare(partial(step_of, size)) / slots)
             timed.append((step, layout, executor))
-            if ends or step > min(seconds for seconds, _, _ in timed):
+            best = min([step, *others])
+            if step > best or time.perf_counter() - began > share * best:
                 break
         stack.pop_all()
     return sorted(timed, key=lambda one: one[0])

@@ -64,8 +64,9 @@ def run_study(
 ) -> StudyRecord:
     """Run or continue the study that `config` describes and return its record when all searches are done.
 
-    A record that is not `finished` says that the file's budget ended the run. `conclude` gets the same record, while
-    the dashboard's tables are still being written; a study for which it raises goes on when the command is repeated.
+    A record that is not `finished` says that the file's budget ended the run. Where anything was to run, `conclude`
+    gets the same record while the dashboard's tables are still being written; a study for which it raises goes on when
+    the command is repeated.
 
     Raises StudyChangedError when the stored study of this name says something else (`extend` allows more seeds, trials
     or strategies, `fresh` starts a new version), StudyBusyError when another process runs it (on PostgreSQL that one
@@ -80,14 +81,14 @@ def run_study(
         config = _as_begun(config, study)
         _check_unchanged(config, study, extend=extend)
         if _is_done(config, study):
-            return _done(study, store, observer, conclude)
+            return _done(study, store, observer)
     signals = Signals()
     with signals.handled(), ExitStack() as stack:
         if study is not None and not fresh:
             lease = _take_lease(study, store, observer, signals, stack)
             study = _find_study(study.name, store, study.version) or study
             if _is_done(config, study):  # by the process that was waited for
-                return _done(study, store, observer, conclude)
+                return _done(study, store, observer)
         with signals.interruptible():
             config, executor = start_executor(config, _user_code(config), observer.message)
         stack.enter_context(closing(executor))
@@ -106,7 +107,7 @@ def run_study(
             lease = _take_lease(study, store, observer, signals, stack)
         study = _as_the_file_says(config, store, observer, study, extend=extend)
         if _is_done(config, study):
-            return _done(study, store, observer, conclude)
+            return _done(study, store, observer)
         for lost in store.reconcile(study.id, partial(_kept, config, store, observer)):
             observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
         _catch_up(mirror, signals, observer)
@@ -119,6 +120,7 @@ def run_study(
                 _check_any_model(record)
         except StudyFailedError as error:
             store.note_failure(study.id, str(error))
+            _catch_up(mirror, signals, observer)
             raise
         with signals.interruptible():
             conclude(record)
@@ -152,11 +154,9 @@ def _is_done(config: StudyConfig, study: StudyRow) -> bool:
     return study.finished and study.fingerprint == config.fingerprint()
 
 
-def _done(study: StudyRow, store: Store, observer: Observer, conclude: Callable[[StudyRecord], object]) -> StudyRecord:
+def _done(study: StudyRow, store: Store, observer: Observer) -> StudyRecord:
     observer.message(f"Study {study.name!r} version {study.version} is finished; nothing to run.")
-    record = store.record(study.name, study.version)
-    conclude(record)
-    return record
+    return store.record(study.name, study.version)
 
 
 def _create_study(config: StudyConfig, store: Store, before: StudyRow | None) -> StudyRow:

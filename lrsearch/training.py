@@ -198,9 +198,9 @@ _PROCESSOR_BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 def faster_precision(workload: Choice, training: TrainingPlan, seed: int, search_steps: int) -> Precision:
     """Return the precision in which the training takes less time, `float32` or `bfloat16`.
 
-    Where the device multiplies matrices faster in bfloat16 both are timed, once for each model and machine, unless that
-    takes more than PRECISION_SHARE of `search_steps`, the training steps of this process in the study, or compiles the
-    model twice: then it is bfloat16.
+    It is float32 where the device multiplies matrices slower in bfloat16. Else both are timed, once for each model and
+    machine, unless that takes more than PRECISION_SHARE of `search_steps`, the training steps of this process in the
+    study, or compiles the model twice: then it is bfloat16.
     """
     device = pick_device(training.device)
     by_device = pick_precision("auto", device)
@@ -222,7 +222,7 @@ def faster_precision(workload: Choice, training: TrainingPlan, seed: int, search
 
 
 def _faster_product(device: torch.device) -> Precision:
-    """Return the precision of the faster matrix product; on a GPU that is bfloat16.
+    """Return `float32` where a product of matrices is clearly slower in bfloat16; on a GPU it is not.
 
     There are processors whose instructions for bfloat16 take twice as long as those for float32.
     """
@@ -232,21 +232,25 @@ def _faster_product(device: torch.device) -> Precision:
     known: Precision | None = recall("products", circumstances)
     if known is not None:
         return known
-    seconds = _product_seconds(torch.float32), _product_seconds(torch.bfloat16)
-    chosen: Precision = "bfloat16" if seconds[1] < seconds[0] else "float32"
+    chosen: Precision = "float32" if _product_ratio() > CLEARLY_SLOWER else "bfloat16"
     remember("products", circumstances, chosen)
     return chosen
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
-    """Return what a product of two matrices takes on the processor, the median of some after one to warm up."""
-    factor = torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype)
-    times = []
+def _product_ratio() -> float:
+    """Return what a product of two matrices takes on the processor in bfloat16 over what it takes in float32.
+
+    They take turns; it is the median after one of each to warm up.
+    """
+    factors = [torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    ratios = []
     for _ in range(PRODUCTS):
-        began = time.perf_counter()
-        factor @ factor
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+        marks = [time.perf_counter()]
+        for factor in factors:
+            factor @ factor
+            marks.append(time.perf_counter())
+        ratios.append((marks[2] - marks[1]) / (marks[1] - marks[0]))
+    return statistics.median(ratios[1:])
 
 
 def fastest_compiling(
@@ -313,8 +317,9 @@ MUST_SAVE = 0.98
 TIMED_BLOCKS, PRECISION_STEPS = 4, 4
 """Blocks, the first of which is not counted, and the steps of each where precisions are compared."""
 PRECISION_SHARE = PROBE_SHARE / 4
-PRODUCT_SIDE, PRODUCTS = 512, 8
-"""Of matrices, and how many products: together a hundredth of a second."""
+PRODUCT_SIDE, PRODUCTS, CLEARLY_SLOWER = 512, 8, 1.25
+"""Of matrices, how many products in each precision, a hundredth of a second together, and from which ratio on no model
+gains from bfloat16."""
 
 
 @functools.cache

@@ -138,6 +138,17 @@ class TestChoice:
         assert "mlp: chosen over fastest alone: 0.8 (0.8 to 0.8) times" in printed
         assert "mlp: choosing: 0.5 % of the 400 s of the study's steps (2.0 s)" in printed
 
+    def test_a_choice_that_no_survey_has_is_named_and_loses_nothing(self) -> None:
+        values = {"precision": "float32", "processes": 3, "gang_size": 5, "steps": 100, "seconds": 5.0}
+        timings = [{"precision": "float32", "processes": 1, "gang_size": 1, "step_seconds": 1.0}]
+        runs = [
+            replace(run("mlp survey", 0, 1.0), values={"timings": timings}),
+            replace(run("mlp choose", 0, 1.0), values=values),
+        ]
+        report = Report("choice", "", {}, runs)
+        assert choice._judge("mlp", runs, report) == {}
+        assert report.lines == ["mlp: gangs of 5, float32, 3 processes was chosen, which no survey times"]
+
     @pytest.mark.parametrize("name", [name for name in choice.CASES if "data_root" not in choice.CASES[name].workload])
     def test_its_study_files_are_valid(self, name: str, tmp_path: Path) -> None:
         file = tmp_path / "study.yaml"
@@ -150,8 +161,11 @@ class TestPrograms:
     def test_a_choice_is_among_those_that_are_surveyed(self, tmp_path: Path) -> None:
         assert choice.main(["--cases", "diabetes", "--repeats", "1", "--results", str(tmp_path)]) == 0
         (written,) = tmp_path.glob("*.json")
-        numbers = json.loads(written.read_text())["numbers"]
-        assert numbers["diabetes: chosen over fastest"]["median"] >= 1
+        found = json.loads(written.read_text())
+        values = {one["side"]: one["values"] for one in found["runs"]}
+        surveyed = [tuple(one[key] for key in choice.HOW) for one in values["diabetes survey"]["timings"]]
+        assert tuple(values["diabetes choose"][key] for key in choice.HOW) in surveyed
+        assert {"diabetes: chosen over fastest", "diabetes: choosing"} <= found["numbers"].keys()
 
     @pytest.mark.parametrize("name", TRIALS)
     def test_each_way_of_training_once_learns(self, name: str) -> None:

@@ -397,12 +397,18 @@ class TestChoice:
 
     @pytest.mark.parametrize(
         ("measured", "size"),
-        [(((16, 0.50), (8, 0.48), (2, 0.9)), 16), (((16, 0.60), (8, 0.50), (4, 0.49), (2, 0.9)), 8), (((6, 1.0),), 6)],
+        [
+            (((16, 0.50), (8, 0.48), (2, 0.9)), 16),
+            (((16, 0.60), (8, 0.50), (4, 0.49), (2, 0.9)), 8),
+            (((16, 0.96), (8, 0.93), (2, 1.2)), 8),  # the larger one saves too little
+            (((16, 0.99), (8, 0.97), (2, 1.2)), 8),  # none saves enough
+            (((6, 1.0),), 6),
+        ],
     )
     def test_a_smaller_gang_must_save_more_than_timing_errs_by(
         self, measured: tuple[tuple[int, float], ...], size: int
     ) -> None:
-        assert gang._best(measured)[0] == size
+        assert gang._best(measured, 1.0)[0] == size
 
     @pytest.mark.parametrize(
         ("measured", "smallest"),

@@ -17,6 +17,7 @@ import pytest
 from lrsearch.conductor import HEARTBEAT_SECONDS, interleaved
 from lrsearch.config import StudyConfig, load_study
 from lrsearch.errors import StorageError, StudyBusyError, StudyChangedError, StudyFailedError, UsageError, WorkloadError
+from lrsearch.storage.mirror_process import MirrorProcess
 from lrsearch.storage.store import Store, open_store
 from lrsearch.study import forecast, run_study
 from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord, charged_seconds
@@ -165,25 +166,39 @@ def test_a_finished_study_says_so_and_runs_nothing(write: Write, store: Store) -
     assert "finished" in again.messages[0]
 
 
-def test_the_page_is_drawn_from_what_the_study_returns_and_again_when_that_did_not_work(
-    write: Write, store: Store, tmp_path: Path
+@pytest.mark.parametrize("trouble", [StorageError("no room"), KeyboardInterrupt()])
+def test_the_page_is_drawn_while_the_dashboards_tables_are_written_and_again_when_that_did_not_work(
+    write: Write, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
 ) -> None:
-    def no_room(record: StudyRecord) -> None:
-        raise StorageError("no room")
+    def in_trouble(record: StudyRecord) -> None:
+        raise trouble
 
-    study, url, drawn = config(write(points=2)), f"sqlite:///{tmp_path / 'study.db'}", list[StudyRecord]()
-    with pytest.raises(StorageError, match="no room"):
-        run_study(study, store, observer=Quiet(), mirror_url=url, conclude=no_room)
+    def finish(mirror: MirrorProcess, tell: Any) -> None:
+        order.append("tables")
+        really(mirror, tell)
+
+    order, drawn, really = list[str](), list[StudyRecord](), MirrorProcess.finish
+    monkeypatch.setattr(MirrorProcess, "finish", finish)
+    study, url = config(write(points=2)), f"sqlite:///{tmp_path / 'study.db'}"
+    with pytest.raises(type(trouble)):
+        run_study(study, store, observer=Quiet(), mirror_url=url, conclude=in_trouble)
     stored = store.find_study("small")
     assert stored is not None
     assert not stored.finished
+
+    def draw(record: StudyRecord) -> None:
+        order.append("page")
+        drawn.append(record)
+
+    order.clear()
     again = Quiet()
-    for turn in (1, 2):
-        record = run_study(study, store, observer=again, mirror_url=url, conclude=drawn.append)
-        assert len(drawn) == turn
-        assert drawn[-1] == record
-        assert record.finished
+    record = run_study(study, store, observer=again, mirror_url=url, conclude=draw)
+    assert order == ["tables", "page", "tables"], "what an earlier run wrote, then that of this one"
+    assert drawn == [record]
+    assert record.finished
     assert not again.finished, "no trial ran again"
+    run_study(study, store, observer=again, mirror_url=url, conclude=draw)
+    assert drawn == [record], "nothing was to run"
 
 
 def test_a_changed_file_is_refused_with_its_differences(write: Write, store: Store) -> None:
