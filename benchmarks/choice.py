@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for side in ("given", "choose", "survey")
         ],
         chosen.repeats,
-        os.cpu_count() or 1,
+        chosen.threads,
     )
     report = Report("choice", "What is chosen, over the fastest choice", vars(chosen), runs)
     bars = {}

@@ -1134,7 +1134,9 @@ def _solo_cost(
 def _timed(
     work: Callable[[], object], wait: Callable[[], None], fewest: int, seconds: float = 0.0, most: float = math.inf
 ) -> list[float]:
-    """Return the seconds of each of some calls, `fewest` at least and more until they have taken `seconds` together."""
+    """Return the seconds of each of some calls, `fewest` at least and more, but no more than `most`, until they have
+    taken `seconds` together.
+    """
     found: list[float] = []
     wait()
     while len(found) < fewest or (len(found) < most and sum(found) < seconds):

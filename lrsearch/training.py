@@ -203,8 +203,7 @@ def faster_precision(workload: Choice, training: TrainingPlan, seed: int, search
     study, or compiles the model twice: then it is bfloat16.
     """
     device = pick_device(training.device)
-    by_device = pick_precision("auto", device)
-    if by_device == "float32" or _faster_product(device) == "float32":
+    if pick_precision("auto", device) == "float32" or _faster_product(device) == "float32":
         return "float32"  # no step gains where not even a product of matrices does
     if training.compile == "on" or PRECISION_SHARE * search_steps < 2 * TIMED_BLOCKS * PRECISION_STEPS:
         return "bfloat16"
