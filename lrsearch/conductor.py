@@ -437,6 +437,8 @@ class Conductor:
         self._confirmations: deque[Turn] | None = None
         self._reserved: list[Turn] = []
         """Turns of trials that are to begin together."""
+        self._ended: list[TrialRecord] = []
+        """Trials that the dashboard does not know to have ended."""
         self._left_behind: SimpleQueue[LostAttempt] = SimpleQueue()
         """Attempts that the reconciler has closed."""
 
@@ -688,6 +690,7 @@ class Conductor:
 
         Raises StudyBusyError when another process has taken the study over.
         """
+        self.show_ended()
         futures = [slot.running.future for slot in busy if slot.running and slot.running.future]
         with self._signals.interruptible():
             while not wait(futures, timeout=1.0, return_when=FIRST_COMPLETED).done:
@@ -757,9 +760,18 @@ class Conductor:
             attempt.turn.search.running -= 1
             if not finished.is_confirmation:
                 attempt.turn.search.note(finished)
-        faults.point("before_mirror")
-        self._publish(records)
+        self._ended += records
         return records
+
+    def show_ended(self) -> None:
+        """Have the dashboard show the trials that have ended.
+
+        Once the ledger has written what comes after them: on SQLite one of the two waits while the other writes.
+        """
+        if self._ended:
+            faults.point("before_mirror")
+            ended, self._ended = self._ended, []
+            self._publish(ended)
 
     def _settle_slot(self, slot: _Slot, running: _Running) -> None:
         if running.machine_lost:
@@ -931,8 +943,9 @@ class Conductor:
 
     def _publish(self, trials: Sequence[TrialRecord]) -> None:
         """Show trials of searches in the dashboard; what confirms them is no trial of Optuna's studies."""
-        if self._mirror is not None and not any(trial.is_confirmation for trial in trials):
-            self._mirror.publish(self._study_meta(), trials)
+        shown = [trial for trial in trials if not trial.is_confirmation]
+        if self._mirror is not None and shown:
+            self._mirror.publish(self._study_meta(), shown)
 
     def _publish_live(self, trial: TrialRecord, points: Sequence[CurvePoint]) -> None:
         if self._mirror is not None and not trial.is_confirmation:

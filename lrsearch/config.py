@@ -38,7 +38,7 @@ from lrsearch.interfaces import ExecutorSettings, Settings, Strategy
 from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.registry import lookup, names
 from lrsearch.schedules import SCHEDULES, schedule_settings
-from lrsearch.strategies import STRATEGIES, Template
+from lrsearch.strategies import STRATEGIES, Template, at_once
 from lrsearch.strategies.space import BATCH_SIZE, Searched, is_of_optimizer, with_setting
 from lrsearch.trial import Choice, Compiling, ParameterGroup, Precision, TrainingPlan
 from lrsearch.workloads import WORKLOADS
@@ -431,6 +431,10 @@ class StudyConfig(Settings):
         plan, strategy = self.training_plan(), self.strategies[key]
         own: Choice | None = getattr(strategy, "own_optimizer", None)
         return replace(plan, optimizer=own or plan.optimizer, epochs=getattr(strategy, "epochs", None) or plan.epochs)
+
+    def trials_at_once(self) -> int:
+        """Return how many trials of all searches together may run at the same time."""
+        return sum(map(at_once, self.strategies.values())) * len(self.seeds)
 
     def planned_epochs(self) -> float:
         """Return about how many epochs all searches together will train; a range test counts as a run."""

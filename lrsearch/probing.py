@@ -19,7 +19,6 @@ from lrsearch.engine import prepare_all, time_step
 from lrsearch.executors import Inline
 from lrsearch.executors.process import Process
 from lrsearch.interfaces import PROBE_SHARE, Executor, ExecutorSettings
-from lrsearch.strategies import at_once
 from lrsearch.timing import processor_name, processors
 from lrsearch.trial import likeness
 
@@ -102,7 +101,7 @@ def start_executor(config: StudyConfig, code: Path | None, tell: Callable[[str],
     settings, device = config.executor, config.training.device
     if not isinstance(settings, Process) or settings.slots != "auto":
         return config, settings.start(device, code)
-    side_by_side = sum(map(at_once, config.strategies.values())) * len(config.seeds)
+    side_by_side = config.trials_at_once()
     layouts = settings.layouts(device, side_by_side)
     kind = likeness(config.workload_choice(), config.training_plan())
     circumstances = [

@@ -764,6 +764,44 @@ class _AsAlone(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class PlainCrossEntropy(TorchFunctionMode):
+    """Writes the usual cross-entropy out in functions that vmap knows.
+
+    Else torch takes it apart for vmap, for which it first imports what its compiler knows of shapes, for a second.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.cross_entropy:
+            names = ("input", "target", *CROSS_ENTROPY_DEFAULTS)
+            given = CROSS_ENTROPY_DEFAULTS | dict(zip(names, args, strict=False)) | kwargs
+            usual = all(given[name] is one or given[name] == one for name, one in CROSS_ENTROPY_DEFAULTS.items())
+            if usual and given["target"].dtype is torch.long:
+                return _mean_cross_entropy(given["input"], given["target"])
+        return func(*args, **kwargs)
+
+
+CROSS_ENTROPY_DEFAULTS: dict[str, Any] = {
+    "weight": None,
+    "size_average": None,
+    "ignore_index": -100,
+    "reduce": None,
+    "reduction": "mean",
+    "label_smoothing": 0.0,
+}
+
+
+def _mean_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return what F.cross_entropy does for (classes,) and (), (rows, classes, ...) and (rows, ...)."""
+    classes = min(1, outputs.ndim - 1)
+    counted = targets != CROSS_ENTROPY_DEFAULTS["ignore_index"]
+    found = F.log_softmax(outputs, classes).gather(classes, targets.where(counted, 0).unsqueeze(classes))
+    if torch.is_autocast_enabled(outputs.device.type):
+        found = found.float()
+    loss: torch.Tensor = -found.squeeze(classes).where(counted, 0.0).sum() / counted.sum()
+    return loss
+
+
 GRADIENT_QUESTIONS = (
     *(getattr(torch.Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")),
     torch.Tensor.register_hook,

@@ -113,8 +113,11 @@ def run_study(
         _catch_up(mirror, signals, observer)
         conductor = Conductor(settled, store, study, lease, observer, mirror, signals, executor, prepared)
         try:
-            with noted(partial(store.add_event, study.id, "surroundings"), config.folder, partial(_used, mirror)):
-                finished = conductor.run()
+            try:
+                with noted(partial(store.add_event, study.id, "surroundings"), config.folder, partial(_used, mirror)):
+                    finished = conductor.run()
+            finally:
+                conductor.show_ended()
             record = replace(store.record(study.name, study.version), finished=finished)
             if finished:
                 _check_any_model(record)

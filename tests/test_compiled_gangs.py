@@ -393,7 +393,7 @@ def test_a_compiled_gang_is_chosen_where_it_takes_less_and_known_the_next_time(
     honest, asked = gang._Rehearsal.seconds_per_member, []
 
     def timed(
-        rehearsal: gang._Rehearsal, size: int, crowds: int, compiled: CompiledGang | None = None, seconds: float = 0.0
+        rehearsal: gang._Rehearsal, size: int, crowds: int, compiled: CompiledGang | None = None, **limits: Any
     ) -> float:
         asked.append((size, compiled is not None))
         honest(rehearsal, size, crowds, compiled)

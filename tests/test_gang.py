@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -340,14 +341,20 @@ class TestChoice:
         monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(gang, "SOLO_SECONDS", 0.2)
 
+    @pytest.fixture
+    def always_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("MUST_SAVE", "GANG_MUST_SAVE", "HOPELESS"):
+            monkeypatch.setattr(gang, name, 1e9)
+
+    @pytest.mark.usefixtures("always_pays")
     def test_what_was_chosen_is_remembered_and_the_cost_alone_measured_anew(self) -> None:
         plan = TrainingPlan(epochs=20, optimizer=SGD, device="cpu")
         first = choose(DIGITS, plan, 0, most=6, search_steps=10**5)
         assert first.measured[0][0] == 6
         assert first.measured[-1][0] == 2
-        assert first.size in (1, 2, 3, 6)
-        assert 2 <= first.smallest <= max(2, first.size)
-        assert (first.size == 1) == bool(first.reason)
+        assert first.size in (2, 3, 6)
+        assert 2 <= first.smallest <= first.size
+        assert not first.reason
         again = choose(DIGITS, replace(plan, epochs=7), 0, most=6, search_steps=10**5)
         assert again.size == first.size
         assert again.measured == first.measured, "to the last digit: not measured again"
@@ -355,6 +362,36 @@ class TestChoice:
         assert 0 < again.solo.step_seconds < 1
         assert again.solo != first.solo
 
+    def test_where_gangs_cost_more_trials_train_alone_and_that_is_known_from_few_steps(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        honest_step, alone, together = Run.step, [], []
+        honest_gang_step = gang.StackedRun.step
+
+        def counted(run: Run, rate: float, momentum: float | None = None) -> None:
+            alone.append(rate)
+            honest_step(run, rate, momentum)
+
+        def slow(run: gang.StackedRun, rates: torch.Tensor, momentum: torch.Tensor | None = None) -> None:
+            together.append(len(rates))
+            honest_gang_step(run, rates, momentum)
+            time.sleep(0.2)
+
+        monkeypatch.setattr(Run, "step", counted)
+        monkeypatch.setattr(gang.StackedRun, "step", slow)
+        first = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=4, search_steps=100)
+        assert first.size == 1
+        assert "of a step alone for each" in first.reason
+        assert [size for size, _ in first.measured] == [4, 2]
+        assert first.solo is None
+        assert (together.count(2), together.count(4)) == (4, 2), "compared with trials alone, and no more"
+        assert len(alone) < 56
+        alone.clear()
+        again = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=4, search_steps=100)
+        assert again == first
+        assert not alone
+
+    @pytest.mark.usefixtures("always_pays")
     def test_the_longer_a_study_the_more_steps_alone_are_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         honest, steps = Run.step, []
 
@@ -364,9 +401,9 @@ class TestChoice:
 
         monkeypatch.setattr(Run, "step", counted)
         monkeypatch.setattr(gang, "SOLO_SECONDS", 1e9)
-        choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=1, search_steps=100)
+        choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=2, search_steps=100)
         short = len(steps)
-        choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=1, search_steps=10**5)
+        choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=2, search_steps=10**5)
         assert 56 <= short < 70
         assert 75 < len(steps) - short < 1500, "a quarter of a hundredth is 250, where steps take as long as the first"
 

@@ -6,6 +6,7 @@ import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,8 +59,8 @@ def gangs_always_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gang, "GANG_MUST_SAVE", 1e9)
     timed = gang._Rehearsal.seconds_per_member
 
-    def even(rehearsal: gang._Rehearsal, size: int, crowds: int, seconds: float = 0.0) -> float:
-        return min(timed(rehearsal, size, crowds, seconds=seconds), 1e-9) / size
+    def even(rehearsal: gang._Rehearsal, size: int, crowds: int, **limits: Any) -> float:
+        return min(timed(rehearsal, size, crowds, **limits), 1e-9) / size
 
     monkeypatch.setattr(gang._Rehearsal, "seconds_per_member", even)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import random
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -17,9 +19,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import vmap
 
 from lrsearch.stacked_optimizers import StackedOptimizer
-from lrsearch.stacking import SLOW_IN_VMAP, StackedModel
+from lrsearch.stacking import SLOW_IN_VMAP, PlainCrossEntropy, StackedModel
 from lrsearch.training import OPTIMIZERS
 from lrsearch.workloads import models
 
@@ -396,3 +399,44 @@ def test_a_copy_that_is_not_finite_changes_nothing_in_the_others() -> None:
 
     for clean, beside in zip(trained(poisoned=False), trained(poisoned=True), strict=True):
         assert torch.equal(clean, beside)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5), (4, 6, 5, 3), (4, 5)], ids=str)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        F.cross_entropy,
+        nn.CrossEntropyLoss(),
+        lambda outputs, targets: F.cross_entropy(target=targets, input=outputs),
+        lambda outputs, targets: F.cross_entropy(outputs, targets, label_smoothing=0.1),
+        lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="sum"),
+        lambda outputs, targets: F.cross_entropy(outputs, targets, ignore_index=2),
+        lambda outputs, targets: F.cross_entropy(outputs, targets, torch.arange(1.0, 6.0).double()),
+    ],
+    ids=["function", "module", "keywords", "smoothed", "sum", "ignored", "weighted"],
+)
+def test_cross_entropy_of_each_copy_is_that_of_it_alone(loss: Callable[..., Any], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    outputs = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 5, (*shape[1:2], *shape[3:]) if len(shape) > 2 else ())
+    if targets.ndim:
+        targets.flatten()[0] = -100 if loss is F.cross_entropy else 1
+    expected = torch.stack([loss(one, targets) for one in outputs])
+    with PlainCrossEntropy():
+        found = vmap(lambda one: loss(one, targets))(outputs)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(one.sum(), outputs)[0] for one in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_cross_entropy_of_copies_does_not_import_what_torch_s_compiler_needs() -> None:
+    program = (
+        "import sys, torch, torch.nn.functional as F\n"
+        "from torch.func import vmap\n"
+        "from lrsearch.stacking import PlainCrossEntropy\n"
+        "outputs, targets = torch.randn(2, 3, 4), torch.tensor([0, 1, 2])\n"
+        "with PlainCrossEntropy(): vmap(lambda one: F.cross_entropy(one, targets))(outputs)\n"
+        "print('sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "False\n"

@@ -30,7 +30,7 @@ class Forker:
     """The other end: starts the process, and starts it again when it has died."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = dict(environment)
+        self.environment = dict(environment)
         self._lock = threading.Lock()
         self._closed = False
         self._start()
@@ -40,7 +40,7 @@ class Forker:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.process = subprocess.Popen(  # noqa: S603  our own program
             [sys.executable, "-m", "lrsearch.executors.forker", str(theirs.fileno())],
-            env=self._environment,
+            env=self.environment,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=2,  # what the user's code prints is no part of our own output
@@ -53,7 +53,7 @@ class Forker:
 
         Raises WorkerDiedError after `close`.
         """
-        variables = {name: value for name, value in environment.items() if self._environment.get(name) != value}
+        variables = {name: value for name, value in environment.items() if self.environment.get(name) != value}
         ours, theirs = socket.socketpair()
         status, told = os.pipe()
         try:

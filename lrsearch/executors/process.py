@@ -13,7 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,7 +25,7 @@ from pydantic import Field
 from lrsearch.errors import UsageError, WorkerDiedError
 from lrsearch.executors.forked import IS_SAFE, ForkedProcess, Forker
 from lrsearch.executors.slots import SECRETS, THREAD_VARIABLES, Slot, SlotsExecutor, Worker
-from lrsearch.interfaces import Settings
+from lrsearch.interfaces import ExecutorSettings, Settings
 from lrsearch.timing import processors
 
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")
@@ -96,9 +97,13 @@ def refuse_one_device(device: str) -> None:
         )
 
 
+def _has_driver() -> bool:
+    return any(Path(file).exists() for file in DRIVER_FILES)
+
+
 def _cuda_devices(environment: Mapping[str, str]) -> list[str]:
     """Return the CUDA devices that may be used, by the names that CUDA_VISIBLE_DEVICES knows them by."""
-    if sys.platform == "linux" and not any(Path(file).exists() for file in DRIVER_FILES):
+    if sys.platform == "linux" and not _has_driver():
         return []  # and torch need not be imported to find that out
     import torch
 
@@ -107,13 +112,48 @@ def _cuda_devices(environment: Mapping[str, str]) -> list[str]:
     return (visible or [str(index) for index in range(count)])[:count]
 
 
+@contextmanager
+def importing_torch(settings: ExecutorSettings, device: str, most: int) -> Iterator[None]:
+    """Have torch imported, for an executor that `settings` start, while the caller still reads its own modules.
+
+    For at most so many trials at once. Where which devices there are is not known without torch, that has to wait.
+    """
+    if not (isinstance(settings, Process) and IS_SAFE) or (device not in ("cpu", "mps") and _has_driver()):
+        yield
+        return
+    first, *_ = settings.layouts(device, most)
+    forker = Forker(_complete(first.environments(device, os.environ)[0]))
+    _ahead.append(forker)
+    try:
+        yield
+    finally:
+        if forker in _ahead:
+            _ahead.remove(forker)
+            forker.close()
+
+
+_ahead: list[Forker] = []
+"""What waits for the executor that will fork its workers there."""
+
+
+def _forker(environment: Mapping[str, str]) -> Forker:
+    forker = next((one for one in _ahead if one.environment == environment), None)
+    if forker is None:
+        return Forker(environment)
+    _ahead.remove(forker)
+    return forker
+
+
+def _complete(environment: Mapping[str, str]) -> dict[str, str]:
+    return {**environment, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
 class ProcessExecutor(SlotsExecutor[Slot["ProcessWorker"]]):
     """Runs trials in processes of this machine, which die with this one."""
 
     def __init__(self, environments: Sequence[Mapping[str, str]], patience_seconds: float) -> None:
-        path = os.pathsep.join(path for path in sys.path if path)
-        complete = [{**one, "PYTHONPATH": path} for one in environments]
-        self._forker = Forker(complete[0]) if IS_SAFE else None
+        complete = [_complete(one) for one in environments]
+        self._forker = _forker(complete[0]) if IS_SAFE else None
         new_process = self._forker.fork if self._forker else WorkerProcess
         super().__init__([Slot(partial(_worker, new_process, one, patience_seconds)) for one in complete])
 
