@@ -795,9 +795,9 @@ def _mean_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.T
     """Return what F.cross_entropy does for (classes,) and (), (rows, classes, ...) and (rows, ...)."""
     classes = min(1, outputs.ndim - 1)
     counted = targets != CROSS_ENTROPY_DEFAULTS["ignore_index"]
+    if torch.is_autocast_enabled(outputs.device.type) and outputs.dtype in (torch.bfloat16, torch.float16):
+        outputs = outputs.float()  # as autocast does for torch's own
     found = F.log_softmax(outputs, classes).gather(classes, targets.where(counted, 0).unsqueeze(classes))
-    if torch.is_autocast_enabled(outputs.device.type):
-        found = found.float()
     loss: torch.Tensor = -found.squeeze(classes).where(counted, 0.0).sum() / counted.sum()
     return loss
 

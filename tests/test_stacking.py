@@ -429,6 +429,17 @@ def test_cross_entropy_of_each_copy_is_that_of_it_alone(loss: Callable[..., Any]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
+def test_cross_entropy_of_copies_under_autocast_is_that_of_each_alone() -> None:
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(3, 64, 10, dtype=torch.bfloat16), torch.randint(0, 10, (64,))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = torch.stack([F.cross_entropy(one, targets) for one in outputs])
+        with PlainCrossEntropy():
+            found = vmap(lambda one: F.cross_entropy(one, targets))(outputs)
+    assert found.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
 def test_cross_entropy_of_copies_does_not_import_what_torch_s_compiler_needs() -> None:
     program = (
         "import sys, torch, torch.nn.functional as F\n"
