@@ -42,7 +42,7 @@ from lrsearch.interfaces import (
 )
 from lrsearch.schedules.plan import PlannedSchedule
 from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
-from lrsearch.stacking import Contents, PlainCrossEntropy, StackedModel, side_by_side
+from lrsearch.stacking import Contents, LossesAsAlone, StackedModel, side_by_side
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
     GRAPH_STEPS,
@@ -324,7 +324,7 @@ class StackedRun:
             targets = own[0].expand(len(outputs), *own[0].shape) if shared else torch.stack(self._of_each(own))
             return loaded.stacked_loss(outputs, targets)
         losses: torch.Tensor
-        with PlainCrossEntropy():
+        with LossesAsAlone():
             if shared:
                 losses = vmap(lambda one: loaded.loss(one, own[0]), randomness="same")(outputs)
             else:

@@ -764,23 +764,29 @@ class _AsAlone(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class PlainCrossEntropy(TorchFunctionMode):
-    """Writes the usual cross-entropy out in functions that vmap knows.
+class LossesAsAlone(TorchFunctionMode):
+    """Has losses of copies, which vmap calls, computed as that of one copy alone, and no slower to begin with.
 
-    Else torch takes it apart for vmap, for which it first imports what its compiler knows of shapes, for a second.
+    Some lose autocast's float32 there; and torch takes the usual cross-entropy apart for vmap, for which it first
+    imports what its compiler knows of shapes, for a second.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.cross_entropy:
-            names = ("input", "target", *CROSS_ENTROPY_DEFAULTS)
-            given = CROSS_ENTROPY_DEFAULTS | dict(zip(names, args, strict=False)) | kwargs
-            usual = all(given[name] is one or given[name] == one for name, one in CROSS_ENTROPY_DEFAULTS.items())
-            if usual and given["target"].dtype is torch.long:
-                return _mean_cross_entropy(given["input"], given["target"])
-        return func(*args, **kwargs)
+        if func not in LOSSES_WITHOUT_AUTOCAST:
+            return func(*args, **kwargs)
+        names = ("input", "target", *CROSS_ENTROPY_DEFAULTS)
+        given = CROSS_ENTROPY_DEFAULTS | dict(zip(names, args, strict=False)) | kwargs
+        outputs, targets = given["input"], given["target"]
+        if torch.is_autocast_enabled(outputs.device.type) and outputs.dtype in (torch.bfloat16, torch.float16):
+            outputs = outputs.float()
+        usual = all(given[name] is one or given[name] == one for name, one in CROSS_ENTROPY_DEFAULTS.items())
+        if func is F.cross_entropy and usual and targets.dtype is torch.long:
+            return _mean_cross_entropy(outputs, targets)
+        return func(outputs, *args[1:], **{name: value for name, value in kwargs.items() if name != "input"})
 
 
+LOSSES_WITHOUT_AUTOCAST = (F.cross_entropy, F.nll_loss, F.hinge_embedding_loss)
 CROSS_ENTROPY_DEFAULTS: dict[str, Any] = {
     "weight": None,
     "size_average": None,
@@ -795,8 +801,6 @@ def _mean_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.T
     """Return what F.cross_entropy does for (classes,) and (), (rows, classes, ...) and (rows, ...)."""
     classes = min(1, outputs.ndim - 1)
     counted = targets != CROSS_ENTROPY_DEFAULTS["ignore_index"]
-    if torch.is_autocast_enabled(outputs.device.type) and outputs.dtype in (torch.bfloat16, torch.float16):
-        outputs = outputs.float()  # as autocast does for torch's own
     found = F.log_softmax(outputs, classes).gather(classes, targets.where(counted, 0).unsqueeze(classes))
     loss: torch.Tensor = -found.squeeze(classes).where(counted, 0.0).sum() / counted.sum()
     return loss

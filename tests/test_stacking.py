@@ -22,7 +22,7 @@ from torch import nn
 from torch.func import vmap
 
 from lrsearch.stacked_optimizers import StackedOptimizer
-from lrsearch.stacking import SLOW_IN_VMAP, PlainCrossEntropy, StackedModel
+from lrsearch.stacking import SLOW_IN_VMAP, LossesAsAlone, StackedModel
 from lrsearch.training import OPTIMIZERS
 from lrsearch.workloads import models
 
@@ -422,20 +422,32 @@ def test_cross_entropy_of_each_copy_is_that_of_it_alone(loss: Callable[..., Any]
     if targets.ndim:
         targets.flatten()[0] = -100 if loss is F.cross_entropy else 1
     expected = torch.stack([loss(one, targets) for one in outputs])
-    with PlainCrossEntropy():
+    with LossesAsAlone():
         found = vmap(lambda one: loss(one, targets))(outputs)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     gradients = [torch.autograd.grad(one.sum(), outputs)[0] for one in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
-def test_cross_entropy_of_copies_under_autocast_is_that_of_each_alone() -> None:
+@pytest.mark.parametrize(
+    "loss",
+    [
+        F.cross_entropy,
+        partial(F.cross_entropy, label_smoothing=0.1),
+        lambda outputs, targets: F.cross_entropy(target=targets, input=outputs, reduction="sum"),
+        lambda outputs, targets: F.nll_loss(F.log_softmax(outputs, 1), targets),
+        lambda outputs, targets: F.hinge_embedding_loss(outputs[:, 0], targets.sign()),
+        lambda outputs, targets: F.mse_loss(outputs[:, 0], targets.float()),
+    ],
+    ids=["cross_entropy", "smoothed", "keywords", "nll", "hinge", "mse"],
+)
+def test_losses_of_copies_under_autocast_are_those_of_each_alone(loss: Callable[..., Any]) -> None:
     torch.manual_seed(0)
     outputs, targets = torch.randn(3, 64, 10, dtype=torch.bfloat16), torch.randint(0, 10, (64,))
     with torch.autocast("cpu", torch.bfloat16):
-        expected = torch.stack([F.cross_entropy(one, targets) for one in outputs])
-        with PlainCrossEntropy():
-            found = vmap(lambda one: F.cross_entropy(one, targets))(outputs)
+        expected = torch.stack([loss(one, targets) for one in outputs])
+        with LossesAsAlone():
+            found = vmap(lambda one: loss(one, targets))(outputs)
     assert found.dtype == expected.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
@@ -444,9 +456,9 @@ def test_cross_entropy_of_copies_does_not_import_what_torch_s_compiler_needs() -
     program = (
         "import sys, torch, torch.nn.functional as F\n"
         "from torch.func import vmap\n"
-        "from lrsearch.stacking import PlainCrossEntropy\n"
+        "from lrsearch.stacking import LossesAsAlone\n"
         "outputs, targets = torch.randn(2, 3, 4), torch.tensor([0, 1, 2])\n"
-        "with PlainCrossEntropy(): vmap(lambda one: F.cross_entropy(one, targets))(outputs)\n"
+        "with LossesAsAlone(): vmap(lambda one: F.cross_entropy(one, targets))(outputs)\n"
         "print('sympy' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
