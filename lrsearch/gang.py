@@ -96,8 +96,10 @@ SOLO_SHARE = PROBE_SHARE / 4
 """and more while they take no more than this share of the study"""
 SOLO_SECONDS = 2.0
 """and no more than so long: a machine that others share is now faster, now slower."""
+LONG_EVALUATION = 0.1
+"""Seconds, beside which it makes no difference that the first one warms up."""
 SOLO_EVALUATIONS = 3
-"""Of each split after one to warm up; fewer, but one, where that share of the study has passed."""
+"""Of each split after a shorter one than that; fewer, but one, where that share of the study has passed."""
 GANG_SHARE = PROBE_SHARE / 4
 GANG_STEPS = 4
 """Steps of a gang that are timed at least,"""
@@ -1159,8 +1161,11 @@ class _Solo:
         evaluations = []
         splits: tuple[Split, ...] = ("validation", "range_test")
         for split in splits:
-            times = _timed(partial(run.evaluate, split), wait, 2, seconds, most=1 + SOLO_EVALUATIONS)
-            evaluations.append(statistics.median(times[1:]))  # the first warms up
+            evaluate = partial(run.evaluate, split)
+            times = _timed(evaluate, wait, 1)
+            if times[0] < LONG_EVALUATION:
+                times = _timed(evaluate, wait, 1, seconds, most=SOLO_EVALUATIONS)
+            evaluations.append(statistics.median(times))
         warmup = max(0.0, self._first_seconds - self._first_steps * step) if self._is_recorded else 0.0
         validation, range_test = evaluations
         return SoloCost(self._setup, step, validation, range_test, warmup)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from lrsearch.errors import DataError
 from lrsearch.trial import WorkloadFacts
 from lrsearch.workloads._examples import LoadedExamples, Splits
+from lrsearch.workloads._scikit_learn import datasets_folder
 from lrsearch.workloads._splits import range_test_subset, steps_per_epoch
 from lrsearch.workloads._token_models import TOKEN_MODELS
 from lrsearch.workloads._user_data import TensorPart
@@ -98,8 +98,7 @@ def _sequences(path: Path | None, tokens: str, sequence_length: int) -> tuple[ND
 def _read(path: Path | None) -> bytes:
     """Return the file, or the data set descriptions of scikit-learn in the order of their names."""
     if path is None:
-        found = [entry for entry in files("sklearn.datasets.descr").iterdir() if entry.name.endswith(".rst")]
-        return b"\n".join(entry.read_bytes() for entry in sorted(found, key=lambda entry: entry.name))
+        return b"\n".join(entry.read_bytes() for entry in sorted((datasets_folder() / "descr").glob("*.rst")))
     try:
         return path.read_bytes()
     except OSError as error:

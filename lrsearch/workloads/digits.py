@@ -22,16 +22,12 @@ class Digits(ImageWorkload):
     def read(self) -> DecodedImages:
         """Return the images from the cache: scikit-learn takes a second and a half to import, for nothing else."""
         from contextlib import suppress
-        from importlib.util import find_spec
-        from pathlib import Path
 
         from lrsearch.errors import StorageError
         from lrsearch.workloads._image_cache import cached
+        from lrsearch.workloads._scikit_learn import datasets_folder
 
-        package = find_spec("sklearn")
-        assert package is not None, "scikit-learn is one of our requirements"
-        assert package.origin is not None
-        source = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        source = datasets_folder() / "data" / "digits.csv.gz"
         if source.exists():
             with suppress(StorageError):  # where nothing can be kept, reading anew is only slower
                 return cached("digits", [source], {"test_fraction": TEST_FRACTION}, _read)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -105,6 +107,17 @@ def test_without_a_path_the_text_is_scikit_learns_descriptions_in_the_order_of_t
     facts = loaded.facts
     assert facts.train_count + facts.validation_count + facts.test_count == len(text) // 65
     assert facts.description.startswith("data set descriptions of scikit-learn, ")
+
+
+def test_scikit_learn_is_not_imported_for_its_descriptions() -> None:
+    program = (
+        "import sys, torch\n"
+        "from lrsearch.workloads.text import Text\n"
+        "Text().load(torch.device('cpu'), 0)\n"
+        "print('sklearn' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "False\n"
 
 
 def test_a_text_that_cannot_be_used_says_why(tmp_path: Path) -> None:
