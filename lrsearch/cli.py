@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import csv
+import gc
 import gzip
+import io
 import json
 import os
 import re
@@ -200,6 +202,7 @@ def run_study(
     """Run a study, or continue it where it stopped, and write its report."""
     from lrsearch.config import load_study
     from lrsearch.executors.process import importing_torch
+    from lrsearch.probing import likely_executor
 
     config = load_study(file)
     if device is not None:
@@ -209,7 +212,7 @@ def run_study(
         return
     page = report or Path("reports") / f"{config.name}.html"
     _check_writable(page)
-    with importing_torch(config.executor, config.training.device, config.trials_at_once()):
+    with importing_torch(likely_executor(config), config.training.device):
         record = _run(config, database, page, extend=extend, fresh=fresh)
     if as_json:
         _print_json(_outcome(record, database, page))
@@ -827,8 +830,18 @@ def main() -> None:
 
 
 def _leave(exit_code: int) -> None:
-    """End the process at once; where its last words cannot be written, leave that to Python."""
+    """End the process at once if it is large; where its last words cannot be written, leave that to Python."""
+    if not {"sqlalchemy", "torch"} & sys.modules.keys():
+        return
+    import ctypes
+
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
+        for one in gc.get_objects():  # what a user's model writes, and has not closed
+            if issubclass(type(one), (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)):
+                with suppress(OSError, ValueError):
+                    one.flush()
+        with suppress(OSError, AttributeError, TypeError):  # Windows has no library of that name
+            ctypes.CDLL(None).fflush(None)
         os._exit(exit_code)

@@ -562,6 +562,8 @@ class Conductor:
             choice = self._gang_of(turn)
             specs = [replace(spec, solo=choice.solo, compiled=choice.compiled) for spec in specs]
         channels = {attempt.trial.uuid: attempt.channel for attempt in running.attempts}
+        if self._executor.slot_count == 1:  # which may train before it returns
+            self.show_ended()
         with self._signals.interruptible():
             running.future = self._executor.submit(run_trials, specs, _Channels(channels), slot.number)
             running.future.add_done_callback(partial(_note_end, running))

@@ -44,6 +44,8 @@ class GangRequest:
     """How many seeds and repeats there are at once."""
     epochs: float
     """That a slot will train of all of them together, in the whole study."""
+    forecasts: bool = False
+    """Whether what a trial alone costs is to be known also where none train together."""
 
 
 def time_step(workload: Choice, training: TrainingPlan, seed: int, size: int) -> float:
@@ -110,6 +112,7 @@ def prepare_all(
                 search_steps=round(request.epochs * prepared.facts.steps_per_epoch),
                 crowds=request.crowds,
                 most_across=request.most_across,
+                forecasts=request.forecasts,
             )
         seconds += time.perf_counter() - began
     return replace(prepared, precision=precision, compile=compiling, seconds=seconds, gangs=chosen)

@@ -84,7 +84,7 @@ from lrsearch.trial import (
     likeness,
 )
 
-GENERATION = 6
+GENERATION = 7
 """Raised when gangs become faster or slower than those that were timed before."""
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
@@ -96,10 +96,10 @@ SOLO_SHARE = PROBE_SHARE / 4
 """and more while they take no more than this share of the study"""
 SOLO_SECONDS = 2.0
 """and no more than so long: a machine that others share is now faster, now slower."""
-LONG_EVALUATION = 0.1
-"""Seconds, beside which it makes no difference that the first one warms up."""
 SOLO_EVALUATIONS = 3
-"""Of each split after a shorter one than that; fewer, but one, where that share of the study has passed."""
+"""Of each split after one to warm up; fewer, but one, where that share of the study has passed."""
+LONG_EVALUATION = 0.1
+"""Seconds of one of the validation split, from which on it is not repeated where that share is too short for two."""
 GANG_SHARE = PROBE_SHARE / 4
 GANG_STEPS = 4
 """Steps of a gang that are timed at least,"""
@@ -904,42 +904,60 @@ def choose(
     search_steps: int,
     crowds: int = 1,
     most_across: int = 1,
+    forecasts: bool = False,
 ) -> GangChoice:
     """Time trials alone and together, and return what costs least per trial.
 
     `most`: how many trials that see the same data there may be at once; `most_across`: how many of all `crowds`, which
     are seeds and repeats. `search_steps`: the training steps of all trials of this kind in this process; timing stops
     when it has taken about GANG_SHARE of what those would take. What was chosen is kept in the cache folder, so that
-    only what a trial costs alone is measured again, and that only where some train together.
+    only what a trial costs alone is measured again, and that only where some train together or for `forecasts`.
     """
+    device, across = pick_device(training.device), min(crowds, most_across) >= SMALLEST_GANG
+    circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
+    widely = [*circumstances, min(most_across, LARGEST_GANG), min(crowds, LARGEST_GANG)] if across else None
+    alone = _known_alone(training, circumstances, most, widely)
+    if alone is not None and not forecasts:
+        return alone
+    solo = _Solo(load(workload, device, seed), training, device, seed, search_steps)
+    chosen = alone or _chosen(solo, circumstances, most, widely, most_across, crowds)
+    return replace(chosen, solo=solo.cost) if forecasts or max(chosen.size, chosen.across) > 1 else chosen
+
+
+def _known_alone(
+    training: TrainingPlan, circumstances: list[object], most: int, widely: list[object] | None
+) -> GangChoice | None:
+    """Return the choice where it is known that trials train alone, without timing anything."""
     if reason := _why_alone(training):
         return GangChoice(1, reason=reason)
-    across = min(crowds, most_across) >= SMALLEST_GANG
-    if most < SMALLEST_GANG and not across:
+    if most < SMALLEST_GANG and widely is None:
         return GangChoice(1, reason="there is only one trial at a time")
-    device = pick_device(training.device)
-    circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
-    widely = [*circumstances, min(most_across, LARGEST_GANG), min(crowds, LARGEST_GANG)]
-    known = _recall_choice(circumstances, widely if across else None)
-    if known is not None and known.size == known.across == 1 and training.compile != "on":
+    known = _recall_choice(circumstances, widely)
+    if known is None or max(known.size, known.across) > 1:
+        return None
+    if training.compile != "on" or most < SMALLEST_GANG:
         return known
-    loaded = load(workload, device, seed)
-    solo = _Solo(loaded, training, device, seed, search_steps)
-    rehearsal, alone = _Rehearsal(loaded, training, device, seed, [solo.losses]), GangChoice(1)
-    began = time.perf_counter()
+    compiled = recall("gangs_compiled", circumstances)
+    return replace(known, reason_compiled=compiled) if compiled else None
+
+
+def _chosen(
+    solo: _Solo, circumstances: list[object], most: int, widely: list[object] | None, most_across: int, crowds: int
+) -> GangChoice:
+    """Return the choice; what was chosen before is compared with trials alone again."""
+    rehearsal, alone, compile_ = solo.rehearsal(), GangChoice(1), solo.training.compile == "on"
     if reason := rehearsal.check(1):
         return replace(alone, reason=reason)
-    seconds = GANG_SHARE * search_steps * solo.glance
+    seconds = GANG_SHARE * solo.search_steps * solo.glance
     chosen = _of_one_crowd(alone, solo, rehearsal, circumstances, most, seconds)
-    seconds -= time.perf_counter() - began
-    if training.compile == "on" and most >= SMALLEST_GANG:
+    if compile_ and most >= SMALLEST_GANG:
         chosen = _compiled(chosen, solo, rehearsal, circumstances, min(most, LARGEST_GANG))
-    if across and not chosen.reason:
-        if reason := rehearsal.check(SMALLEST_GANG):
-            chosen = replace(chosen, reason_across=reason)
-        else:
-            chosen = _of_several_crowds(chosen, solo, rehearsal, widely, most_across, crowds, seconds)
-    return replace(chosen, solo=solo.cost) if max(chosen.size, chosen.across) > 1 else chosen
+    if widely is None or chosen.reason:
+        return chosen
+    seconds -= rehearsal.spent
+    if reason := rehearsal.check(SMALLEST_GANG):
+        return replace(chosen, reason_across=reason)
+    return _of_several_crowds(chosen, solo, rehearsal, widely, most_across, crowds, seconds)
 
 
 def _recall_choice(circumstances: list[object], widely: list[object] | None) -> GangChoice | None:
@@ -1073,7 +1091,7 @@ def timings(
     device = pick_device(training.device)
     loaded = load(workload, device, seed)
     solo = _Solo(loaded, training, device, seed, PROBED_STEPS)
-    rehearsal, found = _Rehearsal(loaded, training, device, seed, [solo.losses]), dict[int, float]()
+    rehearsal, found = solo.rehearsal(), dict[int, float]()
     if sizes and (reason := _why_alone(training) or rehearsal.check(1)):
         return solo.cost, found, reason
     try:
@@ -1126,24 +1144,31 @@ class _Solo:
     def __init__(
         self, loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int, search_steps: int
     ) -> None:
+        self.training, self.search_steps = training, search_steps
+        self._new_run = partial(new_run, loaded, training, device, seed)
+        self._rehearsal = partial(_Rehearsal, loaded, training, device, seed)
         self._wait = wait = synchronizer(device)
-        self._search_steps = search_steps
-        new_run(loaded, training, device, seed)  # what is imported at the first use is on nobody's bill
+        self._new_run()  # what is imported at the first use is on nobody's bill
         wait()
         began = time.perf_counter()
-        self._run = run = new_run(loaded, training, device, seed)
+        run = self._new_run()  # which is gone before gangs need its memory
         wait()
         self._setup = time.perf_counter() - began
-        began, self._first_steps = time.perf_counter(), _checked_steps(training)
-        for _ in range(self._first_steps):
-            run.step(CHECKED_RATE)
-        self.losses = run.take_losses()
-        """From the seed's first weights, each step at a rate of 1e-4."""
+        began = time.perf_counter()
+        self._losses = self._first_losses(run)
         self._first_seconds = time.perf_counter() - began
-        self._is_recorded = training.compile == "graphs"
         self._blocks = _timed(_block(run), wait, GLANCE_BLOCKS)
         self.glance = min(self._blocks) / BLOCK_STEPS
         """Seconds of a step."""
+
+    def _first_losses(self, run: Run) -> list[float]:
+        for _ in range(_checked_steps(self.training)):
+            run.step(CHECKED_RATE)
+        return run.take_losses()
+
+    def rehearsal(self) -> _Rehearsal:
+        """Return what tries gangs of such trials."""
+        return self._rehearsal([self._losses])
 
     def step_beside(self, measured: Sequence[tuple[int, float]]) -> float:
         """Return the seconds of a step: a glance is enough beside gangs that take far more for each member."""
@@ -1152,9 +1177,11 @@ class _Solo:
 
     @cached_property
     def cost(self) -> SoloCost:
-        block, wait, run = _block(self._run), self._wait, self._run
+        wait, run = self._wait, self._new_run()
+        self._first_losses(run)
+        block = _block(run)
         blocks = self._blocks + _timed(block, wait, SOLO_BLOCKS - GLANCE_BLOCKS)
-        seconds = SOLO_SHARE * self._search_steps * statistics.median(blocks) / BLOCK_STEPS
+        seconds = SOLO_SHARE * self.search_steps * statistics.median(blocks) / BLOCK_STEPS
         blocks += _timed(block, wait, 0, min(SOLO_SECONDS, seconds) - sum(blocks))
         step = statistics.median(blocks) / BLOCK_STEPS
         run.take_losses()
@@ -1163,10 +1190,12 @@ class _Solo:
         for split in splits:
             evaluate = partial(run.evaluate, split)
             times = _timed(evaluate, wait, 1)
-            if times[0] < LONG_EVALUATION:
+            # Preparing has evaluated the validation split before.
+            if split == "range_test" or times[0] < max(LONG_EVALUATION, seconds / 2):
                 times = _timed(evaluate, wait, 1, seconds, most=SOLO_EVALUATIONS)
             evaluations.append(statistics.median(times))
-        warmup = max(0.0, self._first_seconds - self._first_steps * step) if self._is_recorded else 0.0
+        recorded = self.training.compile == "graphs"
+        warmup = max(0.0, self._first_seconds - _checked_steps(self.training) * step) if recorded else 0.0
         validation, range_test = evaluations
         return SoloCost(self._setup, step, validation, range_test, warmup)
 
@@ -1199,6 +1228,8 @@ class _Rehearsal:
     """By crowd, the losses of its first steps alone."""
     seen: dict[int, float] = field(default_factory=dict)
     """By size, the seconds per member of the fastest step that was taken when it was checked."""
+    spent: float = 0.0
+    """Seconds of checks and timings so far."""
 
     def times(self, most: int, crowds: int, left: float, glance: float) -> tuple[tuple[tuple[int, float], ...], str]:
         """Return sizes with seconds per member, and why there are none; `glance`: what a step alone takes, about.
@@ -1206,14 +1237,13 @@ class _Rehearsal:
         They halve from the largest on, until no seconds are `left` to spend; the smallest comes last.
         """
         measured: list[tuple[int, float]] = []
-        hopeless = HOPELESS * glance
+        hopeless, began = HOPELESS * glance, time.perf_counter()
+        ends = began + left
         try:
             for size in _candidates(most):
-                began = time.perf_counter()
-                each = self.seconds_per_member(size, crowds, seconds=left / 4, hopeless=hopeless)
-                measured.append((size, each))
-                left -= time.perf_counter() - began
-                if left <= 0 or (len(measured) > 1 and measured[-1][1] > measured[-2][1]):
+                seconds = (ends - time.perf_counter()) / 4
+                measured.append((size, self.seconds_per_member(size, crowds, seconds=seconds, hopeless=hopeless)))
+                if time.perf_counter() >= ends or (len(measured) > 1 and measured[-1][1] > measured[-2][1]):
                     break
             if measured and measured[-1][0] > SMALLEST_GANG:  # far cheaper than the others
                 pair = self.seen.get(SMALLEST_GANG, 0.0)
@@ -1222,6 +1252,8 @@ class _Rehearsal:
                 measured.append((SMALLEST_GANG, pair))
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return tuple(measured), "" if measured else one_line(error)
+        finally:
+            self.spent += time.perf_counter() - began
         return tuple(measured), ""
 
     def check(self, crowds: int, size: int = SMALLEST_GANG, compiled: CompiledGang | None = None) -> str:
@@ -1233,6 +1265,7 @@ class _Rehearsal:
         fewer = FewEvaluations(self.loaded)
         few = replace(self, loaded=cast(LoadedWorkload, fewer))
         places, rates = self._places(size, crowds), np.linspace(COMPARED_RATE, 2 * COMPARED_RATE, size).tolist()
+        began = time.perf_counter()
         try:
             evaluates = fewer.can_evaluate(few._new_run(0))
             expected = [
@@ -1243,6 +1276,8 @@ class _Rehearsal:
             found = few._history_together(run, rates, evaluates=evaluates)
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return one_line(error)
+        finally:
+            self.spent += time.perf_counter() - began
         if compiled and run.why_not_compiled:
             return run.why_not_compiled
         precision = pick_precision(self.training.precision, self.device)
@@ -1290,7 +1325,7 @@ class _Rehearsal:
     ) -> float:
         """Return the seconds of a gang's step by its size, timed for so many `seconds` within the limits.
 
-        Its first steps are enough where all take longer for each member than what is `hopeless`. Raises CannotGangError
+        Three steps are enough where all take longer for each member than what is `hopeless`. Raises CannotGangError
         when it computes wrongly, or is not compiled although it was to be.
         """
         wait = synchronizer(self.device)
@@ -1306,7 +1341,9 @@ class _Rehearsal:
                 if not abs(found - expected) <= tolerance * max(1.0, abs(expected)):
                     raise CannotGangError(f"together the model gives the loss {found:.6g}, alone {expected:.6g}")
         if min(first) / size > hopeless:
-            return min(first) / size
+            fastest = min([*first, *_timed(lambda: run.step(rates), wait, 1)]) / size
+            if fastest > hopeless:
+                return fastest
         step = partial(run.step, torch.zeros_like(rates))
         seconds = max(GANG_SECONDS[0], min(seconds, GANG_SECONDS[1]))
         return statistics.median(_timed(step, wait, GANG_STEPS, seconds)) / size

@@ -12,12 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from lrsearch.analysis import wording
 from lrsearch.cache import recall, remember
 from lrsearch.config import StudyConfig
 from lrsearch.engine import prepare_all, time_step
 from lrsearch.executors import Inline
-from lrsearch.executors.process import Process
+from lrsearch.executors.process import Process, devices_are_known
 from lrsearch.interfaces import PROBE_SHARE, Executor, ExecutorSettings
 from lrsearch.timing import processor_name, processors
 from lrsearch.trial import likeness
@@ -98,36 +97,46 @@ def start_executor(config: StudyConfig, code: Path | None, tell: Callable[[str],
     One layout after the other is timed, from many slots to few, until one is slower than another, or the last has
     taken LAYOUT_SHARE of what the study will. What was chosen among several is kept in the cache folder.
     """
+    from lrsearch.analysis import wording
+
     settings, device = config.executor, config.training.device
     if not isinstance(settings, Process) or settings.slots != "auto":
         return config, settings.start(device, code)
-    side_by_side = config.trials_at_once()
-    layouts = settings.layouts(device, side_by_side)
-    kind = likeness(config.workload_choice(), config.training_plan())
-    circumstances = [
-        LAYOUT_GENERATION,
-        kind,
-        config.gangs,
-        side_by_side,
-        processor_name(),
-        processors(),
-        version("torch"),
-    ]
-    known = recall("layouts", circumstances)
-    layouts = [layout for layout in layouts if layout.slots == known] or layouts
+    layouts = _possible(settings, config)
     if len(layouts) == 1:
         return config.settled(layouts[0]), layouts[0].start(device, code)
-    timed = _timed(config, layouts, side_by_side, code)
+    timed = _timed(config, layouts, config.trials_at_once(), code)
     (_, layout, executor), *slower = timed
     for _, _, other in slower:
         other.close()
     compared = ""
     if slower:
-        remember("layouts", circumstances, layout.slots)
+        remember("layouts", _circumstances(config), layout.slots)
         compared = ": a step takes " + ", ".join(f"{1e3 * step:.3g} ms with {one.slots}" for step, one, _ in timed)
     processes = wording.counted(executor.slot_count, "process", "processes")
     tell(f"Running {processes} of {wording.counted(layout.threads_per_slot or 1, 'thread')}{compared}.")
     return config.settled(layout), executor
+
+
+def likely_executor(config: StudyConfig) -> ExecutorSettings:
+    """Return the executor that the study most likely comes to have: where slots are to be timed, the first that is."""
+    settings = config.executor
+    if isinstance(settings, Process) and devices_are_known(config.training.device):
+        return _possible(settings, config)[0]
+    return settings
+
+
+def _possible(settings: Process, config: StudyConfig) -> list[Process]:
+    """Return the layouts to time, or the one that is known, or given."""
+    layouts = settings.layouts(config.training.device, config.trials_at_once())
+    known = recall("layouts", _circumstances(config)) if len(layouts) > 1 else None
+    return [layout for layout in layouts if layout.slots == known] or layouts
+
+
+def _circumstances(config: StudyConfig) -> list[object]:
+    kind, side_by_side = likeness(config.workload_choice(), config.training_plan()), config.trials_at_once()
+    machine = [processor_name(), processors(), version("torch")]
+    return [LAYOUT_GENERATION, kind, config.gangs, side_by_side, *machine]
 
 
 def _timed(

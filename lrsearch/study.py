@@ -25,6 +25,7 @@ from lrsearch.conductor import (
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.engine import GangRequest, prepare_all
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError
+from lrsearch.executors.process import end_what_imports_ahead
 from lrsearch.interfaces import RANGE_TEST_EVALUATIONS, Executor, Observer, SharesTests, Strategy
 from lrsearch.probing import start_executor
 from lrsearch.schedules import plan_schedule
@@ -193,6 +194,7 @@ def _take_lease(study: StudyRow, store: Store, observer: Observer, signals: Sign
         except StudyBusyError as error:
             if store.sqlite_file is not None:
                 raise
+            end_what_imports_ahead()  # for hours, maybe
             if error.holder != holder:
                 holder, turn = error.holder, turn or error.turn
                 observer.message(
@@ -352,6 +354,7 @@ def _gang_request(config: StudyConfig, keys: Sequence[str], slots: int) -> GangR
         most_across=max(across),
         crowds=max(crowds for _, crowds in counts),
         epochs=epochs / slots,
+        forecasts=config.budget is not None,
     )
 
 

@@ -180,6 +180,7 @@ class GangChoice:
     size: int
     """Of trials that see the same data."""
     solo: SoloCost | None = None
+    """None where no trials train together, unless it was asked for."""
     measured: tuple[tuple[int, float], ...] = ()
     """(members, seconds of one step of the gang per member)."""
     reason: str = ""

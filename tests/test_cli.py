@@ -104,6 +104,32 @@ def test_reading_results_never_imports_torch(copied: Path, command: list[str]) -
     assert answer.stderr.split() == []
 
 
+OWN_MODEL = """
+import atexit, ctypes, torch
+LOG = open("log.txt", "w")
+atexit.register(lambda: LOG.write("left"))
+
+def model():
+    return torch.nn.Linear(5, 2)
+
+def data():
+    ctypes.CDLL(None).puts(b"said by a library in C")
+    inputs = torch.randn(400, 5, generator=torch.Generator().manual_seed(0))
+    targets = (inputs[:, 0] > 0).long()
+    return (inputs[:300], targets[:300]), (inputs[300:], targets[300:])
+"""
+
+
+def test_what_a_user_s_module_has_not_flushed_is_there_after_the_quick_end(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN_MODEL)
+    own = "{name: callable, model: own:model, data: own:data, batch_size: 64, python_path: .}"
+    write(tmp_path, STUDY.replace("{name: digits, batch_size: 64, train_limit: 400}", own))
+    answer = lrsearch(tmp_path, "run-study", "study.yaml")
+    assert answer.returncode == 0, answer.stderr
+    assert (tmp_path / "log.txt").read_text() == "left"
+    assert "said by a library in C" in answer.stdout
+
+
 def test_help_answers_in_less_than_0_4_seconds(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     answer = lrsearch(tmp_path, "--help")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pty
 import re
@@ -23,9 +24,10 @@ from lrsearch.conductor import DEATHS_TO_FAIL, Budget
 from lrsearch.config import load_study
 from lrsearch.errors import StudyFailedError
 from lrsearch.storage.maintenance import check_database
+from lrsearch.storage.mirror_process import MirrorProcess
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
-from lrsearch.trial import Choice, CurvePoint, Proposal, StudyRecord, TrialRecord
+from lrsearch.trial import FINISHED_STATUSES, Choice, CurvePoint, Proposal, StudyRecord, TrialRecord
 from tests.processes import workers_of
 from tests.records import make_record
 from tests.test_study import Quiet, outcome
@@ -251,6 +253,15 @@ def test_a_budget_ends_the_study_before_the_trial_that_would_break_it(tmp_path: 
     assert outcome(whole) == outcome(run(path, tmp_path / "unlimited.db"))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd, momentum: 0.9", "adagrad"])
+def test_with_gangs_a_budget_for_less_than_one_trial_begins_none(tmp_path: Path, optimizer: str) -> None:
+    path = write(tmp_path, "{name: inline}", "gangs: auto\nbudget: {device_hours: 1e-7}\n")
+    path.write_text(path.read_text().replace("sgd, momentum: 0.9", optimizer))
+    record = run(path, tmp_path / "x.db")
+    assert not record.finished
+    assert record.trials == ()
+
+
 def test_a_budget_expects_what_such_a_trial_took_longest() -> None:
     budget = Budget(1.0, make_record())
     short, long = Proposal("train", Choice("constant"), 0.1, epochs=1), Proposal("train", Choice("constant"), 0.1)
@@ -265,6 +276,31 @@ def test_a_budget_expects_what_such_a_trial_took_longest() -> None:
     assert budget.allows(39)
     assert not budget.allows(41)
     assert Budget(None, make_record()).allows(1e9)
+
+
+def test_a_trial_that_has_ended_is_shown_before_the_next_one_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+    publish = MirrorProcess.publish
+
+    def noted(mirror: MirrorProcess, record: StudyRecord, trials: Any, live_points: Any = None) -> None:
+        seen.extend(("shown", trial.uuid) for trial in trials if trial.status in FINISHED_STATUSES)
+        publish(mirror, record, trials, live_points)
+
+    class Watcher(Quiet):
+        def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None:
+            seen.append(("trains", trial.uuid))
+
+    monkeypatch.setattr(MirrorProcess, "publish", noted)
+    path, database = write(tmp_path, "{name: inline}"), f"sqlite:///{tmp_path}/x.db"
+    with open_store(database) as store:
+        run_study(load_study(path), store, observer=Watcher(), mirror_url=database)
+    trained = list(dict.fromkeys(uuid for what, uuid in seen if what == "trains"))
+    assert len(trained) > 3
+    for before, after in itertools.pairwise(trained):
+        assert seen.index(("shown", before)) < seen.index(("trains", after))
+    assert ("shown", trained[-1]) in seen
 
 
 class Meddling(Quiet):

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -97,6 +97,11 @@ def refuse_one_device(device: str) -> None:
         )
 
 
+def devices_are_known(device: str) -> bool:
+    """Whether torch need not be asked which devices there are."""
+    return device in ("cpu", "mps") or (sys.platform == "linux" and not _has_driver())
+
+
 def _has_driver() -> bool:
     return any(Path(file).exists() for file in DRIVER_FILES)
 
@@ -113,35 +118,35 @@ def _cuda_devices(environment: Mapping[str, str]) -> list[str]:
 
 
 @contextmanager
-def importing_torch(settings: ExecutorSettings, device: str, most: int) -> Iterator[None]:
+def importing_torch(settings: ExecutorSettings, device: str) -> Iterator[None]:
     """Have torch imported, for an executor that `settings` start, while the caller still reads its own modules.
 
-    For at most so many trials at once. Where which devices there are is not known without torch, that has to wait.
+    Where which devices there are is not known without torch, that has to wait.
     """
-    if not (isinstance(settings, Process) and IS_SAFE) or (device not in ("cpu", "mps") and _has_driver()):
-        yield
-        return
-    first, *_ = settings.layouts(device, most)
-    forker = Forker(_complete(first.environments(device, os.environ)[0]))
-    _ahead.append(forker)
+    if isinstance(settings, Process) and IS_SAFE and devices_are_known(device):
+        with suppress(UsageError):  # which comes again
+            _ahead.append(Forker(_complete(settings.environments(device, os.environ)[0])))
     try:
         yield
     finally:
-        if forker in _ahead:
-            _ahead.remove(forker)
-            forker.close()
+        end_what_imports_ahead()
 
 
 _ahead: list[Forker] = []
-"""What waits for the executor that will fork its workers there."""
+"""What waits for the executor that will fork its workers there; one at most."""
+
+
+def end_what_imports_ahead() -> None:
+    """End the process that `importing_torch` has started, unless an executor has it."""
+    while _ahead:
+        _ahead.pop().close()
 
 
 def _forker(environment: Mapping[str, str]) -> Forker:
-    forker = next((one for one in _ahead if one.environment == environment), None)
-    if forker is None:
-        return Forker(environment)
-    _ahead.remove(forker)
-    return forker
+    if _ahead and _ahead[0].environment == environment:
+        return _ahead.pop()
+    end_what_imports_ahead()  # it has other threads, or devices
+    return Forker(environment)
 
 
 def _complete(environment: Mapping[str, str]) -> dict[str, str]:

@@ -88,9 +88,9 @@ def test_the_process_that_workers_are_forked_from_comes_again_as_they_do() -> No
 @pytest.mark.skipif(not IS_SAFE, reason="workers are not forked here")
 def test_workers_are_forked_from_the_process_that_imports_ahead() -> None:
     others, settings = set(children(os.getpid())), Process(slots="auto")
-    with importing_torch(settings, "cpu", 3):
+    layout = settings.layouts("cpu", 3)[0]
+    with importing_torch(layout, "cpu"):
         [ahead] = set(children(os.getpid())) - others
-        layout = settings.layouts("cpu", 3)[0]
         with closing(layout.start("cpu")) as executor:
             executor.prepare(Does("pid"))
             assert sorted(children(ahead)) == sorted(executor.pids)
@@ -104,18 +104,21 @@ def test_a_process_that_imports_ahead_for_nobody_or_for_another_environment_ends
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     others = set(children(os.getpid()))
-    with importing_torch(Process(slots=1), "cpu", 1):
+    with importing_torch(Process(slots=1), "cpu"):
         [ahead] = set(children(os.getpid())) - others
         monkeypatch.setenv("SOMETHING_ELSE", "by now")
         with closing(Process(slots=1).start("cpu")) as executor:
             assert do(executor, "pid", 0) not in children(ahead)
+            assert not lives(ahead)
+    with importing_torch(Process(slots=1), "cpu"):
+        [ahead] = set(children(os.getpid())) - others
     assert not lives(ahead)
     assert set(children(os.getpid())) == others
 
 
 def test_nothing_is_imported_ahead_where_trials_run_in_this_process() -> None:
     others = set(children(os.getpid()))
-    with importing_torch(Inline(), "cpu", 1):
+    with importing_torch(Inline(), "cpu"):
         assert set(children(os.getpid())) == others
 
 
