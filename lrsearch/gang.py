@@ -945,12 +945,12 @@ def _chosen(
     solo: _Solo, circumstances: list[object], most: int, widely: list[object] | None, most_across: int, crowds: int
 ) -> GangChoice:
     """Return the choice; what was chosen before is compared with trials alone again."""
-    rehearsal, alone, compile_ = solo.rehearsal(), GangChoice(1), solo.training.compile == "on"
+    rehearsal, alone = solo.rehearsal(), GangChoice(1)
     if reason := rehearsal.check(1):
         return replace(alone, reason=reason)
     seconds = GANG_SHARE * solo.search_steps * solo.glance
     chosen = _of_one_crowd(alone, solo, rehearsal, circumstances, most, seconds)
-    if compile_ and most >= SMALLEST_GANG:
+    if solo.training.compile == "on" and most >= SMALLEST_GANG:
         chosen = _compiled(chosen, solo, rehearsal, circumstances, min(most, LARGEST_GANG))
     if widely is None or chosen.reason:
         return chosen
