@@ -20,7 +20,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from lrsearch.errors import StorageError
 from lrsearch.storage.engine import (
@@ -113,7 +113,7 @@ class OptunaMirror:
             try:
                 try:
                     show()
-                except KeyError:  # somebody has deleted a study in the dashboard
+                except (KeyError, IntegrityError):  # somebody has deleted a study in the dashboard, maybe just now
                     self._studies.clear()
                     show()
             except (optuna.exceptions.OptunaError, SQLAlchemyError) as error:

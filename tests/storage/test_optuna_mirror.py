@@ -11,6 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import event
 
 from lrsearch.errors import StorageError
 from lrsearch.storage.optuna_mirror import OptunaMirror
@@ -51,6 +52,25 @@ def _publish(mirror: OptunaMirror, store: Store) -> StudyRecord:
     record = store.record("digits")
     mirror.publish(record, record.trials)
     return record
+
+
+def test_what_somebody_deletes_while_it_is_written_is_written_again(
+    store: Store, mirror: OptunaMirror, url: str
+) -> None:
+    if store.sqlite_file is None:
+        pytest.skip("PostgreSQL locks a study to which a trial is added")
+    finish(store, begin(store, held_study(store)), metric=0.7)
+    deleted: list[str] = []
+
+    @event.listens_for(mirror._storage.engine, "before_cursor_execute")
+    def meddle(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if statement.startswith("INSERT INTO trials") and not deleted:
+            deleted.append(statement)
+            optuna.delete_study(study_name="digits/grid/0", storage=url)
+
+    _publish(mirror, store)
+    assert deleted
+    assert [trial.value for trial in shown_trials(url)] == [0.7]
 
 
 def test_optuna_finds_the_best_trial_of_each_search(store: Store, mirror: OptunaMirror, url: str) -> None:
