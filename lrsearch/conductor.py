@@ -783,6 +783,12 @@ class Conductor:
         slot.unsettled = (running.attempts[-1].begun.attempt_id, slot.boundary - running.done)
         self._budget.spend(slot.boundary - running.done)
 
+    def show_missing(self) -> None:
+        """Have the dashboard show what it lacks, because it is to come, or somebody has deleted it."""
+        if self._mirror is not None:
+            for uuid in self._store.not_shown(self._study.id):
+                self._publish([self._store.trial_record(uuid)])
+
     def _lose(self, attempt: _Attempt, spent: float, error: BaseException) -> None:
         """Close an attempt, which has cost `spent` seconds, of a process that died, and have the trial run again."""
         trial, begun = attempt.trial, attempt.begun
@@ -866,9 +872,7 @@ class Conductor:
             alive = {attempt.begun.token for one in running if one for attempt in one.attempts}
             for lost in self._store.reconcile(self._study.id, self._kept, alive):
                 self._left_behind.put(lost)
-            if self._mirror is not None:
-                for uuid in self._store.not_shown(self._study.id):
-                    self._publish([self._store.trial_record(uuid)])
+            self.show_missing()
         except Exception as error:  # whatever it is, the training goes on, and the next time may go better
             self._observer.message(f"The ledger was not looked through: {error}")
 

@@ -106,6 +106,9 @@ class OptunaMirror:
             return
 
         def show() -> None:
+            for name in {study_name(record, trial.strategy, trial.seed) for trial in trials} & self._studies.keys():
+                if self._storage.get_study_id_from_name(name) != self._studies[name].id:  # KeyError where it is gone
+                    del self._studies[name]
             for trial in trials:
                 self._show(_View(record, trial, (live_points or {}).get(trial.uuid, ())), facts)
 

@@ -73,6 +73,20 @@ def test_what_somebody_deletes_while_it_is_written_is_written_again(
     assert [trial.value for trial in shown_trials(url)] == [0.7]
 
 
+@pytest.mark.parametrize("begun_anew", [False, True])
+def test_what_has_been_deleted_is_written_again_although_it_was_shown(
+    store: Store, mirror: OptunaMirror, url: str, begun_anew: bool
+) -> None:
+    finish(store, begin(store, held_study(store)), metric=0.7)
+    _publish(mirror, store)
+    optuna.delete_study(study_name="digits/grid/0", storage=url)
+    if begun_anew:
+        optuna.create_study(study_name="another", storage=url)  # which SQLite may give the same number
+        optuna.create_study(study_name="digits/grid/0", storage=url)
+    _publish(mirror, store)
+    assert [trial.value for trial in shown_trials(url)] == [0.7]
+
+
 def test_optuna_finds_the_best_trial_of_each_search(store: Store, mirror: OptunaMirror, url: str) -> None:
     row = held_study(store)
     for metric in (0.7, 0.95, 0.8):
