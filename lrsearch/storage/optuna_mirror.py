@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from lrsearch.errors import StorageError
@@ -107,7 +107,7 @@ class OptunaMirror:
 
         def show() -> None:
             for name in {study_name(record, trial.strategy, trial.seed) for trial in trials} & self._studies.keys():
-                if self._storage.get_study_id_from_name(name) != self._studies[name].id:  # KeyError where it is gone
+                if not self._is_there(name, self._studies[name].id):
                     del self._studies[name]
             for trial in trials:
                 self._show(_View(record, trial, (live_points or {}).get(trial.uuid, ())), facts)
@@ -137,6 +137,12 @@ class OptunaMirror:
             study.trials[trial.uuid] = self._create(study.id, view)
         elif shown is not None and not shown.state.is_finished():
             self._update(shown, view)
+
+    def _is_there(self, name: str, study_id: int) -> bool:
+        """Whether nobody has deleted that study in the dashboard; asked without one more COMMIT."""
+        with self._storage.engine.connect() as connection:
+            found = connection.execute(text("SELECT study_id FROM studies WHERE study_name = :name"), {"name": name})
+            return bool(found.scalar() == study_id)
 
     def rebuild(self, record: StudyRecord) -> None:
         """Delete the Optuna studies of `record` and write them again."""
