@@ -783,11 +783,12 @@ class Conductor:
         slot.unsettled = (running.attempts[-1].begun.attempt_id, slot.boundary - running.done)
         self._budget.spend(slot.boundary - running.done)
 
-    def show_missing(self) -> None:
-        """Have the dashboard show what it lacks, because it is to come, or somebody has deleted it."""
-        if self._mirror is not None:
-            for uuid in self._store.not_shown(self._study.id):
-                self._publish([self._store.trial_record(uuid)])
+    def show_missing(self) -> bool:
+        """Have the dashboard show what it lacks, deleted or still to come; return whether there was anything."""
+        missing = [] if self._mirror is None else self._store.not_shown(self._study.id)
+        for uuid in missing:
+            self._publish([self._store.trial_record(uuid)])
+        return bool(missing)
 
     def _lose(self, attempt: _Attempt, spent: float, error: BaseException) -> None:
         """Close an attempt, which has cost `spent` seconds, of a process that died, and have the trial run again."""

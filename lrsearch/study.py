@@ -129,8 +129,8 @@ def run_study(
         with signals.interruptible():
             conclude(record)
         _catch_up(mirror, signals, observer)
-        conductor.show_missing()
-        _catch_up(mirror, signals, observer)
+        if conductor.show_missing():
+            _catch_up(mirror, signals, observer)
         if not finished:
             return record
         store.finish_study(study.id)
