@@ -1,7 +1,9 @@
-"""Which processes a process has started."""
+"""Which processes a process has started, and what a program imports."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 
@@ -27,3 +29,10 @@ def lives(pid: int) -> bool:
 def workers_of(pid: int) -> list[int]:
     """Return the workers of a study that runs in process `pid`: they are forked by a process that it started."""
     return [worker for forker in children(pid) for worker in children(forker)]
+
+
+def modules_after(program: str) -> set[str]:
+    """Return the modules that a fresh process has imported when it has run the program."""
+    tell = "\nimport sys; print(*sys.modules)"
+    command = [sys.executable, "-c", program + tell]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split())

@@ -99,16 +99,16 @@ def refuse_one_device(device: str) -> None:
 
 def devices_are_known(device: str) -> bool:
     """Whether torch need not be asked which devices there are."""
-    return device in ("cpu", "mps") or (sys.platform == "linux" and not _has_driver())
+    return device in ("cpu", "mps") or _has_no_driver()
 
 
-def _has_driver() -> bool:
-    return any(Path(file).exists() for file in DRIVER_FILES)
+def _has_no_driver() -> bool:
+    return sys.platform == "linux" and not any(Path(file).exists() for file in DRIVER_FILES)
 
 
 def _cuda_devices(environment: Mapping[str, str]) -> list[str]:
     """Return the CUDA devices that may be used, by the names that CUDA_VISIBLE_DEVICES knows them by."""
-    if sys.platform == "linux" and not _has_driver():
+    if _has_no_driver():
         return []  # and torch need not be imported to find that out
     import torch
 
