@@ -77,7 +77,7 @@ $(VENV)/.ray: $(VENV)/.installed
 # Lightning, fastai, Keras Tuner and Ray Tune are installed for this alone. About an hour on two cores, which nothing
 # else should use; each part can be run by itself: see `python -m benchmarks.one_trial --help`.
 bench: $(VENV)/.benchmarks
-	failed=0; for part in "one_trial --task lenet" "one_trial --task quick" "grid_search --task lenet" \
+	failed=0; for part in "one_trial --task lenet" "one_trial --task quick" service "grid_search --task lenet" \
 	    "grid_search --task digits" fixed_costs "gangs --threads 1" "gangs --threads 2" "gang_equality --compiled" choice; do \
 	    $(BIN)/python -m benchmarks.$$part || failed=1; done; exit $$failed
 

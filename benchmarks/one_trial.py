@@ -3,7 +3,8 @@
 `python -m benchmarks.one_trial --task lenet` (about three minutes on two cores; quick, seven). The usual ways run in
 float32, with --peers-in-bfloat16 the first two in bfloat16 too; with 0 or 2 DataLoader workers, whichever is faster in
 one run each of the tutorial's loop, or as --workers says. The clock runs from the end of the first step on, evaluations
-left out.
+left out. What the service adds to the bare loop is less than two runs of one program differ by:
+`python -m benchmarks.service` finds it.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _speed(run: Run) -> float:
 
 
 def _compare(report: Report, runs: Sequence[Run], precision: str) -> None:
-    """Add how much faster ours is than the fastest usual way, and than each; and what it takes more than the limit."""
+    """Add how much faster ours is than the fastest usual way, and than each."""
     ours = f"ours {precision}"
     peers = {side: found for side, found in spreads(runs, _speed).items() if side.startswith(tuple(PEERS))}
     over = ratios(runs, lambda run: 1 / _speed(run), ours)
@@ -106,9 +107,6 @@ def _compare(report: Report, runs: Sequence[Run], precision: str) -> None:
     if in_float32:
         fastest = max(in_float32, key=lambda side: in_float32[side].median)
         report.add(f"{ours} against the fastest usual way in float32", over[fastest], f"times as fast ({fastest})")
-    bare = ratios(runs, lambda run: 100 / _speed(run), ours).get(f"bare_loop {precision}")
-    if bare is not None:
-        report.add(f"{ours}: what the service adds to the bare loop", 100 * (1 / bare.median) - 100, "%")
 
 
 def _add_roofline(report: Report, task: str, runs: Sequence[Run]) -> None:

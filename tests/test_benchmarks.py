@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import choice, fixed_costs, gang_equality, gangs, grid_search, harness, one_trial, tasks
+from benchmarks import choice, fixed_costs, gang_equality, gangs, grid_search, harness, one_trial, service, tasks
 from benchmarks.harness import Report, Run, Side, Spread, alternate, program, ratios, spreads
+from benchmarks.programs import in_turn
 from lrsearch.config import load_study
 from lrsearch.timing import core_seconds
+from lrsearch.trial import CurvePoint
 from lrsearch.workloads.digits import Digits
 
 DIGITS = tasks.Options("digits", 1_438, 32, 2, "float32", 0, (0.01, 0.05))
@@ -41,6 +43,16 @@ class TestNumbers:
         grid = harness.rates(1e-4, 1.0, 16)
         assert (grid[0], grid[-1], len(grid)) == (1e-4, 1.0, 16)
         assert np.diff(np.log(grid)) == pytest.approx(np.log(1e4) / 15, rel=1e-3)
+
+    def test_epochs_of_the_two_sides_are_compared_with_their_neighbours(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        times = iter([0.0, 3.0, 5.0, 6.0, 16.0, 26.0, 30.0])
+        monkeypatch.setattr("benchmarks.programs.in_turn.time.perf_counter", lambda: next(times))
+        taken: list[int] = []
+        turns = in_turn.Turns((taken.append(epoch) for epoch in range(9)), reports=2)  # from 0
+        point = CurvePoint(1, 1.0, 0.1, 0.5, 0.5, 0.5, 1.0)
+        for member in ("a", "b", "a", "b"):  # the first epoch ends at 3, the second, that begins at 6, at 16
+            turns.report(member, point)
+        assert (turns.ratios, taken) == ([1.5, 1.0], [0, 1])
 
     def test_the_clock_leaves_out_the_first_step_and_evaluations(self, monkeypatch: pytest.MonkeyPatch) -> None:
         times = iter([0.0, 5.0, 7.0, 100.0, 103.0])
@@ -174,6 +186,16 @@ class TestPrograms:
         assert found.values["steps"] == 70
         assert found.values["accuracy"] > 0.85
         assert found.values["images_per_second"] > 0
+
+    def test_what_the_service_adds_is_less_than_an_epoch(self, tmp_path: Path) -> None:
+        few = ["--only", "digits", "digits gang", "--epochs", "3", "--repeats", "1", "--threads", "1"]
+        assert service.main([*few, "--results", str(tmp_path)]) == 0
+        (written,) = tmp_path.glob("*.json")
+        found = {one["side"]: one["values"] for one in json.loads(written.read_text())["runs"]}
+        assert list(found) == ["digits", "digits, control", "digits gang", "digits gang, control"]
+        for values in found.values():
+            assert values["epochs"] == 2
+            assert -90 < values["more_percent"] < 100
 
     @pytest.mark.parametrize("name", grid_search.PEERS)
     def test_each_way_of_searching_finds_the_better_rate(self, name: str) -> None:

@@ -17,10 +17,11 @@ from lrsearch.interfaces import BLOCK_STEPS
 from lrsearch.plain_optimizer import plain_step, spare_dynamo
 from lrsearch.training import keep_freed_memory
 from lrsearch.workloads._images import FLOAT_BYTES, PROCESSOR_BYTES
+from lrsearch.workloads._splits import evaluation_rows
 
 
-def train(chosen: Options, rate: float, clock: TrainClock) -> float:
-    """Train once, evaluate once, and return the validation accuracy."""
+def epochs(chosen: Options, rate: float, clock: TrainClock) -> Iterator[float]:
+    """Train, and yield the validation accuracy after each epoch."""
     keep_freed_memory()
     spare_dynamo()
     decoded = read(chosen.task)
@@ -43,6 +44,7 @@ def train(chosen: Options, rate: float, clock: TrainClock) -> float:
         for rows in order[: len(order) // size * size].split(at_once * size):
             yield from zip(batch(rows).split(size), labels[rows].split(size), strict=True)
 
+    evaluated = evaluation_rows(chosen.batch_size, task.input_shape)
     torch.manual_seed(SEED)
     model = new_model(chosen.task).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=MOMENTUM, fused=True)
@@ -58,11 +60,12 @@ def train(chosen: Options, rate: float, clock: TrainClock) -> float:
             step()
             clock.stepped()
         clock.end()
-    with torch.inference_mode(), autocast:
-        outputs = torch.cat([model(batch(rows)).argmax(1) for rows in validation_rows.split(500)])
-    return float((outputs == labels[validation_rows]).float().mean())
+        with torch.inference_mode(), autocast:
+            outputs = torch.cat([model(batch(rows)) for rows in validation_rows.split(evaluated)])
+        yield float((outputs.argmax(1) == labels[validation_rows]).float().mean())
 
 
 if __name__ == "__main__":
     chosen, clock = options(), TrainClock()
-    tell_trial(clock, train(chosen, chosen.rates[0], clock), chosen)
+    *_, accuracy = epochs(chosen, chosen.rates[0], clock)
+    tell_trial(clock, accuracy, chosen)
