@@ -1,8 +1,10 @@
 """What the service adds to the bare loop of the same engine, in percent of an epoch with its evaluation.
 
-`python -m benchmarks.service` takes about six minutes on two cores; `--only quick` runs one. lrsearch and the bare loop
-train in one process, an epoch each by turns, and the median of the ratios of neighbours counts: a machine that others
-share is faster now and slower then, by more than what is to be found out. The control has the bare loop on both sides.
+`python -m benchmarks.service` takes some ten minutes (reckoned from shorter runs); `--only quick` runs one.
+lrsearch and the bare loop train in one process, an epoch each by turns, and the median of the ratios of neighbours
+counts: a machine that others share is faster now and slower then, by more than what is to be found out. The control
+has the bare loop on both sides.
+
 What the ledger takes for a trial is not in it: `python -m benchmarks.fixed_costs --only ledger`.
 """
 
@@ -10,27 +12,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from benchmarks import tasks
 from benchmarks.harness import Report, Run, Side, alternate, counted, parser, program, rates, spreads
-
-
-class Default(NamedTuple):
-    """The work of a side."""
-
-    task: str
-    images: int
-    batch_size: int
-    epochs: int
-    rates: Sequence[float]
-
+from benchmarks.tasks import Options
 
 WORK = {
-    "lenet": Default("lenet", 8_000, 128, 40, [0.05]),
-    "quick": Default("quick", 2_500, 128, 25, [0.001]),
-    "digits": Default("digits", 1_438, 32, 200, [0.05]),
-    "digits gang": Default("digits", 1_438, 32, 200, rates(1e-3, 0.1, 16)),
+    "lenet": Options("lenet", 8_000, 128, 25, "float32", 0, [0.05]),
+    "quick": Options("quick", 2_500, 128, 12, "float32", 0, [0.001]),
+    "digits": Options("digits", 1_438, 32, 200, "float32", 0, [0.05]),
+    "digits gang": Options("digits", 1_438, 32, 60, "float32", 0, rates(1e-3, 0.1, 16)),
 }
 
 
