@@ -99,7 +99,7 @@ SOLO_SECONDS = 2.0
 SOLO_EVALUATIONS = 3
 """Of each split after one to warm up; fewer, but one, where that share of the study has passed."""
 LONG_EVALUATION = 0.1
-"""Seconds of one of the validation split, from which on it is not repeated where that share is too short for two."""
+"""Seconds of one of the validation split, from which on it is not repeated where that share is too short for all."""
 GANG_SHARE = PROBE_SHARE / 4
 GANG_STEPS = 4
 """Steps of a gang that are timed at least,"""
@@ -1008,7 +1008,7 @@ def _compiled(
         reason = one_line(error)
     if reason:
         return replace(choice, reason_compiled=reason)
-    one = solo.cost.step_seconds
+    one = solo.step
     otherwise = _gang_steps(choice.measured, range(size // 2 + 1, size + 1), one)
     fewest = [members for members, step in otherwise if size * each <= MUST_SAVE * min(step, members * one)]
     if not fewest:
@@ -1084,22 +1084,20 @@ def _gang_steps(measured: Sequence[tuple[int, float]], several: Sequence[int], o
     return list(zip(several, np.interp(several, list(timed), list(timed.values())).tolist(), strict=True))
 
 
-def timings(
-    workload: Choice, training: TrainingPlan, seed: int, sizes: Sequence[int]
-) -> tuple[SoloCost, dict[int, float], str]:
+def timings(workload: Choice, training: TrainingPlan, seed: int, sizes: Sequence[int]) -> tuple[dict[int, float], str]:
     """Time trials alone and in gangs of `sizes`; return seconds of a step per member by size, and why sizes lack."""
     device = pick_device(training.device)
     loaded = load(workload, device, seed)
     solo = _Solo(loaded, training, device, seed, PROBED_STEPS)
-    rehearsal, found = solo.rehearsal(), dict[int, float]()
+    rehearsal, found = solo.rehearsal(), {1: solo.step}
     if sizes and (reason := _why_alone(training) or rehearsal.check(1)):
-        return solo.cost, found, reason
+        return found, reason
     try:
         for size in sizes:
             found[size] = rehearsal.seconds_per_member(size, 1)
     except Exception as error:  # as in `choose`
-        return solo.cost, found, one_line(error)
-    return solo.cost, found, ""
+        return found, one_line(error)
+    return found, ""
 
 
 def member_seconds(workload: Choice, training: TrainingPlan, seed: int, size: int) -> float:
@@ -1173,25 +1171,32 @@ class _Solo:
     def step_beside(self, measured: Sequence[tuple[int, float]]) -> float:
         """Return the seconds of a step: a glance is enough beside gangs that take far more for each member."""
         hopeless = all(each > HOPELESS * self.glance for _, each in measured)
-        return self.glance if hopeless else self.cost.step_seconds
+        return self.glance if hopeless else self.step
+
+    @cached_property
+    def step(self) -> float:
+        """Seconds of a step, as exactly as there is time for."""
+        run = self._new_run()
+        self._first_losses(run)
+        block = _block(run)
+        blocks = self._blocks + _timed(block, self._wait, SOLO_BLOCKS - GLANCE_BLOCKS)
+        seconds = self._share(statistics.median(blocks) / BLOCK_STEPS)
+        blocks += _timed(block, self._wait, 0, min(SOLO_SECONDS, seconds) - sum(blocks))
+        return statistics.median(blocks) / BLOCK_STEPS
+
+    def _share(self, step: float) -> float:
+        return SOLO_SHARE * self.search_steps * step
 
     @cached_property
     def cost(self) -> SoloCost:
-        wait, run = self._wait, self._new_run()
-        self._first_losses(run)
-        block = _block(run)
-        blocks = self._blocks + _timed(block, wait, SOLO_BLOCKS - GLANCE_BLOCKS)
-        seconds = SOLO_SHARE * self.search_steps * statistics.median(blocks) / BLOCK_STEPS
-        blocks += _timed(block, wait, 0, min(SOLO_SECONDS, seconds) - sum(blocks))
-        step = statistics.median(blocks) / BLOCK_STEPS
-        run.take_losses()
-        evaluations = []
+        step, run, wait = self.step, self._new_run(), self._wait
+        seconds, evaluations = self._share(step), []
         splits: tuple[Split, ...] = ("validation", "range_test")
         for split in splits:
             evaluate = partial(run.evaluate, split)
             times = _timed(evaluate, wait, 1)
             # Preparing has evaluated the validation split before.
-            if split == "range_test" or times[0] < max(LONG_EVALUATION, seconds / 2):
+            if split == "range_test" or times[0] < max(LONG_EVALUATION, seconds / (1 + SOLO_EVALUATIONS)):
                 times = _timed(evaluate, wait, 1, seconds, most=SOLO_EVALUATIONS)
             evaluations.append(statistics.median(times))
         recorded = self.training.compile == "graphs"

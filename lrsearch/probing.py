@@ -71,8 +71,7 @@ def survey(config: StudyConfig) -> Survey:
             for precision in precisions:
                 variant = replace(plan, precision=precision)
                 prepared = started.prepare(partial(training.prepare, workload, variant, seed))
-                solo, gangs, note = started.prepare(partial(timings, workload, variant, seed, GANG_SIZES))
-                by_size = {1: solo.step_seconds, **gangs}
+                by_size, note = started.prepare(partial(timings, workload, variant, seed, GANG_SIZES))
                 found += [
                     Timing(precision, processes, prepared.device.threads, size, seconds / processes)
                     for size, seconds in by_size.items()
