@@ -236,8 +236,8 @@ class Training(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """`auto`: what timing finds faster, bfloat16 autocast or float32; the stored study says which it was."""
     compile: Annotated[Literal["auto"] | Compiling, Field(exclude_if=lambda value: value == "off")] = "off"
-    """`on`: torch.compile for the training steps; `graphs`: they are recorded as a CUDA graph; `auto`: what timing
-    finds faster, and torch.compile only where compiling is a small part of the study.
+    """`on`: torch.compile for the training steps; `gangs`: for those of gangs only; `graphs`: they are recorded as a
+    CUDA graph; `auto`: what timing finds faster, and torch.compile only where compiling is a small part of the study.
 
     Left out of the stored study while off: it came later than others.
     """

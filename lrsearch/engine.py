@@ -98,13 +98,15 @@ def prepare_all(
                 raise
             compiling = "off"  # what holds for the first variant does not hold for this one
             seconds += prepare(workload, replace(variant, compile=compiling), seed).seconds
-    gangs = [replace(one, training=replace(one.training, precision=precision, compile=compiling)) for one in gangs]
+    must_pay = compiling == "off" and "gangs" in open_to
+    asked: Compiling = "gangs" if must_pay else compiling
+    gangs = [replace(one, training=replace(one.training, precision=precision, compile=asked)) for one in gangs]
     if gangs:
         from lrsearch.gang import choose
 
         began = time.perf_counter()
-        for request in gangs:
-            chosen[likeness(request.workload, request.training)] = choose(
+        choices = [
+            choose(
                 request.workload,
                 request.training,
                 seed,
@@ -113,6 +115,12 @@ def prepare_all(
                 crowds=request.crowds,
                 most_across=request.most_across,
                 forecasts=request.forecasts,
+                compiling_must_pay=must_pay,
             )
+            for request in gangs
+        ]
+        compiling = asked if any(choice.compiled for choice in choices) or not must_pay else "off"
+        for request, choice in zip(gangs, choices, strict=True):
+            chosen[likeness(request.workload, replace(request.training, compile=compiling))] = choice
         seconds += time.perf_counter() - began
     return replace(prepared, precision=precision, compile=compiling, seconds=seconds, gangs=chosen)

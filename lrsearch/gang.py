@@ -45,6 +45,7 @@ from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
 from lrsearch.stacking import Contents, LossesAsAlone, StackedModel, side_by_side
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
+    COMPILING_SECONDS,
     GRAPH_STEPS,
     MUST_SAVE,
     TOLERANCE,
@@ -71,6 +72,7 @@ from lrsearch.training import (
     write_checkpoint,
 )
 from lrsearch.trial import (
+    COMPILES_GANGS,
     Choice,
     CompiledGang,
     CurvePoint,
@@ -905,6 +907,7 @@ def choose(
     crowds: int = 1,
     most_across: int = 1,
     forecasts: bool = False,
+    compiling_must_pay: bool = False,
 ) -> GangChoice:
     """Time trials alone and together, and return what costs least per trial.
 
@@ -912,20 +915,25 @@ def choose(
     are seeds and repeats. `search_steps`: the training steps of all trials of this kind in this process; timing stops
     when it has taken about GANG_SHARE of what those would take. What was chosen is kept in the cache folder, so that
     only what a trial costs alone is measured again, and that only where some train together or for `forecasts`.
+    With `compiling_must_pay` gangs are compiled only in a study for which that is a small part, or known to pay.
     """
     device, across = pick_device(training.device), min(crowds, most_across) >= SMALLEST_GANG
     circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
     widely = [*circumstances, min(most_across, LARGEST_GANG), min(crowds, LARGEST_GANG)] if across else None
-    alone = _known_alone(training, circumstances, most, widely)
+    alone = _known_alone(training, circumstances, most, widely, compiling_must_pay)
     if alone is not None and not forecasts:
         return alone
     solo = _Solo(load(workload, device, seed), training, device, seed, search_steps)
-    chosen = alone or _chosen(solo, circumstances, most, widely, most_across, crowds)
+    chosen = alone or _chosen(solo, circumstances, most, widely, most_across, crowds, compiling_must_pay)
     return replace(chosen, solo=solo.cost) if forecasts or max(chosen.size, chosen.across) > 1 else chosen
 
 
 def _known_alone(
-    training: TrainingPlan, circumstances: list[object], most: int, widely: list[object] | None
+    training: TrainingPlan,
+    circumstances: list[object],
+    most: int,
+    widely: list[object] | None,
+    compiling_must_pay: bool,
 ) -> GangChoice | None:
     """Return the choice where it is known that trials train alone, without timing anything."""
     if reason := _why_alone(training):
@@ -935,14 +943,20 @@ def _known_alone(
     known = _recall_choice(circumstances, widely)
     if known is None or max(known.size, known.across) > 1:
         return None
-    if training.compile != "on" or most < SMALLEST_GANG:
+    if training.compile not in COMPILES_GANGS or most < SMALLEST_GANG or compiling_must_pay:
         return known
     compiled = recall("gangs_compiled", circumstances)
     return replace(known, reason_compiled=compiled) if compiled else None
 
 
 def _chosen(
-    solo: _Solo, circumstances: list[object], most: int, widely: list[object] | None, most_across: int, crowds: int
+    solo: _Solo,
+    circumstances: list[object],
+    most: int,
+    widely: list[object] | None,
+    most_across: int,
+    crowds: int,
+    compiling_must_pay: bool,
 ) -> GangChoice:
     """Return the choice; what was chosen before is compared with trials alone again."""
     rehearsal, alone = solo.rehearsal(), GangChoice(1)
@@ -950,8 +964,12 @@ def _chosen(
         return replace(alone, reason=reason)
     seconds = GANG_SHARE * solo.search_steps * solo.glance
     chosen = _of_one_crowd(alone, solo, rehearsal, circumstances, most, seconds)
-    if solo.training.compile == "on" and most >= SMALLEST_GANG:
-        chosen = _compiled(chosen, solo, rehearsal, circumstances, min(most, LARGEST_GANG))
+    if solo.training.compile in COMPILES_GANGS and most >= SMALLEST_GANG:
+        size = min(most, LARGEST_GANG)
+        if not compiling_must_pay:
+            chosen = _compiled(chosen, solo, rehearsal, circumstances, size)
+        elif _may_compile(chosen, circumstances, solo.search_steps):
+            chosen = _compiled_if_it_pays(chosen, solo, rehearsal, circumstances, size)
     if widely is None or chosen.reason:
         return chosen
     seconds -= rehearsal.spent
@@ -1023,6 +1041,27 @@ def _compiled(
         reason="",
         smallest=fewest[0] if choice.reason else min(fewest[0], choice.smallest),
     )
+
+
+def _may_compile(choice: GangChoice, circumstances: list[object], search_steps: int) -> bool:
+    """Whether trying it is a small part of a study of gangs, or what it saves is known to be more than it takes."""
+    if choice.size < SMALLEST_GANG:
+        return False
+    study_seconds = search_steps * min(each for _, each in choice.measured)
+    share: float | None = recall("compiled_gangs", circumstances)
+    if share is None:
+        return PROBE_SHARE * study_seconds > COMPILING_SECONDS
+    return (1 - share) * study_seconds > COMPILING_SECONDS
+
+
+def _compiled_if_it_pays(
+    choice: GangChoice, solo: _Solo, rehearsal: _Rehearsal, circumstances: list[object], size: int
+) -> GangChoice:
+    """Return the choice as `_compiled` does, silent where it stays as it is; what share a step takes is remembered."""
+    found = _compiled(choice, solo, rehearsal, circumstances, size)
+    each = min(each for _, each in choice.measured)
+    remember("compiled_gangs", circumstances, found.measured[0][1] / each if found.compiled else 1.0)
+    return replace(found, reason_compiled="")
 
 
 def _of_several_crowds(

@@ -284,11 +284,11 @@ def prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Prepara
     requests = _gang_requests(config, executor.slot_count)
     open_to: tuple[Compiling, ...] = ()
     if begins and config.training.compile == "auto":
-        open_to = ("graphs", "on") if config.gangs == "off" else ("graphs",)
+        open_to = ("graphs", "on") if config.gangs == "off" else ("graphs", "gangs")
     seed, epochs = config.seeds[0], config.planned_epochs() / executor.slot_count if begins else 0.0
     work = partial(prepare_all, _variants(config), seed, requests, epochs, open_to=open_to)
     prepared = executor.prepare(work)
-    if open_to and prepared.compile != "off":  # everywhere, also where timing has found otherwise
+    if open_to and prepared.compile in ("on", "graphs"):  # everywhere, also where timing has found otherwise
         executor.prepare(partial(prepare_all, _variants(_settled(config, prepared)), seed))
     for key, strategy in config.strategies.items():
         _check_schedule(config, key, strategy, prepared.facts)
@@ -320,7 +320,7 @@ def _why_apart(choice: GangChoice) -> Iterator[str]:
     if choice.reason_across:
         yield f"Trials of several seeds train apart: {choice.reason_across}."
     if choice.reason_compiled:
-        yield f"Trials train together uncompiled, although training.compile is on: {choice.reason_compiled}."
+        yield f"Trials train together uncompiled, although training.compile says otherwise: {choice.reason_compiled}."
 
 
 def _gang_requests(config: StudyConfig, slots: int) -> list[GangRequest]:

@@ -55,6 +55,7 @@ from lrsearch.schedules.plan import PlannedSchedule, plan_schedule
 from lrsearch.timing import DeviceStopwatch, processor_name, synchronizer
 from lrsearch.torch_schedule import set_momentum
 from lrsearch.trial import (
+    COMPILES_GANGS,
     CheckpointPlan,
     Choice,
     Compiling,
@@ -255,10 +256,11 @@ def _product_ratio() -> float:
 def fastest_compiling(
     workload: Choice, training: TrainingPlan, seed: int, search_steps: int, open_to: Collection[Compiling]
 ) -> Compiling:
-    """Return which of `off` and those that the study is `open_to` takes the least time, for `search_steps` steps.
+    """Return which of `off` and those that the study is `open_to` takes a trial alone the least time.
 
-    torch.compile is timed if it takes no more than PROBE_SHARE of the study: COMPILING_SECONDS, before it has been
-    seen. What cannot be compiled, or recorded with the same losses, is not.
+    torch.compile is timed if it takes no more than PROBE_SHARE of the `search_steps` that this process takes in the
+    study: COMPILING_SECONDS, before it has been seen. What cannot be compiled, or recorded with the same losses, is
+    not. `gangs` are not looked at: see gang.choose.
     """
     device = pick_device(training.device)
     where = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
@@ -266,7 +268,7 @@ def fastest_compiling(
     loaded: LoadedWorkload | None = None
     seconds = 0.0
     for candidate in open_to:
-        if candidate == "graphs" and not graphs.can_record(device):
+        if candidate == "gangs" or (candidate == "graphs" and not graphs.can_record(device)):
             continue
         share: float | None = recall("compiled", [*where, candidate])
         if share is None:
@@ -457,8 +459,8 @@ def check_compiling(training: TrainingPlan, device: torch.device) -> None:
                 f"training.compile is graphs, which records steps of {', '.join(RECORDABLE)} alone, and not of "
                 f"{training.optimizer.name}. Say off, on or auto."
             )
-    elif training.compile == "on":
-        _check_compiler(device)
+    elif training.compile in COMPILES_GANGS:
+        _check_compiler(training.compile, device)
 
 
 def check_graphs(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int) -> None:
@@ -498,11 +500,11 @@ RECORDABLE = ("sgd", "adam", "adamw")
 """Optimizers whose whole step is one kernel, which takes its rate from the device."""
 
 
-def _check_compiler(device: torch.device) -> None:
+def _check_compiler(compiling: Compiling, device: torch.device) -> None:
     if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         raise UsageError(
-            "training.compile is on, and on a processor torch.compile needs a C++ compiler; there is no g++ here. "
-            "Install one, name it in CXX, or say off."
+            f"training.compile is {compiling}, and on a processor torch.compile needs a C++ compiler; there is no g++ "
+            "here. Install one, name it in CXX, or say off."
         )
 
 

@@ -20,8 +20,10 @@ ResultStatus = Literal["completed", "diverged", "pruned", "failed"]
 """How a trial ended. `diverged` is a result (the loss became non-finite); `failed` is an error."""
 TrialStatus = Literal["planned", "running", "completed", "diverged", "pruned", "failed"]
 Precision = Literal["float32", "bfloat16"]
-Compiling = Literal["off", "on", "graphs"]
-"""`on`: torch.compile. `graphs`: the steps are recorded as a CUDA graph and replayed."""
+Compiling = Literal["off", "on", "gangs", "graphs"]
+"""`on`: torch.compile. `gangs`: the same for gangs only. `graphs`: the steps are recorded as a CUDA graph and
+replayed."""
+COMPILES_GANGS = ("on", "gangs")
 AttemptStatus = Literal["running", "finished", "interrupted", "lost"]
 """`interrupted`: stopped by a signal, cost known. `lost`: killed, cost estimated from its last heartbeat."""
 

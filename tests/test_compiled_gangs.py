@@ -20,11 +20,12 @@ from torch import nn
 
 from lrsearch import compiled_step, gang
 from lrsearch.config import load_study
+from lrsearch.engine import GangRequest, prepare_all
 from lrsearch.gang import StackedRun, choose
 from lrsearch.storage.store import open_store
 from lrsearch.study import _why_apart, run_study
 from lrsearch.training import Run, new_run
-from lrsearch.trial import Choice, CompiledGang, TrainingPlan
+from lrsearch.trial import Choice, CompiledGang, TrainingPlan, likeness
 from tests.test_gang import DIGITS, SGD
 from tests.test_gang_across_seeds import ADAMW, MODELS, WithModel
 from tests.test_study import Quiet
@@ -387,39 +388,87 @@ def test_a_batch_of_another_shape_is_trained_as_it_is() -> None:
     assert (steps.is_warming, steps.why_not) == (False, None)
 
 
-def test_a_compiled_gang_is_chosen_where_it_takes_less_and_known_the_next_time(
-    monkeypatch: pytest.MonkeyPatch, compiled: list[torch.fx.GraphModule]
-) -> None:
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Have gangs take 50 microseconds for each member and 10 when compiled; return what is timed."""
     honest, asked = gang._Rehearsal.seconds_per_member, []
 
-    def timed(
+    def seconds(
         rehearsal: gang._Rehearsal, size: int, crowds: int, compiled: CompiledGang | None = None, **limits: Any
     ) -> float:
         asked.append((size, compiled is not None))
         honest(rehearsal, size, crowds, compiled)
-        return (0.1 if compiled else 0.5) * rehearsal_step
+        return 1e-5 if compiled else 5e-5
 
-    rehearsal_step = 1e-4
-    monkeypatch.setattr(gang._Rehearsal, "seconds_per_member", timed)
+    monkeypatch.setattr(gang._Rehearsal, "seconds_per_member", seconds)
     monkeypatch.setattr("lrsearch.training.compiled", lambda: lambda model, inputs: model(inputs))
+    return asked
+
+
+def test_a_compiled_gang_is_chosen_where_it_takes_less_and_known_the_next_time(
+    timed: list[tuple[int, bool]], compiled: list[torch.fx.GraphModule]
+) -> None:
     chosen = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
     assert (chosen.size, chosen.compiled, chosen.reason) == (SIZE, EIGHT, "")
-    assert chosen.measured[0] == (SIZE, 0.1 * rehearsal_step)
+    assert chosen.measured[0] == (SIZE, 1e-5)
     assert chosen.smallest == 2
     assert len(compiled) == 1
     again = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
     assert replace(again, solo=chosen.solo) == chosen
-    assert asked[-1] == (SIZE, True), "it is compiled in each process"
+    assert timed[-1] == (SIZE, True), "it is compiled in each process"
     assert len(compiled) == 1
     plain = choose(DIGITS, replace(PLAN, compile="off"), 0, most=SIZE, search_steps=10**4)
     assert (plain.size, plain.compiled) == (SIZE, None)
 
 
-def test_where_compiling_fails_gangs_train_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(graph: torch.fx.GraphModule, **settings: object) -> None:
-        raise RuntimeError("no such header")
+def test_left_open_a_gang_is_compiled_where_the_study_is_long_enough(
+    timed: list[tuple[int, bool]], compiled: list[torch.fx.GraphModule]
+) -> None:
+    """A minute is a hundredth of 1.2e8 steps; where it is known what compiling saves, it may take that: 1.5e6 steps."""
+    plan = replace(PLAN, compile="gangs")
+    for steps, compiles in ((10**8, False), (2 * 10**8, True), (10**6, False), (2 * 10**6, True)):
+        chosen = choose(DIGITS, plan, 0, most=SIZE, search_steps=steps, compiling_must_pay=True)
+        assert (chosen.size, chosen.compiled, chosen.reason_compiled) == (SIZE, EIGHT if compiles else None, "")
+    assert len(compiled) == 1
 
-    monkeypatch.setattr(torch, "compile", failing)
+
+@pytest.mark.parametrize(("epochs", "chosen"), [(1.0, "off"), (1e7, "gangs")])
+def test_left_open_the_study_says_whether_its_gangs_are_compiled(
+    epochs: float, chosen: str, timed: list[tuple[int, bool]]
+) -> None:
+    request = GangRequest(DIGITS, replace(PLAN, compile="off"), SIZE, SIZE, 1, epochs)
+    prepared = prepare_all([(DIGITS, request.training)], 0, [request], 1.0, open_to=("graphs", "gangs"))
+    assert prepared.compile == chosen
+    [(kind, choice)] = prepared.gangs.items()
+    assert kind == likeness(DIGITS, replace(PLAN, compile=prepared.compile))
+    assert choice.compiled == (EIGHT if chosen == "gangs" else None)
+
+
+def test_left_open_what_cannot_be_compiled_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, timed: list[tuple[int, bool]], failing: list[str]
+) -> None:
+    for _ in range(2):
+        chosen = choose(
+            DIGITS, replace(PLAN, compile="gangs"), 0, most=SIZE, search_steps=10**9, compiling_must_pay=True
+        )
+        assert (chosen.size, chosen.compiled, chosen.reason_compiled) == (SIZE, None, "")
+    assert len(failing) == 1
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have torch.compile fail, and return a list of what it said."""
+    said: list[str] = []
+
+    def fail(graph: torch.fx.GraphModule, **settings: object) -> None:
+        said.append("no such header")
+        raise RuntimeError(said[-1])
+
+    monkeypatch.setattr(torch, "compile", fail)
+    return said
+
+
+def test_where_compiling_fails_gangs_train_without_it(monkeypatch: pytest.MonkeyPatch, failing: list[str]) -> None:
     monkeypatch.setattr("lrsearch.training.compiled", lambda: lambda model, inputs: model(inputs))
     monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
     monkeypatch.setattr(gang, "GANG_MUST_SAVE", 1e9)
@@ -428,7 +477,7 @@ def test_where_compiling_fails_gangs_train_without_it(monkeypatch: pytest.Monkey
     assert chosen.size > 1
     assert "no such header" in chosen.reason_compiled
     [told] = _why_apart(chosen)
-    assert told.startswith("Trials train together uncompiled, although training.compile is on: ")
+    assert told.startswith("Trials train together uncompiled, although training.compile says otherwise: ")
 
 
 @pytest.mark.slow
@@ -465,14 +514,14 @@ def test_a_study_of_compiled_gangs_finds_what_one_of_others_finds(
     tmp_path: Path, compiled: list[torch.fx.GraphModule]
 ) -> None:
     records = {}
-    for compiles in ("on", "off"):
+    for compiles in ("on", "gangs", "off"):
         (tmp_path / "study.yaml").write_text(STUDY.replace("COMPILE", compiles))
         with open_store(f"sqlite:///{tmp_path}/{compiles}.db") as store:
             records[compiles] = run_study(load_study(tmp_path / "study.yaml"), store, observer=Quiet())
     grids = [[one for one in record.trials if one.strategy == "grid"] for record in records.values()]
-    assert {trial.gang_size for trial in grids[0]} == {10}
+    assert {trial.gang_size for trial in [*grids[0], *grids[1]]} == {10}
     assert any(isinstance(graph, torch.fx.GraphModule) for graph in compiled)
-    for found, expected in zip(*grids, strict=True):
+    for found, expected in [*zip(grids[0], grids[2], strict=True), *zip(grids[1], grids[2], strict=True)]:
         assert found.proposal == expected.proposal
         assert found.result is not None
         assert expected.result is not None

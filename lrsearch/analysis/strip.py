@@ -108,7 +108,11 @@ def _precision(record: StudyRecord) -> str:
     """Return in what the models computed; runs of one study may differ when `auto` found another device."""
     found = dict.fromkeys(str(event.data["precision"]) for event in record.events if "precision" in event.data)
     training = record.config["training"]
-    faster = {"on": ", compiled by torch.compile", "graphs": ", steps replayed as CUDA graphs"}
+    faster = {
+        "on": ", compiled by torch.compile",
+        "gangs": ", steps of gangs compiled by torch.compile",
+        "graphs": ", steps replayed as CUDA graphs",
+    }
     precision = " and ".join(found or [str(training.get("precision", "not recorded"))])
     return precision + faster.get(str(training.get("compile")), "")
 
