@@ -41,6 +41,8 @@ Schedule = Callable[[int], float]
 Split = Literal["validation", "range_test", "test"]
 """`range_test` is the fixed stratified subset of the validation split on which range tests evaluate."""
 
+DECODERS_VARIABLE = "LRSEARCH_DECODERS"
+"""How many processors may decode images for a worker: those of all slots of its machine, of which the others wait."""
 CODE_COPY_VARIABLE = "LRSEARCH_PYTHON_PATH_COPY"
 """Where a process on another machine finds its copy of the folder that workload.python_path names here."""
 

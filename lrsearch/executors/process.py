@@ -25,7 +25,7 @@ from pydantic import Field
 from lrsearch.errors import UsageError, WorkerDiedError
 from lrsearch.executors.forked import IS_SAFE, ForkedProcess, Forker
 from lrsearch.executors.slots import SECRETS, THREAD_VARIABLES, Slot, SlotsExecutor, Worker
-from lrsearch.interfaces import ExecutorSettings, Settings
+from lrsearch.interfaces import DECODERS_VARIABLE, ExecutorSettings, Settings
 from lrsearch.timing import processors
 
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")
@@ -73,9 +73,10 @@ class Process(Settings):
         """Return each slot's environment: `base` with one CUDA device and its number of threads, without secrets."""
         if self.slots == "auto":
             raise UsageError("executor.slots is auto, and nothing has put a number in its place: see `layouts`.")
-        threads = str(self.threads_per_slot or max(1, processors() // self.slots))
+        threads = self.threads_per_slot or max(1, processors() // self.slots)
         public = {name: value for name, value in base.items() if name not in SECRETS}
-        shared = {**public, **dict.fromkeys(THREAD_VARIABLES, threads)}
+        decoders = str(min(self.slots * threads, processors()))
+        shared = {**public, **dict.fromkeys(THREAD_VARIABLES, str(threads)), DECODERS_VARIABLE: decoders}
         refuse_one_device(device)
         devices = [] if device in ("cpu", "mps") else _cuda_devices(base)
         if not devices:

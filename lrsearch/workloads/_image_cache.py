@@ -1,6 +1,7 @@
 """Images decoded once into one uint8 file that is checksummed, memory-mapped and rebuilt when anything is off.
 
-The file: 8 hex digits (CRC-32 of all that follows), a line feed, one line of JSON, then the bytes of the four arrays.
+The file: the bytes of the images, training then test, those of the labels, a line feed, one line of JSON, and a line of
+8 hex digits: the CRC-32 of all before it. So images can be decoded straight into it, when nothing else is known yet.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 from lrsearch.cache import cache_folder
 from lrsearch.errors import StorageError
 
-FORMAT = 2
+FORMAT = 3
 CHECKSUM_BYTES = 9
+MOST_HEADER_BYTES = 2**12
 READ_AT_ONCE = 2**20
 
 
@@ -48,12 +50,13 @@ def cached(
     name: str,
     sources: Iterable[str | Path],
     settings: Mapping[str, str | int | float | None],
-    decode: Callable[[], DecodedImages],
+    decode: Callable[[Path], DecodedImages],
 ) -> DecodedImages:
-    """Return `decode()`'s images, from the cache file if it is whole and no source changed path, size or time.
+    """Return `decode`'s images, from the cache file if it is whole and no source changed path, size or time.
 
-    `name` and `settings` name the file: a changed source replaces it. Raises StorageError when the cache folder cannot
-    be written.
+    `decode` is given a path. If it makes a file there, then that holds the bytes of the training and the test images,
+    and nothing else. `name` and `settings` name the cache file: a changed source replaces it. Raises StorageError when
+    the cache folder cannot be written.
     """
     identity = hashlib.sha256(json.dumps([name, dict(settings)], sort_keys=True).encode()).hexdigest()
     path = cache_folder() / f"{name}-{identity[:16]}.images"
@@ -63,7 +66,7 @@ def cached(
         with _alone(path):  # other processes of this study wait, and find it made
             images = _read(path, key)
             if images is None:
-                _write(path, key, decode())
+                _make(path, key, decode)
                 images = _read(path, key)
     if images is None:
         raise StorageError(
@@ -75,16 +78,35 @@ def cached(
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold a lock beside `path` where the system has such; it goes with the process."""
+    with suppress(OSError):  # said by who writes there
+        path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         with suppress(ImportError, OSError):  # Windows; file systems without locks: then each makes its own
-            import fcntl
-
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.with_suffix(".lock")
-            file = stack.enter_context(lock.open("w"))
-            stack.callback(lock.unlink, missing_ok=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(path.with_suffix(".lock"), stack)
+            for left in path.parent.glob(_temporary(path, "*").name):  # by a process that was killed
+                left.unlink(missing_ok=True)
         yield
+
+
+def _lock(file: Path, stack: ExitStack) -> None:
+    """Hold the lock until `stack` ends, which removes the file: whoever has waited for that one then makes another."""
+    import fcntl
+
+    while True:
+        lock = stack.enter_context(file.open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+                stack.callback(file.unlink, missing_ok=True)
+                return
+
+
+def _temporary(path: Path, name: str) -> Path:
+    return path.with_name(f".{path.name}-{name}")
 
 
 def _fingerprint(sources: Iterable[str | Path]) -> str:
@@ -96,62 +118,70 @@ def _read(path: Path, key: str) -> DecodedImages | None:
     """Return the images, mapped from the file, or None if the file is absent, damaged or made from other sources."""
     try:
         with path.open("rb") as file:
-            stored = file.read(CHECKSUM_BYTES)
-            if _checksum(iter(partial(file.read, READ_AT_ONCE), b"")) != stored:
+            end = os.fstat(file.fileno()).st_size - CHECKSUM_BYTES
+            if end < 0 or _checksum(_pieces(file, end)) != file.read(CHECKSUM_BYTES):
                 return None
-            file.seek(CHECKSUM_BYTES)
-            header = json.loads(file.readline())
+            file.seek(max(0, end - MOST_HEADER_BYTES))
+            header = json.loads(file.read(min(end, MOST_HEADER_BYTES)).splitlines()[-1])
             return _map_arrays(path, file, header) if header["key"] == key else None
     except OSError:
         return None
 
 
+def _pieces(file: BinaryIO, end: int) -> Iterator[bytes]:
+    """Yield what stands in the file from here to `end`."""
+    while piece := file.read(min(READ_AT_ONCE, end - file.tell())):
+        yield piece
+
+
 def _map_arrays(path: Path, file: BinaryIO, header: dict[str, Any]) -> DecodedImages:
-    labels = [np.fromfile(file, "<i8", count=header["shapes"][split][0]) for split in ("train", "test")]
-    offset = file.tell()
     train_shape, test_shape = (tuple(header["shapes"][split]) for split in ("train", "test"))
     # Copy on write: torch wants writable memory, and the file must never change through it.
-    train = np.memmap(path, np.uint8, "c", offset, train_shape)
-    test = np.memmap(path, np.uint8, "c", offset + train.size, test_shape)
+    train = np.memmap(path, np.uint8, "c", 0, train_shape)
+    test = np.memmap(path, np.uint8, "c", train.size, test_shape)
+    file.seek(train.size + test.size)
+    labels = [np.fromfile(file, "<i8", count=shape[0]) for shape in (train_shape, test_shape)]
     return DecodedImages(train, labels[0], test, labels[1], header["class_count"])
 
 
 def _checksum(pieces: Iterable[bytes | memoryview]) -> bytes:
-    """Return the first line of a file with these pieces: it is to find damage, and is read at each start."""
+    """Return the last line of a file with these pieces: it is to find damage, and is read at each start."""
     return f"{reduce(lambda before, piece: zlib.crc32(piece, before), pieces, 0):08x}\n".encode()
 
 
-def _write(path: Path, key: str, images: DecodedImages) -> None:
-    shapes = {"train": images.train_images.shape, "test": images.test_images.shape}
-    header = json.dumps({"key": key, "class_count": images.class_count, "shapes": shapes}).encode() + b"\n"
-    pieces = [
-        memoryview(header),
-        images.train_labels.astype("<i8").view(np.uint8).data,
-        images.test_labels.astype("<i8").view(np.uint8).data,
-        np.ascontiguousarray(images.train_images).reshape(-1).data,
-        np.ascontiguousarray(images.test_images).reshape(-1).data,
-    ]
-    try:
-        _write_whole(path, [memoryview(_checksum(pieces)), *pieces])
-    except OSError as error:
-        raise StorageError(
-            f"The image cache {path} cannot be written ({error.strerror or error}): make room or give permission "
-            "there, or set LRSEARCH_CACHE to another folder."
-        ) from error
-
-
-def _write_whole(path: Path, pieces: Iterable[memoryview]) -> None:
-    """Write so that `path` is the old file, or none, until the new one is whole.
+def _make(path: Path, key: str, decode: Callable[[Path], DecodedImages]) -> None:
+    """Have `path` be the old file, or none, until the new one is whole; what was begun goes with any error.
 
     Nothing waits for the disk: what a loss of power spoils is found by its checksum, and made again.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    temporary = _temporary(path, uuid.uuid4().hex)
     try:
-        with temporary.open("xb") as file:
-            for piece in pieces:
-                file.write(piece)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        images = decode(temporary)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(temporary, key, images)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise StorageError(
+                f"The image cache {path} cannot be written ({error.strerror or error}): make room or give permission "
+                "there, or set LRSEARCH_CACHE to another folder."
+            ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _write(file: Path, key: str, images: DecodedImages) -> None:
+    """Write all that is not there yet."""
+    shapes = {"train": images.train_images.shape, "test": images.test_images.shape}
+    header = json.dumps({"key": key, "class_count": images.class_count, "shapes": shapes})
+    pixels = [np.ascontiguousarray(some).reshape(-1).data for some in (images.train_images, images.test_images)]
+    rest: list[bytes | memoryview] = [
+        images.train_labels.astype("<i8").view(np.uint8).data,
+        images.test_labels.astype("<i8").view(np.uint8).data,
+        f"\n{header}\n".encode(),
+    ]
+    missing = rest if file.exists() else [*pixels, *rest]
+    with file.open("ab") as end:
+        for piece in [*missing, _checksum([*pixels, *rest])]:
+            end.write(piece)

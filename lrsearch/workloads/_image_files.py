@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,10 @@ class ImageTree:
             "color": color,
         }
         files = [path for path, _ in [*self.train, *self.test]]
-        return cached("image_folder", files, settings, lambda: self._decode(files, image_size, MODES[color]))
+        return cached("image_folder", files, settings, partial(self._decode, files, image_size, MODES[color]))
 
-    def _decode(self, files: Sequence[str], image_size: int | None, mode: str) -> DecodedImages:
-        images = decode_all(files, image_size, mode)
+    def _decode(self, files: Sequence[str], image_size: int | None, mode: str, target: Path) -> DecodedImages:
+        images = decode_all(files, image_size, mode, target)
         count = len(self.train)
         return DecodedImages(images[:count], _labels(self.train), images[count:], _labels(self.test), self.class_count)
 

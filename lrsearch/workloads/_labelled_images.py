@@ -65,9 +65,10 @@ class LabelledImages:
             train_labels = np.concatenate([train_labels, _rows(self.validation, names)])
         count, every = len(files), [*files, *self.test.files]
 
-        def decode() -> DecodedImages:
+        def decode(target: Path) -> DecodedImages:
             # Labels stay out of the cache: they are read each time, and a corrected one costs no decoding.
-            images, none = decode_all(every, image_size, MODES[color]), np.zeros(len(every), np.int64)
+            images = decode_all(every, image_size, MODES[color], target)
+            none = np.zeros(len(every), np.int64)
             return DecodedImages(images[:count], none[:count], images[count:], none[count:], len(names))
 
         settings = {"root": str(self.train.source.parent.resolve()), "image_size": image_size, "color": color}

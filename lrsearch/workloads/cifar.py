@@ -38,7 +38,7 @@ class _CifarWorkload(ImageWorkload):
             self._torchvision_name.lower(),
             files,
             {"root": str(self.data_root)},
-            self._decode,
+            lambda _: self._decode(),
         )
 
     def _decode(self) -> DecodedImages:

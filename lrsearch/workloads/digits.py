@@ -30,7 +30,7 @@ class Digits(ImageWorkload):
         source = datasets_folder() / "data" / "digits.csv.gz"
         if source.exists():
             with suppress(StorageError):  # where nothing can be kept, reading anew is only slower
-                return cached("digits", [source], {"test_fraction": TEST_FRACTION}, _read)
+                return cached("digits", [source], {"test_fraction": TEST_FRACTION}, lambda _: _read())
         return _read()
 
 

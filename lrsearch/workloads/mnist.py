@@ -34,7 +34,7 @@ class _IdxWorkload(ImageWorkload):
         from lrsearch.workloads._image_cache import cached
 
         files = self._find() or self._download()
-        return cached(self._torchvision_name.lower(), files, {"root": str(self.data_root)}, lambda: _decode(files))
+        return cached(self._torchvision_name.lower(), files, {"root": str(self.data_root)}, lambda _: _decode(files))
 
     def _find(self) -> list[Path]:
         """Return the four files, or an empty list unless all lie in one of the folders."""

@@ -23,6 +23,7 @@ from lrsearch.errors import UsageError, WorkerDiedError, WorkloadError
 from lrsearch.executors import Inline, worker
 from lrsearch.executors.forked import IS_SAFE
 from lrsearch.executors.process import Process, ProcessExecutor, importing_torch
+from lrsearch.interfaces import DECODERS_VARIABLE
 from lrsearch.trial import CheckpointPlan, Choice
 from tests.executors.contract import TRIAL, Does, Listener, SlotsContract, do
 from tests.processes import children, lives
@@ -148,6 +149,17 @@ def test_slots_share_the_processors_that_this_process_may_use(monkeypatch: pytes
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert {one["OMP_NUM_THREADS"] for one in Process(slots=2).environments("cpu", {})} == {"3"}
+
+
+def test_a_worker_is_told_how_many_processors_all_slots_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    for settings, decoders in (
+        (Process(slots=1), "6"),
+        (Process(slots=4), "4"),
+        (Process(slots=2, threads_per_slot=2), "4"),
+        (Process(slots=4, threads_per_slot=4), "6"),
+    ):
+        assert {one[DECODERS_VARIABLE] for one in settings.environments("cpu", {})} == {decoders}
 
 
 def test_after_its_end_an_executor_starts_no_process() -> None:

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lrsearch.errors import StorageError
+from lrsearch.errors import DataError, StorageError
 from lrsearch.workloads._image_cache import DecodedImages, cached
 
 
@@ -25,9 +28,18 @@ class Decoder:
             class_count=5,
         )
 
-    def __call__(self) -> DecodedImages:
+    def __call__(self, target: Path) -> DecodedImages:
         self.calls += 1
         return self.images
+
+
+class MappingDecoder(Decoder):
+    """Writes its images where the cache file will be."""
+
+    def __call__(self, target: Path) -> DecodedImages:
+        with suppress(OSError):
+            target.write_bytes(self.images.train_images.tobytes() + self.images.test_images.tobytes())
+        return super().__call__(target)
 
 
 @pytest.fixture
@@ -37,9 +49,10 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def decode() -> Decoder:
-    return Decoder()
+@pytest.fixture(params=[Decoder, MappingDecoder])
+def decode(request: pytest.FixtureRequest) -> Decoder:
+    made: Decoder = request.param()
+    return made
 
 
 def same(images: DecodedImages, expected: DecodedImages) -> bool:
@@ -52,6 +65,23 @@ def test_images_are_decoded_once_and_read_back_as_they_were(source: Path, decode
         assert same(cached("some", [source], {"size": 4}, decode), decode.images)
     assert decode.calls == 1
     assert [file.suffix for file in cache_folder.iterdir()] == [".images"]
+
+
+def test_images_are_mapped_from_the_file(source: Path, decode: Decoder, cache_folder: Path) -> None:
+    images = cached("some", [source], {}, decode)
+    [file] = cache_folder.iterdir()
+    for mapped in (images.train_images, images.test_images):
+        assert isinstance(mapped, np.memmap)
+        assert (Path(str(mapped.filename)), mapped.mode) == (file, "c")
+
+
+def test_both_ways_make_the_same_file(source: Path, cache_folder: Path) -> None:
+    cached("some", [source], {}, Decoder())
+    [file] = cache_folder.iterdir()
+    content = file.read_bytes()
+    file.unlink()
+    cached("some", [source], {}, MappingDecoder())
+    assert file.read_bytes() == content
 
 
 def test_a_mapped_image_can_be_written_without_touching_the_file(source: Path, decode: Decoder) -> None:
@@ -123,3 +153,52 @@ def test_a_full_disk_leaves_nothing_half_written(
             cached("some", [source], {}, decode)
     assert list(cache_folder.iterdir()) == []
     assert same(cached("some", [source], {}, decode), decode.images)
+
+
+@pytest.mark.parametrize("error", [DataError("The image is broken."), KeyboardInterrupt()])
+def test_nothing_stays_behind_when_decoding_fails(source: Path, cache_folder: Path, error: BaseException) -> None:
+    def fail(target: Path) -> DecodedImages:
+        target.write_bytes(b"half of the pixels")
+        raise error
+
+    with pytest.raises(type(error)):
+        cached("some", [source], {}, fail)
+    assert list(cache_folder.iterdir()) == []
+
+
+def test_what_a_killed_process_left_goes_with_the_next_one(source: Path, decode: Decoder, cache_folder: Path) -> None:
+    def killed(target: Path) -> DecodedImages:
+        target.write_bytes(b"half of the pixels")
+        os._exit(9)
+
+    if (pid := os.fork()) == 0:
+        cached("some", [source], {}, killed)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert len(list(cache_folder.glob(".some-*"))) == 1
+    cached("some", [source], {}, decode)
+    assert [file.suffix for file in cache_folder.iterdir()] == [".images"]
+
+
+def test_who_waited_for_a_lock_file_that_is_gone_holds_the_new_one(source: Path, cache_folder: Path) -> None:
+    """Else what it takes for left behind might be what another process writes."""
+    inside: list[int] = []
+    most: list[int] = []
+
+    def decode(target: Path) -> DecodedImages:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        raise DataError("The image is broken.")
+
+    def read() -> None:
+        for _ in range(4):  # the second time some still wait for the file that went with the first
+            with pytest.raises(DataError):
+                cached("some", [source], {}, decode)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 16
