@@ -10,6 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
@@ -25,6 +26,7 @@ from lrsearch.batches import Batches
 from lrsearch.cache import recall, remember
 from lrsearch.checkpoint import newest
 from lrsearch.compiled_step import CompiledSteps
+from lrsearch.contents import Contents
 from lrsearch.errors import LrsearchError, StorageError
 from lrsearch.gang_check import COMPARED_RATE, FewEvaluations, History, difference, state
 from lrsearch.graphs import Replayed
@@ -42,7 +44,7 @@ from lrsearch.interfaces import (
 )
 from lrsearch.schedules.plan import PlannedSchedule
 from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
-from lrsearch.stacking import Contents, LossesAsAlone, StackedModel, side_by_side
+from lrsearch.stacking import LossesAsAlone, StackedModel, side_by_side
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
     COMPILING_SECONDS,
@@ -337,7 +339,9 @@ class StackedRun:
 
     def _of_each(self, own: Sequence[Any]) -> list[torch.Tensor]:
         """Return for each member what its crowd has."""
-        if not all(isinstance(one, torch.Tensor) for one in own) or len({one.shape for one in own}) > 1:
+        if not all(isinstance(one, torch.Tensor) for one in own):
+            raise CannotGangError("the batches of several seeds are put side by side, and these are no tensors")
+        if len({one.shape for one in own}) > 1:
             raise CannotGangError("the batches are of other shapes with another seed")
         crowds = zip(self._crowds, own, strict=True)
         return [one for crowd, one in crowds for _ in range(crowd.rows.start, crowd.rows.stop)]
@@ -616,9 +620,10 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         climbers = [_Climber(spec=spec, outcome=Outcome(facts=own.facts)) for spec, own in placed]
         members, work = climbers, partial(_climb, climbers)
     told = _Reported(channel)
-    broken = ""
+    broken, kept = "", None
     try:
         runs = {crowd: new_run(loaded[crowd], specs[0].training, device, repeat_seed(*crowd)) for crowd in crowds}
+        kept = Contents(next(iter(runs.values())).model, *loaded.values(), copies=True)
         run = StackedRun(
             [runs[crowd] for crowd, own in crowds.items() for _ in own],
             [member.spec.training.optimizer.settings for member in members],
@@ -631,6 +636,8 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     except StorageError:
         raise
     except Exception as error:
+        if kept is not None:  # what is left of a gang is of no use to a trial alone
+            kept.restore()
         if not told.anything:
             raise _cannot(error) from error
         broken = one_line(error)
@@ -708,6 +715,13 @@ class _Rest:
     def message(self, uuid: str, text: str) -> None:
         if isinstance(self._channel, Told):
             self._channel.message(uuid, text)
+
+
+def _why(error: Exception) -> str:
+    """Return what stops a gang, in a line."""
+    if "escaped from inside a function being vmapped" in str(error):
+        return "the model or the loss keeps what it has computed, which is of all trials at once"
+    return one_line(error)
 
 
 def _cannot(error: Exception) -> CannotGangError:
@@ -1295,7 +1309,7 @@ class _Rehearsal:
                     pair = self.seconds_per_member(SMALLEST_GANG, crowds)
                 measured.append((SMALLEST_GANG, pair))
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
-            return tuple(measured), "" if measured else one_line(error)
+            return tuple(measured), "" if measured else _why(error)
         finally:
             self.spent += time.perf_counter() - began
         return tuple(measured), ""
@@ -1311,15 +1325,16 @@ class _Rehearsal:
         places, rates = self._places(size, crowds), np.linspace(COMPARED_RATE, 2 * COMPARED_RATE, size).tolist()
         began = time.perf_counter()
         try:
-            evaluates = fewer.can_evaluate(few._new_run(0))
-            expected = [
-                few._history_alone(few._new_run(place), rate, evaluates=evaluates)
-                for place, rate in zip(places, rates, strict=True)
-            ]
-            run, _ = few._begun(places, compiled)
-            found = few._history_together(run, rates, evaluates=evaluates)
+            with self._leaving_no_trace():
+                evaluates = fewer.can_evaluate(few._new_run(0))
+                expected = [
+                    few._history_alone(few._new_run(place), rate, evaluates=evaluates)
+                    for place, rate in zip(places, rates, strict=True)
+                ]
+                run, _ = few._begun(places, compiled)
+                found = few._history_together(run, rates, evaluates=evaluates)
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
-            return one_line(error)
+            return _why(error)
         finally:
             self.spent += time.perf_counter() - began
         if compiled and run.why_not_compiled:
@@ -1372,6 +1387,12 @@ class _Rehearsal:
         Three steps are enough where all take longer for each member than what is `hopeless`. Raises CannotGangError
         when it computes wrongly, or is not compiled although it was to be.
         """
+        with self._leaving_no_trace():
+            return self._seconds_per_member(size, crowds, compiled, seconds, hopeless)
+
+    def _seconds_per_member(
+        self, size: int, crowds: int, compiled: CompiledGang | None, seconds: float, hopeless: float
+    ) -> float:
         wait = synchronizer(self.device)
         places = self._places(size, crowds)
         alone = [self._alone(place) for place in places]
@@ -1391,6 +1412,15 @@ class _Rehearsal:
         step = partial(run.step, torch.zeros_like(rates))
         seconds = max(GANG_SECONDS[0], min(seconds, GANG_SECONDS[1]))
         return statistics.median(_timed(step, wait, GANG_STEPS, seconds)) / size
+
+    @contextmanager
+    def _leaving_no_trace(self) -> Iterator[None]:
+        """Put back what model, loss and data hold: what comes out of vmap is of no use to a trial alone."""
+        kept = Contents(self._new_run(0).model, self.loaded, copies=True)
+        try:
+            yield
+        finally:
+            kept.restore()
 
     def _places(self, size: int, crowds: int) -> list[int]:
         """Return the crowd of each member, as evenly as that goes."""

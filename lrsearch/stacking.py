@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from enum import Enum
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
 from lrsearch import chance
+from lrsearch.contents import Contents
 from lrsearch.restore import find_generators
 
 SLOW_IN_VMAP = "There is a performance drop because we have not yet implemented the batching rule"
@@ -80,6 +81,8 @@ class StackedModel:
         self.buffers = {name: _copies(one, count) for name, one in model.named_buffers()}
         for name, parameter in model.named_parameters():
             self.parameters[name].requires_grad_(parameter.requires_grad)
+        self.own = frozenset(map(id, (*model.parameters(), *model.buffers())))
+        """The tensors of `model`, with which no copy computes."""
         self._programs: dict[bool, _Program | None] = {}
         self._seen = _Seen()
         first = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
@@ -97,7 +100,7 @@ class StackedModel:
             return program.run(self, inputs if isinstance(inputs, Value) else Value(Layout.SHARED, inputs))
 
         def call(own: dict[str, torch.Tensor], inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            with _AsAlone():
+            with _AsAlone(self.own):
                 outputs = functional_call(self.model, own, (inputs,))
             return outputs, {name: own[name] for name in self.buffers}  # functional_call puts replaced ones there
 
@@ -215,8 +218,8 @@ def _holds_alike(one: Any, other: Any, depth: int = DEEPEST) -> bool:
     if isinstance(one, FunctionType):
         free = [[cell.cell_contents for cell in function.__closure__ or ()] for function in (one, other)]
         return one.__code__ == other.__code__ and (depth == 0 or _holds_alike(free[0], free[1], depth - 1))
-    held = None if depth == 0 else _contents(one)
-    return held is None or _holds_alike(held, _contents(other), depth - 1)
+    held = None if depth == 0 or isinstance(one, (type, ModuleType)) else getattr(one, "__dict__", None)
+    return held is None or _holds_alike(held, getattr(other, "__dict__", None), depth - 1)
 
 
 def select_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -270,7 +273,8 @@ class _Program:
         """Return the program; None when vmap must have the model as a whole.
 
         That is when it cannot be traced, ties weights, takes or gives several tensors, has hooks, or when tracing it
-        drew chance or changed attributes: then what its Python does once per step would have been done once for all.
+        drew chance, changed something or computed with weights: then what its Python does once per step would have been
+        done once for all.
         Raises ValueError when it draws chance from python's or numpy's generators.
         """
         tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
@@ -279,13 +283,16 @@ class _Program:
         if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
             return None
         own = find_generators([vars(part) for part in model.modules()])
-        drawn, before = chance.snapshot(own), Contents(model)
+        drawn, before, apart = chance.snapshot(own), Contents(model, copies=True), _Apart(tensors)
         try:
-            graph = _Tracer().trace(model)
+            with apart:
+                graph = _Tracer().trace(model)
         except Exception:  # a model may do anything while it is traced
             graph = None
         chance.restore(drawn, own)
         before.restore()
+        if graph is not None and apart.computes:
+            return None
         if graph is not None and _said(_Tracer().trace(model)) != _said(graph):
             raise ValueError("the model computes something else at each call, by something outside of it")
         after = chance.snapshot(own)
@@ -300,7 +307,7 @@ class _Program:
         output = next(node for node in nodes if node.op == "output")
         if len(placeholders) != 1 or not isinstance(output.args[0], fx.Node):
             return None
-        if any(_writes_into_a_view(node) for node in nodes):
+        if _writes_into_views(nodes, model):
             raise ValueError("the model writes into what it has reshaped, which in a gang may be another memory")
         return cls(graph, model)
 
@@ -314,22 +321,129 @@ class _Program:
 
 
 RESHAPING = ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as")
+VIEWING = (
+    *(
+        "getitem",
+        "transpose",
+        "permute",
+        "swapaxes",
+        "movedim",
+        "t",
+        "narrow",
+        "select",
+        "squeeze",
+        "unsqueeze",
+        "detach",
+    ),
+    *("chunk", "split", "unbind", "expand", "expand_as", "diagonal", "swapdims", "moveaxis", "tensor_split"),
+)
+VIEWING_ATTRIBUTES = ("T", "mT", "data")
 
 
-def _writes_into_a_view(node: fx.Node) -> bool:
-    """Whether the node changes in place what a reshaping has given."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    writes = name in ("iadd", "isub", "imul", "itruediv", "setitem") or (name.endswith("_") and not name.endswith("__"))
-    source = node.args[0] if writes and node.op != "call_module" and node.args else None
-    if not isinstance(source, fx.Node):
-        return False
-    made_by = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
-    return source.op != "call_module" and made_by in RESHAPING
+def _writes_into_views(nodes: Sequence[fx.Node], model: nn.Module) -> bool:
+    """Whether a node changes in place what a reshaping has given, and what that was made of is used afterwards."""
+    place = {node: number for number, node in enumerate(nodes)}
+
+    def is_view(node: fx.Node) -> bool:
+        return _kind(node, model) in (*RESHAPING, *VIEWING) or _writes(node, model)
+
+    def source(node: fx.Node) -> fx.Node | None:
+        first = node.args[0] if node.args and is_view(node) else None
+        return first if isinstance(first, fx.Node) else None
+
+    for node in nodes:
+        reshaped = source(node) if _writes(node, model) else None
+        while reshaped is not None and _kind(reshaped, model) not in RESHAPING:
+            reshaped = source(reshaped)
+        if reshaped is None:
+            continue
+        first = reshaped
+        while (before := source(first)) is not None:
+            first = before
+        others, waiting = set[fx.Node](), [first]
+        while waiting:  # the views of the same memory but those of what was reshaped
+            view = waiting.pop()
+            if view not in others and view is not reshaped:
+                others.add(view)
+                waiting += [user for user in view.users if source(user) is view]
+        if any(place[user] > place[node] for view in others for user in view.users):
+            return True
+    return False
+
+
+def _writes(node: fx.Node, model: nn.Module) -> bool:
+    """Whether the node changes its first argument in place."""
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    name = _kind(node, model)
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in (*IN_PLACE, "setitem") or node.kwargs.get("inplace") is True
+
+
+def _kind(node: fx.Node, model: nn.Module) -> str:
+    """Return the name of what the node does."""
+    if node.op == "call_module":
+        return type(model.get_submodule(str(node.target))).__name__.lower()
+    if node.target is getattr:
+        return VIEWING[0] if node.args[1] in VIEWING_ATTRIBUTES else ""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _said(graph: fx.Graph) -> list[Any]:
     """Return what two graphs have in common that compute the same."""
     return [(node.op, str(node.target), repr(node.args), repr(node.kwargs)) for node in graph.nodes]
+
+
+class _Apart(TorchFunctionMode):
+    """Notices, while a model is traced, whether it computes with weights apart from the trace, as in a loop over
+    `parameters()`.
+    """
+
+    def __init__(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
+        super().__init__()
+        self._own = {id(tensor) for _, tensor in tensors}
+        self.computes = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in DESCRIBING and fx.Proxy not in types:
+            self.computes |= not self._own.isdisjoint(map(id, _tensors(args, kwargs)))
+        return func(*args, **kwargs)
+
+
+DESCRIBING = frozenset(
+    (
+        *(
+            getattr(torch.Tensor, name).__get__
+            for name in ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "is_leaf")
+        ),
+        *(getattr(torch.Tensor, name) for name in ("size", "dim", "numel", "stride", "is_floating_point")),
+    )
+)
+"""What says nothing of the numbers in a tensor."""
+
+
+def _tensors(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Return the tensors that a function gets, alone or in a list."""
+    given = [*arguments, *keywords.values()]
+    inside = [one for some in given if isinstance(some, (list, tuple)) for one in some]
+    return [one for one in (*given, *inside) if isinstance(one, torch.Tensor)]
+
+
+class _Proxy(fx.Proxy):
+    """Records `x += y` as what it is: by itself torch.fx makes another tensor of it, which nothing else sees."""
+
+
+def _recorded_in_place(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+    return record
+
+
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
+for _name in IN_PLACE:
+    setattr(_Proxy, f"__{_name}__", _recorded_in_place(_name))
 
 
 class _Tracer(fx.Tracer):
@@ -344,6 +458,9 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._modes = _modes()
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def create_node(self, *arguments: Any, **keywords: Any) -> fx.Node:
         if _modes() != self._modes:
             raise ValueError("the model changes how it computes on the way")
@@ -354,61 +471,6 @@ def _modes() -> tuple[Any, ...]:
     kinds = ("cpu", "cuda")
     autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
-
-
-class Contents:
-    """What the modules of a model, and `others`, hold, and what these lists, dictionaries and objects hold in turn."""
-
-    def __init__(self, model: nn.Module, *others: object) -> None:
-        self._kept: list[tuple[Any, Any]] = []
-        seen: set[int] = set()
-        level: list[Any] = [*(vars(part) for part in model.modules()), *others]
-        for _ in range(DEEPEST):
-            new = [_contents(one) for one in level]
-            level = []
-            for container in new:
-                if container is not None and id(container) not in seen:
-                    seen.add(id(container))
-                    self._kept.append((container, container.copy()))
-                    level += container.values() if isinstance(container, dict) else container
-
-    def is_still(self, other: Contents) -> bool:
-        """Whether what is held is the same; the flags of training and evaluation apart."""
-
-        def bare(one: Any) -> Any:
-            return {key: value for key, value in one.items() if key != "training"} if isinstance(one, dict) else one
-
-        return len(self._kept) == len(other._kept) and all(
-            a is b and _is_same(bare(before), bare(after))
-            for (a, before), (b, after) in zip(self._kept, other._kept, strict=True)
-        )
-
-    def restore(self) -> bool:
-        """Put all back as it was, and return whether anything was not."""
-        changed = False
-        for container, before in self._kept:
-            if not _is_same(container, before):
-                changed = True
-                container.clear()
-                container.update(before) if isinstance(container, (set, dict)) else container.extend(before)
-        return changed
-
-
-def _contents(value: Any) -> Any:
-    """Return the list, set or dictionary in which a value has what it holds; None for what holds nothing of its own."""
-    if isinstance(value, (list, deque, set, dict)):
-        return value
-    if isinstance(value, (nn.Module, torch.Tensor, type, ModuleType, FunctionType, BuiltinFunctionType)):
-        return None
-    return getattr(value, "__dict__", None)
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(one[key] is other[key] for key in one)
-    if isinstance(one, set):
-        return bool(one == other)
-    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _filled(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
@@ -485,7 +547,7 @@ def _read_attribute(stacked: StackedModel, arguments: list[Any], keywords: dict[
         return getattr(value, name)
     if name in ("shape", "ndim", "dtype", "device"):
         return getattr(_one_copy(value, stacked.count), name)
-    return _through_vmap(lambda tensor: getattr(tensor, name), stacked.count, [value], {})
+    return _through_vmap(lambda tensor: getattr(tensor, name), stacked, [value], {})
 
 
 def _one_copy(value: Value, count: int) -> torch.Tensor:
@@ -527,7 +589,10 @@ ELEMENTWISE_FUNCTIONS = frozenset(
 )
 CHANNEL_FUNCTIONS = frozenset((F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d))
 ARITHMETIC = frozenset(
-    (operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, operator.truediv, torch.add, torch.mul)
+    (
+        *(operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.mul),
+        *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
+    )
 )
 
 
@@ -557,7 +622,7 @@ def _same_layout(function: Callable[..., torch.Tensor]) -> Rule:
         if len([one for one in (*arguments, *keywords.values()) if isinstance(one, Value)]) != 1 or not (
             arguments and isinstance(arguments[0], Value)
         ):
-            return _through_vmap(function, stacked.count, arguments, keywords)
+            return _through_vmap(function, stacked, arguments, keywords)
         value, *others = arguments
         return Value(value.layout, function(value.tensor, *others, **keywords))
 
@@ -569,13 +634,13 @@ def _channel_by_channel(function: Callable[..., torch.Tensor]) -> Rule:
 
     def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         if not arguments or arguments[0].tensor.ndim != (5 if arguments[0].layout is Layout.STACKED else 4):
-            return _through_vmap(function, stacked.count, arguments, keywords)  # (C, H, W) has rows for channels
+            return _through_vmap(function, stacked, arguments, keywords)  # (C, H, W) has rows for channels
         value, *others = arguments
         if value.layout is Layout.STACKED:
             value = Value(Layout.FOLDED, _to_folded(value, stacked.count))
         outputs = function(value.tensor, *others, **keywords)
         if not isinstance(outputs, torch.Tensor):
-            return _through_vmap(function, stacked.count, arguments, keywords)
+            return _through_vmap(function, stacked, arguments, keywords)
         return Value(value.layout, outputs)
 
     return rule
@@ -688,7 +753,7 @@ def _any_module(name: str, module: nn.Module) -> Rule:
                 raise ValueError(f"{name} replaces its buffers")
             return outputs
 
-        return _through_vmap(call, stacked.count, [own, *arguments], keywords)
+        return _through_vmap(call, stacked, [own, *arguments], keywords)
 
     return rule
 
@@ -711,7 +776,7 @@ def _function_rule(function: Callable[..., Any]) -> Rule:
             if len(layouts) == len(alike) == 1:
                 tensors = [argument.tensor if isinstance(argument, Value) else argument for argument in arguments]
                 return Value(layouts.pop(), function(*tensors))
-        return _through_vmap(function, stacked.count, arguments, keywords)
+        return _through_vmap(function, stacked, arguments, keywords)
 
     return rule
 
@@ -719,13 +784,13 @@ def _function_rule(function: Callable[..., Any]) -> Rule:
 def _flatten_call(function: Callable[..., Any]) -> Rule:
     def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         if not arguments:
-            return _through_vmap(function, stacked.count, arguments, keywords)
+            return _through_vmap(function, stacked, arguments, keywords)
         value, *others = arguments
         start = keywords.get("start_dim", others[0] if others else 0)
         end = keywords.get("end_dim", others[1] if len(others) > 1 else -1)
         if start == 1 and isinstance(value, Value):
             return _flatten(value, end, stacked.count)
-        return _through_vmap(function, stacked.count, arguments, keywords)
+        return _through_vmap(function, stacked, arguments, keywords)
 
     return rule
 
@@ -736,7 +801,7 @@ def _reshape(stacked: StackedModel, arguments: list[Any], keywords: dict[str, An
     if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
         shape = list(shape[0])
     if keywords or not all(isinstance(side, int) for side in shape):
-        return _through_vmap(torch.Tensor.reshape, stacked.count, arguments, keywords)
+        return _through_vmap(torch.Tensor.reshape, stacked, arguments, keywords)
     if value.layout is Layout.SHARED:
         return Value(Layout.SHARED, value.tensor.reshape(*shape))
     tensor = to_stacked(value, stacked.count)
@@ -744,16 +809,26 @@ def _reshape(stacked: StackedModel, arguments: list[Any], keywords: dict[str, An
 
 
 class _AsAlone(TorchFunctionMode):
-    """Has what vmap calls drop what one copy alone would, and refuses questions that vmap answers wrongly."""
+    """Has what vmap calls drop what one copy alone would, and refuses questions that vmap answers wrongly.
+
+    So it does the model's `own` tensors: a copy that computes with them would never see what it has learned.
+    """
+
+    def __init__(self, own: frozenset[int]) -> None:
+        super().__init__()
+        self._own = own
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func not in DESCRIBING and not self._own.isdisjoint(map(id, _tensors(args, kwargs))):
+            raise ValueError("the model computes with a weight that something else holds, such as a list or a function")
         if func in (torch.dropout, F.dropout):
             names = ("input", "p", "training", "inplace") if func is F.dropout else ("input", "p", "train")
             own = {"p": 0.5, "training": True, "inplace": False} | dict(zip(names, args, strict=False)) | kwargs
             x, p, active = own["input"], own["p"], own.get("train", own["training"])
             if active and p > 0:
-                order = sorted(range(x.ndim), key=lambda side: -x.stride(side))  # as they lie in memory
+                strides = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
+                order = sorted(range(x.ndim), key=lambda side: -strides[side])  # as its mask lies in memory
                 ones = torch.ones([x.shape[side] for side in order], dtype=x.dtype, device=x.device)
                 kept = torch.dropout(ones, p, True).permute([order.index(side) for side in range(x.ndim)])
                 return x.mul_(kept) if own["inplace"] else x * kept
@@ -812,7 +887,9 @@ GRADIENT_QUESTIONS = (
 )
 
 
-def _through_vmap(function: Callable[..., Any], count: int, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+def _through_vmap(
+    function: Callable[..., Any], stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]
+) -> Any:
     """Call `function` for each copy through vmap; what is shared by all comes out shared."""
     values: list[Value] = []
 
@@ -823,7 +900,8 @@ def _through_vmap(function: Callable[..., Any], count: int, arguments: list[Any]
 
     _each(note, [arguments, keywords])
     own = [value.layout is not Layout.SHARED for value in values]
-    tensors = [to_stacked(value, count) if mine else value.tensor for value, mine in zip(values, own, strict=True)]
+    pairs = zip(values, own, strict=True)
+    tensors = [to_stacked(value, stacked.count) if mine else value.tensor for value, mine in pairs]
 
     shape: Any = None
     """The result with places for its tensors, which are all that vmap lets a function return."""
@@ -840,7 +918,7 @@ def _through_vmap(function: Callable[..., Any], count: int, arguments: list[Any]
             results.append(one)
             return Value(Layout.STACKED, one)
 
-        with _AsAlone():
+        with _AsAlone(stacked.own):
             shape = _each(take, function(*filled[0], **filled[1]))
         return tuple(results)
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,8 +127,156 @@ class Frozen(Net):
         self.first.requires_grad_(False)
 
 
+class Boxed(Net):
+    """Keeps the weights of its last layer within a box, in a loop over them."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            for weight in self.last.parameters():
+                weight.copy_(weight.clamp(-0.1, 0.1))
+        return torch.relu(hidden)
+
+
+class Following(Net):
+    """Has a layer that follows another one slowly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = nn.Linear(64, 16).requires_grad_(False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            with torch.no_grad():
+                for slow, fast in zip(self.slow.parameters(), self.first.parameters(), strict=True):
+                    slow.mul_(0.9).add_(fast, alpha=0.1)
+        hidden = inputs.flatten(1)
+        return self.last(torch.relu(self.first(hidden) + self.slow(hidden)))  # type: ignore[no-any-return]
+
+
+class Limited(Net):
+    """Divides by the size of a weight, which it finds among its parameters."""
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        sizes = [weight.detach().norm() for name, weight in self.named_parameters() if name == "last.weight"]
+        return outputs / torch.stack(sizes).prod()
+
+
+class TensorCooling(Net):
+    """Its temperature is a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = torch.tensor(1.0, dtype=torch.float64)
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.temperature.mul_(0.9)
+        return outputs / self.temperature
+
+
+class ArrayCooling(Net):
+    """Its temperature is an array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = np.ones(1)
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.temperature *= 0.9
+        return outputs / float(self.temperature[0])
+
+
+class _Slotted:
+    __slots__ = ("steps",)
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+
+class SlotCounting(Net):
+    """Counts its steps in a slot, and later computes otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counter = _Slotted()
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        self.counter.steps += self.training
+        return outputs if self.counter.steps <= 12 else 2 * outputs
+
+
+class ClosureCounting(Net):
+    """Counts its steps in a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return steps
+
+        self.count = count
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        return 2 * outputs if self.training and self.count() > 12 else outputs
+
+
+class DroppingExpanded(Net):
+    """Drops of what is the same for all rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(0.1 * torch.ones(1, 16))
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        places = F.dropout(self.place.unsqueeze(0).expand(len(hidden[:, 0]), 4, -1), 0.5, self.training)
+        return torch.relu(hidden + places.mean(1))
+
+
+class RectifyingReshaped(Net):
+    """Changes in place what it has reshaped, and uses what that was made of no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rectify = nn.ReLU(inplace=True)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.rectify(hidden.view(-1, 4, 4)).flatten(1)  # type: ignore[no-any-return]
+
+
+class AddingInPlace(Net):
+    """Adds to what has another name, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Conv2d(1, 2, 3, padding=1)
+        self.factor = nn.Parameter(torch.ones(2, 4, 4))
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        filtered = kept = self.filter(hidden.view(-1, 1, 4, 4))
+        filtered += self.factor
+        filtered *= 2
+        first, second = filtered[:, 0], filtered[:, 1]
+        first -= 0.5
+        return (torch.relu(filtered).mean(1) + kept.sum(1) + second).flatten(1)  # type: ignore[no-any-return]
+
+
+class AddingToAShape(Net):
+    """Computes with numbers in place."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        sides = hidden.shape[1]
+        sides //= 4
+        return torch.relu(hidden.view(-1, sides, 4)).flatten(1)
+
+
 AGREE: tuple[type[Net], ...] = (
-    *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen),
+    *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
+    *(Limited, TensorCooling, ArrayCooling, SlotCounting, ClosureCounting, DroppingExpanded, RectifyingReshaped),
+    *(AddingInPlace, AddingToAShape),
 )
 
 
@@ -202,6 +351,29 @@ class Writing(Net):
         return hidden
 
 
+class Rectifying(Net):
+    """Changes in place a part of what it has reshaped, and uses the whole once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rectify = nn.ReLU(inplace=True)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden + 0
+        return self.rectify(hidden.view(-1, 4, 4)[:, :2]).repeat(1, 2, 1).flatten(1) + hidden  # type: ignore[no-any-return]
+
+
+class Tied(Net):
+    """Uses its first weight once more, which a list keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied = [self.first.weight]
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden @ self.tied[0] @ self.tied[0].t() / 64 + hidden)
+
+
 class Mixed(Net):
     """Trains weights of two number types."""
 
@@ -220,6 +392,8 @@ class Mixed(Net):
 
 REFUSED: dict[type[Net], str] = {
     Writing: "writes into what it has reshaped",
+    Rectifying: "writes into what it has reshaped",
+    Tied: "a weight that something else holds",
     Mixed: "several number types",
     Hooking: "asks whether a tensor needs gradients",
     Counting: "something else at each call",
@@ -420,3 +594,47 @@ def test_a_metric_that_takes_no_few_rows_is_no_reason_to_train_apart() -> None:
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
     assert _Rehearsal(Demanding(3, Net, torch.float32), plan, CPU, 3, []).check(1) == ""
     assert "gradients" in _Rehearsal(Demanding(3, Hooking, torch.float32), plan, CPU, 3, []).check(1)
+
+
+class Normalising(WithModel):
+    """Divides the loss by its running mean, which it keeps."""
+
+    mean: Any = 1.0
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss = super().loss(outputs, targets)
+        self.mean = 0.9 * self.mean + 0.1 * loss.detach()
+        return loss / self.mean  # type: ignore[no-any-return]
+
+
+class Sharing(Net):
+    """Keeps a running mean for all models of its class."""
+
+    mean: Any = 1.0
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            Sharing.mean = 0.9 * Sharing.mean + 0.1 * outputs.detach().abs().mean()
+        return outputs / Sharing.mean  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kind", "build", "reason"),
+    [(Normalising, Net, "keeps what it has computed"), (WithModel, Sharing, "")],
+)
+def test_after_a_gang_that_leaves_something_behind_trials_train_alone(
+    kind: type[WithModel], build: type[Net], reason: str
+) -> None:
+    loaded, plan = kind(3, build, torch.float32), TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
+    rehearsal = _Rehearsal(loaded, plan, CPU, 3, [])
+    told = rehearsal.check(1)
+    assert told
+    assert reason in told
+    with pytest.raises((CannotGangError, RuntimeError)):
+        rehearsal.seconds_per_member(2, 1)
+    assert getattr(loaded, "mean", 1.0) == Sharing.mean == 1.0, "as it was before"
+    run = new_run(loaded, plan, CPU, 3)
+    for _ in range(3):
+        run.step(0.01)
+    assert all(np.isfinite(run.take_losses()))
+    Sharing.mean = 1.0
