@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from types import BuiltinFunctionType, CodeType, FunctionType, GeneratorType, MethodType, ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,33 +21,48 @@ DEEPEST = 5
 """Levels that are looked at: a list in an object in a dictionary of the module."""
 LARGEST_COLLECTION = 1_000
 """Into longer ones is not looked: those are data."""
-LARGEST_COPY = 2**16
-"""Numbers of a tensor or array; of larger ones no copy is kept."""
+MOST_THINGS = 50_000
+"""So many are looked at."""
+MOST_NUMBERS = 2**20
+"""So many of arrays, and of tensors, are copied together; changes in further arrays are not seen."""
 LIBRARIES = ("site-packages", "dist-packages")
-PLAIN = (list, deque, set, dict, tuple, torch.Tensor, np.ndarray, nn.Module, FunctionType, type)
-"""Into what a function has from around it is looked where it is one of these, or of the user's own classes: not into
-open files and the like."""
+ATOMS = frozenset((bool, int, float, complex, str, bytes, type(None)))
+PLAIN = (list, deque, set, dict, tuple, torch.Tensor, np.ndarray, nn.Module, FunctionType, type, SimpleNamespace)
+"""What a function has from around it is looked into where it is one of these or of the user's own classes. What is of
+neither, such as a queue, is never put back: it may wait for somebody."""
 
 
 class Contents:
     """What a model's modules and `others` hold, and what these things hold in turn.
 
-    That is: members of lists, sets and dictionaries, attributes, also those of the user's own classes, what functions
-    have from around them, and which tensors and arrays have other numbers. With `copies` small ones can be restored.
+    That is: members of lists, sets and dictionaries, attributes, also those of the user's own classes and modules, what
+    functions have from around them, and which tensors and arrays have other numbers. With `copies` tensors, too, can be
+    restored.
     """
 
     def __init__(self, model: nn.Module, *others: object, copies: bool = False) -> None:
         self._kept: list[tuple[Any, Any]] = []
+        self._foreign: set[int] = set()
+        """What objects of a library's classes hold."""
+        self.has_moved_on = False
+        """Whether `restore` has found an iterator that has moved on, which cannot be put back."""
         seen: dict[int, object] = {}  # holds what it names, so that no id is given twice
-        level: list[Any] = [*model.modules(), *others]
+        level: list[tuple[Any, bool]] = [(one, False) for one in (*model.modules(), *others)]
+        left = MOST_NUMBERS
         for _ in range(DEEPEST):
-            new = {id(thing): thing for one in level for thing in _places(one) if id(thing) not in seen}
-            seen |= new
-            level = []
-            for thing in new.values():
-                held = _read(thing, copies)
-                self._kept.append((thing, held))
-                level += _members(thing, held)
+            members: list[tuple[Any, bool]] = []
+            for one, held_by_foreign in level:
+                for thing, owner in _places(one) if len(seen) < MOST_THINGS else ():
+                    foreign = held_by_foreign or not (isinstance(owner, PLAIN) or _is_users(type(owner)))
+                    if id(thing) not in seen:
+                        seen[id(thing)] = thing
+                        held = _read(thing, left if copies or isinstance(thing, np.ndarray) else 0)
+                        left -= _count(held)
+                        self._kept.append((thing, held))
+                        if foreign:
+                            self._foreign.add(id(thing))
+                        members += [(member, foreign) for member in _members(thing, held)]
+            level = members
 
     def is_still(self, other: Contents) -> bool:
         """Whether what is held is the same; the flags of training and evaluation apart."""
@@ -59,29 +76,48 @@ class Contents:
         )
 
     def restore(self) -> bool:
-        """Put all back as it was, and return whether anything was not."""
+        """Put all back as it was, as far as that goes, and return whether anything was not."""
         changed = False
         for thing, before in self._kept:
-            now = _read(thing, copies=False)
+            now = _read(thing, _count(before))
             if not _is_same(now, before):
                 changed = True
-                _write(thing, before, now)
+                self.has_moved_on |= isinstance(before, _Position)
+                if id(thing) not in self._foreign:
+                    with suppress(Exception):  # what does not let itself be put back
+                        _write(thing, before, now)
         return changed
 
 
-class _Numbers:
+class _Numbers(NamedTuple):
     """Those in a tensor or an array."""
 
-    def __init__(self, version: object, copy: Any) -> None:
-        self.version, self.copy = version, copy
+    version: object
+    copy: Any
 
 
-def _places(value: Any) -> Iterator[Any]:
-    """Yield that in which a value has what it holds."""
-    if isinstance(value, (list, deque, set, dict, tuple, torch.Tensor, np.ndarray)):
-        yield value
+class _Position(NamedTuple):
+    """Where an iterator is."""
+
+    at: object
+
+
+ITERATORS = (GeneratorType, itertools.count)
+
+
+def _count(held: Any) -> int:
+    """Return how many numbers were copied."""
+    return int(np.prod(held.copy.shape)) if isinstance(held, _Numbers) and held.copy is not None else 0
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield that in which a value has what it holds, and whose it is."""
+    if isinstance(value, (list, deque, set, dict, tuple, torch.Tensor, np.ndarray, *ITERATORS)):
+        yield value, value
+        if _is_users(type(value)) and isinstance(own := getattr(value, "__dict__", None), dict):
+            yield own, value
     elif isinstance(value, partial):
-        yield from (*_places(value.func), value.args, value.keywords)
+        yield from (*_places(value.func), *_places(value.args), *_places(value.keywords))
     elif isinstance(value, MethodType):
         yield from (*_places(value.__self__), *_places(value.__func__))
     elif isinstance(value, (staticmethod, classmethod)):
@@ -89,35 +125,57 @@ def _places(value: Any) -> Iterator[Any]:
     elif isinstance(value, property):
         yield from _places(value.fget)
     elif isinstance(value, (FunctionType, type)):
-        if not _is_of_library(value.__module__):
-            yield value
+        if _is_users(value):
+            yield value, value
     elif not isinstance(value, (ModuleType, BuiltinFunctionType)):
         if isinstance(own := getattr(value, "__dict__", None), dict):
-            yield own
+            yield own, value
         if _slots(type(value)):
-            yield value
+            yield value, value
         yield from _places(type(value))
 
 
-def _read(thing: Any, copies: bool) -> Any:
+def _read(thing: Any, most: int) -> Any:
+    """Return what it holds now, with a copy of a tensor's or array's numbers if there are no more than `most`."""
     if isinstance(thing, torch.Tensor):
         version = None if thing.is_inference() else thing._version
-        small = copies and thing.numel() <= LARGEST_COPY
-        return _Numbers(version, thing.detach().clone() if small else None)
+        plain = thing.layout is torch.strided and not thing.is_quantized and thing.numel() <= most
+        return _Numbers(version, thing.detach().clone() if plain and thing.numel() else None)
     if isinstance(thing, np.ndarray):
-        copy = thing.copy() if thing.size <= LARGEST_COPY and not thing.dtype.hasobject else None
-        return _Numbers(None if copy is None else copy.tobytes(), copy)
+        return _Numbers(None, thing.copy() if 0 < thing.size <= most and not thing.dtype.hasobject else None)
+    if isinstance(thing, GeneratorType):
+        frame = thing.gi_frame
+        return _Position(None if frame is None else (frame.f_lasti, {k: _said(v) for k, v in frame.f_locals.items()}))
+    if isinstance(thing, itertools.count):
+        return _Position(repr(thing))
     if isinstance(thing, FunctionType):
-        cells = {number: _content(cell) for number, cell in enumerate(thing.__closure__ or ())}
-        around = {name: thing.__globals__[name] for name in _names(thing.__code__) if name in thing.__globals__}
-        return {**cells, **around}
-    if isinstance(thing, type):
-        return dict(vars(thing))
-    if isinstance(thing, (list, deque, set, dict)):
-        return thing.copy()
-    if isinstance(thing, tuple):
-        return thing
+        return _around(thing)
+    if isinstance(thing, (type, dict)):
+        return dict(vars(thing) if isinstance(thing, type) else thing)
+    if isinstance(thing, (list, deque, tuple)):
+        return list(thing)
+    if isinstance(thing, set):
+        return set(thing)
     return {name: getattr(thing, name) for name in _slots(type(thing)) if hasattr(thing, name)}
+
+
+def _said(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # it is the user's
+        return ""
+
+
+def _around(function: FunctionType) -> dict[Any, Any]:
+    """Return what a function has from around it: by number, by name, or by the names of a module and in that."""
+    held: dict[Any, Any] = {number: _content(cell) for number, cell in enumerate(function.__closure__ or ())}
+    names, around = _names(function.__code__), function.__globals__
+    for name in names:
+        if name in around:
+            held[name] = one = around[name]
+            if isinstance(one, ModuleType) and not _is_of_library(one.__name__):
+                held |= {(name, inner): vars(one)[inner] for inner in names if inner in vars(one)}
+    return held
 
 
 def _write(thing: Any, before: Any, now: Any) -> None:
@@ -128,6 +186,8 @@ def _write(thing: Any, before: Any, now: Any) -> None:
                 thing.data.copy_(before.copy)
     elif isinstance(thing, np.ndarray):
         thing[...] = before.copy
+    elif isinstance(thing, (tuple, *ITERATORS)):
+        pass  # it is what it was, or cannot be
     elif isinstance(thing, (set, dict)):
         thing.clear()
         thing.update(before)
@@ -146,32 +206,44 @@ def _put(thing: Any, name: Any, before: dict[Any, Any]) -> None:
             assert thing.__closure__ is not None, "that is a place in it"
             thing.__closure__[name].cell_contents = before[name]
         elif name in before:
-            thing.__globals__[name] = before[name]
+            inside = vars(thing.__globals__[name[0]]) if isinstance(name, tuple) else thing.__globals__
+            inside[name[1] if isinstance(name, tuple) else name] = before[name]
+    elif isinstance(thing, type):
+        setattr(thing, name, before[name]) if name in before else delattr(thing, name)
     elif name in before:
-        setattr(thing, name, before[name])
+        object.__setattr__(thing, name, before[name])  # a frozen one, too
     else:
-        delattr(thing, name)
+        object.__delattr__(thing, name)
 
 
 def _members(thing: Any, held: Any) -> Iterable[Any]:
     """Return what is looked into next."""
-    if isinstance(held, _Numbers) or len(held) > LARGEST_COLLECTION:
+    if isinstance(held, (_Numbers, _Position)) or len(held) > LARGEST_COLLECTION:
         return ()
-    members = list(held.values() if isinstance(held, dict) else held)
+    members = [one for one in (held.values() if isinstance(held, dict) else held) if type(one) not in ATOMS]
     if isinstance(thing, FunctionType):
-        members = [one for one in members if isinstance(one, PLAIN) or not _is_of_library(type(one).__module__)]
+        members = [one for one in members if isinstance(one, PLAIN) or _is_users(type(one))]
         members += [thing.__defaults__, thing.__kwdefaults__]
     return members
 
 
 def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, _Numbers):
-        return bool(one.version == other.version)
+        return bool(one.version == other.version) and _is_equal(one.copy, other.copy)
+    if isinstance(one, _Position):
+        return bool(one == other)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(one[key] is other[key] for key in one)
     if isinstance(one, set):
         return bool(one == other)
     return len(one) == len(other) and all(map(operator.is_, one, other))
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """Whether two copies hold the same, also where that is no number; True where there is none to compare."""
+    if one is None or other is None or one.shape != other.shape:
+        return one is None or other is None
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _content(cell: Any) -> Any:
@@ -183,8 +255,13 @@ def _content(cell: Any) -> Any:
 
 def _slots(kind: type) -> tuple[str, ...]:
     """Return the slots of the user's classes among `kind` and those that it is made of."""
-    own = [vars(one).get("__slots__", ()) for one in kind.__mro__ if not _is_of_library(one.__module__)]
-    return tuple(name for some in own for name in ([some] if isinstance(some, str) else some) if name[:2] != "__")
+    own = [(one, vars(one).get("__slots__", ())) for one in kind.__mro__ if _is_users(one)]
+    named = [(one, name) for one, some in own for name in ([some] if isinstance(some, str) else some)]
+    return tuple(
+        f"_{one.__name__.lstrip('_')}{name}" if name.startswith("__") else name
+        for one, name in named
+        if not name.endswith("__")
+    )
 
 
 @functools.cache
@@ -192,6 +269,11 @@ def _names(code: CodeType) -> frozenset[str]:
     """Return the names that a function, and those inside of it, have from outside or look up in objects."""
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
     return frozenset(code.co_names).union(*map(_names, inner))
+
+
+def _is_users(one: Any) -> bool:
+    """Whether a class or function is the user's own."""
+    return not _is_of_library(one.__module__)
 
 
 @functools.cache

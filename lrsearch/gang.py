@@ -59,6 +59,7 @@ from lrsearch.training import (
     device_info,
     finite,
     first_non_finite,
+    has_compiler,
     load,
     new_run,
     one_line,
@@ -623,7 +624,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     broken, kept = "", None
     try:
         runs = {crowd: new_run(loaded[crowd], specs[0].training, device, repeat_seed(*crowd)) for crowd in crowds}
-        kept = Contents(next(iter(runs.values())).model, *loaded.values(), copies=True)
+        kept = Contents(next(iter(runs.values())).model, *(own.loss for own in loaded.values()), copies=True)
         run = StackedRun(
             [runs[crowd] for crowd, own in crowds.items() for _ in own],
             [member.spec.training.optimizer.settings for member in members],
@@ -982,7 +983,7 @@ def _chosen(
         size = min(most, LARGEST_GANG)
         if not compiling_must_pay:
             chosen = _compiled(chosen, solo, rehearsal, circumstances, size)
-        elif _may_compile(chosen, circumstances, solo.search_steps):
+        elif _may_compile(chosen, circumstances, solo.search_steps, rehearsal.device):
             chosen = _compiled_if_it_pays(chosen, solo, rehearsal, circumstances, size)
     if widely is None or chosen.reason:
         return chosen
@@ -1057,9 +1058,9 @@ def _compiled(
     )
 
 
-def _may_compile(choice: GangChoice, circumstances: list[object], search_steps: int) -> bool:
+def _may_compile(choice: GangChoice, circumstances: list[object], search_steps: int, device: torch.device) -> bool:
     """Whether trying it is a small part of a study of gangs, or what it saves is known to be more than it takes."""
-    if choice.size < SMALLEST_GANG:
+    if choice.size < SMALLEST_GANG or not has_compiler(device):
         return False
     study_seconds = search_steps * min(each for _, each in choice.measured)
     share: float | None = recall("compiled_gangs", circumstances)
@@ -1415,8 +1416,8 @@ class _Rehearsal:
 
     @contextmanager
     def _leaving_no_trace(self) -> Iterator[None]:
-        """Put back what model, loss and data hold: what comes out of vmap is of no use to a trial alone."""
-        kept = Contents(self._new_run(0).model, self.loaded, copies=True)
+        """Put back what model and loss hold: what comes out of vmap is of no use to a trial alone."""
+        kept = Contents(self._new_run(0).model, self.loaded.loss, copies=True)
         try:
             yield
         finally:

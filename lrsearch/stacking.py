@@ -10,7 +10,7 @@ import operator
 import sys
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from enum import Enum
 from functools import partial
@@ -258,7 +258,7 @@ Rule = Callable[[StackedModel, list[Any], dict[str, Any]], Any]
 class _Program:
     """The steps of a model's forward pass, as torch.fx finds them, each with the rule that does it for all copies."""
 
-    def __init__(self, graph: fx.Graph, model: nn.Module) -> None:
+    def __init__(self, graph: fx.Graph, model: nn.Module, need_no_place: Collection[fx.Node]) -> None:
         self._steps: list[tuple[fx.Node, Rule]] = []
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -266,7 +266,10 @@ class _Program:
             elif node.op == "output":
                 self._output = node.args[0]
             else:
-                self._steps.append((node, _rule(node, model)))
+                no_place = node in need_no_place
+                self._steps.append(
+                    (node, _function_rule(OUT_OF_PLACE[node.target]) if no_place else _rule(node, model))
+                )
 
     @classmethod
     def of(cls, model: nn.Module) -> _Program | None:
@@ -291,6 +294,8 @@ class _Program:
             graph = None
         chance.restore(drawn, own)
         before.restore()
+        if before.has_moved_on:
+            raise ValueError("the model asks an iterator for another value at each step, which only a model alone may")
         if graph is not None and apart.computes:
             return None
         if graph is not None and _said(_Tracer().trace(model)) != _said(graph):
@@ -307,9 +312,10 @@ class _Program:
         output = next(node for node in nodes if node.op == "output")
         if len(placeholders) != 1 or not isinstance(output.args[0], fx.Node):
             return None
-        if _writes_into_views(nodes, model):
+        aliases = _Aliases(nodes, model)
+        if aliases.writes_into_views():
             raise ValueError("the model writes into what it has reshaped, which in a gang may be another memory")
-        return cls(graph, model)
+        return cls(graph, model, aliases.need_no_place())
 
     def run(self, stacked: StackedModel, inputs: Value) -> torch.Tensor:
         values: dict[fx.Node, Any] = {self._input: inputs}
@@ -340,35 +346,64 @@ VIEWING = (
 VIEWING_ATTRIBUTES = ("T", "mT", "data")
 
 
-def _writes_into_views(nodes: Sequence[fx.Node], model: nn.Module) -> bool:
-    """Whether a node changes in place what a reshaping has given, and what that was made of is used afterwards."""
-    place = {node: number for number, node in enumerate(nodes)}
+class _Aliases:
+    """Which nodes of a graph are views of the same memory."""
 
-    def is_view(node: fx.Node) -> bool:
-        return _kind(node, model) in (*RESHAPING, *VIEWING) or _writes(node, model)
+    def __init__(self, nodes: Sequence[fx.Node], model: nn.Module) -> None:
+        self._model = model
+        self._place = {node: number for number, node in enumerate(nodes)}
 
-    def source(node: fx.Node) -> fx.Node | None:
-        first = node.args[0] if node.args and is_view(node) else None
+    def writes_into_views(self) -> bool:
+        """Whether a node changes in place what a reshaping has given, and what that was made of is used afterwards."""
+        for node in self._place:
+            reshaped = self._source(node) if _writes(node, self._model) else None
+            while reshaped is not None and _kind(reshaped, self._model) not in RESHAPING:
+                reshaped = self._source(reshaped)
+            if reshaped is not None and self._is_used_after(node, reshaped):
+                return True
+        return False
+
+    def need_no_place(self) -> set[fx.Node]:
+        """Return the nodes such as `x += y` that may as well make another tensor: nothing sees the old one again."""
+        return {
+            node
+            for node in self._place
+            if node.target in OUT_OF_PLACE
+            and isinstance(node.args[0], fx.Node)
+            and self._first(node).op != "get_attr"
+            and not self._is_used_after(node, node)
+        }
+
+    def _is_view(self, node: fx.Node) -> bool:
+        return _kind(node, self._model) in (*RESHAPING, *VIEWING) or _writes(node, self._model)
+
+    def _source(self, node: fx.Node) -> fx.Node | None:
+        first = node.args[0] if node.args and self._is_view(node) else None
         return first if isinstance(first, fx.Node) else None
 
-    for node in nodes:
-        reshaped = source(node) if _writes(node, model) else None
-        while reshaped is not None and _kind(reshaped, model) not in RESHAPING:
-            reshaped = source(reshaped)
-        if reshaped is None:
-            continue
-        first = reshaped
-        while (before := source(first)) is not None:
-            first = before
-        others, waiting = set[fx.Node](), [first]
-        while waiting:  # the views of the same memory but those of what was reshaped
+    def _first(self, node: fx.Node) -> fx.Node:
+        while (source := self._source(node)) is not None:
+            node = source
+        return node
+
+    def _is_used_after(self, node: fx.Node, own: fx.Node) -> bool:
+        """Whether, after `node`, the memory of `own` is used by others than `own` and its views."""
+        others, waiting = set[fx.Node](), [self._first(own)]
+        while waiting:
             view = waiting.pop()
-            if view not in others and view is not reshaped:
+            if view not in others and view is not own:
                 others.add(view)
-                waiting += [user for user in view.users if source(user) is view]
-        if any(place[user] > place[node] for view in others for user in view.users):
-            return True
-    return False
+                waiting += [user for user in view.users if self._source(user) is view]
+        return any(
+            self._place[user] > self._place[node] and not _describes(user) for view in others for user in view.users
+        )
+
+
+def _describes(node: fx.Node) -> bool:
+    """Whether the node asks for a size or the like alone."""
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "dtype", "device")
+    return node.op == "call_method" and node.target in ("size", "dim", "numel", "stride")
 
 
 def _writes(node: fx.Node, model: nn.Module) -> bool:
@@ -406,7 +441,7 @@ class _Apart(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in DESCRIBING and fx.Proxy not in types:
+        if func not in DESCRIBING and not any(issubclass(kind, fx.Proxy) for kind in types):
             self.computes |= not self._own.isdisjoint(map(id, _tensors(args, kwargs)))
         return func(*args, **kwargs)
 
@@ -415,9 +450,20 @@ DESCRIBING = frozenset(
     (
         *(
             getattr(torch.Tensor, name).__get__
-            for name in ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "is_leaf")
+            for name in (
+                *("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "is_leaf", "itemsize"),
+                *("nbytes", "is_sparse", "is_quantized", "is_meta", "is_cpu", "is_mps"),
+            )
         ),
-        *(getattr(torch.Tensor, name) for name in ("size", "dim", "numel", "stride", "is_floating_point")),
+        *(
+            getattr(torch.Tensor, name)
+            for name in (
+                *("size", "dim", "numel", "nelement", "stride", "is_floating_point", "is_complex", "is_contiguous"),
+                *("get_device", "element_size", "__len__", "ndimension", "new_zeros", "new_ones", "new_empty"),
+                *("new_full", "new_tensor"),
+            )
+        ),
+        *(torch.zeros_like, torch.ones_like, torch.empty_like, torch.is_floating_point, torch.is_complex, torch.numel),
     )
 )
 """What says nothing of the numbers in a tensor."""
@@ -430,8 +476,22 @@ def _tensors(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[torc
     return [one for one in (*given, *inside) if isinstance(one, torch.Tensor)]
 
 
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
+OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
+    getattr(operator, name): getattr(operator, name[1:] if hasattr(operator, name[1:]) else f"{name[1:]}_")
+    for name in IN_PLACE
+}
+
+
 class _Proxy(fx.Proxy):
     """Records `x += y` as what it is: by itself torch.fx makes another tensor of it, which nothing else sees."""
+
+    def __getattr__(self, name: str) -> _Attribute:
+        return _Attribute(self, name)
+
+
+class _Attribute(fx.proxy.Attribute):
+    """The same for what is seen as an attribute, such as `x.T`."""
 
 
 def _recorded_in_place(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
@@ -441,9 +501,9 @@ def _recorded_in_place(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
     return record
 
 
-IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
 for _name in IN_PLACE:
-    setattr(_Proxy, f"__{_name}__", _recorded_in_place(_name))
+    for _kind_of_proxy in (_Proxy, _Attribute):
+        setattr(_kind_of_proxy, f"__{_name}__", _recorded_in_place(_name))
 
 
 class _Tracer(fx.Tracer):

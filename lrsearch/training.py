@@ -55,7 +55,6 @@ from lrsearch.schedules.plan import PlannedSchedule, plan_schedule
 from lrsearch.timing import DeviceStopwatch, processor_name, synchronizer
 from lrsearch.torch_schedule import set_momentum
 from lrsearch.trial import (
-    COMPILES_GANGS,
     CheckpointPlan,
     Choice,
     Compiling,
@@ -459,8 +458,11 @@ def check_compiling(training: TrainingPlan, device: torch.device) -> None:
                 f"training.compile is graphs, which records steps of {', '.join(RECORDABLE)} alone, and not of "
                 f"{training.optimizer.name}. Say off, on or auto."
             )
-    elif training.compile in COMPILES_GANGS:
-        _check_compiler(training.compile, device)
+    elif training.compile == "on" and not has_compiler(device):
+        raise UsageError(
+            "training.compile is on, and on a processor torch.compile needs a C++ compiler; there is no g++ here. "
+            "Install one, name it in CXX, or say off."
+        )
 
 
 def check_graphs(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int) -> None:
@@ -500,12 +502,9 @@ RECORDABLE = ("sgd", "adam", "adamw")
 """Optimizers whose whole step is one kernel, which takes its rate from the device."""
 
 
-def _check_compiler(compiling: Compiling, device: torch.device) -> None:
-    if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-        raise UsageError(
-            f"training.compile is {compiling}, and on a processor torch.compile needs a C++ compiler; there is no g++ "
-            "here. Install one, name it in CXX, or say off."
-        )
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile has something to compile with; on a GPU it brings that."""
+    return device.type != "cpu" or bool(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++"))
 
 
 @functools.cache

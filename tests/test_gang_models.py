@@ -247,6 +247,48 @@ class RectifyingReshaped(Net):
         return self.rectify(hidden.view(-1, 4, 4)).flatten(1)  # type: ignore[no-any-return]
 
 
+class _Steps(list[int]):
+    """A list with something of its own."""
+
+    taken = 0
+
+
+class ListCounting(Net):
+    """Counts its steps in an attribute of a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = _Steps()
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        self.steps.taken += self.training
+        return outputs if self.steps.taken <= 12 else 2 * outputs
+
+
+class DataCooling(TensorCooling):
+    """Its temperature is a tensor whose changes torch does not count."""
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.temperature.data.mul_(0.9)
+        return outputs / self.temperature
+
+
+class Accumulating(Net):
+    """Adds to what is the same for all members."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.ones(64))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        flat = inputs.flatten(1).clone()
+        flat -= self.place
+        outputs = torch.zeros_like(flat[:, :10])
+        outputs += super().forward(flat)
+        return outputs
+
+
 class AddingInPlace(Net):
     """Adds to what has another name, too."""
 
@@ -276,7 +318,7 @@ class AddingToAShape(Net):
 AGREE: tuple[type[Net], ...] = (
     *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
     *(Limited, TensorCooling, ArrayCooling, SlotCounting, ClosureCounting, DroppingExpanded, RectifyingReshaped),
-    *(AddingInPlace, AddingToAShape),
+    *(ListCounting, DataCooling, Accumulating, AddingInPlace, AddingToAShape),
 )
 
 
@@ -319,6 +361,17 @@ class Counting(Net):
 
     def behind(self, outputs: torch.Tensor) -> torch.Tensor:
         return outputs * (1 + 0.1 * next(COUNT))
+
+
+class Iterating(Net):
+    """Asks an iterator of its own, and later computes otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = itertools.count(1)
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        return 2 * outputs if self.training and next(self.steps) > 12 else outputs
 
 
 class _Smoothed(nn.Module):
@@ -397,6 +450,7 @@ REFUSED: dict[type[Net], str] = {
     Mixed: "several number types",
     Hooking: "asks whether a tensor needs gradients",
     Counting: "something else at each call",
+    Iterating: "asks an iterator",
     Remembering: "replaces its buffers",
 }
 

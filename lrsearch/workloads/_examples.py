@@ -41,7 +41,7 @@ class LoadedExamples:
         self._splits = splits
         self._device = device
         self._build = build
-        self._loss = loss
+        self.loss = loss
         self._metric = metric
 
     def build_model(self) -> torch.nn.Module:
@@ -58,9 +58,6 @@ class LoadedExamples:
     def random_sources(self) -> Sequence[object]:
         parts = (self._splits.train, self._splits.validation, self._splits.test)
         return [source for part in parts for source in part.random_sources]
-
-    def loss(self, outputs: Any, targets: Any) -> torch.Tensor:
-        return self._loss(outputs, targets)
 
     def metric(self, outputs: Any, targets: Any) -> float:
         return self._metric(outputs, targets)
