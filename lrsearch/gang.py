@@ -89,7 +89,7 @@ from lrsearch.trial import (
     likeness,
 )
 
-GENERATION = 7
+GENERATION = 8
 """Raised when gangs become faster or slower than those that were timed before."""
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
@@ -1309,6 +1309,10 @@ class _Rehearsal:
                 if min(pair, *(each for _, each in measured)) <= hopeless:
                     pair = self.seconds_per_member(SMALLEST_GANG, crowds)
                 measured.append((SMALLEST_GANG, pair))
+            (largest, first), *_ = measured or [(0, 0.0)]
+            if min((each for _, each in measured), default=1.0) < GANG_MUST_SAVE * min(first, glance):
+                # Smaller ones save: the largest came first, when its memory was new, and may do as well.
+                measured[0] = (largest, min(first, self.seconds_per_member(largest, crowds)))
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return tuple(measured), "" if measured else _why(error)
         finally:

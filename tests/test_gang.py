@@ -19,7 +19,7 @@ from lrsearch.cache import remember
 from lrsearch.engine import run_trials
 from lrsearch.errors import StorageError
 from lrsearch.gang import CannotGangError, StackedRun, check_alike, choose, run_gang
-from lrsearch.training import Run
+from lrsearch.training import Run, load
 from lrsearch.trial import (
     CheckpointPlan,
     Choice,
@@ -484,6 +484,25 @@ class TestChoice:
     def test_a_short_search_times_the_largest_and_the_smallest_size_only(self) -> None:
         chosen = choose(DIGITS, TrainingPlan(epochs=1, optimizer=SGD, device="cpu"), 0, most=16, search_steps=20)
         assert [size for size, _ in chosen.measured] == [16, 2]
+
+    @pytest.mark.parametrize(
+        ("seconds", "measured"),
+        [
+            ((0.9, 0.6, 0.7, 0.5), ((8, 0.5), (4, 0.6), (2, 0.7))),
+            ((0.9, 0.6, 0.7, 1.2), ((8, 0.9), (4, 0.6), (2, 0.7))),
+            ((0.5, 0.6, 0.8), ((8, 0.5), (4, 0.6), (2, 0.8))),  # none saves over it
+            ((1.3, 1.2, 1.1), ((8, 1.3), (4, 1.2), (2, 1.1))),  # none saves over a trial alone
+        ],
+    )
+    def test_the_largest_gang_is_timed_again_where_a_smaller_one_saves(
+        self, seconds: Sequence[float], measured: Sequence[tuple[int, float]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waiting, device = list(seconds), torch.device("cpu")
+        monkeypatch.setattr(gang._Rehearsal, "seconds_per_member", lambda *_, **__: waiting.pop(0))
+        plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
+        rehearsal = gang._Rehearsal(load(DIGITS, device, 0), plan, device, 0, [])
+        assert rehearsal.times(8, 1, 1e9, 1.0) == (measured, "")
+        assert not waiting
 
     @pytest.mark.parametrize(
         ("most", "optimizer", "reason"), [(1, SGD, "one trial"), (8, Choice("adagrad", {}), "adagrad")]
