@@ -241,9 +241,9 @@ def _is_same(one: Any, other: Any) -> bool:
 
 def _is_equal(one: Any, other: Any) -> bool:
     """Whether two copies hold the same, also where that is no number; True where there is none to compare."""
-    if one is None or other is None or one.shape != other.shape:
-        return one is None or other is None
-    return bool(((one == other) | ((one != one) & (other != other))).all())
+    if one is None or other is None:
+        return True
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _content(cell: Any) -> Any:

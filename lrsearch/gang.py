@@ -641,7 +641,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
             kept.restore()
         if not told.anything:
             raise _cannot(error) from error
-        broken = one_line(error)
+        broken = _why(error)
     left = [member for member in members if not member.ended]
     bill.share(left or members[:1])
     watch.stop()
@@ -730,7 +730,7 @@ def _cannot(error: Exception) -> CannotGangError:
         return error
     # The processor's allocator raises a plain RuntimeError.
     no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
-    return (OutOfDeviceMemoryError if no_memory else CannotGangError)(one_line(error))
+    return (OutOfDeviceMemoryError if no_memory else CannotGangError)(_why(error))
 
 
 def _result(member: _Member, so_far: TrialResult) -> TrialResult:
@@ -1063,7 +1063,7 @@ def _may_compile(choice: GangChoice, circumstances: list[object], search_steps: 
     if choice.size < SMALLEST_GANG or not has_compiler(device):
         return False
     study_seconds = search_steps * min(each for _, each in choice.measured)
-    share: float | None = recall("compiled_gangs", circumstances)
+    share: float | None = recall("gangs_compiled_share", circumstances)
     if share is None:
         return PROBE_SHARE * study_seconds > COMPILING_SECONDS
     return (1 - share) * study_seconds > COMPILING_SECONDS
@@ -1075,7 +1075,7 @@ def _compiled_if_it_pays(
     """Return the choice as `_compiled` does, silent where it stays as it is; what share a step takes is remembered."""
     found = _compiled(choice, solo, rehearsal, circumstances, size)
     each = min(each for _, each in choice.measured)
-    remember("compiled_gangs", circumstances, found.measured[0][1] / each if found.compiled else 1.0)
+    remember("gangs_compiled_share", circumstances, found.measured[0][1] / each if found.compiled else 1.0)
     return replace(found, reason_compiled="")
 
 
@@ -1150,7 +1150,7 @@ def timings(workload: Choice, training: TrainingPlan, seed: int, sizes: Sequence
         for size in sizes:
             found[size] = rehearsal.seconds_per_member(size, 1)
     except Exception as error:  # as in `choose`
-        return found, one_line(error)
+        return found, _why(error)
     return found, ""
 
 

@@ -328,20 +328,8 @@ class _Program:
 
 RESHAPING = ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as")
 VIEWING = (
-    *(
-        "getitem",
-        "transpose",
-        "permute",
-        "swapaxes",
-        "movedim",
-        "t",
-        "narrow",
-        "select",
-        "squeeze",
-        "unsqueeze",
-        "detach",
-    ),
-    *("chunk", "split", "unbind", "expand", "expand_as", "diagonal", "swapdims", "moveaxis", "tensor_split"),
+    *("getitem", "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "narrow", "select"),
+    *("squeeze", "unsqueeze", "detach", "chunk", "split", "tensor_split", "unbind", "expand", "expand_as", "diagonal"),
 )
 VIEWING_ATTRIBUTES = ("T", "mT", "data")
 

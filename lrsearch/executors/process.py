@@ -25,7 +25,7 @@ from pydantic import Field
 from lrsearch.errors import UsageError, WorkerDiedError
 from lrsearch.executors.forked import IS_SAFE, ForkedProcess, Forker
 from lrsearch.executors.slots import SECRETS, THREAD_VARIABLES, Slot, SlotsExecutor, Worker
-from lrsearch.interfaces import DECODERS_VARIABLE, ExecutorSettings, Settings
+from lrsearch.interfaces import DECODERS_VARIABLE, ExecutorSettings, Settings, importing_alike
 from lrsearch.timing import processors
 
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")
@@ -126,7 +126,7 @@ def importing_torch(settings: ExecutorSettings, device: str) -> Iterator[None]:
     """
     if isinstance(settings, Process) and IS_SAFE and devices_are_known(device):
         with suppress(UsageError):  # which comes again
-            _ahead.append(Forker(_complete(settings.environments(device, os.environ)[0])))
+            _ahead.append(Forker(importing_alike(settings.environments(device, os.environ)[0])))
     try:
         yield
     finally:
@@ -150,15 +150,11 @@ def _forker(environment: Mapping[str, str]) -> Forker:
     return Forker(environment)
 
 
-def _complete(environment: Mapping[str, str]) -> dict[str, str]:
-    return {**environment, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-
-
 class ProcessExecutor(SlotsExecutor[Slot["ProcessWorker"]]):
     """Runs trials in processes of this machine, which die with this one."""
 
     def __init__(self, environments: Sequence[Mapping[str, str]], patience_seconds: float) -> None:
-        complete = [_complete(one) for one in environments]
+        complete = [importing_alike(one) for one in environments]
         self._forker = _forker(complete[0]) if IS_SAFE else None
         new_process = self._forker.fork if self._forker else WorkerProcess
         super().__init__([Slot(partial(_worker, new_process, one, patience_seconds)) for one in complete])

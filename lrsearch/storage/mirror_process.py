@@ -21,6 +21,7 @@ from typing import Any
 
 from lrsearch.errors import LrsearchError, StorageError
 from lrsearch.executors.worker import die_with
+from lrsearch.interfaces import importing_alike
 from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord
 
 MOST_WAITING = 64
@@ -167,7 +168,7 @@ def _input(process: subprocess.Popen[bytes]) -> Any:
 def _start() -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603  our own program
         [sys.executable, "-P", "-m", "lrsearch.storage.mirror_process", str(os.getpid())],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        env=importing_alike(os.environ),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for us alone

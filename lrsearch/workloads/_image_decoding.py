@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lrsearch.decoding import NUMBER, Work, decode, drain, map_pixels, taken_from
 from lrsearch.errors import DataError
-from lrsearch.interfaces import DECODERS_VARIABLE
+from lrsearch.interfaces import DECODERS_VARIABLE, importing_alike
 from lrsearch.timing import processors
 from lrsearch.workloads._progress import with_progress
 
@@ -154,7 +154,7 @@ def _start_helpers(stack: ExitStack, count: int, queue: int, order: object) -> i
 def _start_helper(life: int, *descriptors: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603  our own program
         [sys.executable, "-P", "-m", "lrsearch.decoding", *map(str, descriptors)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        env=importing_alike(os.environ),
         pass_fds=descriptors,
         stdin=life,
         stdout=2,  # what a library prints is no part of our own output
