@@ -82,9 +82,9 @@ def study(case: Case, *, gangs: str, precision: str, slots: int | str) -> str:
 def measure(case: Case, side: str) -> None:
     """Choose, prepare without choosing, or survey, and print what was found."""
     from lrsearch.config import load_study
+    from lrsearch.environment import processors
     from lrsearch.probing import start_executor, survey
     from lrsearch.study import prepare
-    from lrsearch.timing import processors
 
     os.environ["LRSEARCH_CACHE"] = str(tasks.UNPACKED / "choice-cache")  # what the user's own holds stays
     if side == "given":

@@ -127,15 +127,16 @@ StudyVersion = Annotated[
 
 
 def _keep_passwords_secret(context: typer.Context, url: str) -> str:
-    from lrsearch.storage.engine import with_password
-
     from_command_line = str(context.get_parameter_source("database")).endswith("COMMANDLINE")
     if from_command_line and _without_passwords(url) != url:
         raise UsageError(
             "A password on the command line can be read by everyone on this machine: give the URL without it, and the "
             "password in the file that LRSEARCH_DATABASE_PASSWORD_FILE names or in ~/.pgpass."
         )
-    url = with_password(url)
+    if os.environ.get("PGPASSWORD"):
+        from lrsearch.storage.engine import with_password
+
+        url = with_password(url)
     _forget_passwords()
     return url
 
@@ -200,19 +201,25 @@ def run_study(
     ] = None,
 ) -> None:
     """Run a study, or continue it where it stopped, and write its report."""
-    from lrsearch.config import load_study
-    from lrsearch.executors.process import importing_torch
-    from lrsearch.probing import likely_executor
+    from lrsearch import ahead
+    from lrsearch.yaml_file import read_yaml
 
-    config = load_study(file)
-    if device is not None:
-        config = config.on_device(device)
-    if dry_run:
-        _show_forecast(config, as_json)
-        return
-    page = report or Path("reports") / f"{config.name}.html"
-    _check_writable(page)
-    with importing_torch(likely_executor(config), config.training.device):
+    with ahead.importing_torch():
+        written = read_yaml(file)
+        if not dry_run:
+            ahead.begin(ahead.first_guess(written.values, device))
+        from lrsearch.config import as_study
+        from lrsearch.probing import likely_environment
+
+        config = as_study(written)
+        if device is not None:
+            config = config.on_device(device)
+        if dry_run:
+            _show_forecast(config, as_json)
+            return
+        page = report or Path("reports") / f"{config.name}.html"
+        _check_writable(page)
+        ahead.begin(likely_environment(config))
         record = _run(config, database, page, extend=extend, fresh=fresh)
     if as_json:
         _print_json(_outcome(record, database, page))
@@ -224,7 +231,7 @@ def run_study(
 
 
 def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh: bool) -> StudyRecord:
-    from lrsearch import study
+    from lrsearch import ahead, study
     from lrsearch.progress import progress_for
     from lrsearch.storage.store import open_store
 
@@ -237,7 +244,14 @@ def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh:
     try:
         with open_store(database) as store, progress_for(sys.stderr) as progress:
             record = study.run_study(
-                config, store, observer=progress, extend=extend, fresh=fresh, mirror_url=database, conclude=conclude
+                config,
+                store,
+                observer=progress,
+                extend=extend,
+                fresh=fresh,
+                mirror_url=database,
+                meanwhile=_make_report_ready if ahead.is_under_way() else lambda: None,
+                conclude=conclude,
             )
     except KeyboardInterrupt:
         stopped = 130
@@ -265,6 +279,12 @@ def _check_writable(path: Path, option: str = "--report") -> None:
         raise StorageError(
             f"The report {path} cannot be written: {error.strerror}. Choose another {option}."
         ) from error
+
+
+def _make_report_ready() -> None:
+    from lrsearch.report import make_ready
+
+    make_ready()
 
 
 def _write_report(record: StudyRecord, page: Path) -> None:

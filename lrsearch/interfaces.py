@@ -11,8 +11,6 @@ Workload and strategy classes are frozen pydantic models (`Settings`): their fie
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -43,8 +41,6 @@ Schedule = Callable[[int], float]
 Split = Literal["validation", "range_test", "test"]
 """`range_test` is the fixed stratified subset of the validation split on which range tests evaluate."""
 
-DECODERS_VARIABLE = "LRSEARCH_DECODERS"
-"""How many processors may decode images for a worker: those of all slots of its machine, of which the others wait."""
 CODE_COPY_VARIABLE = "LRSEARCH_PYTHON_PATH_COPY"
 """Where a process on another machine finds its copy of the folder that workload.python_path names here."""
 
@@ -59,11 +55,6 @@ RANGE_TEST_EVALUATIONS = 75
 PROBE_SHARE = 0.01
 """Of what a search takes, what timing may take that chooses how to run it: a quarter each for the number of processes,
 the precision, what a trial takes alone, and gangs; and as much again for `compile: auto`."""
-
-
-def importing_alike(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return `environment` with what lets another Python process import the modules that this one can."""
-    return {**environment, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 class Settings(BaseModel):

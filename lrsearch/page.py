@@ -98,6 +98,12 @@ def render_page(template: str, *, way_styles: Sequence[WayStyle] = (), draws: bo
     )
 
 
+def make_template_ready(template: str) -> None:
+    """Read and compile what `render_page` will need."""
+    plotly_script()
+    _environment().get_template(template)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(

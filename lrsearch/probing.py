@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -15,10 +16,12 @@ from typing import Literal
 from lrsearch.cache import recall, remember
 from lrsearch.config import StudyConfig
 from lrsearch.engine import prepare_all, time_step
+from lrsearch.environment import devices_are_known, importing_alike, processors
+from lrsearch.errors import UsageError
 from lrsearch.executors import Inline
-from lrsearch.executors.process import Process, devices_are_known
+from lrsearch.executors.process import Process
 from lrsearch.interfaces import PROBE_SHARE, Executor, ExecutorSettings
-from lrsearch.timing import processor_name, processors
+from lrsearch.timing import processor_name
 from lrsearch.trial import likeness
 
 GANG_SIZES = (2, 4, 8, 16)
@@ -117,12 +120,14 @@ def start_executor(config: StudyConfig, code: Path | None, tell: Callable[[str],
     return config.settled(layout), executor
 
 
-def likely_executor(config: StudyConfig) -> ExecutorSettings:
-    """Return the executor that the study most likely comes to have: where slots are to be timed, the first that is."""
-    settings = config.executor
-    if isinstance(settings, Process) and devices_are_known(config.training.device):
-        return _possible(settings, config)[0]
-    return settings
+def likely_environment(config: StudyConfig) -> dict[str, str] | None:
+    """Return what `ahead.first_guess` gives, by what is known: where slots are to be timed, of the first layout."""
+    settings, device = config.executor, config.training.device
+    if not isinstance(settings, Process) or not devices_are_known(device):
+        return None
+    with suppress(UsageError):  # which comes again
+        return importing_alike(_possible(settings, config)[0].environments(device, os.environ)[0])
+    return None
 
 
 def _possible(settings: Process, config: StudyConfig) -> list[Process]:

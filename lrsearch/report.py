@@ -20,8 +20,8 @@ from lrsearch.analysis.table import Cell, Column, first_columns, further_columns
 from lrsearch.analysis.threats import threats
 from lrsearch.analysis.way_summary import WaySummary
 from lrsearch.figures import FIGURES, figure_tables
-from lrsearch.figures._style import way_styles
-from lrsearch.page import GLYPHS, Download, download, plot_of, render_page, write_page
+from lrsearch.figures._style import new_figure, way_styles
+from lrsearch.page import GLYPHS, Download, download, make_template_ready, plot_of, render_page, write_page
 from lrsearch.storage.export import TableName, export_rows, write_rows
 from lrsearch.trial import StudyRecord
 
@@ -37,6 +37,12 @@ every column; what a bigger study lacks is left to `lrsearch export`."""
 def write_report(record: StudyRecord, path: Path) -> Path:
     """Write the study's page to `path`, making its folder, and return `path`. Raises StorageError."""
     return write_page(render(record), path)
+
+
+def make_ready() -> None:
+    """Import and compile what the first page needs: for while this process waits for others."""
+    new_figure(x="", y="").to_json()
+    make_template_ready("report.html")
 
 
 @dataclass(frozen=True)

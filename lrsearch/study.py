@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lrsearch import checkpoint
+from lrsearch import ahead, checkpoint
 from lrsearch.conductor import (
     Conductor,
     Search,
@@ -25,7 +25,6 @@ from lrsearch.conductor import (
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.engine import GangRequest, prepare_all
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError
-from lrsearch.executors.process import end_what_imports_ahead
 from lrsearch.interfaces import RANGE_TEST_EVALUATIONS, Executor, Observer, SharesTests, Strategy
 from lrsearch.probing import start_executor
 from lrsearch.schedules import plan_schedule
@@ -61,13 +60,14 @@ def run_study(
     extend: bool = False,
     fresh: bool = False,
     mirror_url: str | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
     conclude: Callable[[StudyRecord], object] = lambda record: None,
 ) -> StudyRecord:
     """Run or continue the study that `config` describes and return its record when all searches are done.
 
-    A record that is not `finished` says that the file's budget ended the run. Where anything was to run, `conclude`
-    gets the same record while the dashboard's tables are still being written; a study for which it raises goes on when
-    the command is repeated.
+    A record that is not `finished` says that the file's budget ended the run. Where anything is to run, `meanwhile` is
+    called when the executor's processes have been started, and `conclude` gets that record while the dashboard's
+    tables are still being written; a study for which it raises goes on when the command is repeated.
 
     Raises StudyChangedError when the stored study of this name says something else (`extend` allows more seeds, trials
     or strategies, `fresh` starts a new version), StudyBusyError when another process runs it (on PostgreSQL that one
@@ -94,9 +94,10 @@ def run_study(
             config, executor = start_executor(config, _user_code(config), observer.message)
         stack.enter_context(closing(executor))
         # Which opens the dashboard's tables while this process, or those of the executor, import torch.
-        mirror = None if mirror_url is None else stack.enter_context(closing(MirrorProcess(mirror_url)))
+        mirror = None if mirror_url is None else stack.enter_context(closing(MirrorProcess(mirror_url, store.turn)))
         observer.message("Preparing workload and device ...")
         with signals.interruptible():
+            meanwhile()
             prepared = prepare(config, executor, begins=study is None or fresh)
         settled = _settled(config, prepared)
         for text in dict.fromkeys(chain.from_iterable(map(_why_apart, prepared.gangs.values()))):
@@ -196,7 +197,7 @@ def _take_lease(study: StudyRow, store: Store, observer: Observer, signals: Sign
         except StudyBusyError as error:
             if store.sqlite_file is not None:
                 raise
-            end_what_imports_ahead()  # for hours, maybe
+            ahead.end()  # for hours, maybe
             if error.holder != holder:
                 holder, turn = error.holder, turn or error.turn
                 observer.message(

@@ -13,8 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,14 +21,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from lrsearch import ahead
+from lrsearch.environment import has_no_driver, importing_alike, of_slot, processors
 from lrsearch.errors import UsageError, WorkerDiedError
-from lrsearch.executors.forked import IS_SAFE, ForkedProcess, Forker
-from lrsearch.executors.slots import SECRETS, THREAD_VARIABLES, Slot, SlotsExecutor, Worker
-from lrsearch.interfaces import DECODERS_VARIABLE, ExecutorSettings, Settings, importing_alike
-from lrsearch.timing import processors
-
-DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")
-"""Of which Linux has one when a GPU can be used: NVIDIA's, Jetson's, Windows's below WSL, AMD's."""
+from lrsearch.executors.slots import Slot, SlotsExecutor, Worker
+from lrsearch.forked import IS_SAFE, ForkedProcess
+from lrsearch.interfaces import Settings
 
 
 class Process(Settings):
@@ -40,7 +37,7 @@ class Process(Settings):
     """
 
     name: Literal["process"] = "process"
-    slots: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 2
+    slots: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = ahead.DEFAULT_SLOTS
     """`auto`: a slot for each CUDA device; on the processor what timing finds fastest when the study begins."""
     threads_per_slot: Annotated[int, Field(ge=1)] | None = None
     """Of torch, for one operation; by default the processor's threads divided by the slots."""
@@ -73,10 +70,7 @@ class Process(Settings):
         """Return each slot's environment: `base` with one CUDA device and its number of threads, without secrets."""
         if self.slots == "auto":
             raise UsageError("executor.slots is auto, and nothing has put a number in its place: see `layouts`.")
-        threads = self.threads_per_slot or max(1, processors() // self.slots)
-        public = {name: value for name, value in base.items() if name not in SECRETS}
-        decoders = str(min(self.slots * threads, processors()))
-        shared = {**public, **dict.fromkeys(THREAD_VARIABLES, str(threads)), DECODERS_VARIABLE: decoders}
+        shared = of_slot(base, self.slots, self.threads_per_slot)
         refuse_one_device(device)
         devices = [] if device in ("cpu", "mps") else _cuda_devices(base)
         if not devices:
@@ -98,18 +92,9 @@ def refuse_one_device(device: str) -> None:
         )
 
 
-def devices_are_known(device: str) -> bool:
-    """Whether torch need not be asked which devices there are."""
-    return device in ("cpu", "mps") or _has_no_driver()
-
-
-def _has_no_driver() -> bool:
-    return sys.platform == "linux" and not any(Path(file).exists() for file in DRIVER_FILES)
-
-
 def _cuda_devices(environment: Mapping[str, str]) -> list[str]:
     """Return the CUDA devices that may be used, by the names that CUDA_VISIBLE_DEVICES knows them by."""
-    if _has_no_driver():
+    if has_no_driver():
         return []  # and torch need not be imported to find that out
     import torch
 
@@ -118,44 +103,12 @@ def _cuda_devices(environment: Mapping[str, str]) -> list[str]:
     return (visible or [str(index) for index in range(count)])[:count]
 
 
-@contextmanager
-def importing_torch(settings: ExecutorSettings, device: str) -> Iterator[None]:
-    """Have torch imported, for an executor that `settings` start, while the caller still reads its own modules.
-
-    Where which devices there are is not known without torch, that has to wait.
-    """
-    if isinstance(settings, Process) and IS_SAFE and devices_are_known(device):
-        with suppress(UsageError):  # which comes again
-            _ahead.append(Forker(importing_alike(settings.environments(device, os.environ)[0])))
-    try:
-        yield
-    finally:
-        end_what_imports_ahead()
-
-
-_ahead: list[Forker] = []
-"""What waits for the executor that will fork its workers there; one at most."""
-
-
-def end_what_imports_ahead() -> None:
-    """End the process that `importing_torch` has started, unless an executor has it."""
-    while _ahead:
-        _ahead.pop().close()
-
-
-def _forker(environment: Mapping[str, str]) -> Forker:
-    if _ahead and _ahead[0].environment == environment:
-        return _ahead.pop()
-    end_what_imports_ahead()  # it has other threads, or devices
-    return Forker(environment)
-
-
 class ProcessExecutor(SlotsExecutor[Slot["ProcessWorker"]]):
     """Runs trials in processes of this machine, which die with this one."""
 
     def __init__(self, environments: Sequence[Mapping[str, str]], patience_seconds: float) -> None:
         complete = [importing_alike(one) for one in environments]
-        self._forker = _forker(complete[0]) if IS_SAFE else None
+        self._forker = ahead.taken(complete[0]) if IS_SAFE else None
         new_process = self._forker.fork if self._forker else WorkerProcess
         super().__init__([Slot(partial(_worker, new_process, one, patience_seconds)) for one in complete])
 

@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lrsearch import checkpoint
+from lrsearch.environment import SECRETS, THREAD_VARIABLES
 from lrsearch.errors import (
     ClusterError,
     LrsearchError,
@@ -38,7 +39,7 @@ from lrsearch.errors import (
 )
 from lrsearch.executors import ray_node
 from lrsearch.executors.process import death_of, refuse_one_device
-from lrsearch.executors.slots import SECRETS, THREAD_VARIABLES, Slot, SlotsExecutor, Worker
+from lrsearch.executors.slots import Slot, SlotsExecutor, Worker
 from lrsearch.interfaces import Channel, RunTrials, Settings
 from lrsearch.trial import TrialResult, TrialSpec
 

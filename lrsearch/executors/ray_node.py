@@ -21,8 +21,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+from lrsearch.environment import SECRETS
 from lrsearch.executors.process import WorkerProcess
-from lrsearch.executors.slots import SECRETS
 from lrsearch.interfaces import CODE_COPY_VARIABLE
 
 PACKAGES = ("lrsearch", "torch", "torchvision", "numpy", "ray")

@@ -22,9 +22,6 @@ T = TypeVar("T")
 
 GAPS_TO_GIVE_UP = 20.0
 """A trial that shows no progress for so many times the longest pause that its worker ever made has hung."""
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-SECRETS = ("LRSEARCH_DATABASE", "LRSEARCH_DATABASE_PASSWORD_FILE", "PGPASSWORD", "PGPASSFILE")
-"""What the study's own process may have in its environment, and the user's code has no business with."""
 
 
 class Worker(ABC):

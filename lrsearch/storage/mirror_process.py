@@ -17,15 +17,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from lrsearch.environment import importing_alike
 from lrsearch.errors import LrsearchError, StorageError
 from lrsearch.executors.worker import die_with
-from lrsearch.interfaces import importing_alike
 from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord
 
-MOST_WAITING = 64
-"""So many orders wait for the process, which gets one at a time; whoever has one more waits too."""
+MOST_WAITING = 512
+"""So many trials wait for the process, which gets one at a time; whoever has one more waits too."""
 CLOSING_SECONDS = 10.0
 """How long `close` lets the process write; what is missing then is written when the study goes on."""
 PATIENCE_SECONDS = 2.0
@@ -35,7 +36,7 @@ NICENESS = 10
 """Of the process: training with a thread on each processor would wait for the thread that it stops. Not more, because
 the ledger waits for it while it holds SQLite's lock."""
 
-_Order = tuple[StudyRecord, tuple[TrialRecord, ...], Mapping[str, Sequence[CurvePoint]] | None]
+_Order = tuple[StudyRecord, tuple[TrialRecord], Mapping[str, Sequence[CurvePoint]] | None]
 
 
 class MirrorProcess:
@@ -45,8 +46,10 @@ class MirrorProcess:
     place, and what was not acknowledged is written again.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, turn: AbstractContextManager[object] | None = None) -> None:
+        """`turn` is held by whoever writes to the same file and must not wait for more than one trial of ours."""
         self._url = url
+        self._turn = turn or nullcontext()
         self._changed = threading.Condition()
         self._is_open = False
         self._waiting: deque[_Order] = deque()
@@ -70,11 +73,12 @@ class MirrorProcess:
         with self._changed:
             if live_points is not None and self._waiting:
                 return
-            self._changed.wait_for(lambda: self._error is not None or len(self._waiting) < MOST_WAITING)
-            self._check()
-            self._waiting.append((record, tuple(trials), live_points))
-            if self._is_open and len(self._waiting) == 1:
-                self._send(self._waiting[0])
+            for trial in trials:
+                self._changed.wait_for(lambda: self._error is not None or len(self._waiting) < MOST_WAITING)
+                self._check()
+                self._waiting.append((record, (trial,), live_points))
+                if self._is_open and len(self._waiting) == 1:
+                    self._send(self._waiting[0])
 
     def finish(self, tell: Callable[[str], None]) -> None:
         """Return when all is written; `tell` hears of it where that takes a while. Raises StorageError."""
@@ -151,6 +155,8 @@ class MirrorProcess:
                 except (EOFError, OSError, pickle.UnpicklingError):
                     return done > 0
                 done += 1
+                with self._turn:
+                    pass
                 with self._changed:
                     if self._is_open:
                         self._waiting.popleft()

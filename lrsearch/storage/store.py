@@ -6,7 +6,9 @@ lost.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -170,6 +172,8 @@ class Store:
         self._writer = writer(engine)
         self.absence = Absence()
         """Set its `tell` to hear of a database that is away."""
+        self.turn: AbstractContextManager[object] = nullcontext() if self.sqlite_file is None else threading.RLock()
+        """Held by a thread that writes to SQLite, where one waits for the other: whoever else writes there can wait."""
 
     def __enter__(self) -> Store:
         return self
@@ -189,7 +193,8 @@ class Store:
         return transact(self._reader, work, self._patience_seconds, self.absence)
 
     def _write(self, work: Callable[[Connection], T]) -> T:
-        return transact(self._writer, work, self._patience_seconds, self.absence)
+        with self.turn:
+            return transact(self._writer, work, self._patience_seconds, self.absence)
 
     # Studies
 

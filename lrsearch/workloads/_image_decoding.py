@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrsearch.decoding import NUMBER, Work, decode, drain, map_pixels, taken_from
+from lrsearch.environment import DECODERS_VARIABLE, importing_alike, processors
 from lrsearch.errors import DataError
-from lrsearch.interfaces import DECODERS_VARIABLE, importing_alike
-from lrsearch.timing import processors
 from lrsearch.workloads._progress import with_progress
 
 MODES = {"rgb": "RGB", "grayscale": "L"}

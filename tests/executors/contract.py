@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from lrsearch import checkpoint
+from lrsearch.environment import SECRETS
 from lrsearch.errors import LrsearchError, StorageError, WorkerDiedError, WorkloadError
-from lrsearch.executors.slots import SECRETS
 from lrsearch.interfaces import Channel, Executor, Watched
 from lrsearch.trial import CheckpointPlan, Choice, CurvePoint, DeviceInfo, TrialResult, TrialSpec
 from tests.resuming import UUID, spec

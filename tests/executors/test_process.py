@@ -19,11 +19,10 @@ from typing import Any
 
 import pytest
 
+from lrsearch.environment import DECODERS_VARIABLE
 from lrsearch.errors import UsageError, WorkerDiedError, WorkloadError
-from lrsearch.executors import Inline, worker
-from lrsearch.executors.forked import IS_SAFE
-from lrsearch.executors.process import Process, ProcessExecutor, importing_torch
-from lrsearch.interfaces import DECODERS_VARIABLE
+from lrsearch.executors import worker
+from lrsearch.executors.process import Process, ProcessExecutor
 from lrsearch.trial import CheckpointPlan, Choice
 from tests.executors.contract import TRIAL, Does, Listener, SlotsContract, do
 from tests.processes import children, lives
@@ -84,43 +83,6 @@ def test_the_process_that_workers_are_forked_from_comes_again_as_they_do() -> No
         [forker] = set(children(os.getpid())) - others
         assert sorted(children(forker)) == sorted(pids) == sorted(executor.pids)
     assert set(children(os.getpid())) == others
-
-
-@pytest.mark.skipif(not IS_SAFE, reason="workers are not forked here")
-def test_workers_are_forked_from_the_process_that_imports_ahead() -> None:
-    others, settings = set(children(os.getpid())), Process(slots="auto")
-    layout = settings.layouts("cpu", 3)[0]
-    with importing_torch(layout, "cpu"):
-        [ahead] = set(children(os.getpid())) - others
-        with closing(layout.start("cpu")) as executor:
-            executor.prepare(Does("pid"))
-            assert sorted(children(ahead)) == sorted(executor.pids)
-            assert set(children(os.getpid())) - others == {ahead}
-        assert set(children(os.getpid())) == others
-    assert set(children(os.getpid())) == others
-
-
-@pytest.mark.skipif(not IS_SAFE, reason="workers are not forked here")
-def test_a_process_that_imports_ahead_for_nobody_or_for_another_environment_ends(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    others = set(children(os.getpid()))
-    with importing_torch(Process(slots=1), "cpu"):
-        [ahead] = set(children(os.getpid())) - others
-        monkeypatch.setenv("SOMETHING_ELSE", "by now")
-        with closing(Process(slots=1).start("cpu")) as executor:
-            assert do(executor, "pid", 0) not in children(ahead)
-            assert not lives(ahead)
-    with importing_torch(Process(slots=1), "cpu"):
-        [ahead] = set(children(os.getpid())) - others
-    assert not lives(ahead)
-    assert set(children(os.getpid())) == others
-
-
-def test_nothing_is_imported_ahead_where_trials_run_in_this_process() -> None:
-    others = set(children(os.getpid()))
-    with importing_torch(Inline(), "cpu"):
-        assert set(children(os.getpid())) == others
 
 
 def test_a_process_that_cannot_begin_is_told_with_its_own_exit_code(
@@ -248,7 +210,7 @@ def test_a_trial_in_a_process_gives_what_it_gives_here(tmp_path: Path) -> None:
 
 def test_slots_get_cuda_devices_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    monkeypatch.setattr("lrsearch.executors.process.DRIVER_FILES", ["/dev/null"])
+    monkeypatch.setattr("lrsearch.environment.DRIVER_FILES", ["/dev/null"])
     base = {"CUDA_VISIBLE_DEVICES": "4,GPU-a1b2,7", "PATH": "/bin"}
     environments = Process(slots=2).environments("auto", base)
     assert [one["CUDA_VISIBLE_DEVICES"] for one in environments] == ["4", "GPU-a1b2"]

@@ -229,3 +229,15 @@ def test_it_dies_with_the_study_and_no_password_stands_in_its_command(store: Sto
         assert "sqlite" not in Path(f"/proc/{child}/cmdline").read_text()
         study.send_signal(signal.SIGKILL)
     wait_until(lambda: not lives(child))
+
+
+def test_it_lets_the_ledger_go_first(store: Store, url: str, told: list[str]) -> None:
+    record = stored(store, 4)
+    with closing(MirrorProcess(url, store.turn)) as mirror:
+        mirror.finish(told.append)
+        with store.turn:
+            mirror.publish(record, record.trials)
+            time.sleep(0.5)  # enough for all
+            assert values(url) == [0.0], "the trial that it had begun with"
+        mirror.finish(told.append)
+    assert values(url) == [0.0, 0.25, 0.5, 0.75]

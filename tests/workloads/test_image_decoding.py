@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lrsearch.decoding import NUMBER, Work
+from lrsearch.environment import DECODERS_VARIABLE
 from lrsearch.errors import DataError, StorageError
-from lrsearch.interfaces import DECODERS_VARIABLE
 from lrsearch.workloads import _image_decoding
 from lrsearch.workloads._image_cache import DecodedImages, cached
 from lrsearch.workloads._image_decoding import decode_all

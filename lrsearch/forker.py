@@ -1,4 +1,4 @@
-"""The process from which the workers of this machine are forked. `python -m lrsearch.executors.forker FD`.
+"""The process from which the workers of this machine are forked. `python -m lrsearch.forker FD`.
 
 Over that socket come requests, each the JSON of the variables to set and two descriptors: the worker's connection and a
 pipe. The worker writes its process id into the pipe; when it has ended, the forker writes how. When the socket closes,
@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from typing import NoReturn
 
 from lrsearch.executors import worker
-from lrsearch.executors.forked import ENDED, NEWS, PID, READY
+from lrsearch.forked import ENDED, NEWS, PID, READY
 from lrsearch.timing import collector_at_rest
 
 LONGEST_REQUEST = 65_536

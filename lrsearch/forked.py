@@ -1,4 +1,4 @@
-"""Workers that are forked from a process which has imported torch (`executors/forker.py`): each begins at once."""
+"""Workers that are forked from a process which has imported torch (`forker.py`): each begins at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Forker:
         self._has_imported = False
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.process = subprocess.Popen(  # noqa: S603  our own program
-            [sys.executable, "-m", "lrsearch.executors.forker", str(theirs.fileno())],
+            [sys.executable, "-m", "lrsearch.forker", str(theirs.fileno())],
             env=self.environment,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

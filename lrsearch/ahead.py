@@ -1,0 +1,81 @@
+"""Torch is imported by the process that will fork the workers, while this one imports its own modules and reads on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from lrsearch.environment import devices_are_known, importing_alike, of_slot, processors
+from lrsearch.forked import IS_SAFE, Forker
+
+DEFAULT_SLOTS = 2
+
+
+def first_guess(values: Any, device: str | None) -> dict[str, str] | None:
+    """Return the environment that workers will most likely have, by what is written in a study file, not yet checked.
+
+    None where trials run in this process or on other machines, or what devices there are is not known without torch.
+    """
+    executor, training = _block(values, "executor"), _block(values, "training")
+    if executor.get("name") != "process" or not devices_are_known(str(device or training.get("device", "auto"))):
+        return None
+    slots, threads = executor.get("slots", DEFAULT_SLOTS), executor.get("threads_per_slot")
+    if slots == "auto":
+        slots = max(1, processors() // (threads or 1)) if _may_be_threads(threads) else None
+    if not (_is_number(slots) and _may_be_threads(threads)):
+        return None
+    return importing_alike(of_slot(os.environ, slots, threads))
+
+
+def _block(values: Any, key: str) -> Mapping[str, Any]:
+    block = values.get(key) if isinstance(values, Mapping) else None
+    return block if isinstance(block, Mapping) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _may_be_threads(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+_under_way: list[Forker] = []
+"""What waits for the executor that will fork its workers there; one at most."""
+
+
+@contextmanager
+def importing_torch() -> Iterator[None]:
+    """End at last what `begin` has started, unless an executor has it by then."""
+    try:
+        yield
+    finally:
+        end()
+
+
+def begin(environment: Mapping[str, str] | None) -> None:
+    """Have torch imported in a process with that environment; with None, or where nothing is forked, in none."""
+    if _under_way and _under_way[0].environment == environment:
+        return
+    end()
+    if environment is not None and IS_SAFE:
+        _under_way.append(Forker(environment))
+
+
+def is_under_way() -> bool:
+    """Whether torch is being imported by another process, for which this one will wait."""
+    return bool(_under_way)
+
+
+def end() -> None:
+    """End the process that imports torch ahead, if there is one."""
+    while _under_way:
+        _under_way.pop().close()
+
+
+def taken(environment: Mapping[str, str]) -> Forker:
+    """Return the process that has that environment, or a new one, from which the caller will fork and which it ends."""
+    begin(environment)
+    return _under_way.pop()

@@ -1,0 +1,147 @@
+"""Torch is imported by another process while a study file is still being read, for the workers that it asks for."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lrsearch import ahead
+from lrsearch.cli import app
+from lrsearch.environment import importing_alike
+from lrsearch.executors import Process
+from lrsearch.forked import IS_SAFE
+from tests.executors.contract import Does, do
+from tests.processes import children, lives
+
+NO_NUMBERS: list[Any] = [0, -1, True, 1.5, "two", [2], {}]
+
+forks = pytest.mark.skipif(not IS_SAFE, reason="workers are not forked here")
+
+
+def environment(settings: Process) -> dict[str, str]:
+    return importing_alike(settings.environments("cpu", os.environ)[0])
+
+
+@forks
+def test_workers_are_forked_from_the_process_that_imports_ahead() -> None:
+    others, settings = set(children(os.getpid())), Process(slots="auto")
+    layout = settings.layouts("cpu", 3)[0]
+    with ahead.importing_torch():
+        ahead.begin(environment(layout))
+        [process] = set(children(os.getpid())) - others
+        ahead.begin(environment(layout))
+        assert set(children(os.getpid())) - others == {process}, "which is the right one"
+        with closing(layout.start("cpu")) as executor:
+            executor.prepare(Does("pid"))
+            assert sorted(children(process)) == sorted(executor.pids)
+            assert set(children(os.getpid())) - others == {process}
+        assert set(children(os.getpid())) == others
+    assert set(children(os.getpid())) == others
+
+
+@forks
+def test_a_process_for_nobody_or_for_another_environment_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = set(children(os.getpid()))
+    with ahead.importing_torch():
+        ahead.begin(environment(Process(slots=1)))
+        [process] = set(children(os.getpid())) - others
+        monkeypatch.setenv("SOMETHING_ELSE", "by now")
+        with closing(Process(slots=1).start("cpu")) as executor:
+            assert do(executor, "pid", 0) not in children(process)
+            assert not lives(process)
+    for after in (None, {"PATH": os.environ["PATH"]}):
+        with ahead.importing_torch():
+            ahead.begin(environment(Process(slots=1)))
+            [process] = set(children(os.getpid())) - others
+            assert ahead.is_under_way()
+            ahead.begin(after)
+            assert not lives(process)
+            assert ahead.is_under_way() == (after is not None)
+        assert not ahead.is_under_way()
+    assert set(children(os.getpid())) == others
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {},
+        {"slots": 1},
+        {"slots": 3},
+        {"slots": 3, "threads_per_slot": 2},
+        {"threads_per_slot": 1, "asynchronous": True},
+        {"slots": "auto"},
+        {"slots": "auto", "threads_per_slot": 1},
+        {"slots": "auto", "threads_per_slot": 1000},
+    ],
+)
+def test_the_first_guess_is_what_the_executor_will_have(written: dict[str, Any]) -> None:
+    executor = {"name": "process", **written}
+    guess = ahead.first_guess({"executor": executor, "training": {"device": "cpu"}}, None)
+    assert guess == environment(Process.model_validate(executor).layouts("cpu", 1000)[0])
+    assert guess == ahead.first_guess({"executor": executor, "training": {"device": "cuda"}}, "cpu")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        "text",
+        [],
+        {},
+        {"executor": None},
+        {"executor": "process"},
+        {"executor": {"name": "inline"}},
+        {"executor": {"name": "ray", "slots": 2}},
+        {"executor": {"name": ["process"]}},
+        *(
+            {"executor": {"name": "process", key: value}, "training": {"device": "cpu"}}
+            for key in ("slots", "threads_per_slot")
+            for value in NO_NUMBERS
+        ),
+    ],
+)
+def test_nothing_is_guessed_where_trials_run_elsewhere_or_what_is_written_makes_no_sense(values: Any) -> None:
+    assert ahead.first_guess(values, None) is None
+
+
+def test_nothing_is_guessed_where_only_torch_knows_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "devices_are_known", lambda device: device == "cpu")
+    values = {"executor": {"name": "process"}}
+    assert ahead.first_guess(values, None) is None
+    assert ahead.first_guess(values, "cpu") is not None
+    assert ahead.first_guess({**values, "training": {"device": "cpu"}}, None) is not None
+    assert ahead.first_guess({**values, "training": []}, None) is None
+
+
+STUDY = """\
+version: 1
+name: small
+workload: {name: digits, model: mlp}
+training: {epochs: 1, device: cpu}
+executor: {name: process, slots: 1}
+strategies:
+  grid: {name: grid, points: 1, schedule: {name: constant}}
+"""
+
+
+@forks
+def test_it_begins_before_the_file_is_checked_and_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others, began, begin = set(children(os.getpid())), [], ahead.begin
+
+    def note(environment: dict[str, str] | None) -> None:
+        began.append(environment)
+        begin(environment)
+
+    monkeypatch.setattr(ahead, "begin", note)
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.replace("epochs: 1", "epochs: minus one"))
+    ended = CliRunner().invoke(app, ["run-study", str(file)])
+    assert ended.exit_code == 2, ended.output
+    assert f"{file}:4:20: training.epochs" in ended.output
+    assert began == [environment(Process(slots=1))]
+    assert set(children(os.getpid())) == others
