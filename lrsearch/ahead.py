@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lrsearch.environment import devices_are_known, importing_alike, of_slot, processors
+from lrsearch.errors import LrsearchError
 from lrsearch.forked import IS_SAFE, Forker
+from lrsearch.yaml_file import read_yaml
 
 DEFAULT_SLOTS = 2
+
+
+def glance(arguments: Sequence[str]) -> dict[str, str] | None:
+    """Return the first guess for a command line that looks like `run-study FILE`; None for any other."""
+    files = [one for one in arguments if one.endswith((".yaml", ".yml")) and os.path.isfile(one)]
+    if arguments[:1] != ["run-study"] or len(files) != 1 or {"--dry-run", "--help"} & set(arguments):
+        return None
+    device = None
+    for option, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, value = option.partition("=")
+        if name == "--device":
+            device = value or following
+    try:
+        return first_guess(read_yaml(Path(files[0])).values, device)
+    except LrsearchError:  # which comes again, and is told then
+        return None
 
 
 def first_guess(values: Any, device: str | None) -> dict[str, str] | None:

@@ -202,23 +202,18 @@ def run_study(
 ) -> None:
     """Run a study, or continue it where it stopped, and write its report."""
     from lrsearch import ahead
-    from lrsearch.yaml_file import read_yaml
+    from lrsearch.config import load_study
+    from lrsearch.probing import likely_environment
 
+    config = load_study(file)
+    if device is not None:
+        config = config.on_device(device)
+    if dry_run:
+        _show_forecast(config, as_json)
+        return
+    page = report or Path("reports") / f"{config.name}.html"
+    _check_writable(page)
     with ahead.importing_torch():
-        written = read_yaml(file)
-        if not dry_run:
-            ahead.begin(ahead.first_guess(written.values, device))
-        from lrsearch.config import as_study
-        from lrsearch.probing import likely_environment
-
-        config = as_study(written)
-        if device is not None:
-            config = config.on_device(device)
-        if dry_run:
-            _show_forecast(config, as_json)
-            return
-        page = report or Path("reports") / f"{config.name}.html"
-        _check_writable(page)
         ahead.begin(likely_environment(config))
         record = _run(config, database, page, extend=extend, fresh=fresh)
     if as_json:

@@ -475,11 +475,7 @@ class StudyConfig(Settings):
 
 def load_study(path: str | Path) -> StudyConfig:
     """Read a study file. Raises StudyFileError, one line a mistake: file:line:column: key: rule, value, way out."""
-    return as_study(read_yaml(Path(path)))
-
-
-def as_study(file: YamlFile) -> StudyConfig:
-    """Return the study that a file's values give. Raises StudyFileError, as `load_study` does."""
+    file = read_yaml(Path(path))
     try:
         config = _strictly(StudyConfig, file.values)
     except ValidationError as error:

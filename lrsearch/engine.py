@@ -5,6 +5,8 @@ Who only asks for it, by these functions, need not import torch.
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -75,7 +77,11 @@ def prepare_all(
     The gangs are asked for with `auto` and answered for as they train.
     """
     with collector_at_rest():
+        first = "torch" not in sys.modules
         from lrsearch.training import RECORDABLE, faster_precision, fastest_compiling, prepare
+
+        if first:
+            gc.freeze()  # else the collector would walk all of torch at once, and again and again
 
     workload, training = variants[0]
     prepared = prepare(workload, training, seed, evaluates=evaluates)

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
-from lrsearch.executors import worker
+from lrsearch import worker
 from lrsearch.forked import ENDED, NEWS, PID, READY
 from lrsearch.timing import collector_at_rest
 
@@ -34,7 +34,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     with collector_at_rest():
         importlib.import_module("lrsearch.gang")
-    gc.freeze()  # what is there now is shared with the workers, as long as nobody writes to it
+        gc.freeze()  # what is there now is shared with the workers, as long as nobody writes to it
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
+import subprocess
+import sys
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from lrsearch import ahead
-from lrsearch.cli import app
 from lrsearch.environment import importing_alike
 from lrsearch.executors import Process
 from lrsearch.forked import IS_SAFE
@@ -122,26 +123,76 @@ STUDY = """\
 version: 1
 name: small
 workload: {name: digits, model: mlp}
-training: {epochs: 1, device: cpu}
+training: {epochs: 1}
 executor: {name: process, slots: 1}
 strategies:
   grid: {name: grid, points: 1, schedule: {name: constant}}
 """
 
 
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "slots"),
+    [
+        (["run-study", "FILE"], 1),
+        (["run-study", "--fresh", "FILE", "--json"], 1),
+        (["run-study", "FILE", "--device", "cpu"], 1),
+        (["run-study", "--device=cpu", "FILE"], 1),
+        (["run-study", "FILE", "--device", "cuda"], None),
+        (["run-study", "--device=cuda", "FILE"], None),
+        (["run-study", "FILE", "--device"], 1),
+        (["run-study", "FILE", "--dry-run"], None),
+        (["run-study", "FILE", "--help"], None),
+        (["run-study", "FILE", "FILE"], None),
+        (["run-study", "no.yaml"], None),
+        (["run-study"], None),
+        (["validate", "FILE"], None),
+        (["--version"], None),
+        ([], None),
+    ],
+)
+def test_a_glance_at_the_command_line(
+    file: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], slots: int | None
+) -> None:
+    monkeypatch.setattr(ahead, "devices_are_known", lambda device: device in ("cpu", "auto"))
+    expected = None if slots is None else environment(Process(slots=slots))
+    assert ahead.glance([str(file) if one == "FILE" else one for one in arguments]) == expected
+
+
+def test_a_file_that_cannot_be_read_is_for_those_who_tell_so(file: Path) -> None:
+    for text in ("executor: {name: process", "", "\x00"):
+        file.write_text(text)
+        assert ahead.glance(["run-study", str(file)]) is None
+
+
+def with_mark(mark: str) -> list[int]:
+    """Return the processes whose environment has it."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
 @forks
-def test_it_begins_before_the_file_is_checked_and_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    others, began, begin = set(children(os.getpid())), [], ahead.begin
-
-    def note(environment: dict[str, str] | None) -> None:
-        began.append(environment)
-        begin(environment)
-
-    monkeypatch.setattr(ahead, "begin", note)
-    file = tmp_path / "study.yaml"
+def test_what_has_begun_ends_with_a_command_that_goes_wrong(file: Path) -> None:
     file.write_text(STUDY.replace("epochs: 1", "epochs: minus one"))
-    ended = CliRunner().invoke(app, ["run-study", str(file)])
-    assert ended.exit_code == 2, ended.output
-    assert f"{file}:4:20: training.epochs" in ended.output
-    assert began == [environment(Process(slots=1))]
-    assert set(children(os.getpid())) == others
+    mark = f"MARK={os.getpid()}-{time.monotonic_ns()}"
+    name, _, value = mark.partition("=")
+    command = [sys.executable, "-m", "lrsearch", "run-study", str(file)]
+    with subprocess.Popen(command, env={**os.environ, name: value}, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and len(with_mark(mark)) < 2:
+            time.sleep(0.005)
+        assert len(with_mark(mark)) == 2, "torch is being imported"
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"{file}:4:20: training.epochs" in said
+    assert "Traceback" not in said
+    assert with_mark(mark) == []

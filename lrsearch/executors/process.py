@@ -167,12 +167,12 @@ def _worker(
 
 
 class WorkerProcess:
-    """A process that runs `executors/worker.py`, and dies with the thread that made it."""
+    """A process that runs `worker.py`, and dies with the thread that made it."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         ours, theirs = socket.socketpair()
         self._process = subprocess.Popen(  # noqa: S603  our own program
-            [sys.executable, "-m", "lrsearch.executors.worker", str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-m", "lrsearch.worker", str(theirs.fileno()), str(os.getpid())],
             env=dict(environment),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

@@ -25,7 +25,7 @@ GAPS_TO_GIVE_UP = 20.0
 
 
 class Worker(ABC):
-    """The other end of `executors/worker.py`, wherever that runs."""
+    """The other end of `worker.py`, wherever that runs."""
 
     def __init__(self, patience_seconds: float) -> None:
         self._patience_seconds = patience_seconds

@@ -22,8 +22,8 @@ from typing import Any
 
 from lrsearch.environment import importing_alike
 from lrsearch.errors import LrsearchError, StorageError
-from lrsearch.executors.worker import die_with
 from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord
+from lrsearch.worker import die_with
 
 MOST_WAITING = 512
 """So many trials wait for the process, which gets one at a time; whoever has one more waits too."""

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
+from lrsearch import worker
 from lrsearch.environment import DECODERS_VARIABLE
 from lrsearch.errors import UsageError, WorkerDiedError, WorkloadError
-from lrsearch.executors import worker
 from lrsearch.executors.process import Process, ProcessExecutor
 from lrsearch.trial import CheckpointPlan, Choice
 from tests.executors.contract import TRIAL, Does, Listener, SlotsContract, do

@@ -96,7 +96,7 @@ class FarNode:
         found = []
         for pid in descendants(self._process.pid):
             try:
-                if b"lrsearch.executors.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"lrsearch.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     found.append(pid)
             except OSError:
                 continue

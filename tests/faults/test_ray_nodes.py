@@ -91,9 +91,7 @@ def _busy(url: str) -> int:
 
 def worker_of(node: Any) -> int:
     """Return the process in which the node's trials run."""
-    [worker] = [
-        pid for pid in processes_of(node) if b"lrsearch.executors.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    [worker] = [pid for pid in processes_of(node) if b"lrsearch.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return worker
 
 

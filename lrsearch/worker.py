@@ -1,4 +1,4 @@
-"""The process of one slot: takes orders over a socket until that closes. `python -m lrsearch.executors.worker FD PPID`.
+"""The process of one slot: takes orders over a socket until that closes. `python -m lrsearch.worker FD PPID`.
 
 Orders are ("call", function) and ("run", run_trials, specs); answers ("point", uuid, point), to which a bool comes
 back, ("message", uuid, text), ("progress",), ("done", result) and ("error", class, text). Both ends are our own
