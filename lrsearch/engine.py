@@ -68,12 +68,13 @@ def prepare_all(
     *,
     open_to: Collection[Compiling] = (),
     evaluates: bool = True,
+    slots: int = 1,
 ) -> Preparation:
     """Prepare each variant and return the first's preparation, with the seconds of all and the choice of gangs.
 
     Where the precision is `auto`, it is chosen for the first variant, and all train in it; so is what makes the steps
     faster, of what the study is `open_to`. `epochs` are those of this process in the whole study, which say how long
-    timing may take. Without `evaluates` the first variant takes training steps alone.
+    timing may take; `slots` processes do the same. Without `evaluates` the first variant takes training steps alone.
     The gangs are asked for with `auto` and answered for as they train.
     """
     with collector_at_rest():
@@ -122,6 +123,7 @@ def prepare_all(
                 most_across=request.most_across,
                 forecasts=request.forecasts,
                 compiling_must_pay=must_pay,
+                slots=slots,
             )
             for request in gangs
         ]

@@ -96,7 +96,7 @@ SMALLEST_GANG = 2
 GLANCE_BLOCKS = 2
 """Of steps of a trial alone, for a first look."""
 SOLO_BLOCKS = 7
-"""Blocks of steps of a trial alone that are timed at least: more than 50 steps together,"""
+"""Blocks of steps of a trial alone that are timed at least, by all processes: more than 50 steps together,"""
 SOLO_SHARE = PROBE_SHARE / 4
 """and more while they take no more than this share of the study"""
 SOLO_SECONDS = 2.0
@@ -923,6 +923,7 @@ def choose(
     most_across: int = 1,
     forecasts: bool = False,
     compiling_must_pay: bool = False,
+    slots: int = 1,
 ) -> GangChoice:
     """Time trials alone and together, and return what costs least per trial.
 
@@ -931,6 +932,7 @@ def choose(
     when it has taken about GANG_SHARE of what those would take. What was chosen is kept in the cache folder, so that
     only what a trial costs alone is measured again, and that only where some train together or for `forecasts`.
     With `compiling_must_pay` gangs are compiled only in a study for which that is a small part, or known to pay.
+    `slots` processes do the same, and `trial.pooled` takes together what they find.
     """
     device, across = pick_device(training.device), min(crowds, most_across) >= SMALLEST_GANG
     circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
@@ -938,7 +940,7 @@ def choose(
     alone = _known_alone(training, circumstances, most, widely, compiling_must_pay)
     if alone is not None and not forecasts:
         return alone
-    solo = _Solo(load(workload, device, seed), training, device, seed, search_steps)
+    solo = _Solo(load(workload, device, seed), training, device, seed, search_steps, slots)
     chosen = alone or _chosen(solo, circumstances, most, widely, most_across, crowds, compiling_must_pay)
     return replace(chosen, solo=solo.cost) if forecasts or max(chosen.size, chosen.across) > 1 else chosen
 
@@ -1142,7 +1144,7 @@ def timings(workload: Choice, training: TrainingPlan, seed: int, sizes: Sequence
     """Time trials alone and in gangs of `sizes`; return seconds of a step per member by size, and why sizes lack."""
     device = pick_device(training.device)
     loaded = load(workload, device, seed)
-    solo = _Solo(loaded, training, device, seed, PROBED_STEPS)
+    solo = _Solo(loaded, training, device, seed, PROBED_STEPS, slots=1)
     rehearsal, found = solo.rehearsal(), {1: solo.step}
     if sizes and (reason := _why_alone(training) or rehearsal.check(1)):
         return found, reason
@@ -1194,9 +1196,16 @@ class _Solo:
     """A trial alone: its first losses, what a step takes at a glance, and its cost once that is asked for."""
 
     def __init__(
-        self, loaded: LoadedWorkload, training: TrainingPlan, device: torch.device, seed: int, search_steps: int
+        self,
+        loaded: LoadedWorkload,
+        training: TrainingPlan,
+        device: torch.device,
+        seed: int,
+        search_steps: int,
+        slots: int,
     ) -> None:
         self.training, self.search_steps = training, search_steps
+        self._fewest_blocks = math.ceil(SOLO_BLOCKS / slots)
         self._new_run = partial(new_run, loaded, training, device, seed)
         self._rehearsal = partial(_Rehearsal, loaded, training, device, seed)
         self._wait = wait = synchronizer(device)
@@ -1233,10 +1242,10 @@ class _Solo:
         run = self._new_run()
         self._first_losses(run)
         block = _block(run)
-        blocks = self._blocks + _timed(block, self._wait, SOLO_BLOCKS - GLANCE_BLOCKS)
-        seconds = self._share(statistics.median(blocks) / BLOCK_STEPS)
-        blocks += _timed(block, self._wait, 0, min(SOLO_SECONDS, seconds) - sum(blocks))
-        return statistics.median(blocks) / BLOCK_STEPS
+        self._blocks += _timed(block, self._wait, self._fewest_blocks - GLANCE_BLOCKS)
+        seconds = self._share(statistics.median(self._blocks) / BLOCK_STEPS)
+        self._blocks += _timed(block, self._wait, 0, min(SOLO_SECONDS, seconds) - sum(self._blocks))
+        return statistics.median(self._blocks) / BLOCK_STEPS
 
     def _share(self, step: float) -> float:
         return SOLO_SHARE * self.search_steps * step
@@ -1256,7 +1265,8 @@ class _Solo:
         recorded = self.training.compile == "graphs"
         warmup = max(0.0, self._first_seconds - _checked_steps(self.training) * step) if recorded else 0.0
         validation, range_test = evaluations
-        return SoloCost(self._setup, step, validation, range_test, warmup)
+        blocks = tuple(seconds / BLOCK_STEPS for seconds in self._blocks)
+        return SoloCost(self._setup, step, validation, range_test, warmup, blocks)
 
 
 def _timed(

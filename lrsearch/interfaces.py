@@ -243,8 +243,8 @@ class Executor(Protocol):
         """How many gangs can run at once."""
         ...
 
-    def prepare(self, work: Callable[[], T]) -> T:
-        """Run `work`, which can be pickled, wherever trials will run, and return what it gave.
+    def prepare(self, work: Callable[[], T]) -> list[T]:
+        """Run `work`, which can be pickled, wherever trials will run, and return what it gave in each slot.
 
         Raises what it raises, and WorkloadError when it takes its process down.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -73,8 +74,8 @@ def survey(config: StudyConfig) -> Survey:
         with closing(executor.start(plan.device)) as started:
             for precision in precisions:
                 variant = replace(plan, precision=precision)
-                prepared = started.prepare(partial(training.prepare, workload, variant, seed))
-                by_size, note = started.prepare(partial(timings, workload, variant, seed, GANG_SIZES))
+                prepared, *_ = started.prepare(partial(training.prepare, workload, variant, seed))
+                (by_size, note), *_ = started.prepare(partial(timings, workload, variant, seed, GANG_SIZES))
                 found += [
                     Timing(precision, processes, prepared.device.threads, size, seconds / processes)
                     for size, seconds in by_size.items()
@@ -155,18 +156,18 @@ def _timed(
             executor = layout.start(config.training.device, code)
             stack.callback(executor.close)
             slots = executor.slot_count
-            prepared = executor.prepare(partial(prepare_all, [(workload, plan)], seed, evaluates=False))
+            prepared, *_ = executor.prepare(partial(prepare_all, [(workload, plan)], seed, evaluates=False))
             share = LAYOUT_SHARE * config.planned_epochs() * prepared.facts.steps_per_epoch
             if share < slots * TIMED_STEPS:
                 timed.append((float("inf"), layout, executor))
                 break
             step_of = partial(time_step, workload, replace(plan, precision=prepared.precision), seed)
-            step = executor.prepare(partial(step_of, 1)) / slots
+            step = statistics.mean(executor.prepare(partial(step_of, 1))) / slots
             size = min(GANG_SIZES[-1], math.ceil(side_by_side / slots))
             others = [other for other, _, _ in timed]
             alone_ends = time.perf_counter() - began > share * min([step, *others])
             if config.gangs == "auto" and size > 1 and (others or not alone_ends):  # else there is nothing to compare
-                step = min(step, executor.prepare(partial(step_of, size)) / slots)
+                step = min(step, statistics.mean(executor.prepare(partial(step_of, size))) / slots)
             timed.append((step, layout, executor))
             best = min([step, *others])
             if step > best or time.perf_counter() - began > share * best:

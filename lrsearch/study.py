@@ -43,6 +43,7 @@ from lrsearch.trial import (
     TrainingPlan,
     WorkloadFacts,
     planned_steps,
+    pooled,
     range_test_steps,
 )
 
@@ -66,7 +67,7 @@ def run_study(
     """Run or continue the study that `config` describes and return its record when all searches are done.
 
     A record that is not `finished` says that the file's budget ended the run. Where anything is to run, `meanwhile` is
-    called when the executor's processes have been started, and `conclude` gets that record while the dashboard's
+    called before the executor is started, and `conclude` gets that record while the dashboard's
     tables are still being written; a study for which it raises goes on when the command is repeated.
 
     Raises StudyChangedError when the stored study of this name says something else (`extend` allows more seeds, trials
@@ -90,14 +91,14 @@ def run_study(
             study = _find_study(study.name, store, study.version) or study
             if _is_done(config, study):  # by the process that was waited for
                 return _done(study, store, observer)
-        with signals.interruptible():
-            config, executor = start_executor(config, _user_code(config), observer.message)
-        stack.enter_context(closing(executor))
         # Which opens the dashboard's tables while this process, or those of the executor, import torch.
         mirror = None if mirror_url is None else stack.enter_context(closing(MirrorProcess(mirror_url, store.turn)))
-        observer.message("Preparing workload and device ...")
         with signals.interruptible():
             meanwhile()
+            config, executor = start_executor(config, _user_code(config), observer.message)
+        stack.enter_context(closing(executor))
+        observer.message("Preparing workload and device ...")
+        with signals.interruptible():
             prepared = prepare(config, executor, begins=study is None or fresh)
         settled = _settled(config, prepared)
         for text in dict.fromkeys(chain.from_iterable(map(_why_apart, prepared.gangs.values()))):
@@ -287,8 +288,9 @@ def prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Prepara
     if begins and config.training.compile == "auto":
         open_to = ("graphs", "on") if config.gangs == "off" else ("graphs", "gangs")
     seed, epochs = config.seeds[0], config.planned_epochs() / executor.slot_count if begins else 0.0
-    work = partial(prepare_all, _variants(config), seed, requests, epochs, open_to=open_to)
-    prepared = executor.prepare(work)
+    slots = executor.slot_count
+    work = partial(prepare_all, _variants(config), seed, requests, epochs, open_to=open_to, slots=slots)
+    prepared = pooled(executor.prepare(work))
     if open_to and prepared.compile in ("on", "graphs"):  # everywhere, also where timing has found otherwise
         executor.prepare(partial(prepare_all, _variants(_settled(config, prepared)), seed))
     for key, strategy in config.strategies.items():

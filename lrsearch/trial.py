@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
@@ -152,6 +153,8 @@ class SoloCost:
     """Of one evaluation of the `range_test` split."""
     warmup_seconds: float = 0.0
     """What the first steps take longer, where they are to be recorded."""
+    blocks: tuple[float, ...] = ()
+    """Seconds of a step in each block of steps that was timed, of which `step_seconds` is the median."""
 
 
 @dataclass(frozen=True)
@@ -543,6 +546,28 @@ class Preparation:
     seconds: float
     gangs: Mapping[str, GangChoice] = field(default_factory=dict)
     """By `trial.likeness`: how many trials of a kind train together."""
+
+
+def pooled(found: Sequence[Preparation]) -> Preparation:
+    """Return the first preparation with what all on the same device found out about a trial alone."""
+    first = found[0]
+    alike = [one.gangs for one in found if one.device == first.device]
+    gangs = {}
+    for kind, choice in first.gangs.items():
+        costs = [other.solo for gangs in alike if (other := gangs.get(kind)) is not None and other.solo is not None]
+        gangs[kind] = choice if choice.solo is None else replace(choice, solo=_pooled(costs))
+    return replace(first, gangs=gangs)
+
+
+def _pooled(costs: Sequence[SoloCost]) -> SoloCost:
+    """Return the medians: of a step over all blocks, of all else over the processes that timed it."""
+    return SoloCost(
+        statistics.median(cost.setup_seconds for cost in costs),
+        statistics.median(block for cost in costs for block in cost.blocks),
+        statistics.median(cost.validation_seconds for cost in costs),
+        statistics.median(cost.range_test_seconds for cost in costs),
+        statistics.median(cost.warmup_seconds for cost in costs),
+    )
 
 
 def range_test_steps(test: RangeTestPlan, steps_per_epoch: int) -> int:

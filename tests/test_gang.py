@@ -24,7 +24,10 @@ from lrsearch.trial import (
     CheckpointPlan,
     Choice,
     CurvePoint,
+    DeviceInfo,
+    GangChoice,
     ParameterGroup,
+    Preparation,
     Proposal,
     RangeTestPlan,
     SoloCost,
@@ -33,7 +36,9 @@ from lrsearch.trial import (
     TrialSpec,
     charged_seconds,
     likeness,
+    pooled,
 )
+from tests.records import FACTS
 
 SGD = Choice("sgd", {"momentum": 0.9, "weight_decay": 5e-4})
 DIGITS = Choice("digits", {"batch_size": 64, "model": "mlp"})
@@ -406,6 +411,28 @@ class TestChoice:
         choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=2, search_steps=10**5)
         assert 56 <= short < 70
         assert 75 < len(steps) - short < 1500, "a quarter of a hundredth is 250, where steps take as long as the first"
+        steps.clear()
+        choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=2, search_steps=100, slots=3)
+        assert 24 <= len(steps) < 38, "three processes time 72 of them"
+
+    def test_what_several_processes_find_out_about_a_trial_alone_is_taken_together(self) -> None:
+        here, other = DeviceInfo("cpu", "here"), DeviceInfo("cpu", "another machine of the cluster")
+        cost = replace(COST, blocks=(0.5, 0.5, 0.7))
+
+        def prepared(device: DeviceInfo, solo: SoloCost | None, size: int = 2) -> Preparation:
+            return Preparation(FACTS, device, "float32", "off", 1.0, {"kind": GangChoice(size, solo=solo)})
+
+        slower = SoloCost(0.75, 9.0, 4.0, 3.0, 0.5, blocks=(9.0, 0.9, 0.8, 0.6))
+        found = pooled(
+            [
+                prepared(here, cost),
+                prepared(here, slower, 8),
+                prepared(here, None),
+                prepared(other, replace(cost, blocks=())),
+            ]
+        )
+        assert found == prepared(here, SoloCost(0.5, 0.7, 3.0, 2.0, 0.25))
+        assert pooled([prepared(here, None), prepared(here, cost)]) == prepared(here, None)
 
     def test_gangs_across_seeds_are_timed_beside_and_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gang, "MUST_SAVE", 1e9)

@@ -29,8 +29,8 @@ class InlineExecutor:
 
     slot_count = 1
 
-    def prepare(self, work: Callable[[], T]) -> T:
-        return work()
+    def prepare(self, work: Callable[[], T]) -> list[T]:
+        return [work()]
 
     def submit(
         self, run_trials: RunTrials, specs: Sequence[TrialSpec], channel: Channel, slot: int = 0

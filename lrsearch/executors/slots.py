@@ -152,12 +152,10 @@ class SlotsExecutor(Generic[AnySlot]):
         for slot in slots:  # so that they import while we do
             slot.thread.submit(slot.living_worker, prepare=False)
 
-    def prepare(self, work: Callable[[], T]) -> T:
-        """Run `work` in every slot at the same time and return what the first slot's gave."""
-        first, *others = [slot.thread.submit(slot.prepare, work) for slot in self._slots]
-        for future in others:
-            future.result()
-        return first.result()
+    def prepare(self, work: Callable[[], T]) -> list[T]:
+        """Run `work` in every slot at the same time and return what each gave."""
+        futures = [slot.thread.submit(slot.prepare, work) for slot in self._slots]
+        return [future.result() for future in reversed(futures)][::-1]
 
     def submit(
         self, run_trials: RunTrials, specs: Sequence[TrialSpec], channel: Channel, slot: int = 0

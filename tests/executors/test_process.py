@@ -197,7 +197,7 @@ def test_a_trial_in_a_process_gives_what_it_gives_here(tmp_path: Path) -> None:
     executor = Process(slots=1, threads_per_slot=torch.get_num_threads()).start("cpu")
     listener = Listener()
     try:
-        prepared = executor.prepare(partial(prepare_all, [(trial.workload, trial.training)], trial.seed))
+        [prepared] = executor.prepare(partial(prepare_all, [(trial.workload, trial.training)], trial.seed))
         [there] = executor.submit(run_trials, [trial], listener).result(timeout=120)
     finally:
         executor.close()
