@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/digits.yaml
 
-.PHONY: study test fast-test slow-test faults-short faults faults-tools postgres-test integration-test ray-test ray-long-test cuts outages bench check install clean
+.PHONY: study test fast-test slow-test faults-short faults faults-tools postgres-test postgres-long-test integration-test ray-test ray-long-test cuts outages bench check install clean
 
 install: $(VENV)/.installed
 
@@ -25,7 +25,7 @@ check: install
 	$(BIN)/lint-imports
 
 # With two threads of torch in each of two busy processes a trial may take forty times as long as with one.
-fast-test slow-test postgres-test integration-test ray-test ray-long-test cuts faults-short faults outages: export OMP_NUM_THREADS := 1
+fast-test slow-test postgres-test postgres-long-test integration-test ray-test ray-long-test cuts faults-short faults outages: export OMP_NUM_THREADS := 1
 
 fast-test: install
 	$(BIN)/pytest -n 2
@@ -39,7 +39,11 @@ slow-test: install
 postgres-test: install build/tools
 	test -x /usr/lib/postgresql/15/bin/postgres \
 	    || { apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-15; }
-	$(BIN)/pytest -n 2 -m postgres
+	$(BIN)/pytest -n 2 -m "postgres and not postgres_long"
+
+# The same on PostgreSQL 15 also where the version hardly matters.
+postgres-long-test: install build/tools
+	$(BIN)/pytest -n 2 -m postgres_long
 
 # Half an hour: 30 outages in the middle of a study on each version, one of them of 30 s.
 outages: install build/tools

@@ -97,7 +97,11 @@ DRAWN = re.compile(
 """Columns that differ from run to run."""
 
 
-@pytest.fixture(scope="module", params=[15, 18])
+BOTH, NEWEST = [15, 18], [pytest.param(15, marks=pytest.mark.postgres_long), 18]
+"""What is about leases rather than about SQL runs on the older version only where there is time for it."""
+
+
+@pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     server = Server(request.param)
     yield server
@@ -141,6 +145,7 @@ def on_sqlite(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{folder / 'lrsearch.db'}"
 
 
+@pytest.mark.parametrize("server", BOTH, indirect=True)
 def test_a_study_is_the_same_on_sqlite_and_on_postgresql(server: Server, on_sqlite: str, tmp_path: Path) -> None:
     """Run, continue, export, report, show and list, with the password from libpq's password file."""
     url = server.new_database()
@@ -167,6 +172,7 @@ def test_a_study_is_the_same_on_sqlite_and_on_postgresql(server: Server, on_sqli
     assert PASSWORD not in (tmp_path / "reports" / "everything.html").read_text()
 
 
+@pytest.mark.parametrize("server", BOTH, indirect=True)
 def test_a_study_outlives_its_database(server: Server, on_sqlite: str, tmp_path: Path) -> None:
     """The server stops, crashes and is killed in the middle of trials, and is away for 1 to 10 s, once for 30 s."""
     url = server.new_database()
@@ -191,6 +197,7 @@ def test_a_study_outlives_its_database(server: Server, on_sqlite: str, tmp_path:
     assert exported(url, "long") == exported(on_sqlite, "long")
 
 
+@pytest.mark.parametrize("server", NEWEST, indirect=True)
 def test_a_killed_study_goes_on_on_postgresql(server: Server, on_sqlite: str, tmp_path: Path) -> None:
     url = server.new_database()
     (tmp_path / "study.yaml").write_text(LONG)
@@ -216,6 +223,7 @@ def test_a_killed_study_goes_on_on_postgresql(server: Server, on_sqlite: str, tm
         assert _without(found[table], ended) == _without(expected[table], ended)
 
 
+@pytest.mark.parametrize("server", BOTH, indirect=True)
 def test_four_processes_that_begin_a_study_at_once_all_end_well(server: Server, on_sqlite: str, tmp_path: Path) -> None:
     """One of them runs it, three wait for it."""
     url = server.new_database()
@@ -232,6 +240,7 @@ def test_four_processes_that_begin_a_study_at_once_all_end_well(server: Server, 
 
 
 @pytest.mark.parametrize("on", ["this machine", "another machine"])
+@pytest.mark.parametrize("server", NEWEST, indirect=True)
 def test_when_the_process_that_runs_a_study_is_killed_another_takes_it_over(
     server: Server, on_sqlite: str, tmp_path: Path, on: str
 ) -> None:
@@ -269,6 +278,7 @@ def test_when_the_process_that_runs_a_study_is_killed_another_takes_it_over(
         assert _without(exported(url, "long")[table], ended) == _without(exported(on_sqlite, "long")[table], ended)
 
 
+@pytest.mark.parametrize("server", NEWEST, indirect=True)
 def test_who_waited_for_a_study_that_fails_says_so_and_runs_nothing(server: Server, tmp_path: Path) -> None:
     """And whoever then types the command again, the cause mended, has the trials that were not tried."""
     url = server.new_database()
