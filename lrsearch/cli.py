@@ -367,17 +367,19 @@ def probe(
     for name in ("precision", "processes", "threads each", "trials together", "ms per step", "times as fast"):
         table.add_column(name, justify="left" if name == "precision" else "right")
     for timing in sorted(found.timings, key=lambda one: one.step_seconds):
-        counts = (timing.processes, timing.threads, timing.gang_size)
+        together = f"{timing.gang_size}, compiled" if timing.compiled else str(timing.gang_size)
         speed = f"{alone / timing.step_seconds:.2f}"
-        table.add_row(timing.precision, *map(str, counts), f"{timing.step_seconds * 1e3:.3g}", speed)
+        counts = (str(timing.processes), str(timing.threads), together)
+        table.add_row(timing.precision, *counts, f"{timing.step_seconds * 1e3:.3g}", speed)
     _print(table)
     for note in found.notes:
-        typer.echo(f"Not every size could be timed: {note}")
+        typer.echo(f"Not everything could be timed: {note}")
     best = found.best
     slots = f"{{name: process, slots: {best.processes}, threads_per_slot: {best.threads}}}"
     typer.echo(
         f"Fastest: executor: {slots if best.processes > 1 else '{name: inline}'}, precision: {best.precision}, "
-        f"gangs: {'auto' if best.gang_size > 1 else 'off'}. Gangs are chosen anew by each study where gangs is auto."
+        f"gangs: {'auto' if best.gang_size > 1 else 'off'}{', compile: gangs' if best.compiled else ''}. "
+        "Gangs are chosen anew by each study where gangs is auto."
     )
 
 

@@ -1035,12 +1035,7 @@ def _compiled(
     """
     if known := recall("gangs_compiled", circumstances):
         return replace(choice, reason_compiled=known)
-    whole = CompiledGang(size, size)
-    try:
-        each = rehearsal.seconds_per_member(size, 1, whole)
-        reason = rehearsal.check(1, size, whole)
-    except Exception as error:  # whatever stops the compiler, they train without it
-        reason = one_line(error)
+    each, reason = rehearsal.compiled(size)
     if reason:
         return replace(choice, reason_compiled=reason)
     one = solo.step
@@ -1140,19 +1135,29 @@ def _gang_steps(measured: Sequence[tuple[int, float]], several: Sequence[int], o
     return list(zip(several, np.interp(several, list(timed), list(timed.values())).tolist(), strict=True))
 
 
-def timings(workload: Choice, training: TrainingPlan, seed: int, sizes: Sequence[int]) -> tuple[dict[int, float], str]:
-    """Time trials alone and in gangs of `sizes`; return seconds of a step per member by size, and why sizes lack."""
+def timings(
+    workload: Choice, training: TrainingPlan, seed: int, sizes: Sequence[int]
+) -> tuple[dict[tuple[int, bool], float], str]:
+    """Time trials alone and in gangs of `sizes`, where `training.compile` says so also the largest compiled.
+
+    Return the seconds of a step per member by size and whether the gang is compiled, and why some are not there.
+    """
     device = pick_device(training.device)
     loaded = load(workload, device, seed)
     solo = _Solo(loaded, training, device, seed, PROBED_STEPS, slots=1)
-    rehearsal, found = solo.rehearsal(), {1: solo.step}
+    rehearsal, found = solo.rehearsal(), {(1, False): solo.step}
     if sizes and (reason := _why_alone(training) or rehearsal.check(1)):
         return found, reason
     try:
         for size in sizes:
-            found[size] = rehearsal.seconds_per_member(size, 1)
+            found[size, False] = rehearsal.seconds_per_member(size, 1)
     except Exception as error:  # as in `choose`
         return found, _why(error)
+    if sizes and training.compile in COMPILES_GANGS:
+        each, reason = rehearsal.compiled(max(sizes))
+        if reason:
+            return found, reason
+        found[max(sizes), True] = each
     return found, ""
 
 
@@ -1427,6 +1432,14 @@ class _Rehearsal:
         step = partial(run.step, torch.zeros_like(rates))
         seconds = max(GANG_SECONDS[0], min(seconds, GANG_SECONDS[1]))
         return statistics.median(_timed(step, wait, GANG_STEPS, seconds)) / size
+
+    def compiled(self, size: int) -> tuple[float, str]:
+        """Return the seconds of a compiled gang's step by its size, and why it cannot be."""
+        whole = CompiledGang(size, size)
+        try:
+            return self.seconds_per_member(size, 1, whole), self.check(1, size, whole)
+        except Exception as error:  # whatever stops the compiler, they train without it
+            return math.inf, one_line(error)
 
     @contextmanager
     def _leaving_no_trace(self) -> Iterator[None]:

@@ -42,6 +42,8 @@ class Timing:
     threads: int
     """Of torch, in each process."""
     gang_size: int
+    compiled: bool
+    """Whether the gang's step is."""
     step_seconds: float
     """Wall seconds of one training step of one trial, when all processes and members train at the same time."""
 
@@ -77,8 +79,8 @@ def survey(config: StudyConfig) -> Survey:
                 prepared, *_ = started.prepare(partial(training.prepare, workload, variant, seed))
                 (by_size, note), *_ = started.prepare(partial(timings, workload, variant, seed, GANG_SIZES))
                 found += [
-                    Timing(precision, processes, prepared.device.threads, size, seconds / processes)
-                    for size, seconds in by_size.items()
+                    Timing(precision, processes, prepared.device.threads, size, compiled, seconds / processes)
+                    for (size, compiled), seconds in by_size.items()
                 ]
                 if note and note not in notes:
                     notes.append(note)

@@ -421,6 +421,24 @@ def test_a_compiled_gang_is_chosen_where_it_takes_less_and_known_the_next_time(
     assert (plain.size, plain.compiled) == (SIZE, None)
 
 
+def test_a_survey_times_the_largest_gang_compiled_too_where_the_study_file_says_so(
+    timed: list[tuple[int, bool]], compiled: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = (2, SIZE, 4)
+    found, why = gang.timings(DIGITS, PLAN, 0, sizes)
+    assert [*found] == [(1, False), (2, False), (SIZE, False), (4, False), (SIZE, True)]
+    assert (found[SIZE, True], why) == (1e-5, "")
+    assert len(compiled) == 1
+    found, why = gang.timings(DIGITS, replace(PLAN, compile="off"), 0, sizes)
+    assert [*found] == [(1, False), (2, False), (SIZE, False), (4, False)]
+    monkeypatch.setattr(
+        gang._Rehearsal, "check", lambda *how: "they differ" if how[-1] == CompiledGang(SIZE, SIZE) else ""
+    )
+    found, why = gang.timings(DIGITS, PLAN, 0, sizes)
+    assert [*found] == [(1, False), (2, False), (SIZE, False), (4, False)]
+    assert why == "they differ"
+
+
 def test_left_open_a_gang_is_compiled_where_the_study_is_long_enough(
     timed: list[tuple[int, bool]], compiled: list[torch.fx.GraphModule]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from lrsearch import engine, probing, training
+from lrsearch.cli import app
 from lrsearch.config import StudyConfig, load_study
 from lrsearch.executors import Process, process
 from lrsearch.storage.store import open_store
@@ -49,6 +52,29 @@ def layouts(monkeypatch: pytest.MonkeyPatch, cores: int, most: int, device: str 
     monkeypatch.setattr(process, "processors", lambda: cores)
     found = Process(slots="auto", **settings).layouts(device, most)
     return [(one.slots, one.threads_per_slot) for one in found]
+
+
+def test_a_survey_is_a_table_with_the_fastest_way_as_lines_for_the_study_file(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = probing.Timing("float32", 1, 2, 1, False, 8e-4)
+    together = probing.Timing("float32", 2, 1, 16, False, 2e-4)
+    compiled = replace(together, compiled=True, step_seconds=1e-4)
+    found = [probing.Survey("a processor (cpu)", (alone, together), ("it would not",))]
+    monkeypatch.setattr(probing, "survey", lambda config: found[-1])
+    command = ["probe", str(config.folder / "study.yaml")]
+    said = CliRunner().invoke(app, command).output
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert "float32 2 1 16 0.2 4.00" in lines
+    assert "float32 1 2 1 0.8 1.00" in lines
+    assert "Not everything could be timed: it would not" in lines
+    assert "slots: 2, threads_per_slot: 1}, precision: float32, gangs: auto. Gangs" in said
+    found.append(probing.Survey("a processor (cpu)", (alone, together, compiled), ()))
+    said = CliRunner().invoke(app, command).output
+    assert "float32 2 1 16, compiled 0.1 8.00" in [" ".join(line.split()) for line in said.splitlines()]
+    assert "precision: float32, gangs: auto, compile: gangs. Gangs" in said
+    best = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)["best"]
+    assert (best["gang_size"], best["compiled"]) == (16, True)
 
 
 def test_the_processor_is_divided_by_halves_down_to_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
