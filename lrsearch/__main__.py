@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import sys
 
-from lrsearch import ahead
-
 
 def main() -> None:
     """Run the command line."""
-    with ahead.importing_torch():
-        ahead.begin(ahead.glance(sys.argv[1:]))
-        from lrsearch import cli  # which takes a tenth of a second
+    try:
+        if sys.argv[1:2] == ["run-study"]:
+            _run_study()
+        else:
+            _run()
+    except KeyboardInterrupt:  # while the command line was being imported
+        sys.stderr.write("Stopped.\n")
+        sys.exit(130)
 
-        cli.main()
+
+def _run_study() -> None:
+    from lrsearch import ahead
+
+    with ahead.ended_at_last():
+        ahead.begin(ahead.glance(sys.argv[1:]))
+        _run()
+
+
+def _run() -> None:
+    from lrsearch import cli  # which takes a tenth of a second
+
+    cli.main()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ DEFAULT_SLOTS = 2
 def glance(arguments: Sequence[str]) -> dict[str, str] | None:
     """Return the first guess for a command line that looks like `run-study FILE`; None for any other."""
     files = [one for one in arguments if one.endswith((".yaml", ".yml")) and os.path.isfile(one)]
-    if arguments[:1] != ["run-study"] or len(files) != 1 or {"--dry-run", "--help"} & set(arguments):
+    if arguments[:1] != ["run-study"] or len(files) != 1 or {"--dry-run", "--help"} & set(arguments) or not IS_SAFE:
         return None
     device = None
     for option, following in zip(arguments, [*arguments[1:], ""], strict=True):
@@ -66,8 +66,8 @@ _under_way: list[Forker] = []
 
 
 @contextmanager
-def importing_torch() -> Iterator[None]:
-    """End at last what `begin` has started, unless an executor has it by then."""
+def ended_at_last() -> Iterator[None]:
+    """End what `begin` starts in the meantime, unless an executor has it by then. May be entered again inside."""
     try:
         yield
     finally:
@@ -96,5 +96,7 @@ def end() -> None:
 
 def taken(environment: Mapping[str, str]) -> Forker:
     """Return the process that has that environment, or a new one, from which the caller will fork and which it ends."""
-    begin(environment)
-    return _under_way.pop()
+    if _under_way and _under_way[0].environment == environment:
+        return _under_way.pop()
+    end()
+    return Forker(environment)

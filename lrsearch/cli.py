@@ -127,16 +127,15 @@ StudyVersion = Annotated[
 
 
 def _keep_passwords_secret(context: typer.Context, url: str) -> str:
+    from lrsearch.storage.engine import with_password
+
     from_command_line = str(context.get_parameter_source("database")).endswith("COMMANDLINE")
     if from_command_line and _without_passwords(url) != url:
         raise UsageError(
             "A password on the command line can be read by everyone on this machine: give the URL without it, and the "
             "password in the file that LRSEARCH_DATABASE_PASSWORD_FILE names or in ~/.pgpass."
         )
-    if os.environ.get("PGPASSWORD"):
-        from lrsearch.storage.engine import with_password
-
-        url = with_password(url)
+    url = with_password(url)
     _forget_passwords()
     return url
 
@@ -213,7 +212,7 @@ def run_study(
         return
     page = report or Path("reports") / f"{config.name}.html"
     _check_writable(page)
-    with ahead.importing_torch():
+    with ahead.ended_at_last():
         ahead.begin(likely_environment(config))
         record = _run(config, database, page, extend=extend, fresh=fresh)
     if as_json:
@@ -226,7 +225,7 @@ def run_study(
 
 
 def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh: bool) -> StudyRecord:
-    from lrsearch import ahead, study
+    from lrsearch import study
     from lrsearch.progress import progress_for
     from lrsearch.storage.store import open_store
 
@@ -245,7 +244,7 @@ def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh:
                 extend=extend,
                 fresh=fresh,
                 mirror_url=database,
-                meanwhile=_make_report_ready if ahead.is_under_way() else lambda: None,
+                meanwhile=_make_report_ready,
                 conclude=conclude,
             )
     except KeyboardInterrupt:
@@ -277,9 +276,13 @@ def _check_writable(path: Path, option: str = "--report") -> None:
 
 
 def _make_report_ready() -> None:
-    from lrsearch.report import make_ready
+    """Do some of the work of the end where this process would only wait for another one, which imports torch."""
+    from lrsearch import ahead
 
-    make_ready()
+    if ahead.is_under_way():
+        from lrsearch.report import make_ready
+
+        make_ready()
 
 
 def _write_report(record: StudyRecord, page: Path) -> None:
@@ -855,6 +858,7 @@ def _leave(exit_code: int) -> None:
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
+        gc.unfreeze()  # else what was made before torch was imported is left out
         for one in gc.get_objects():  # what a user's model writes, and has not closed
             if issubclass(type(one), (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)):
                 with suppress(OSError, ValueError):

@@ -1210,7 +1210,7 @@ class _Solo:
         slots: int,
     ) -> None:
         self.training, self.search_steps = training, search_steps
-        self._fewest_blocks = math.ceil(SOLO_BLOCKS / slots)
+        self._fewest_blocks = max(GLANCE_BLOCKS + 1, math.ceil(SOLO_BLOCKS / slots))
         self._new_run = partial(new_run, loaded, training, device, seed)
         self._rehearsal = partial(_Rehearsal, loaded, training, device, seed)
         self._wait = wait = synchronizer(device)

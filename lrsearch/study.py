@@ -67,8 +67,8 @@ def run_study(
     """Run or continue the study that `config` describes and return its record when all searches are done.
 
     A record that is not `finished` says that the file's budget ended the run. Where anything is to run, `meanwhile` is
-    called before the executor is started, and `conclude` gets that record while the dashboard's
-    tables are still being written; a study for which it raises goes on when the command is repeated.
+    called before the executor is started, and `conclude` gets that record while the dashboard's tables are still being
+    written; a study for which it raises goes on when the command is repeated.
 
     Raises StudyChangedError when the stored study of this name says something else (`extend` allows more seeds, trials
     or strategies, `fresh` starts a new version), StudyBusyError when another process runs it (on PostgreSQL that one

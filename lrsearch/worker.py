@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import signal
@@ -63,6 +64,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     with collector_at_rest():
         importlib.import_module("lrsearch.gang")  # what the first order will need, while the parent is still busy
+        gc.freeze()
     connection = Connection(descriptor)  # which must not close before the exit code is certain
     serve(connection)
 

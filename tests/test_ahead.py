@@ -32,7 +32,7 @@ def environment(settings: Process) -> dict[str, str]:
 def test_workers_are_forked_from_the_process_that_imports_ahead() -> None:
     others, settings = set(children(os.getpid())), Process(slots="auto")
     layout = settings.layouts("cpu", 3)[0]
-    with ahead.importing_torch():
+    with ahead.ended_at_last():
         ahead.begin(environment(layout))
         [process] = set(children(os.getpid())) - others
         ahead.begin(environment(layout))
@@ -48,7 +48,7 @@ def test_workers_are_forked_from_the_process_that_imports_ahead() -> None:
 @forks
 def test_a_process_for_nobody_or_for_another_environment_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     others = set(children(os.getpid()))
-    with ahead.importing_torch():
+    with ahead.ended_at_last():
         ahead.begin(environment(Process(slots=1)))
         [process] = set(children(os.getpid())) - others
         monkeypatch.setenv("SOMETHING_ELSE", "by now")
@@ -56,7 +56,7 @@ def test_a_process_for_nobody_or_for_another_environment_ends(monkeypatch: pytes
             assert do(executor, "pid", 0) not in children(process)
             assert not lives(process)
     for after in (None, {"PATH": os.environ["PATH"]}):
-        with ahead.importing_torch():
+        with ahead.ended_at_last():
             ahead.begin(environment(Process(slots=1)))
             [process] = set(children(os.getpid())) - others
             assert ahead.is_under_way()

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from lrsearch import __main__
 from lrsearch.cli import EXIT_CODES
 from lrsearch.errors import LrsearchError
 from tests.test_config import install_plug_in
@@ -128,6 +129,32 @@ def test_what_a_user_s_module_has_not_flushed_is_there_after_the_quick_end(tmp_p
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "log.txt").read_text() == "left"
     assert "said by a library in C" in answer.stdout
+
+
+def test_what_was_open_before_torch_was_imported_is_flushed_too(tmp_path: Path) -> None:
+    """As the file of a plug-in may be: its objects are frozen by then (lrsearch/engine.py)."""
+    program = (
+        "import gc, sqlalchemy; from lrsearch.cli import _leave\n"
+        "log = open('log.txt', 'w'); log.write('left'); gc.freeze(); _leave(7)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=ENVIRONMENT, timeout=60)
+    assert done.returncode == 7
+    assert (tmp_path / "log.txt").read_text() == "left"
+
+
+def test_ctrl_c_while_the_command_line_is_being_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__, "_run", interrupted)
+    for arguments in (["--version"], ["run-study", "no.yaml"]):
+        monkeypatch.setattr(sys, "argv", ["lrsearch", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            __main__.main()
+        assert ended.value.code == 130
+        assert capsys.readouterr().err == "Stopped.\n"
 
 
 def test_help_answers_in_less_than_0_4_seconds(tmp_path: Path) -> None:

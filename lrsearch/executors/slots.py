@@ -155,7 +155,7 @@ class SlotsExecutor(Generic[AnySlot]):
     def prepare(self, work: Callable[[], T]) -> list[T]:
         """Run `work` in every slot at the same time and return what each gave."""
         futures = [slot.thread.submit(slot.prepare, work) for slot in self._slots]
-        return [future.result() for future in reversed(futures)][::-1]
+        return [future.result() for future in futures]
 
     def submit(
         self, run_trials: RunTrials, specs: Sequence[TrialSpec], channel: Channel, slot: int = 0

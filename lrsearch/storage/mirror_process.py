@@ -26,7 +26,7 @@ from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord
 from lrsearch.worker import die_with
 
 MOST_WAITING = 512
-"""So many trials wait for the process, which gets one at a time; whoever has one more waits too."""
+"""When so many trials wait for the process, which gets one at a time, whoever has more waits too."""
 CLOSING_SECONDS = 10.0
 """How long `close` lets the process write; what is missing then is written when the study goes on."""
 PATIENCE_SECONDS = 2.0
@@ -73,12 +73,12 @@ class MirrorProcess:
         with self._changed:
             if live_points is not None and self._waiting:
                 return
-            for trial in trials:
-                self._changed.wait_for(lambda: self._error is not None or len(self._waiting) < MOST_WAITING)
-                self._check()
-                self._waiting.append((record, (trial,), live_points))
-                if self._is_open and len(self._waiting) == 1:
-                    self._send(self._waiting[0])
+            self._changed.wait_for(lambda: self._error is not None or len(self._waiting) < MOST_WAITING)
+            self._check()
+            is_idle = self._is_idle()
+            self._waiting += [(record, (trial,), live_points) for trial in trials]
+            if is_idle and self._waiting:
+                self._send(self._waiting[0])
 
     def finish(self, tell: Callable[[str], None]) -> None:
         """Return when all is written; `tell` hears of it where that takes a while. Raises StorageError."""
@@ -89,9 +89,9 @@ class MirrorProcess:
             self._check()
 
     def close(self) -> None:
-        """End the process, which may write for CLOSING_SECONDS more."""
+        """End the process, which may write for CLOSING_SECONDS more if it has anything to write."""
         with self._changed:
-            self._changed.wait_for(self._is_idle, timeout=CLOSING_SECONDS)
+            self._changed.wait_for(lambda: not self._waiting or self._is_idle(), timeout=CLOSING_SECONDS)
             self._closed = True
             if self._process is not None:
                 if self._is_idle():

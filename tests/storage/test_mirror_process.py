@@ -241,3 +241,26 @@ def test_it_lets_the_ledger_go_first(store: Store, url: str, told: list[str]) ->
             assert values(url) == [0.0], "the trial that it had begun with"
         mirror.finish(told.append)
     assert values(url) == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_one_that_has_nothing_to_write_is_not_waited_for(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "optuna.py").write_text("import time; time.sleep(60)")
+    monkeypatch.syspath_prepend(tmp_path)
+    others = set(children(os.getpid()))
+    mirror = MirrorProcess(url)
+    own_child(others)
+    began = time.monotonic()
+    mirror.close()
+    assert time.monotonic() - began < 5
+    assert set(children(os.getpid())) == others
+
+
+def test_many_trials_are_taken_at_once(store: Store, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_process, "MOST_WAITING", 2)
+    record = stored(store, 6)
+    with store.turn, closing(MirrorProcess(url, store.turn)) as mirror:
+        mirror.publish(record, record.trials)
+        assert len(mirror._waiting) == 6, "a study that goes on shows all that it has; that must not hold it up"
+        monkeypatch.setattr(mirror_process, "CLOSING_SECONDS", 0.0)
