@@ -913,6 +913,8 @@ class _AsAlone(TorchFunctionMode):
                 ones = torch.ones([x.shape[side] for side in order], dtype=x.dtype, device=x.device)
                 kept = torch.dropout(ones, p, True).permute([order.index(side) for side in range(x.ndim)])
                 return x.mul_(kept) if own["inplace"] else x * kept
+        if func in (torch.alpha_dropout, torch.native_dropout, F.alpha_dropout) and not args[0].is_contiguous():
+            raise ValueError("the model draws chance in the order in which a tensor alone lies in memory")
         if func in RANDOM_FILLS and len(_tensors(args, kwargs)) == 1 and torch._C._functorch.is_batchedtensor(args[0]):
             x, *others = args  # alone it is filled as it lies in memory
             strides = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
