@@ -44,7 +44,7 @@ from lrsearch.interfaces import (
 )
 from lrsearch.schedules.plan import PlannedSchedule
 from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
-from lrsearch.stacking import LossesAsAlone, StackedModel, side_by_side
+from lrsearch.stacking import LossesAsAlone, ModesOnly, StackedModel, side_by_side
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
     COMPILING_SECONDS,
@@ -366,12 +366,14 @@ class StackedRun:
         """Return loss and metric of each model over its own split, as `Run.evaluate` does for one."""
         compiled = self._compiling is not None and not self._compiling.is_warming
         before = Contents(self.stacked.model) if compiled else None
-        self._switch(training=False)
+        with ModesOnly(self.stacked.own):
+            self._switch(training=False)
         held = Contents(self.stacked.model) if len(self._crowds) > 1 else None
         found = [one for crowd in self._crowds for one in self._evaluate(crowd, split)]
         if held is not None and not held.is_still(Contents(self.stacked.model)):
             raise CannotGangError("an evaluation changes what the model holds, which each seed has for itself")
-        self._switch(training=True)
+        with ModesOnly(self.stacked.own):
+            self._switch(training=True)
         self.stacked.look_again()
         if self._compiling is not None and before is not None and not before.is_still(Contents(self.stacked.model)):
             self.why_not_compiled = "an evaluation changes what the model holds"
@@ -390,14 +392,17 @@ class StackedRun:
                 self.progressed()
         self.stacked.take_buffers(part, rows)
         all_outputs, all_targets = torch.cat(outputs, 1).float(), torch.cat(targets)
-        drawn, draws = chance.snapshot(()), False
+        drawn, draws, nothing = chance.snapshot(()), False, torch.nn.Module()
         for row, own in enumerate(all_outputs, rows.start):
             if draws:  # alone, each would have drawn the same
                 chance.restore(drawn, ())
             if isinstance(loaded, FitsMetric) and split != "test":
                 self._metrics[row] = loaded.fit_metric(own, all_targets)
             metric = self._metrics[row] or loaded.metric
+            held = Contents(nothing, loaded.loss) if row == rows.start else None
             loss = finite(float(loaded.loss(own, all_targets)))
+            if held is not None and not held.is_still(Contents(nothing, loaded.loss)):
+                raise CannotGangError("the loss of an evaluation changes what it holds, once for each member")
             yield loss, finite(metric(own, all_targets))
             draws = draws or (row == rows.start and chance.has_drawn(drawn))
 

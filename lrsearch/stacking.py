@@ -83,6 +83,8 @@ class StackedModel:
             self.parameters[name].requires_grad_(parameter.requires_grad)
         self.own = frozenset(map(id, (*model.parameters(), *model.buffers())))
         """The tensors of `model`, with which no copy computes."""
+        self._first = [*model.parameters(), *model.buffers()]
+        self._trained = [one.requires_grad for one in model.parameters()]
         self._programs: dict[bool, _Program | None] = {}
         self._seen = _Seen()
         first = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
@@ -115,9 +117,21 @@ class StackedModel:
         return result
 
     def look_again(self) -> None:
-        """Notice what a change of the model's mode has changed in it; to be called after each that no call follows."""
+        """Notice what a change of the model's mode has changed in it; to be called after each that no call follows.
+
+        Raises ValueError when the model has or trains other weights than to begin with.
+        """
+        if self.model.training is not self._seen.mode:
+            self._check_own()
         if self._seen.is_other(self.model):
             self._programs.update({True: None, False: None})
+
+    def _check_own(self) -> None:
+        own = [*self.model.parameters(), *self.model.buffers()]
+        if len(own) != len(self._first) or any(a is not b for a, b in zip(own, self._first, strict=True)):
+            raise ValueError("the model puts other weights or buffers in the place of its own")
+        if self.model.training and self._trained != [one.requires_grad for one in self.model.parameters()]:
+            raise ValueError("the model freezes weights on the way, or trains what was frozen")
 
     @property
     def replaces_buffers(self) -> bool:
@@ -241,14 +255,20 @@ class _Seen:
     """What a model held when its mode last changed: what a program has read once may be another by now."""
 
     def __init__(self) -> None:
-        self._mode: bool | None = None
+        self.mode: bool | None = None
         self._held: Contents | None = None
+        self._looks = 3
 
     def is_other(self, model: nn.Module) -> bool:
-        """Whether the model has changed its mode since the last call, and by then holds something else."""
-        if model.training is self._mode:
-            return False
-        before, self._mode, self._held = self._held, model.training, Contents(model)
+        """Whether the model has changed its mode since the last call, and by then holds something else.
+
+        Between the first steps, too: the loss or the data may change what the model reads.
+        """
+        if model.training is self.mode:
+            if not (model.training and self._looks):
+                return False
+            self._looks -= 1
+        before, self.mode, self._held = self._held, model.training, Contents(model)
         return before is not None and not before.is_still(self._held)
 
 
@@ -326,12 +346,20 @@ class _Program:
         return to_stacked(values[self._output], stacked.count)
 
 
-RESHAPING = ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as")
+RESHAPING = (
+    *("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel"),
+    *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16"),
+)
+"""What gives the same memory or another, as the tensor lies."""
 VIEWING = (
     *("getitem", "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "narrow", "select"),
     *("squeeze", "unsqueeze", "detach", "chunk", "split", "tensor_split", "unbind", "expand", "expand_as", "diagonal"),
+    *("broadcast_to", "unfold", "as_strided", "hsplit", "vsplit", "dsplit", "view_as_real", "view_as_complex"),
+    *("pos", "positive", "identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout"),
+    *("alpha_dropout", "feature_dropout", "featurealphadropout", "feature_alpha_dropout"),
 )
-VIEWING_ATTRIBUTES = ("T", "mT", "data")
+"""What may give the same memory, as dropout does in an evaluation."""
+VIEWING_ATTRIBUTES = ("T", "mT", "H", "mH", "data", "real", "imag")
 
 
 class _Aliases:
@@ -476,6 +504,11 @@ class _Proxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> _Attribute:
         return _Attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(torch.Tensor, name):
+            raise TypeError(f"a graph does not say that {name} becomes another")
+        super().__setattr__(name, value)
 
 
 class _Attribute(fx.proxy.Attribute):
@@ -880,10 +913,31 @@ class _AsAlone(TorchFunctionMode):
                 ones = torch.ones([x.shape[side] for side in order], dtype=x.dtype, device=x.device)
                 kept = torch.dropout(ones, p, True).permute([order.index(side) for side in range(x.ndim)])
                 return x.mul_(kept) if own["inplace"] else x * kept
+        if func in (torch.alpha_dropout, torch.native_dropout, F.alpha_dropout) and not args[0].is_contiguous():
+            raise ValueError("the model draws chance in the order in which a tensor alone lies in memory")
+        if func in RANDOM_FILLS and len(_tensors(args, kwargs)) == 1 and torch._C._functorch.is_batchedtensor(args[0]):
+            x, *others = args  # alone it is filled as it lies in memory
+            strides = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
+            drawn = torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
+            return x.copy_(func(drawn, *others, **kwargs))
         if func in GRADIENT_QUESTIONS:
             caller = sys._getframe(1).f_globals.get("__name__", "")
             if not caller.startswith("torch."):
-                raise ValueError("the model asks whether a tensor needs gradients, or has hooks on them")
+                raise ValueError("the model asks whether a tensor needs gradients, says so, or has hooks on them")
+        return func(*args, **kwargs)
+
+
+class ModesOnly(TorchFunctionMode):
+    """Refuses a change of mode that computes with the model's `own` tensors, which no copy has: merged weights, say."""
+
+    def __init__(self, own: frozenset[int]) -> None:
+        super().__init__()
+        self._own = own
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in (*DESCRIBING, *FREEZING) and not self._own.isdisjoint(map(id, _tensors(args, kwargs))):
+            raise ValueError("the model computes with its weights or buffers when it changes its mode")
         return func(*args, **kwargs)
 
 
@@ -929,10 +983,16 @@ def _mean_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.T
     return loss
 
 
+RANDOM_FILLS = frozenset(
+    getattr(torch.Tensor, f"{name}_")
+    for name in ("normal", "uniform", "bernoulli", "exponential", "random", "log_normal", "cauchy", "geometric")
+)
 GRADIENT_QUESTIONS = (
     *(getattr(torch.Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")),
+    torch.Tensor.requires_grad.__set__,  # type: ignore[attr-defined]  # it is a property
     torch.Tensor.register_hook,
 )
+FREEZING = (torch.Tensor.requires_grad.__set__, torch.Tensor.requires_grad_)  # type: ignore[attr-defined]
 
 
 def _through_vmap(

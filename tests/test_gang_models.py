@@ -311,10 +311,47 @@ class AddingToAShape(Net):
         return torch.relu(hidden.view(-1, sides, 4)).flatten(1)
 
 
+class Filling(Net):
+    """Fills a tensor with noise that lies otherwise than in rows."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        noise = hidden.detach().t().clone().normal_() if self.training else torch.zeros(())
+        return torch.relu(hidden + 0.1 * noise.t())
+
+
+class AddingToItself(Net):
+    """Adds in place to what a layer passes on as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same, self.drop = nn.Identity(), nn.Dropout(0.1)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        other, dropped = self.same(hidden), self.drop(hidden)
+        other += 0.1
+        dropped += 0.1  # in an evaluation that is `hidden`, too
+        return torch.sin(hidden + other + dropped)
+
+
+class FreezingAlways(Net):
+    """Keeps a part as it is, whenever it is put into training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.train()
+
+    def train(self, mode: bool = True) -> FreezingAlways:
+        super().train(mode)
+        for parameter in self.first.parameters():
+            parameter.requires_grad = False
+        return self
+
+
 AGREE: tuple[type[Net], ...] = (
     *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
     *(Limited, TensorCooling, ArrayCooling, SlotCounting, ClosureCounting, DroppingExpanded, RectifyingReshaped),
     *(ListCounting, DataCooling, Accumulating, AddingInPlace, AddingToAShape),
+    *(Filling, AddingToItself, FreezingAlways),
 )
 
 
@@ -439,6 +476,23 @@ class Mixed(Net):
         return torch.relu(hidden + self.bias)
 
 
+class AddingToACopy(Net):
+    """Adds in place to what may be a copy, or the same."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        other = hidden.contiguous()
+        other += 0.1
+        return torch.sin(hidden + other)
+
+
+class FreezingInside(Net):
+    """Says in each step that a layer is not to be trained."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.first.bias.requires_grad = False
+        return torch.relu(hidden)
+
+
 REFUSED: dict[type[Net], str] = {
     Writing: "writes into what it has reshaped",
     Rectifying: "writes into what it has reshaped",
@@ -448,6 +502,8 @@ REFUSED: dict[type[Net], str] = {
     Counting: "something else at each call",
     Iterating: "asks an iterator",
     Remembering: "replaces its buffers",
+    AddingToACopy: "writes into what it has reshaped",
+    FreezingInside: "asks whether a tensor needs gradients",
 }
 
 
@@ -629,6 +685,102 @@ def test_the_check_before_a_study_finds_a_gang_that_goes_wrong(wrong: str, monke
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
     reason = _Rehearsal(WithModel(3, Net, torch.float32), plan, CPU, 3, []).check(1)
     assert ("weights are trained otherwise" if wrong == "step" else "evaluated together") in reason
+
+
+class Merging(Net):
+    """Adds what it has learned to a weight while it is evaluated, as LoRA does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learned = nn.Parameter(torch.zeros(16, 64))
+
+    def train(self, mode: bool = True) -> Merging:
+        if mode is not self.training:
+            self.first.weight.data += (-1 if mode else 1) * self.learned
+        return super().train(mode)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        apart = inputs.flatten(1) @ self.learned.t() if self.training else 0.0
+        return self.last(torch.relu(self.first(inputs.flatten(1)) + apart))  # type: ignore[no-any-return]
+
+
+class Thawing(Net):
+    """Trains its first layer from its third epoch on."""
+
+    epochs = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Thawing:
+        self.epochs += mode
+        self.first.requires_grad_(self.epochs > 2)
+        return super().train(mode)
+
+
+class BeginningAnew(Net):
+    """Has another last layer from its third epoch on."""
+
+    epochs = 0
+
+    def train(self, mode: bool = True) -> BeginningAnew:
+        self.epochs += mode
+        if self.epochs == 3 and mode:
+            self.last = nn.Linear(16, 10, dtype=self.last.weight.dtype)
+        return super().train(mode)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (Merging, "computes with its weights"),
+        (Thawing, "trains what was frozen"),
+        (BeginningAnew, "puts other weights or buffers in the place"),
+    ],
+)
+def test_a_model_whose_weights_change_with_its_mode_is_refused(build: type[Net], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        histories(build, optimizer=ADAMW)
+
+
+class Tempered(Net):
+    """Has a temperature that its loss changes."""
+
+    temperature = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        Tempered.temperature = 1.0
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs / Tempered.temperature
+
+
+class Tempering(WithModel):
+    """Lowers it in each training step, and with `always` in evaluations."""
+
+    always = False
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self.always or len(targets) <= 64:
+            Tempered.temperature *= 0.97
+        return super().loss(outputs, targets)
+
+
+class TemperingAlways(Tempering):
+    always = True
+
+
+def test_a_model_reads_what_its_loss_changes() -> None:
+    stacked, single, together, alone = histories(Tempered, kind=Tempering)
+    assert farthest(stacked, single) <= 1e-9
+    assert_agree(together, alone)
+
+
+def test_a_loss_that_changes_something_in_evaluations_is_refused() -> None:
+    with pytest.raises(CannotGangError, match="the loss of an evaluation changes"):
+        histories(Tempered, kind=TemperingAlways)
 
 
 class Demanding(WithModel):
