@@ -217,6 +217,8 @@ class StackedRun:
         ]
         if len({parameter.dtype for parameter in self._parameters()}) > 1:
             raise CannotGangError("what it trains is of several number types")
+        if any(parameter.is_complex() for parameter in self._parameters()):
+            raise CannotGangError("what it trains is complex")
         self._compiling = CompiledSteps() if self._compiled and self._compiled.fits(self._live) else None
         self._optimizer = StackedOptimizer(
             self.training.optimizer.name, settings, self._parameters(), multipliers, self._compiling is not None

@@ -373,12 +373,19 @@ def build_optimizer(training: TrainingPlan, model: torch.nn.Module) -> torch.opt
     found = optimizer_class(training.optimizer.name)
     spare_dynamo()
     groups = _parameter_groups(model, training.groups)
-    one_kernel: dict[str, Any] = {"fused": True} if found in FUSED and _device_of(model).type in ("cpu", "cuda") else {}
+    one_kernel: dict[str, Any] = {"fused": True} if found in FUSED and _has_kernel(model) else {}
     with contextlib.redirect_stdout(None):  # Prodigy prints how it decays weights
         optimizer = found(groups, lr=1.0, **training.optimizer.settings, **one_kernel)  # type: ignore[call-arg]  # all take lr
     for group in optimizer.param_groups:
         group["weight_decay"] *= group["weight_decay_multiplier"]
     return optimizer
+
+
+def _has_kernel(model: torch.nn.Module) -> bool:
+    """Whether one kernel can take the step of all weights: none of them is complex or has sparse gradients."""
+    plain = not any(parameter.is_complex() for parameter in model.parameters())
+    dense = not any(getattr(module, "sparse", False) is True for module in model.modules())
+    return plain and dense and _device_of(model).type in ("cpu", "cuda")
 
 
 def _device_of(model: torch.nn.Module) -> torch.device:
@@ -552,7 +559,7 @@ class Run:
             # It would warn of the steps that are not recorded.
             self.optimizer._warned_capturable_if_run_uncaptured = True
             self._replayed = graphs.Replayed(self.device)
-        self._optimizer_step = plain_step(self.optimizer)
+        self._optimizer_step: Callable[[], object] = self._first_optimizer_step
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def step(self, learning_rate: float, momentum: float | None = None) -> None:
@@ -588,6 +595,15 @@ class Run:
             group["lr"] = learning_rate * group["rate_multiplier"]
             if momentum is not None:
                 set_momentum(group, momentum)
+
+    def _first_optimizer_step(self) -> None:
+        """Take a step; not in one kernel where some weights get their first gradient later, which that refuses."""
+        begun = self.optimizer.state
+        if any(one.grad is None for one in self._trained) or (begun and any(one not in begun for one in self._trained)):
+            for group in self.optimizer.param_groups:
+                group.update({"fused": False} if group.get("fused") else {})
+        self._optimizer_step = plain_step(self.optimizer)
+        self._optimizer_step()
 
     def _train_on(self, inputs: Any, targets: Any) -> torch.Tensor:
         """Take one optimiser step and return the loss before it."""

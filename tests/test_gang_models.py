@@ -460,6 +460,34 @@ class Tied(Net):
         return torch.relu(hidden @ self.tied[0] @ self.tied[0].t() / 64 + hidden)
 
 
+class Spectral(Net):
+    """All that it trains is complex."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        self.spectrum = nn.Parameter(torch.randn(9, dtype=torch.complex128))
+
+    def _apply(self, function: Any, recurse: bool = True) -> Spectral:
+        complex_ones = self._parameters.pop("spectrum")  # which torch would make real, with a warning
+        super()._apply(function, recurse)  # type: ignore[no-untyped-call]
+        self._parameters["spectrum"] = complex_ones
+        return self
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        filtered: torch.Tensor = torch.fft.irfft(torch.fft.rfft(hidden) * self.spectrum)
+        return filtered
+
+
+class DroppingAcross(Net):
+    """Draws for a tensor that does not lie in rows."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        kept: torch.Tensor = torch.native_dropout(torch.relu(hidden).t(), 0.5, True)[0]
+        return kept.t()
+
+
 class Mixed(Net):
     """Trains weights of two number types."""
 
@@ -498,6 +526,8 @@ REFUSED: dict[type[Net], str] = {
     Rectifying: "writes into what it has reshaped",
     Tied: "a weight that something else holds",
     Mixed: "several number types",
+    Spectral: "complex",
+    DroppingAcross: "lies in memory",
     Hooking: "asks whether a tensor needs gradients",
     Counting: "something else at each call",
     Iterating: "asks an iterator",

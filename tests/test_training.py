@@ -437,6 +437,47 @@ def test_bfloat16_trains_close_to_float32() -> None:
     assert result.validation_metric > 0.8
 
 
+UNEVEN = {
+    "a layer that begins later": """
+    class Growing(torch.nn.Sequential):
+        steps = 0
+        def forward(self, inputs):
+            self.steps += self.training
+            return self[1](inputs + self[0](inputs) if self.steps > 3 else inputs)
+    return Growing(torch.nn.Linear(5, 5), torch.nn.Linear(5, 2))""",
+    "sparse gradients": """
+    class Counted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(5, 2, sparse=True)
+        def forward(self, inputs):
+            return inputs @ self.table(torch.arange(5))
+    return Counted()""",
+    "complex weights": """
+    class Spectral(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(3, 2, dtype=torch.cfloat))
+        def forward(self, inputs):
+            return (torch.fft.rfft(inputs) @ self.weight).real
+    return Spectral()""",
+}
+
+
+@pytest.mark.parametrize("optimizer", [Choice("sgd", {"momentum": 0.9}), Choice("adam")], ids=["sgd", "adam"])
+@pytest.mark.parametrize("case", UNEVEN)
+def test_weights_that_one_kernel_refuses_train_all_the_same(
+    callable_workload: Any, case: str, optimizer: Choice
+) -> None:
+    if (case, optimizer.name) == ("sparse gradients", "adam"):
+        pytest.skip("torch's Adam takes none")
+    workload = callable_workload(TABLE.replace("return torch.nn.Linear(5, 2)", UNEVEN[case]))
+    result = run(spec(0.02, optimizer=optimizer, epochs=8, workload=workload))
+    assert result.status == "completed", result.error
+    assert result.validation_metric is not None
+    assert result.validation_metric > 0.8
+
+
 def test_a_model_that_raises_is_a_failed_trial_that_names_the_users_line(callable_workload: Any) -> None:
     source = TABLE.replace(
         "return torch.nn.Linear(5, 2)",
