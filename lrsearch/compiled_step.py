@@ -112,8 +112,13 @@ def _traced(
         if "convert all Tensors to FakeTensors" in str(error):
             raise ValueError("the model computes with a tensor that is neither parameter nor buffer") from error
         raise
-    graph.graph.eliminate_dead_code()
+    graph.graph.eliminate_dead_code(_has_effects)
     graph.recompile()
     if any(node.op == "get_attr" for node in graph.graph.nodes):
         raise ValueError("the model computes with a tensor that is neither parameter nor buffer")
     return graph.code, graph
+
+
+def _has_effects(node: torch.fx.Node) -> bool:
+    """Whether a node does more than compute what others use; torch does not say so of batch norm's running statistics."""
+    return node.is_impure() or "batch_norm" in str(node.target)

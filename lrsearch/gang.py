@@ -212,6 +212,8 @@ class StackedRun:
         trained = [place for place, (_, parameter) in enumerate(placed) if parameter.requires_grad]
         self._places = trained  # in the optimiser, which has frozen ones too and no state for them
         self._names = [names[id(placed[place][1])] for place in trained]
+        self._unused: list[str] | None = None
+        """What has no part in the loss, and so no gradient; known after the first step."""
         multipliers = [
             (placed[place][0]["rate_multiplier"], placed[place][0]["weight_decay_multiplier"]) for place in trained
         ]
@@ -311,16 +313,26 @@ class StackedRun:
         """Take one step with the batches of the crowds and return the losses before it, (models,)."""
         with self._autocast():
             losses = self._loss(self.stacked(self._inputs(inputs)), targets)
-        try:
-            gradients = list(torch.autograd.grad(losses.sum(), self._optimizer.parameters))
-        except RuntimeError as error:
-            if "unused" in str(error):
-                raise CannotGangError("some parameters have no part in the loss") from error
-            raise
+        gradients = self._gradients(losses)
         if self.training.gradient_clip_norm is not None:
             gradients = _clipped(gradients, self.training.gradient_clip_norm)
         self._optimizer.step(gradients, rates, momentum)
         return losses.detach()
+
+    def _gradients(self, losses: torch.Tensor) -> list[torch.Tensor]:
+        """Return those of what is trained: all that has a part in the loss of the first step, and then always."""
+        trained, unused = self._optimizer.parameters, [self.stacked.parameters[name] for name in self._unused or ()]
+        found = torch.autograd.grad(losses.sum(), [*trained, *unused], allow_unused=True)
+        gradients = [gradient for gradient in found if gradient is not None]
+        if self._unused is None:
+            without = {index for index, gradient in enumerate(found) if gradient is None}
+            self._unused = [name for index, name in enumerate(self._names) if index in without]
+            self._names = [name for index, name in enumerate(self._names) if index not in without]
+            self._places = [place for index, place in enumerate(self._places) if index not in without]
+            self._optimizer.leave_out(without)
+        elif len(gradients) < len(trained) or any(gradient is not None for gradient in found[len(trained) :]):
+            raise CannotGangError("some parameters have a part in the loss of some steps only")
+        return gradients
 
     def _inputs(self, own: Sequence[Any]) -> Any:
         """Return the inputs of the crowds as the stacked model takes them; of one crowd they are shared by all."""

@@ -5,7 +5,7 @@ The formulas are those of torch.optim, in its order of operations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,14 @@ class StackedOptimizer:
                 self._sgd(list(gradients), rates, momentum)
             else:
                 self._adam(list(gradients), rates, momentum)
+
+    def leave_out(self, indices: Collection[int]) -> None:
+        """Train all parameters but these from now on, before the first step."""
+        assert not self.state, "those would have a part in it"
+        kept = [index for index in range(len(self.parameters)) if index not in indices]
+        self.parameters = [self.parameters[index] for index in kept]
+        self.multipliers = [self.multipliers[index] for index in kept]
+        self._decays = [self._decays[index] for index in kept]
 
     def keep(self, rows: torch.Tensor, parameters: list[torch.Tensor]) -> None:
         """Let the other copies go; `parameters` are the kept ones' tensors."""

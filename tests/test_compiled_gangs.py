@@ -28,6 +28,7 @@ from lrsearch.training import Run, new_run
 from lrsearch.trial import Choice, CompiledGang, TrainingPlan, likeness
 from tests.test_gang import DIGITS, SGD
 from tests.test_gang_across_seeds import ADAMW, MODELS, WithModel
+from tests.test_gang_models import SpareHead
 from tests.test_study import Quiet
 
 CPU = torch.device("cpu")
@@ -115,6 +116,22 @@ def test_members_train_and_shrink_as_each_does_alone(
         assert together.stacked.count == size
         assert_as_alone(together, single)
     assert len(compiled) == 1, "for the first size alone"
+
+
+@pytest.mark.parametrize("really", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])])
+def test_weights_that_take_no_part_stay_as_they_are(really: bool, compiled: list[torch.fx.GraphModule]) -> None:
+    def begin() -> Run:
+        plan = TrainingPlan(1, SGD, device="cpu", gradient_clip_norm=1.0)
+        return new_run(WithModel(3, SpareHead, torch.float64), plan, CPU, 3)
+
+    together, single = StackedRun([begin()] * 6, [SGD.settings] * 6, EIGHT), [begin() for _ in RATES]
+    for _ in range(6):
+        for run, rate in zip(single, RATES, strict=True):
+            run.step(rate)
+        together.step(torch.tensor(RATES, dtype=torch.float64))
+    assert (together.is_warming, together.why_not_compiled) == (False, None)
+    assert len(compiled) == 1
+    assert_as_alone(together, single)
 
 
 def test_a_gang_like_one_before_is_not_compiled_again(compiled: list[torch.fx.GraphModule]) -> None:

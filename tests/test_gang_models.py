@@ -347,11 +347,44 @@ class FreezingAlways(Net):
         return self
 
 
+class SpareHead(Net):
+    """Has weights that take no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Sequential(nn.Linear(16, 3), nn.BatchNorm1d(3))
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        self.spare(torch.ones(2, 16, dtype=outputs.dtype))
+        return outputs
+
+
+class Joining(Net):
+    """Has weights that take part in some steps only."""
+
+    joins = staticmethod(lambda steps: steps > 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.further, self.steps = nn.Linear(16, 16), 0
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.steps += self.training
+        hidden = torch.relu(hidden)
+        return hidden + self.further(hidden) if self.joins(self.steps) else hidden
+
+
+class Leaving(Joining):
+    """The other way round."""
+
+    joins = staticmethod(lambda steps: steps <= 4)
+
+
 AGREE: tuple[type[Net], ...] = (
     *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
     *(Limited, TensorCooling, ArrayCooling, SlotCounting, ClosureCounting, DroppingExpanded, RectifyingReshaped),
     *(ListCounting, DataCooling, Accumulating, AddingInPlace, AddingToAShape),
-    *(Filling, AddingToItself, FreezingAlways),
+    *(Filling, AddingToItself, FreezingAlways, SpareHead),
 )
 
 
@@ -591,6 +624,20 @@ def test_each_member_trains_and_is_evaluated_as_alone(build: type[Net], optimize
     for split in splits:  # with no step between
         for found, run in zip(stacked.evaluate(split), single, strict=True):
             assert found[0] == pytest.approx(run.evaluate(split)[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=lambda one: one.name)
+def test_weights_that_take_no_part_have_no_state_in_a_checkpoint_as_alone(optimizer: Choice) -> None:
+    stacked, (single, _), *_ = histories(SpareHead, optimizer)
+    together, alone = stacked.state(0, [])["optimizer"], single.state()["optimizer"]
+    assert together["state"].keys() == alone["state"].keys()
+    assert len(alone["state"]) == 4
+
+
+@pytest.mark.parametrize("build", [Joining, Leaving])
+def test_weights_that_take_part_in_some_steps_only_end_the_gang(build: type[Net]) -> None:
+    with pytest.raises(CannotGangError, match="in the loss of some steps only"):
+        histories(build)
 
 
 @pytest.mark.parametrize("build", REFUSED, ids=lambda one: one.__name__)
