@@ -120,5 +120,5 @@ def _traced(
 
 
 def _has_effects(node: torch.fx.Node) -> bool:
-    """Whether a node does more than compute what others use; torch does not say so of batch norm's running statistics."""
+    """Whether a node does more than compute what others use; torch does not say so of batch norm's statistics."""
     return node.is_impure() or "batch_norm" in str(node.target)
