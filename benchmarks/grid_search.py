@@ -47,7 +47,7 @@ OURS = {
         "bf16={training: {precision: bfloat16}}",
         "auto={gangs: auto, training: {precision: auto}, executor: {name: process, slots: auto}}",
     ],
-    "digits": ["gangs={gangs: auto}"],
+    "digits": ["gangs={gangs: auto}", "processes={gangs: auto, executor: {name: process}}"],
 }
 """What else lrsearch runs with by default, beside a study file in float32 without further settings."""
 

@@ -597,11 +597,11 @@ class Run:
                 set_momentum(group, momentum)
 
     def _first_optimizer_step(self) -> None:
-        """Take a step; not in one kernel where some weights get their first gradient later, which that refuses."""
-        begun = self.optimizer.state
-        if any(one.grad is None for one in self._trained) or (begun and any(one not in begun for one in self._trained)):
+        """Take a step; not in one kernel where some weights get their first gradient later, which SGD's refuses."""
+        begun, sgd = self.optimizer.state, isinstance(self.optimizer, torch.optim.SGD)
+        if sgd and any(one.grad is None or (begun and one not in begun) for one in self._trained):
             for group in self.optimizer.param_groups:
-                group.update({"fused": False} if group.get("fused") else {})
+                group.update({"fused": False, "foreach": True} if group["fused"] else {})
         self._optimizer_step = plain_step(self.optimizer)
         self._optimizer_step()
 
