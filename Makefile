@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/digits.yaml
 
-.PHONY: study test fast-test slow-test faults-short faults faults-tools postgres-test postgres-long-test integration-test ray-test ray-long-test cuts outages bench check install clean
+.PHONY: study test fast-test slow-test faults-short faults faults-tools postgresql-15 postgres-test postgres-long-test integration-test ray-test ray-long-test cuts outages bench check install clean
 
 install: $(VENV)/.installed
 
@@ -36,14 +36,16 @@ slow-test: install
 	$(BIN)/pytest -n 2 -m slow
 
 # PostgreSQL 15 is Debian's; 18 and the Compose binary come from tests/tools.txt.
-postgres-test: install build/tools
-	test -x /usr/lib/postgresql/15/bin/postgres \
-	    || { apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-15; }
+postgres-test: install build/tools postgresql-15
 	$(BIN)/pytest -n 2 -m "postgres and not postgres_long"
 
 # The same on PostgreSQL 15 also where the version hardly matters.
-postgres-long-test: install build/tools
+postgres-long-test: install build/tools postgresql-15
 	$(BIN)/pytest -n 2 -m postgres_long
+
+postgresql-15:
+	test -x /usr/lib/postgresql/15/bin/postgres \
+	    || { apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-15; }
 
 # Half an hour: 30 outages in the middle of a study on each version, one of them of 30 s.
 outages: install build/tools
@@ -97,9 +99,7 @@ faults-short: install build/tools faults-tools
 faults: install build/tools faults-tools
 	LRSEARCH_KILLS=200 LRSEARCH_TRIALS=100 $(BIN)/pytest -m faults
 
-faults-tools:
-	test -x /usr/lib/postgresql/15/bin/postgres \
-	    || { apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-15; }
+faults-tools: postgresql-15
 	ls /usr/lib/*/faketime >/dev/null 2>&1 || apt-get install -y -qq --no-install-recommends libfaketime || true
 
 test: check fast-test

@@ -41,11 +41,11 @@ def first_guess(values: Any, device: str | None) -> dict[str, str] | None:
     if executor.get("name") != "process" or not devices_are_known(str(device or training.get("device", "auto"))):
         return None
     slots, threads = executor.get("slots", DEFAULT_SLOTS), executor.get("threads_per_slot")
-    if slots == "auto":
-        slots = max(1, processors() // (threads or 1)) if _may_be_threads(threads) else None
-    if not (_is_number(slots) and _may_be_threads(threads)):
+    if threads is not None and not _is_number(threads):
         return None
-    return importing_alike(of_slot(os.environ, slots, threads))
+    if slots == "auto":
+        slots = max(1, processors() // (threads or 1))
+    return importing_alike(of_slot(os.environ, slots, threads)) if _is_number(slots) else None
 
 
 def _block(values: Any, key: str) -> Mapping[str, Any]:
@@ -55,10 +55,6 @@ def _block(values: Any, key: str) -> Mapping[str, Any]:
 
 def _is_number(value: Any) -> bool:
     return type(value) is int and value > 0
-
-
-def _may_be_threads(value: Any) -> bool:
-    return value is None or _is_number(value)
 
 
 _under_way: list[Forker] = []
@@ -76,11 +72,10 @@ def ended_at_last() -> Iterator[None]:
 
 def begin(environment: Mapping[str, str] | None) -> None:
     """Have torch imported in a process with that environment; with None, or where nothing is forked, in none."""
-    if _under_way and _under_way[0].environment == environment:
-        return
-    end()
-    if environment is not None and IS_SAFE:
-        _under_way.append(Forker(environment))
+    if environment is None or not IS_SAFE:
+        end()
+    else:
+        _under_way.append(taken(environment))
 
 
 def is_under_way() -> bool:

@@ -5,7 +5,6 @@ Who only asks for it, by these functions, need not import torch.
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from lrsearch.errors import WorkloadError
 from lrsearch.interfaces import Channel
-from lrsearch.timing import collector_at_rest
+from lrsearch.timing import import_at_rest
 from lrsearch.trial import Choice, Compiling, Preparation, TrainingPlan, TrialResult, TrialSpec, likeness
 
 
@@ -77,12 +76,9 @@ def prepare_all(
     timing may take; `slots` processes do the same. Without `evaluates` the first variant takes training steps alone.
     The gangs are asked for with `auto` and answered for as they train.
     """
-    with collector_at_rest():
-        first = "torch" not in sys.modules
-        from lrsearch.training import RECORDABLE, faster_precision, fastest_compiling, prepare
-
-        if first:
-            gc.freeze()  # else the collector would walk all of torch at once, and again and again
+    if "torch" not in sys.modules:
+        import_at_rest("lrsearch.training")
+    from lrsearch.training import RECORDABLE, faster_precision, fastest_compiling, prepare
 
     workload, training = variants[0]
     prepared = prepare(workload, training, seed, evaluates=evaluates)

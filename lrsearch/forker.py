@@ -8,8 +8,6 @@ all end.
 from __future__ import annotations
 
 import contextlib
-import gc
-import importlib
 import json
 import os
 import select
@@ -24,7 +22,7 @@ from typing import NoReturn
 
 from lrsearch import worker
 from lrsearch.forked import ENDED, NEWS, PID, READY
-from lrsearch.timing import collector_at_rest
+from lrsearch.timing import import_at_rest
 
 LONGEST_REQUEST = 65_536
 
@@ -32,9 +30,7 @@ LONGEST_REQUEST = 65_536
 def main() -> NoReturn:
     requests = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    with collector_at_rest():
-        importlib.import_module("lrsearch.gang")
-        gc.freeze()  # what is there now is shared with the workers, as long as nobody writes to it
+    import_at_rest("lrsearch.gang")  # what is there now is shared with the workers, as long as nobody writes to it
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)

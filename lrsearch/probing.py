@@ -77,10 +77,10 @@ def survey(config: StudyConfig) -> Survey:
             for precision in precisions:
                 variant = replace(plan, precision=precision)
                 prepared, *_ = started.prepare(partial(training.prepare, workload, variant, seed))
-                (by_size, note), *_ = started.prepare(partial(timings, workload, variant, seed, GANG_SIZES))
+                (timed, note), *_ = started.prepare(partial(timings, workload, variant, seed, GANG_SIZES))
                 found += [
                     Timing(precision, processes, prepared.device.threads, size, compiled, seconds / processes)
-                    for (size, compiled), seconds in by_size.items()
+                    for (size, compiled), seconds in timed.items()
                 ]
                 if note and note not in notes:
                     notes.append(note)

@@ -283,12 +283,12 @@ def prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Prepara
     What a study that begins leaves open is timed; one that goes on has been settled, or goes by the device as before.
     Raises what the user must mend before any trial can run.
     """
-    requests = _gang_requests(config, executor.slot_count)
+    slots = executor.slot_count
+    requests = _gang_requests(config, slots)
     open_to: tuple[Compiling, ...] = ()
     if begins and config.training.compile == "auto":
         open_to = ("graphs", "on") if config.gangs == "off" else ("graphs", "gangs")
-    seed, epochs = config.seeds[0], config.planned_epochs() / executor.slot_count if begins else 0.0
-    slots = executor.slot_count
+    seed, epochs = config.seeds[0], config.planned_epochs() / slots if begins else 0.0
     work = partial(prepare_all, _variants(config), seed, requests, epochs, open_to=open_to, slots=slots)
     prepared = pooled(executor.prepare(work))
     if open_to and prepared.compile in ("on", "graphs"):  # everywhere, also where timing has found otherwise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import platform
 import resource
 import time
@@ -48,6 +49,16 @@ def collector_at_rest() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def import_at_rest(module: str) -> None:
+    """Import a large module; the collector looks no more at what is there by then, nor copies it in forked processes.
+
+    Frozen before the collector wakes: else it would walk all of torch, once and again.
+    """
+    with collector_at_rest():
+        importlib.import_module(module)
+        gc.freeze()
 
 
 class DeviceStopwatch:

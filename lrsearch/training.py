@@ -601,7 +601,8 @@ class Run:
         begun, sgd = self.optimizer.state, isinstance(self.optimizer, torch.optim.SGD)
         if sgd and any(one.grad is None or (begun and one not in begun) for one in self._trained):
             for group in self.optimizer.param_groups:
-                group.update({"fused": False, "foreach": True} if group["fused"] else {})
+                if group["fused"]:
+                    group.update(fused=False, foreach=True)
         self._optimizer_step = plain_step(self.optimizer)
         self._optimizer_step()
 

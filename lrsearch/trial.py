@@ -554,7 +554,7 @@ def pooled(found: Sequence[Preparation]) -> Preparation:
     alike = [one.gangs for one in found if one.device == first.device]
     gangs = {}
     for kind, choice in first.gangs.items():
-        costs = [other.solo for gangs in alike if (other := gangs.get(kind)) is not None and other.solo is not None]
+        costs = [solo for own in alike if kind in own and (solo := own[kind].solo) is not None]
         gangs[kind] = choice if choice.solo is None else replace(choice, solo=_pooled(costs))
     return replace(first, gangs=gangs)
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
-import importlib
 import os
 import signal
 import sys
@@ -19,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from lrsearch.errors import LrsearchError
-from lrsearch.timing import collector_at_rest
+from lrsearch.timing import import_at_rest
 from lrsearch.trial import CurvePoint
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -62,9 +60,7 @@ def main() -> None:
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    with collector_at_rest():
-        importlib.import_module("lrsearch.gang")  # what the first order will need, while the parent is still busy
-        gc.freeze()
+    import_at_rest("lrsearch.gang")  # what the first order will need, while the parent is still busy
     connection = Connection(descriptor)  # which must not close before the exit code is certain
     serve(connection)
 
