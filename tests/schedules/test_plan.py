@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -17,6 +18,7 @@ def plan(name: str, settings: dict[str, Any] | None = None, **given: Any) -> Pla
     return plan_schedule(Choice(name, settings or {}), **{**rates, "total_steps": 100, "steps_per_epoch": 10, **given})
 
 
+@example("cyclical", 20, 8, 46, 0.1)
 @given(
     st.sampled_from(sorted(SCHEDULES)),
     st.integers(20, 3000),
@@ -29,12 +31,18 @@ def test_every_plan_fits_its_run_and_ends_with_a_cycle(
 ) -> None:
     settings = {"cycles": cycles} if "cycles" in schedule_settings(name).model_fields else {}
     total_steps += 60 * (name == "staged")  # by default ten cycles
-    planned = plan(
+    asked = partial(
+        plan,
         name,
         settings | {"warmup_epochs": warmup_epochs},
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
     )
+    if settings and total_steps - round(warmup_epochs * steps_per_epoch) < 2 * cycles:  # one up and one down, each
+        with pytest.raises(UsageError, match="does not fit"):
+            asked()
+        return
+    planned = asked()
     assert 0 < planned.train_steps <= total_steps
     assert list(planned.cycle_ends) == sorted(set(planned.cycle_ends))
     assert planned.cycle_ends[-1:] == (() if name == "constant" else (planned.train_steps,))
