@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
@@ -28,7 +28,15 @@ from lrsearch.checkpoint import newest
 from lrsearch.compiled_step import CompiledSteps
 from lrsearch.contents import Contents
 from lrsearch.errors import LrsearchError, StorageError
-from lrsearch.gang_check import COMPARED_RATE, FewEvaluations, History, difference, state
+from lrsearch.gang_check import (
+    COMPARED_RATE,
+    FewEvaluations,
+    History,
+    InDouble,
+    difference,
+    difference_in_double,
+    state,
+)
 from lrsearch.graphs import Replayed
 from lrsearch.interfaces import (
     BLOCK_STEPS,
@@ -112,6 +120,8 @@ GANG_SECONDS = (0.01, 0.5)
 """and more for so long at least and at most, as the study leaves time for it."""
 HOPELESS = 1.25
 """Times what a step takes alone: where the first steps of a gang take so much for each member, it does not pay."""
+CLEARLY = 1.5
+"""Times more than that, and two steps are enough to see it."""
 GANG_MUST_SAVE = 0.95
 """Of what a step takes alone, or in a larger gang, the most that it may take in one: what is timed so shortly is not
 known better."""
@@ -1319,8 +1329,6 @@ class _Rehearsal:
     seed: int
     alone: list[list[float]]
     """By crowd, the losses of its first steps alone."""
-    seen: dict[int, float] = field(default_factory=dict)
-    """By size, the seconds per member of the fastest step that was taken when it was checked."""
     spent: float = 0.0
     """Seconds of checks and timings so far."""
 
@@ -1339,10 +1347,7 @@ class _Rehearsal:
                 if time.perf_counter() >= ends or (len(measured) > 1 and measured[-1][1] > measured[-2][1]):
                     break
             if measured and measured[-1][0] > SMALLEST_GANG:  # far cheaper than the others
-                pair = self.seen.get(SMALLEST_GANG, 0.0)
-                if min(pair, *(each for _, each in measured)) <= hopeless:
-                    pair = self.seconds_per_member(SMALLEST_GANG, crowds)
-                measured.append((SMALLEST_GANG, pair))
+                measured.append((SMALLEST_GANG, self.seconds_per_member(SMALLEST_GANG, crowds, hopeless=hopeless)))
             (largest, first), *_ = measured or [(0, 0.0)]
             if min((each for _, each in measured), default=1.0) < GANG_MUST_SAVE * min(first, glance):
                 # Smaller ones save: the largest came first, when its memory was new, and may do as well.
@@ -1359,37 +1364,72 @@ class _Rehearsal:
         Each time, as the user's code may be another by now; and so that what torch imports at the first step of a gang
         is on no trial's bill.
         """
-        fewer = FewEvaluations(self.loaded)
-        few = replace(self, loaded=cast(LoadedWorkload, fewer))
-        places, rates = self._places(size, crowds), np.linspace(COMPARED_RATE, 2 * COMPARED_RATE, size).tolist()
         began = time.perf_counter()
         try:
-            with self._leaving_no_trace():
-                evaluates = fewer.can_evaluate(few._new_run(0))
-                expected = [
-                    few._history_alone(few._new_run(place), rate, evaluates=evaluates)
-                    for place, rate in zip(places, rates, strict=True)
-                ]
-                run, _ = few._begun(places, compiled)
-                found = few._history_together(run, rates, evaluates=evaluates)
+            told = None if compiled else self._difference_in_double(crowds, size)
+            return self._difference(crowds, size, compiled) if told is None else told
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return _why(error)
         finally:
             self.spent += time.perf_counter() - began
+
+    def _difference_in_double(self, crowds: int, size: int) -> str | None:
+        """Return in what the members differ in float64; None where that cannot be told."""
+        try:
+            double = InDouble(self.loaded)
+            training = replace(self.training, precision="float32")  # without autocast, that is
+            few = replace(self, loaded=cast(LoadedWorkload, double), training=training, alone=[])
+            histories, _ = few._histories(crowds, size, double, double.losing_precision)
+        except Exception:  # what it cannot do together, float32 tells
+            return None
+        if double.losing_precision.noticed:
+            return None
+        return next((why for found, expected in histories if (why := difference_in_double(found, expected))), "")
+
+    def _difference(self, crowds: int, size: int, compiled: CompiledGang | None) -> str:
+        fewer = FewEvaluations(self.loaded)
+        few = replace(self, loaded=cast(LoadedWorkload, fewer))
+        histories, run = few._histories(crowds, size, fewer, nullcontext(), compiled)
         if compiled and run.why_not_compiled:
             return run.why_not_compiled
         precision = pick_precision(self.training.precision, self.device)
-        return next((why for pair in zip(found, expected, strict=True) if (why := difference(*pair, precision))), "")
+        return next((why for found, expected in histories if (why := difference(found, expected, precision))), "")
+
+    def _histories(
+        self,
+        crowds: int,
+        size: int,
+        fewer: FewEvaluations,
+        watching: AbstractContextManager[object],
+        compiled: CompiledGang | None = None,
+    ) -> tuple[list[tuple[History, History]], StackedRun]:
+        """Return of each member what it becomes together and alone, and what they are together.
+
+        What steps of the members alone is `watching` them.
+        """
+        places, rates = self._places(size, crowds), np.linspace(COMPARED_RATE, 2 * COMPARED_RATE, size).tolist()
+        with self._leaving_no_trace():
+            evaluates = fewer.can_evaluate(self._new_run(0))
+            expected = [
+                self._history_alone(self._new_run(place), rate, watching, evaluates=evaluates)
+                for place, rate in zip(places, rates, strict=True)
+            ]
+            run, _ = self._begun(places, compiled)
+            found = self._history_together(run, rates, evaluates=evaluates)
+        return list(zip(found, expected, strict=True)), run
 
     def _blocks(self) -> tuple[int, int]:
         """Return after how many steps to evaluate, and after how many more again."""
         return 2, _checked_steps(self.training)
 
-    def _history_alone(self, run: Run, rate: float, *, evaluates: bool) -> History:
+    def _history_alone(
+        self, run: Run, rate: float, watching: AbstractContextManager[object], *, evaluates: bool
+    ) -> History:
         history = History(state(run.model.named_parameters()), state(run.model.named_buffers()))
         for steps in self._blocks():
-            for _ in range(steps):
-                run.step(rate)
+            with watching:
+                for _ in range(steps):
+                    run.step(rate)
             if evaluates:
                 history.evaluations.append(run.evaluate("range_test")[0])
         history.end(state(run.model.named_parameters()), state(run.model.named_buffers()))
@@ -1400,9 +1440,10 @@ class _Rehearsal:
             return [state((name, one[row]) for name, one in tensors.items()) for row in range(len(rates))]
 
         begun = zip(rows(run.stacked.parameters), rows(run.stacked.buffers), strict=True)
-        histories, wait, seconds = [History(*own) for own in begun], synchronizer(self.device), list[float]()
+        histories = [History(*own) for own in begun]
         for steps in self._blocks():
-            seconds += _timed(lambda: run.step(run.numbers(rates)), wait, steps)
+            for _ in range(steps):
+                run.step(run.numbers(rates))
             found = run.evaluate("range_test") if evaluates else []
             for history, (loss, _) in zip(histories, found, strict=evaluates):
                 history.evaluations.append(loss)
@@ -1410,7 +1451,6 @@ class _Rehearsal:
             histories, rows(run.stacked.parameters), rows(run.stacked.buffers), strict=True
         ):
             history.end(last, buffers)
-        self.seen[len(rates)] = min(seconds) / len(rates)
         return histories
 
     def seconds_per_member(
@@ -1423,8 +1463,8 @@ class _Rehearsal:
     ) -> float:
         """Return the seconds of a gang's step by its size, timed for so many `seconds` within the limits.
 
-        Three steps are enough where all take longer for each member than what is `hopeless`. Raises CannotGangError
-        when it computes wrongly, or is not compiled although it was to be.
+        Three steps are enough where all take longer for each member than what is `hopeless`, two where clearly so.
+        Raises CannotGangError when it computes wrongly, or is not compiled although it was to be.
         """
         with self._leaving_no_trace():
             return self._seconds_per_member(size, crowds, compiled, seconds, hopeless)
@@ -1444,10 +1484,11 @@ class _Rehearsal:
             for found, expected in zip(losses, own, strict=True):
                 if not abs(found - expected) <= tolerance * max(1.0, abs(expected)):
                     raise CannotGangError(f"together the model gives the loss {found:.6g}, alone {expected:.6g}")
-        if min(first) / size > hopeless:
-            fastest = min([*first, *_timed(lambda: run.step(rates), wait, 1)]) / size
-            if fastest > hopeless:
-                return fastest
+        fastest = min(first) / size
+        if hopeless < fastest <= CLEARLY * hopeless:
+            fastest = min(fastest, _timed(lambda: run.step(rates), wait, 1)[0] / size)
+        if fastest > hopeless:
+            return fastest
         step = partial(run.step, torch.zeros_like(rates))
         seconds = max(GANG_SECONDS[0], min(seconds, GANG_SECONDS[1]))
         return statistics.median(_timed(step, wait, GANG_STEPS, seconds)) / size

@@ -389,7 +389,7 @@ class TestChoice:
         assert "of a step alone for each" in first.reason
         assert [size for size, _ in first.measured] == [4, 2]
         assert first.solo is None
-        assert (together.count(2), together.count(4)) == (4, 3), "four to compare with trials alone"
+        assert (together.count(2), together.count(4)) == (6, 2), "four to compare with trials alone"
         assert len(alone) < 56
         alone.clear()
         again = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=4, search_steps=100)
