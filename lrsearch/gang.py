@@ -106,13 +106,11 @@ GLANCE_BLOCKS = 2
 SOLO_BLOCKS = 7
 """Blocks of steps of a trial alone that are timed at least, by all processes: more than 50 steps together,"""
 SOLO_SHARE = PROBE_SHARE / 4
-"""and more while they take no more than this share of the study"""
+"""and more while they take no more than this share of the study; as much for evaluations"""
 SOLO_SECONDS = 2.0
 """and no more than so long: a machine that others share is now faster, now slower."""
 SOLO_EVALUATIONS = 3
-"""Of each split after one to warm up; fewer, but one, where that share of the study has passed."""
-LONG_EVALUATION = 0.1
-"""Seconds of one of the validation split, from which on it is not repeated where that share is too short for all."""
+"""Of each split; fewer, but one, where that share of the study has passed."""
 GANG_SHARE = PROBE_SHARE / 4
 GANG_STEPS = 4
 """Steps of a gang that are timed at least,"""
@@ -971,6 +969,7 @@ def choose(
         return alone
     solo = _Solo(load(workload, device, seed), training, device, seed, search_steps, slots)
     chosen = alone or _chosen(solo, circumstances, most, widely, most_across, crowds, compiling_must_pay)
+    solo.note(chosen.measured)
     return replace(chosen, solo=solo.cost) if forecasts or max(chosen.size, chosen.across) > 1 else chosen
 
 
@@ -1255,6 +1254,7 @@ class _Solo:
         self._blocks = _timed(_block(run), wait, GLANCE_BLOCKS)
         self.glance = min(self._blocks) / BLOCK_STEPS
         """Seconds of a step."""
+        self._fastest = math.inf
 
     def _first_losses(self, run: Run) -> list[float]:
         for _ in range(_checked_steps(self.training)):
@@ -1267,8 +1267,13 @@ class _Solo:
 
     def step_beside(self, measured: Sequence[tuple[int, float]]) -> float:
         """Return the seconds of a step: a glance is enough beside gangs that take far more for each member."""
+        self.note(measured)
         hopeless = all(each > HOPELESS * self.glance for _, each in measured)
         return self.glance if hopeless else self.step
+
+    def note(self, measured: Sequence[tuple[int, float]]) -> None:
+        """Take note of what members of gangs take for a step: the faster they are, the shorter is the study."""
+        self._fastest = min((each for _, each in measured), default=math.inf)
 
     @cached_property
     def step(self) -> float:
@@ -1282,7 +1287,7 @@ class _Solo:
         return statistics.median(self._blocks) / BLOCK_STEPS
 
     def _share(self, step: float) -> float:
-        return SOLO_SHARE * self.search_steps * step
+        return SOLO_SHARE * self.search_steps * min(step, self._fastest)
 
     @cached_property
     def cost(self) -> SoloCost:
@@ -1290,11 +1295,7 @@ class _Solo:
         seconds, evaluations = self._share(step), []
         splits: tuple[Split, ...] = ("validation", "range_test")
         for split in splits:
-            evaluate = partial(run.evaluate, split)
-            times = _timed(evaluate, wait, 1)
-            # Preparing has evaluated the validation split before.
-            if split == "range_test" or times[0] < max(LONG_EVALUATION, seconds / (1 + SOLO_EVALUATIONS)):
-                times = _timed(evaluate, wait, 1, seconds, most=SOLO_EVALUATIONS)
+            times = _timed(partial(run.evaluate, split), wait, 1, seconds / len(splits), most=SOLO_EVALUATIONS)
             evaluations.append(statistics.median(times))
         recorded = self.training.compile == "graphs"
         warmup = max(0.0, self._first_seconds - _checked_steps(self.training) * step) if recorded else 0.0

@@ -12,6 +12,7 @@ import os
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import reduce
@@ -60,14 +61,16 @@ def cached(
     """
     identity = hashlib.sha256(json.dumps([name, dict(settings)], sort_keys=True).encode()).hexdigest()
     path = cache_folder() / f"{name}-{identity[:16]}.images"
-    key = _fingerprint(sources)
-    images = _read(path, key)
+    with ThreadPoolExecutor(1) as beside:
+        found = beside.submit(_read, path)
+        key = _fingerprint(sources)  # asking for many files takes as long as reading one
+    images = _if_of(key, found.result())
     if images is None:
         with _alone(path):  # other processes of this study wait, and find it made
-            images = _read(path, key)
+            images = _if_of(key, _read(path))
             if images is None:
                 _make(path, key, decode)
-                images = _read(path, key)
+                images = _if_of(key, _read(path))
     if images is None:
         raise StorageError(
             f"The image cache {path} does not read back as written: check the disk, or set LRSEARCH_CACHE."
@@ -114,8 +117,13 @@ def _fingerprint(sources: Iterable[str | Path]) -> str:
     return hashlib.sha256("\n".join((str(FORMAT), *files)).encode()).hexdigest()
 
 
-def _read(path: Path, key: str) -> DecodedImages | None:
-    """Return the images, mapped from the file, or None if the file is absent, damaged or made from other sources."""
+def _if_of(key: str, found: tuple[str, DecodedImages] | None) -> DecodedImages | None:
+    """Return the images, if they were made from the sources of that key."""
+    return found[1] if found is not None and found[0] == key else None
+
+
+def _read(path: Path) -> tuple[str, DecodedImages] | None:
+    """Return the key and the images, mapped from the file, or None if the file is absent or damaged."""
     try:
         with path.open("rb") as file:
             end = os.fstat(file.fileno()).st_size - CHECKSUM_BYTES
@@ -123,7 +131,7 @@ def _read(path: Path, key: str) -> DecodedImages | None:
                 return None
             file.seek(max(0, end - MOST_HEADER_BYTES))
             header = json.loads(file.read(min(end, MOST_HEADER_BYTES)).splitlines()[-1])
-            return _map_arrays(path, file, header) if header["key"] == key else None
+            return header["key"], _map_arrays(path, file, header)
     except OSError:
         return None
 
