@@ -5,7 +5,7 @@ The formulas are those of torch.optim, in its order of operations.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,10 @@ class StackedOptimizer:
         # On the device, so that a recorded step counts on; Apple's has no double precision.
         precise = torch.float32 if first.device.type == "mps" else torch.float64
         self._steps = torch.zeros((), dtype=precise, device=first.device)
+        found = getattr(torch, f"_fused_{self.name}_", None) if self.name != "sgd" else None
+        self._kernel = found if first.device.type == "cpu" and not self.as_tensors else None
+        self._copies: list[list[tuple[torch.Tensor, ...]]] = []
+        """Of parameters and state, the part of each copy, for the kernel."""
         self._has_momentum = self.name != "sgd" or any(one["momentum"] for one in self.settings)
 
     def step(
@@ -71,7 +75,7 @@ class StackedOptimizer:
 
     def keep(self, rows: torch.Tensor, parameters: list[torch.Tensor]) -> None:
         """Let the other copies go; `parameters` are the kept ones' tensors."""
-        self.parameters = parameters
+        self.parameters, self._copies = parameters, []
         self.settings = [self.settings[row] for row in rows.tolist()]
         self.state = {key: [select_rows(one, rows) for one in tensors] for key, tensors in self.state.items()}
         self._momentum = self._momentum[rows]
@@ -123,34 +127,36 @@ class StackedOptimizer:
         elif any(decays):
             for index, parameter in enumerate(self.parameters):
                 gradients[index] = gradients[index].addcmul(parameter, self._column(self._decays[index], index))
+        buffers: Sequence[torch.Tensor | None] = [None] * len(gradients)
+        fresh = "momentum_buffer" not in self.state
         if self._has_momentum:
-            fresh = "momentum_buffer" not in self.state
-            if fresh:
-                # In the parameters' layout, so that the loops below go through both in order.
-                for buffer, gradient in zip(self._tensors("momentum_buffer"), gradients, strict=True):
+            buffers = self._tensors("momentum_buffer")
+        momenta = {one["momentum"] for one in self.settings}
+        common = None if self._scheduled or self.as_tensors or len(momenta) > 1 else momenta.pop()
+        # One after another, so that what one operation leaves in the processor's cache is still there for the next.
+        for index, (parameter, gradient, buffer) in enumerate(zip(self.parameters, gradients, buffers, strict=True)):
+            if buffer is not None:
+                factor = self._column(self._momentum, index)
+                if fresh:  # in the parameter's layout, so that the loops below go through both in order
                     buffer.copy_(gradient)
-            buffers, left = self.state["momentum_buffer"], 1 - self._common["dampening"]
-            factors = [self._column(self._momentum, index) for index in range(len(buffers))]
-            if not fresh:
-                momenta = {one["momentum"] for one in self.settings}
-                if len(momenta) == 1 and not (self._scheduled or self.as_tensors):
-                    torch._foreach_mul_(buffers, momenta.pop())
                 else:
-                    for buffer, factor in zip(buffers, factors, strict=True):
-                        buffer.mul_(factor)
-                torch._foreach_add_(buffers, gradients, alpha=left)
-            if self._common["nesterov"]:
-                gradients = [
-                    gradient.addcmul(buffer, factor)
-                    for gradient, buffer, factor in zip(gradients, buffers, factors, strict=True)
-                ]
-            else:
-                gradients = list(buffers)
-        for index, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+                    self._accumulate(buffer, gradient, factor if common is None else common)
+                gradient = gradient.addcmul(buffer, factor) if self._common["nesterov"] else buffer
             parameter.addcmul_(gradient, self._rates(rates, index), value=-1)
+
+    def _accumulate(self, buffer: torch.Tensor, gradient: torch.Tensor, momentum: torch.Tensor | float) -> None:
+        """Have the buffer be momentum times what it was, plus the gradient."""
+        left = 1 - self._common["dampening"]
+        if left == 1 and isinstance(momentum, float):
+            torch.add(gradient, buffer, alpha=momentum, out=buffer)  # in one go
+        else:
+            buffer.mul_(momentum).add_(gradient, alpha=left)
 
     def _adam(self, gradients: list[torch.Tensor], rates: torch.Tensor, beta1: torch.Tensor | None) -> None:
         """torch.optim.Adam and AdamW, https://pytorch.org/docs/stable/generated/torch.optim.AdamW.html."""
+        if self._kernel is not None:
+            self._adam_by_copy(self._kernel, gradients, rates, beta1)
+            return
         first, second = self._tensors("exp_avg"), self._tensors("exp_avg_sq")
         fixed1, beta2 = self._common["betas"]
         if beta1 is None:
@@ -169,3 +175,41 @@ class StackedOptimizer:
             denominator = (second[index].sqrt() / root2).add_(self._common["eps"])
             size = rate / self._column(correction1.to(rates.dtype), index)
             parameter.sub_(first[index].div(denominator).mul_(size))
+
+    def _adam_by_copy(
+        self,
+        kernel: Callable[..., None],
+        gradients: list[torch.Tensor],
+        rates: torch.Tensor,
+        beta1: torch.Tensor | None,
+    ) -> None:
+        """Take the step of each copy in one pass over its numbers, as torch's own optimiser does on a processor."""
+        fixed1, beta2 = self._common["betas"]
+        beta1s = [fixed1] * len(rates) if beta1 is None else beta1.tolist()
+        for index, (gradient, parameter) in enumerate(zip(gradients, self.parameters, strict=True)):
+            if gradient.stride() != parameter.stride():  # the kernel takes numbers as they lie
+                gradients[index] = torch.empty_like(parameter).copy_(gradient)
+        if not self._copies:
+            held = (self.parameters, self._tensors("exp_avg"), self._tensors("exp_avg_sq"))
+            self._copies = [[tensor.unbind() for tensor in tensors] for tensors in held]
+        tensors = [*self._copies, [gradient.unbind() for gradient in gradients]]
+        steps = self._steps.float()
+        for row, (rate, own_beta1) in enumerate(zip(rates.tolist(), beta1s, strict=True)):
+            for by, decay_by in dict.fromkeys(self.multipliers):
+                indices = [index for index, own in enumerate(self.multipliers) if own == (by, decay_by)]
+                parameters, first, second, own = ([part[index][row] for index in indices] for part in tensors)
+                kernel(
+                    parameters,
+                    own,
+                    first,
+                    second,
+                    [],
+                    [steps] * len(indices),
+                    lr=rate * by,
+                    beta1=own_beta1,
+                    beta2=beta2,
+                    weight_decay=self.settings[row]["weight_decay"] * decay_by,
+                    eps=self._common["eps"],
+                    amsgrad=False,
+                    maximize=False,
+                )

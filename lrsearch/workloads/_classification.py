@@ -15,9 +15,8 @@ def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def stacked_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the mean cross-entropy of each model, (models,), for (models, rows, classes) and (models, rows)."""
-    models, rows = outputs.shape[:2]
-    losses = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view(models, rows).mean(1)
+    # Beside each other the numbers of a class are gone through many at once, and those of a row one by one.
+    return F.cross_entropy(outputs.mT.contiguous(), targets, reduction="none").mean(1)
 
 
 def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> float:
