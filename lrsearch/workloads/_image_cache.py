@@ -61,16 +61,16 @@ def cached(
     """
     identity = hashlib.sha256(json.dumps([name, dict(settings)], sort_keys=True).encode()).hexdigest()
     path = cache_folder() / f"{name}-{identity[:16]}.images"
-    with ThreadPoolExecutor(1) as beside:
-        found = beside.submit(_read, path)
-        key = _fingerprint(sources)  # asking for many files takes as long as reading one
-    images = _if_of(key, found.result())
+    with ThreadPoolExecutor(1) as beside:  # asking for many files takes as long as reading one
+        fingerprint = beside.submit(_fingerprint, sources)
+        images = _read(path, fingerprint.result)
+    key = fingerprint.result()
     if images is None:
         with _alone(path):  # other processes of this study wait, and find it made
-            images = _if_of(key, _read(path))
+            images = _read(path, lambda: key)
             if images is None:
                 _make(path, key, decode)
-                images = _if_of(key, _read(path))
+                images = _read(path, lambda: key)
     if images is None:
         raise StorageError(
             f"The image cache {path} does not read back as written: check the disk, or set LRSEARCH_CACHE."
@@ -117,13 +117,8 @@ def _fingerprint(sources: Iterable[str | Path]) -> str:
     return hashlib.sha256("\n".join((str(FORMAT), *files)).encode()).hexdigest()
 
 
-def _if_of(key: str, found: tuple[str, DecodedImages] | None) -> DecodedImages | None:
-    """Return the images, if they were made from the sources of that key."""
-    return found[1] if found is not None and found[0] == key else None
-
-
-def _read(path: Path) -> tuple[str, DecodedImages] | None:
-    """Return the key and the images, mapped from the file, or None if the file is absent or damaged."""
+def _read(path: Path, key: Callable[[], str]) -> DecodedImages | None:
+    """Return the images, mapped from the file, or None if the file is absent, damaged or made from other sources."""
     try:
         with path.open("rb") as file:
             end = os.fstat(file.fileno()).st_size - CHECKSUM_BYTES
@@ -131,7 +126,7 @@ def _read(path: Path) -> tuple[str, DecodedImages] | None:
                 return None
             file.seek(max(0, end - MOST_HEADER_BYTES))
             header = json.loads(file.read(min(end, MOST_HEADER_BYTES)).splitlines()[-1])
-            return header["key"], _map_arrays(path, file, header)
+            return _map_arrays(path, file, header) if header["key"] == key() else None
     except OSError:
         return None
 
