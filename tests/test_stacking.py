@@ -324,7 +324,8 @@ SETTINGS: dict[str, tuple[str, list[dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("case", SETTINGS)
 @pytest.mark.parametrize("scheduled", [False, True])
-def test_each_copy_steps_as_torch_s_optimizer_does(case: str, scheduled: bool) -> None:
+@pytest.mark.parametrize("as_tensors", [False, True])
+def test_each_copy_steps_as_torch_s_optimizer_does(case: str, scheduled: bool, as_tensors: bool) -> None:
     name, settings = SETTINGS[case]
     if scheduled and case == "dampened":
         pytest.skip("says nothing new")
@@ -335,8 +336,9 @@ def test_each_copy_steps_as_torch_s_optimizer_does(case: str, scheduled: bool) -
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
     parameters = [draw(3, *shape) for shape in shapes]
+    parameters[0] = parameters[0].mT.contiguous().mT  # lies otherwise than its gradients
     alone = [[parameter[row].clone() for parameter in parameters] for row in range(3)]
-    stacked = StackedOptimizer(name, settings, parameters, multipliers)
+    stacked = StackedOptimizer(name, settings, parameters, multipliers, as_tensors)
     optimizers = [
         torch_optimizer(name, own, tensors, multipliers) for own, tensors in zip(settings, alone, strict=True)
     ]
