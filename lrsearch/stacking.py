@@ -690,6 +690,10 @@ def _module_rule(name: str, module: nn.Module) -> Rule:
         return _convolution(name, module)
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.momentum is not None:
         return _batch_norm(name, module)
+    if isinstance(module, nn.LayerNorm):
+        return _layer_norm(name, module)
+    if isinstance(module, nn.Embedding) and not (module.max_norm or module.sparse or module.scale_grad_by_freq):
+        return _embedding(name, module)
     if isinstance(module, (nn.Dropout, nn.Dropout2d)):
         return _dropout(module)
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
@@ -794,6 +798,41 @@ def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> Rule:
     return rule
 
 
+def _layer_norm(name: str, module: nn.LayerNorm) -> Rule:
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+        (value,) = arguments
+        inputs, shape = to_stacked(value, stacked.count), module.normalized_shape
+        outputs = F.layer_norm(inputs, shape, None, None, module.eps)
+        if module.elementwise_affine:
+            beside = [1] * (inputs.ndim - 1 - len(shape))
+            weight = stacked.parameters[f"{name}.weight"].view(stacked.count, *beside, *shape)
+            if module.bias is None:
+                outputs = outputs * weight
+            else:
+                bias = stacked.parameters[f"{name}.bias"].view(stacked.count, *beside, *shape)
+                outputs = torch.addcmul(bias, outputs, weight)
+        return Value(Layout.STACKED, outputs)
+
+    return rule
+
+
+def _embedding(name: str, module: nn.Embedding) -> Rule:
+    """Return the rule that looks all copies' rows up in one table, one copy's under the other's."""
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+        (value,) = arguments
+        places = to_stacked(value, stacked.count)
+        table = stacked.parameters[f"{name}.weight"].flatten(0, 1)
+        begins = torch.arange(0, len(table), module.num_embeddings, device=places.device)
+        # The first copy tells of places below the table, the last one of those above.
+        outputs = F.embedding(places + begins.view(-1, *[1] * (places.ndim - 1)), table)
+        if module.padding_idx is not None:  # it is never trained
+            outputs = outputs.detach().where((places == module.padding_idx).unsqueeze(-1), outputs)
+        return Value(Layout.STACKED, outputs)
+
+    return rule
+
+
 def _dropout(module: nn.Dropout | nn.Dropout2d) -> Rule:
     """Return the rule by which every copy drops what one alone would: the draws are those of one copy."""
 
@@ -839,9 +878,32 @@ def _any_module(name: str, module: nn.Module) -> Rule:
     return rule
 
 
+TAKING_DIMENSIONS: dict[Callable[..., Any], tuple[str, ...]] = {
+    **dict.fromkeys((torch.transpose, torch.Tensor.transpose), ("dim0", "dim1")),
+    **dict.fromkeys((torch.unsqueeze, torch.Tensor.unsqueeze), ("dim",)),
+    torch.split: ("split_size_or_sections", "dim"),
+    torch.Tensor.split: ("split_size", "dim"),
+    **dict.fromkeys((torch.chunk, torch.Tensor.chunk), ("chunks", "dim")),
+    **dict.fromkeys((torch.softmax, torch.Tensor.softmax, torch.log_softmax, torch.Tensor.log_softmax), ("dim",)),
+    **dict.fromkeys((F.softmax, F.log_softmax), ("dim", "_stacklevel")),
+    **dict.fromkeys((torch.mean, torch.Tensor.mean, torch.sum, torch.Tensor.sum), ("dim", "keepdim")),
+}
+"""Functions of a tensor with the names of what else they take; `dim` and the like are dimensions of one copy."""
+FIRST_DIMENSION = frozenset((torch.split, torch.Tensor.split, torch.chunk, torch.Tensor.chunk))
+"""Those that take the first one where none is given."""
+
+
 def _function_rule(function: Callable[..., Any]) -> Rule:
     if function in ELEMENTWISE_FUNCTIONS:
         return _same_layout(function)
+    if function in TAKING_DIMENSIONS:
+        return _by_dimension(function)
+    if function in (torch.permute, torch.Tensor.permute):
+        return _permute
+    if function is operator.getitem:
+        return _getitem
+    if function is torch.Tensor.contiguous:
+        return _contiguous
     if function in CHANNEL_FUNCTIONS:
         return _channel_by_channel(function)
     if function in (torch.flatten, torch.Tensor.flatten):
@@ -857,9 +919,98 @@ def _function_rule(function: Callable[..., Any]) -> Rule:
             if len(layouts) == len(alike) == 1:
                 tensors = [argument.tensor if isinstance(argument, Value) else argument for argument in arguments]
                 return Value(layouts.pop(), function(*tensors))
+            if function not in OUT_OF_PLACE and Layout.STACKED in layouts:
+                aligned = _aligned(arguments, stacked.count)
+                if aligned is not None:
+                    return Value(Layout.STACKED, function(*aligned))
         return _through_vmap(function, stacked, arguments, keywords)
 
     return rule
+
+
+def _aligned(arguments: Sequence[Any], count: int) -> list[torch.Tensor] | None:
+    """Return tensors that broadcast as those of one copy do; None where numbers or number types are mixed in."""
+    values = [argument for argument in arguments if isinstance(argument, Value)]
+    if len(values) < len(arguments) or len({value.tensor.dtype for value in values}) > 1:
+        return None
+    tensors = [to_stacked(value, count) for value in values]
+    most = max(tensor.ndim for tensor in tensors)
+    return [tensor[(slice(None), *[None] * (most - tensor.ndim))] for tensor in tensors]
+
+
+def _shifted(dimension: int) -> int:
+    """Return where a dimension of one copy lies behind that of the copies."""
+    return dimension + 1 if dimension >= 0 else dimension
+
+
+def _each_of(layout: Layout, result: Any) -> Any:
+    """Return as values what a function gives of tensors in that layout."""
+    if isinstance(result, torch.Tensor):
+        return Value(layout, result)
+    return type(result)(_each_of(layout, one) for one in result)
+
+
+def _by_dimension(function: Callable[..., Any]) -> Rule:
+    names = TAKING_DIMENSIONS[function]
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        value, *others = arguments or [None]
+        given = dict(zip(names, others, strict=False)) | keywords
+        if function in FIRST_DIMENSION:
+            given = {"dim": 0, **given}
+        shifted = {name: _shifted_all(one) if name.startswith("dim") else one for name, one in given.items()}
+        known = len(others) <= len(names) and given.keys() <= {*names}
+        asked = {name for name in names if name.startswith("dim")} <= {
+            name for name, one in shifted.items() if one is not None
+        }
+        if not (isinstance(value, Value) and known and asked) or any(isinstance(one, Value) for one in given.values()):
+            return _through_vmap(function, stacked, arguments, keywords)
+        if value.layout is Layout.SHARED:
+            return _each_of(Layout.SHARED, function(value.tensor, *others, **keywords))
+        return _each_of(Layout.STACKED, function(to_stacked(value, stacked.count), **shifted))
+
+    return rule
+
+
+def _shifted_all(dimensions: Any) -> Any:
+    """Return one dimension or several, shifted; None where these are no numbers."""
+    if isinstance(dimensions, int):
+        return _shifted(dimensions)
+    if isinstance(dimensions, (list, tuple)) and dimensions and all(isinstance(one, int) for one in dimensions):
+        return [_shifted(one) for one in dimensions]
+    return None
+
+
+def _permute(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    value, *dimensions = arguments
+    if len(dimensions) == 1 and isinstance(dimensions[0], (tuple, list)):
+        dimensions = list(dimensions[0])
+    if keywords or not all(isinstance(one, int) for one in dimensions):
+        return _through_vmap(torch.Tensor.permute, stacked, arguments, keywords)
+    if value.layout is Layout.SHARED:
+        return Value(Layout.SHARED, value.tensor.permute(dimensions))
+    return Value(Layout.STACKED, to_stacked(value, stacked.count).permute(0, *map(_shifted, dimensions)))
+
+
+def _getitem(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    value, index = arguments
+    if not isinstance(value, Value):  # several results of a function
+        return value[index]
+    places = index if isinstance(index, tuple) else (index,)
+    if not all(one is None or one is Ellipsis or isinstance(one, (int, slice)) for one in places):
+        return _through_vmap(operator.getitem, stacked, arguments, keywords)
+    if value.layout is Layout.SHARED:
+        return Value(Layout.SHARED, value.tensor[index])
+    return Value(Layout.STACKED, to_stacked(value, stacked.count)[(slice(None), *places)])
+
+
+def _contiguous(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    if len(arguments) != 1 or keywords:
+        return _through_vmap(torch.Tensor.contiguous, stacked, arguments, keywords)
+    (value,) = arguments
+    if value.layout is Layout.SHARED:
+        return Value(Layout.SHARED, value.tensor.contiguous())
+    return Value(Layout.STACKED, to_stacked(value, stacked.count).contiguous())
 
 
 def _flatten_call(function: Callable[..., Any]) -> Rule:
@@ -913,6 +1064,13 @@ class _AsAlone(TorchFunctionMode):
                 ones = torch.ones([x.shape[side] for side in order], dtype=x.dtype, device=x.device)
                 kept = torch.dropout(ones, p, True).permute([order.index(side) for side in range(x.ndim)])
                 return x.mul_(kept) if own["inplace"] else x * kept
+        if func is F.scaled_dot_product_attention:
+            parts = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+            own = dict.fromkeys(parts) | dict(zip(parts, args, strict=False)) | kwargs
+            query, key, value, mask = (own.pop(name) for name in parts[:4])
+            dropout = own.pop("dropout_p")
+            if not dropout and query.ndim == 4 and any(map(torch._C._functorch.is_batchedtensor, (query, key, value))):
+                return _Attention.apply(query, key, value, mask, {**own, "is_causal": bool(own["is_causal"])})
         if func in (torch.alpha_dropout, torch.native_dropout, F.alpha_dropout) and not args[0].is_contiguous():
             raise ValueError("the model draws chance in the order in which a tensor alone lies in memory")
         if func in RANDOM_FILLS and len(_tensors(args, kwargs)) == 1 and torch._C._functorch.is_batchedtensor(args[0]):
@@ -925,6 +1083,37 @@ class _AsAlone(TorchFunctionMode):
             if not caller.startswith("torch."):
                 raise ValueError("the model asks whether a tensor needs gradients, says so, or has hooks on them")
         return func(*args, **kwargs)
+
+
+class _Attention(torch.autograd.Function):
+    """Attends, when vmap calls it, with the examples of all copies as those of one: by itself torch would go from copy
+    to copy.
+    """
+
+    @staticmethod
+    def forward(*arguments: Any) -> torch.Tensor:
+        raise AssertionError("vmap calls it")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep nothing: what vmap calls is differentiated itself."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[torch.Tensor, int]:
+        count, (*tensors, settings) = info.batch_size, arguments
+
+        def folded(tensor: torch.Tensor, dimension: int | None) -> torch.Tensor:
+            own = tensor.expand(count, *tensor.shape) if dimension is None else tensor.movedim(dimension, 0)
+            return own.flatten(0, 1)
+
+        query, key, value = map(folded, tensors[:3], in_dims)
+        mask, dimension = tensors[3], in_dims[3]
+        if mask is not None and not (dimension is None and mask.ndim <= 2):
+            own = mask.unsqueeze(0) if dimension is None else mask.movedim(dimension, 0)
+            own = own[(slice(None), *[None] * (5 - own.ndim))]  # (copies, rows, heads, queries, keys)
+            mask = own.expand(count, len(query) // count, *own.shape[2:]).flatten(0, 1)
+        outputs = F.scaled_dot_product_attention(query, key, value, mask, **settings)
+        return outputs.view(count, -1, *outputs.shape[1:]), 0
 
 
 class ModesOnly(TorchFunctionMode):

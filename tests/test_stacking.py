@@ -128,6 +128,75 @@ class Attention(nn.Module):
         return self.last(self.attention(x, x, x, need_weights=False)[0].mean(1))  # type: ignore[no-any-return]
 
 
+class Shapes(nn.Module):
+    """Turns, cuts and reduces its values in the ways that people write it in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.place, self.scale = nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.ones(()))
+        self.norm, self.plain = nn.LayerNorm((4, 8), bias=False), nn.LayerNorm(8, elementwise_affine=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.first(x) + self.place) * self.scale
+        left, right = y.split(2, dim=1)
+        first, second = torch.chunk(y.transpose(1, 2), 2, dim=-1)
+        y = torch.cat([left, right], 1) + torch.cat([first, second], 2).permute(0, 2, 1).contiguous()
+        weights = F.softmax(torch.matmul(y, torch.transpose(y, -1, -2)), dim=-1) - torch.softmax(y[..., :4], 1)
+        y = self.plain(weights @ y) + y[:, :1] - y[:, None, -1] + torch.permute(y, (0, 1, 2))[:, 0].unsqueeze(1)
+        y = y + y.mean((1, 2), keepdim=True) - torch.sum(y, 1, keepdim=True) / 4 + y.mean()
+        rows = y.split(3)[0].sum(0) + x[0].sum() + x.mean(0).mean()
+        return self.last((y + rows).log_softmax(dim=2).mean(dim=1))  # type: ignore[no-any-return]
+
+
+class Text(nn.Module):
+    """A small transformer of one's own, with each kind of mask."""
+
+    def __init__(self, mask: str) -> None:
+        super().__init__()
+        self.mask = mask
+        self.embedding, self.place = nn.Embedding(11, 8, padding_idx=0), nn.Parameter(torch.randn(4, 8))
+        self.norm, self.inner, self.outer, self.last = (
+            nn.LayerNorm(8),
+            nn.Linear(8, 24),
+            nn.Linear(8, 8),
+            nn.Linear(8, 5),
+        )
+        self.bias = nn.Parameter(torch.randn(2, 4, 4)) if mask == "of each head" else None
+        self.register_buffer("below", torch.ones(4, 4).tril().bool())
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(tokens) + self.place
+        query, key, value = (one.view(-1, 4, 2, 4).transpose(1, 2) for one in self.inner(self.norm(x)).split(8, dim=-1))
+        if self.mask == "causal":
+            y = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        elif self.mask == "of each head":
+            y = F.scaled_dot_product_attention(query, key, value, self.bias, scale=0.5)
+        elif self.mask == "of each row":
+            y = F.scaled_dot_product_attention(query, key, value, attn_mask=(tokens != 3)[:, None, None, :])
+        elif self.mask == "with dropout":
+            y = F.scaled_dot_product_attention(query, key, value, self.below, 0.5 if self.training else 0.0)
+        else:
+            y = F.scaled_dot_product_attention(query, key, value, self.below)
+        x = x + self.outer(y.transpose(1, 2).reshape(-1, 4, 8))
+        return self.last(x[:, -1])  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """torch's own transformer, with a mask of what is padded and one of what comes later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.1, batch_first=True)
+        self.embedding, self.last = nn.Embedding(11, 8), nn.Linear(8, 5)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        later = torch.full((4, 4), float("-inf"), dtype=torch.float64).triu(1)
+        x = self.encoder(self.embedding(tokens), mask=later, src_key_padding_mask=(tokens == 11).double())
+        return self.last(x.mean(1))  # type: ignore[no-any-return]
+
+
 def hooked() -> nn.Module:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
     model[0].register_forward_hook(lambda module, inputs, output: 1.5 * output)
@@ -173,6 +242,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = {
     ),
     **{what: (partial(Own, what), lambda: images(6)) for what in WRITES},
     "attention": (Attention, lambda: images(4, 6)),
+    "shapes": (Shapes, lambda: images(4, 6)),
+    **{
+        f"text, masked {mask}": (partial(Text, mask), lambda: torch.randint(11, (7, 4)))
+        for mask in ("causal", "of each head", "of each row", "below", "with dropout")
+    },
+    "encoder": (Encoder, lambda: torch.randint(11, (7, 4))),
     "hooked": (hooked, lambda: images(6)),
     "weight normed": (weight_normed, lambda: images(6)),
     "frozen": (lambda: frozen_first(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))), lambda: images(6)),
@@ -199,8 +274,13 @@ def shaken(stacked: StackedModel) -> list[nn.Module]:
 @pytest.mark.filterwarnings(f"ignore:{SLOW_IN_VMAP}")
 @pytest.mark.parametrize(
     ("name", "training"),
-    # Attention in evaluation has a path in torch that vmap cannot differentiate; nobody asks it to.
-    [(name, training) for name in CASES for training in (True, False) if training or name != "attention"],
+    # torch's attention in evaluation has a path that vmap cannot differentiate; nobody asks it to.
+    [
+        (name, training)
+        for name in CASES
+        for training in (True, False)
+        if training or name not in ("attention", "encoder")
+    ],
 )
 def test_each_copy_of_a_stacked_model_computes_what_it_computes_alone(name: str, training: bool) -> None:
     torch.manual_seed(0)
