@@ -183,6 +183,8 @@ def _write(thing: Any, before: Any, now: Any) -> None:
     if isinstance(thing, torch.Tensor):
         if before.copy is not None:
             with torch.no_grad():
+                if thing.dtype is not before.copy.dtype:
+                    thing.data = thing.data.to(before.copy.dtype)
                 thing.data.copy_(before.copy)
     elif isinstance(thing, np.ndarray):
         thing[...] = before.copy
@@ -243,7 +245,11 @@ def _is_equal(one: Any, other: Any) -> bool:
     """Whether two copies hold the same, also where that is no number; True where there is none to compare."""
     if one is None or other is None:
         return True
-    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+    return (
+        one.shape == other.shape
+        and one.dtype == other.dtype
+        and bool(((one == other) | ((one != one) & (other != other))).all())
+    )
 
 
 def _content(cell: Any) -> Any:

@@ -30,11 +30,13 @@ from lrsearch.contents import Contents
 from lrsearch.errors import LrsearchError, StorageError
 from lrsearch.gang_check import (
     COMPARED_RATE,
+    LARGEST_IN_DOUBLE,
     FewEvaluations,
     History,
     InDouble,
     difference,
     difference_in_double,
+    shake,
     state,
 )
 from lrsearch.graphs import Replayed
@@ -84,6 +86,7 @@ from lrsearch.training import (
 )
 from lrsearch.trial import (
     COMPILES_GANGS,
+    OF_EACH_MEMBER,
     Choice,
     CompiledGang,
     CurvePoint,
@@ -225,10 +228,10 @@ class StackedRun:
         multipliers = [
             (placed[place][0]["rate_multiplier"], placed[place][0]["weight_decay_multiplier"]) for place in trained
         ]
-        if len({parameter.dtype for parameter in self._parameters()}) > 1:
-            raise CannotGangError("what it trains is of several number types")
         if any(parameter.is_complex() for parameter in self._parameters()):
             raise CannotGangError("what it trains is complex")
+        if len({parameter.dtype for parameter in self._parameters()}) > 1:
+            raise CannotGangError("what it trains is of several number types")
         self._compiling = CompiledSteps() if self._compiled and self._compiled.fits(self._live) else None
         self._optimizer = StackedOptimizer(
             self.training.optimizer.name, settings, self._parameters(), multipliers, self._compiling is not None
@@ -435,10 +438,22 @@ class StackedRun:
         return {
             "model": model,
             "buffers": {name: one[row].clone() for name, one in self.stacked.buffers.items() if name not in model},
-            "optimizer": {"state": self._state_of(row), "param_groups": self._groups},
+            "optimizer": {"state": self._state_of(row), "param_groups": self._groups_of(row)},
             "losses": torch.cat([torch.tensor(losses, dtype=untaken.dtype), untaken.cpu()]),
             "batches": next(crowd for crowd in self._crowds if row < crowd.rows.stop).batches.position(),
         }
+
+    def _groups_of(self, row: int) -> list[dict[str, Any]]:
+        """Return the optimiser's groups with what each member has for itself: see trial.OF_EACH_MEMBER."""
+        own = self._optimizer.settings[row]
+        return [
+            {
+                **group,
+                **{name: own[name] for name in OF_EACH_MEMBER if name in group},
+                "weight_decay": own["weight_decay"] * group["weight_decay_multiplier"],
+            }
+            for group in self._groups
+        ]
 
     def _state_of(self, row: int) -> dict[int, dict[str, torch.Tensor]]:
         """Return the optimiser's state, each tensor in its parameter's layout: torch's fused kernels count on that."""
@@ -1368,7 +1383,9 @@ class _Rehearsal:
         began = time.perf_counter()
         try:
             told = None if compiled else self._difference_in_double(crowds, size)
-            return self._difference(crowds, size, compiled) if told is None else told
+            if told is None or (not told and pick_precision(self.training.precision, self.device) != "float32"):
+                told = self._difference(crowds, size, compiled)
+            return told
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return _why(error)
         finally:
@@ -1376,16 +1393,23 @@ class _Rehearsal:
 
     def _difference_in_double(self, crowds: int, size: int) -> str | None:
         """Return in what the members differ in float64; None where that cannot be told."""
+        if self.loaded.facts.parameter_count > LARGEST_IN_DOUBLE:
+            return None
         try:
             double = InDouble(self.loaded)
             training = replace(self.training, precision="float32")  # without autocast, that is
             few = replace(self, loaded=cast(LoadedWorkload, double), training=training, alone=[])
             histories, _ = few._histories(crowds, size, double, double.losing_precision)
+            if double.losing_precision.noticed:
+                return None
+            for member, (found, expected) in enumerate(histories):
+                if difference_in_double(found, expected):
+                    shaken = few._shaken_history(crowds, size, member, double)
+                    if reason := difference_in_double(found, expected, shaken):
+                        return reason
         except Exception:  # what it cannot do together, float32 tells
             return None
-        if double.losing_precision.noticed:
-            return None
-        return next((why for found, expected in histories if (why := difference_in_double(found, expected))), "")
+        return ""
 
     def _difference(self, crowds: int, size: int, compiled: CompiledGang | None) -> str:
         fewer = FewEvaluations(self.loaded)
@@ -1408,31 +1432,36 @@ class _Rehearsal:
 
         What steps of the members alone is `watching` them.
         """
-        places, rates = self._places(size, crowds), np.linspace(COMPARED_RATE, 2 * COMPARED_RATE, size).tolist()
+        places, rates = self._places(size, crowds), _compared_rates(size)
         with self._leaving_no_trace():
-            evaluates = fewer.can_evaluate(self._new_run(0))
             expected = [
-                self._history_alone(self._new_run(place), rate, watching, evaluates=evaluates)
+                self._history_alone(self._new_run(place), rate, fewer, watching)
                 for place, rate in zip(places, rates, strict=True)
             ]
             run, _ = self._begun(places, compiled)
-            found = self._history_together(run, rates, evaluates=evaluates)
+            found = self._history_together(run, rates, evaluates=fewer.evaluates)
         return list(zip(found, expected, strict=True)), run
+
+    def _shaken_history(self, crowds: int, size: int, member: int, fewer: FewEvaluations) -> History:
+        """Return what a member becomes alone that begins with weights which are other in their last digits."""
+        with self._leaving_no_trace():
+            run = self._new_run(self._places(size, crowds)[member])
+            shake(run.model)
+            return self._history_alone(run, _compared_rates(size)[member], fewer, nullcontext())
 
     def _blocks(self) -> tuple[int, int]:
         """Return after how many steps to evaluate, and after how many more again."""
         return 2, _checked_steps(self.training)
 
     def _history_alone(
-        self, run: Run, rate: float, watching: AbstractContextManager[object], *, evaluates: bool
+        self, run: Run, rate: float, fewer: FewEvaluations, watching: AbstractContextManager[object]
     ) -> History:
         history = History(state(run.model.named_parameters()), state(run.model.named_buffers()))
         for steps in self._blocks():
             with watching:
                 for _ in range(steps):
                     run.step(rate)
-            if evaluates:
-                history.evaluations.append(run.evaluate("range_test")[0])
+            history.evaluations += fewer.evaluated(run)
         history.end(state(run.model.named_parameters()), state(run.model.named_buffers()))
         return history
 
@@ -1533,6 +1562,11 @@ class _Rehearsal:
     def _new_run(self, place: int) -> Run:
         """Return a run with other weights and another data order for each crowd; repeats stand for seeds, too."""
         return new_run(self.loaded, self.training, self.device, repeat_seed(self.seed, place))
+
+
+def _compared_rates(size: int) -> list[float]:
+    rates: list[float] = np.linspace(COMPARED_RATE, 2 * COMPARED_RATE, size).tolist()
+    return rates
 
 
 def _checked_steps(training: TrainingPlan) -> int:

@@ -40,10 +40,15 @@ DOUBLE_TOLERANCE = 1e-6
 """In float64, how far what a weight or buffer has become may be from that alone: relative to the most that any of its
 numbers has changed,"""
 FAINT = 1e-7
-"""to the most that any of the model's weights has changed: where a gradient is nothing but rounding, Adam makes steps
-of it;"""
+"""to the most that any of the model's weights has changed,"""
 DOUBLE_ROUNDING = 1e-12
-"""and to the largest number in it. Eager and stacked optimisers differ by some 1e-16."""
+"""to the largest number in it,"""
+SHAKEN = 100.0
+"""and to what it becomes where the weights begin with other last digits: Adam makes steps also of a gradient that is
+nothing but rounding, and batch norm of few rows makes rounding grow."""
+LAST_DIGITS = 1e-15
+LARGEST_IN_DOUBLE = 20_000_000
+"""Parameters; for more the four copies with all that an optimiser keeps would take gigabytes."""
 EVALUATION_TOLERANCE = 1e-5
 """Losses of evaluations are computed from outputs in float32."""
 
@@ -91,8 +96,12 @@ def difference(found: History, expected: History, precision: Precision) -> str:
     return ""
 
 
-def difference_in_double(found: History, expected: History) -> str:
-    """Return in what a member's history differs from that alone, both computed in float64."""
+def difference_in_double(found: History, expected: History, shaken: History | None = None) -> str:
+    """Return in what a member's history differs from that alone, both computed in float64.
+
+    `shaken` is another history alone, which began with weights that are other in their last digits: what that changes
+    is rounding.
+    """
     most = max((_largest(update) for update in expected.updates.values()), default=0.0)
     changes = [
         (expected.updates, found.updates, expected.first, "together {}'s weights are trained otherwise than alone"),
@@ -103,21 +112,36 @@ def difference_in_double(found: History, expected: History) -> str:
             "together the model's buffer {} becomes another than alone",
         ),
     ]
+    rounding = {} if shaken is None else shaken.updates | shaken.buffer_changes
     for alone_changes, own_changes, first, words in changes:
         for name, change in alone_changes.items():
             slack = DOUBLE_TOLERANCE * _largest(change) + FAINT * most + DOUBLE_ROUNDING * _largest(first[name])
+            if name in rounding:
+                slack += SHAKEN * _largest(_less(rounding[name], change))
             if name not in own_changes or not bool((_less(own_changes[name], change).abs() <= slack).all()):
                 return words.format(name)
-    return _other_evaluation(found, expected, EVALUATION_TOLERANCE)
+    return _other_evaluation(found, expected, EVALUATION_TOLERANCE, shaken)
 
 
-def _other_evaluation(found: History, expected: History, tolerance: float) -> str:
-    for loss, alone in zip(found.evaluations, expected.evaluations, strict=True):
-        if loss != alone and (
-            loss is None or alone is None or not abs(loss - alone) <= tolerance * max(1.0, abs(alone))
-        ):
+def _other_evaluation(found: History, expected: History, tolerance: float, shaken: History | None = None) -> str:
+    others = expected.evaluations if shaken is None else shaken.evaluations
+    for loss, alone, other in zip(found.evaluations, expected.evaluations, others, strict=True):
+        if loss == alone:
+            continue
+        rounding = 0.0 if alone is None or other is None else SHAKEN * abs(other - alone)
+        if loss is None or alone is None or not abs(loss - alone) <= tolerance * max(1.0, abs(alone)) + rounding:
             return f"evaluated together the model gives the loss {loss}, alone {alone}"
     return ""
+
+
+def shake(model: nn.Module) -> None:
+    """Give the weights other last digits; torch's generator stays where it is."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator).to(parameter)
+                parameter.add_(parameter * noise, alpha=LAST_DIGITS)
 
 
 def _less(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -130,26 +154,36 @@ def _largest(numbers: torch.Tensor) -> float:
     return float(numbers.abs().nan_to_num(0.0, posinf=0.0).max()) if numbers.numel() else 0.0
 
 
-@dataclass
 class FewEvaluations:
-    """A workload, of whose splits two batches of a few rows are evaluated."""
+    """A workload, of whose splits two batches of a few rows are evaluated, and the loss of these alone."""
 
-    loaded: LoadedWorkload
+    rows = EVALUATED_ROWS
+
+    def __init__(self, loaded: LoadedWorkload) -> None:
+        self.loaded = loaded
+        self.evaluates = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loaded, name)
 
-    def can_evaluate(self, run: Run) -> bool:
-        """Whether the user's metric takes so few rows."""
+    def evaluated(self, run: Run) -> list[float | None]:
+        """Return the loss of a trial alone; nothing, from now on, where so few rows cannot be evaluated."""
         try:
-            run.evaluate("range_test")
-        except Exception:  # whatever it is, over the whole split it may go well
-            return False
-        return True
+            return [run.evaluate("range_test")[0]] if self.evaluates else []
+        except Exception:  # over the whole split it may go well
+            self.evaluates = False
+            return []
 
     def evaluation_batches(self, split: Split) -> Iterator[Any]:
         for batch in islice(self.loaded.evaluation_batches(split), 2):
-            yield tuple(part[:EVALUATED_ROWS] if isinstance(part, torch.Tensor) else part for part in batch)
+            yield _few(batch, self.rows)
+
+    def metric(self, outputs: Any, targets: Any) -> float:
+        """Take any rows, which the user's may not."""
+        return 0.0
+
+    def fit_metric(self, outputs: Any, targets: Any) -> Callable[[Any, Any], float]:
+        return self.metric
 
 
 class InDouble(FewEvaluations):
@@ -158,21 +192,26 @@ class InDouble(FewEvaluations):
     Making or using one raises whatever the user's code raises that cannot do so.
     """
 
+    rows = DOUBLE_ROWS
+
     def __init__(self, loaded: LoadedWorkload) -> None:
         super().__init__(loaded)
-        self.loss = _loss_in_double(loaded.loss)
+        self.loss = _LossInDouble(loaded.loss) if isinstance(loaded.loss, nn.Module) else loaded.loss
         self.losing_precision = LosingPrecision()
 
     def build_model(self) -> nn.Module:
-        return self.loaded.build_model().double()
+        return deepcopy(self.loaded.build_model()).double()  # others may hold parts of it
 
     def train_batches(self, generator: torch.Generator) -> Iterator[Any]:
         for batch in self.loaded.train_batches(generator):
-            yield _few_in_double(batch)
+            yield _of_tensors(_few(batch, self.rows), _double)
+
+    def evaluated(self, run: Run) -> list[float | None]:
+        return [run.evaluate("range_test")[0]]
 
     def evaluation_batches(self, split: Split) -> Iterator[Any]:
-        for inputs, targets in super().evaluation_batches(split):  # whose outputs a run evaluates in float32
-            yield _few_in_double((inputs, targets))[0], _of_tensors(targets, lambda one: one[:DOUBLE_ROWS])
+        for inputs, targets in super().evaluation_batches(split):
+            yield _of_tensors(inputs, _double), targets  # a run computes losses of evaluations in float32
 
 
 class LosingPrecision(TorchFunctionMode):
@@ -186,31 +225,43 @@ class LosingPrecision(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and result.dtype in (torch.float32, torch.bfloat16, torch.float16):
-            given = [*args, *(kwargs or {}).values()]
-            self.noticed |= any(isinstance(one, torch.Tensor) and one.dtype is torch.float64 for one in given)
+        written = args[0] if func is torch.Tensor.__setitem__ else result
+        if not self.noticed and any(one.dtype in FEWER_DIGITS for one in _tensors_in(written)):
+            self.noticed = any(one.dtype in ALL_DIGITS for one in _tensors_in([args, kwargs]))
         return result
 
 
-def _loss_in_double(loss: Callable[[Any, Any], torch.Tensor]) -> Callable[[Any, Any], torch.Tensor]:
-    """Return a loss for outputs in float64, too, of one that may hold weights."""
-    if not isinstance(loss, nn.Module):
+FEWER_DIGITS = (torch.float32, torch.bfloat16, torch.float16, torch.complex64)
+ALL_DIGITS = (torch.float64, torch.complex128)
+
+
+class _LossInDouble(nn.Module):
+    """A loss for outputs in float64, too, of one that may hold weights."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.single, self.exact = loss, deepcopy(loss).double()
+
+    def forward(self, outputs: Any, targets: Any) -> torch.Tensor:
+        is_double = any(one.dtype is torch.float64 for one in _tensors_in(outputs))
+        loss: torch.Tensor = (self.exact if is_double else self.single)(outputs, targets)
         return loss
-    double: Callable[[Any, Any], torch.Tensor] = deepcopy(loss).double()
-    return lambda outputs, targets: (double if outputs.dtype is torch.float64 else loss)(outputs, targets)
 
 
-def _few_in_double(batch: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Return the first rows of a batch, where all its tensors have as many, in float64."""
-    rows = set[int]()
-    _of_tensors(batch, lambda one: rows.add(len(one) if one.ndim else 0))
+def _few(batch: Any, rows: int) -> Any:
+    """Return the first rows of a batch, all of them where its tensors have not the same number."""
+    lengths = {len(one) if one.ndim else 0 for one in _tensors_in(batch)}
+    return _of_tensors(batch, lambda one: one[:rows]) if len(lengths) == 1 and 0 not in lengths else batch
 
-    def few(one: torch.Tensor) -> torch.Tensor:
-        part = one[:DOUBLE_ROWS] if len(rows) == 1 and one.ndim else one
-        return part.double() if part.is_floating_point() else part
 
-    result: tuple[Any, Any] = _of_tensors(batch, few)
-    return result
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _tensors_in(nested: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    _of_tensors(nested, found.append)
+    return found
 
 
 def _of_tensors(nested: Any, function: Callable[[torch.Tensor], Any]) -> Any:

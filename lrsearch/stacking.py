@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.func import functional_call, vmap
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
 from lrsearch import chance
@@ -202,7 +203,9 @@ def _made_alike(one: nn.Module, other: nn.Module) -> bool:
         {name: (tensor.shape, tensor.dtype) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         for model in (one, other)
     ]
-    kinds = [[(name, type(part)) for name, part in model.named_modules()] for model in (one, other)]
+    kinds = [
+        [(name, type_before_parametrizations(part)) for name, part in model.named_modules()] for model in (one, other)
+    ]
     return (
         shapes[0] == shapes[1]
         and kinds[0] == kinds[1]
@@ -216,7 +219,9 @@ def _holds_alike(one: Any, other: Any, depth: int = DEEPEST) -> bool:
         return False
     if isinstance(one, dict):
         own = one.keys() - {"_parameters", "_buffers", "_modules"}
-        return one.keys() == other.keys() and all(_holds_alike(one[key], other[key], depth) for key in own)
+        return one.keys() == other.keys() and all(
+            _holds_alike(_unnumbered(key, one[key]), _unnumbered(key, other[key]), depth) for key in own
+        )
     if isinstance(one, (list, tuple, deque)):
         return len(one) == len(other) and all(_holds_alike(a, b, depth) for a, b in zip(one, other, strict=True))
     if isinstance(one, torch.Tensor):
@@ -234,6 +239,12 @@ def _holds_alike(one: Any, other: Any, depth: int = DEEPEST) -> bool:
         return one.__code__ == other.__code__ and (depth == 0 or _holds_alike(free[0], free[1], depth - 1))
     held = None if depth == 0 or isinstance(one, (type, ModuleType)) else getattr(one, "__dict__", None)
     return held is None or _holds_alike(held, getattr(other, "__dict__", None), depth - 1)
+
+
+def _unnumbered(name: Any, held: Any) -> Any:
+    """Return the hooks alone where a module holds such: torch numbers them over all modules."""
+    is_hooks = isinstance(held, dict) and isinstance(name, str) and name.endswith("_hooks")
+    return list(held.values()) if is_hooks else held
 
 
 def select_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -1141,18 +1152,27 @@ class LossesAsAlone(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in LOSSES_WITHOUT_AUTOCAST:
             return func(*args, **kwargs)
-        names = ("input", "target", *CROSS_ENTROPY_DEFAULTS)
-        given = CROSS_ENTROPY_DEFAULTS | dict(zip(names, args, strict=False)) | kwargs
-        outputs, targets = given["input"], given["target"]
-        if torch.is_autocast_enabled(outputs.device.type) and outputs.dtype in (torch.bfloat16, torch.float16):
-            outputs = outputs.float()
-        usual = all(given[name] is one or given[name] == one for name, one in CROSS_ENTROPY_DEFAULTS.items())
-        if func is F.cross_entropy and usual and targets.dtype is torch.long:
-            return _mean_cross_entropy(outputs, targets)
-        return func(outputs, *args[1:], **{name: value for name, value in kwargs.items() if name != "input"})
+        args, kwargs = [_in_full(one) for one in args], {name: _in_full(one) for name, one in kwargs.items()}
+        if func is F.cross_entropy:
+            names = ("input", "target", *CROSS_ENTROPY_DEFAULTS)
+            given = CROSS_ENTROPY_DEFAULTS | dict(zip(names, args, strict=False)) | kwargs
+            usual = all(given[name] is one or given[name] == one for name, one in CROSS_ENTROPY_DEFAULTS.items())
+            if usual and given["target"].dtype is torch.long:
+                return _mean_cross_entropy(given["input"], given["target"])
+        return func(*args, **kwargs)
 
 
-LOSSES_WITHOUT_AUTOCAST = (F.cross_entropy, F.nll_loss, F.hinge_embedding_loss)
+def _in_full(one: Any) -> Any:
+    """Return it in float32 where autocast would have it so."""
+    if isinstance(one, torch.Tensor) and one.dtype in (torch.bfloat16, torch.float16):
+        return one.float() if torch.is_autocast_enabled(one.device.type) else one
+    return one
+
+
+LOSSES_WITHOUT_AUTOCAST = (
+    *(F.cross_entropy, F.nll_loss, F.hinge_embedding_loss, F.binary_cross_entropy_with_logits),
+    *(F.cosine_embedding_loss, F.poisson_nll_loss),
+)
 CROSS_ENTROPY_DEFAULTS: dict[str, Any] = {
     "weight": None,
     "size_average": None,

@@ -302,12 +302,22 @@ class Cut(Listener):
         return super().report(uuid, point)
 
 
-@pytest.mark.parametrize("optimizer", [SGD, Choice("adamw", {"weight_decay": 0.1})], ids=lambda one: one.name)
-def test_each_member_goes_on_alone_from_its_own_checkpoint(tmp_path: Path, optimizer: Choice) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [SGD, SGD],
+        [Choice("sgd", {"momentum": momentum, "weight_decay": decay}) for momentum, decay in ((0.9, 0.0), (0.3, 0.1))],
+        [Choice("adamw", {"weight_decay": decay}) for decay in (0.0, 0.3)],
+    ],
+    ids=["sgd", "sgd of their own", "adamw"],
+)
+def test_each_member_goes_on_alone_from_its_own_checkpoint(tmp_path: Path, settings: list[Choice]) -> None:
+    groups = (ParameterGroup("*.bias", 2.0, 0.5),)
     specs = [
-        replace(spec(n, 0.002 * (n + 1), epochs=3, optimizer=optimizer), checkpoint=CheckpointPlan(str(tmp_path), 0.0))
-        for n in range(2)
+        replace(spec(n, 0.002 * (n + 1), epochs=3, optimizer=own), checkpoint=CheckpointPlan(str(tmp_path), 0.0))
+        for n, own in enumerate(settings)
     ]
+    specs = [replace(one, training=replace(one.training, groups=groups)) for one in specs]
     with pytest.raises(StorageError, match="cut short"):
         run_gang(specs, Cut())
     assert len(list(tmp_path.glob("*.ckpt"))) == 4

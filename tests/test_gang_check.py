@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lrsearch.gang import StackedRun, _Rehearsal
-from lrsearch.trial import TrainingPlan
+from lrsearch.trial import Choice, TrainingPlan
 from lrsearch.workloads import models
 from tests.test_gang import SGD
 from tests.test_gang_across_seeds import ADAMW, CPU, WithModel
@@ -142,18 +143,6 @@ def test_where_float64_tells_nothing_float32_does(build: type[Net], kind: type[W
     assert own.check(1) == ""
 
 
-def test_a_model_that_needs_whole_batches_is_checked_in_float32() -> None:
-    class Whole(Net):
-        def between(self, hidden: torch.Tensor) -> torch.Tensor:
-            if self.training and len(hidden) < 16:
-                raise ValueError("too few")
-            return torch.relu(hidden)
-
-    own = rehearsal(Whole)
-    assert own._difference_in_double(1, 2) is None
-    assert own.check(1) == ""
-
-
 class Images(WithModel):
     """Images instead of vectors."""
 
@@ -166,6 +155,126 @@ class Images(WithModel):
 
     def evaluation_batches(self, split: Any) -> Any:
         return map(self._as_images, super().evaluation_batches(split))
+
+
+class Gated(nn.Module):
+    """Has a bias before a batch norm, whose gradient is nothing but rounding, of which Adam makes steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.deep = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm, self.gate = nn.BatchNorm2d(8), nn.Linear(8, 8)
+        self.point, self.last_norm, self.last = nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16), nn.Linear(16, 10)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = F.hardswish(self.norm(self.first(inputs)))
+        hidden = hidden * torch.sigmoid(self.gate(hidden.mean((2, 3))))[:, :, None, None]
+        hidden = hidden + self.deep(hidden)
+        return self.last(F.relu6(self.last_norm(self.point(hidden))).amax((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_steps_made_of_rounding_are_no_difference(scale: float) -> None:
+    class Scaled(Images):
+        def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return scale * super().loss(outputs, targets)
+
+    own = rehearsal(Gated, Scaled, Choice("adam"))
+    assert own._difference_in_double(1, 2) == ""
+
+
+BACKBONE = nn.Sequential(nn.Linear(64, 16), nn.ReLU()).requires_grad_(False)
+TABLE = nn.Parameter(torch.linspace(0.5, 1.5, 16), requires_grad=False)
+
+
+class Shared(nn.Module):
+    """Its frozen part is the same for all models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.last = BACKBONE, nn.Linear(16, 10)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        TABLE.data = TABLE.data.to(inputs.dtype)
+        return self.last(self.backbone(inputs.flatten(1)) * TABLE)  # type: ignore[no-any-return]
+
+
+def test_what_models_share_stays_in_float32() -> None:
+    own = rehearsal(Shared)
+    assert own.check(1) == ""
+    assert {one.dtype for one in (*BACKBONE.parameters(), TABLE)} == {torch.float32}
+    run = own._new_run(0)
+    run.step(0.01)
+    assert all(map(math.isfinite, run.take_losses()))
+
+
+class Following(Net):
+    """Counts its evaluations."""
+
+    evaluations = 0
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        self.evaluations += not self.training
+        return outputs * (1 + 0.01 * self.evaluations)
+
+
+class Paired(WithModel):
+    """Gives, beside vectors, something that has no rows."""
+
+    def _cast(self, batches: Any) -> Any:
+        for inputs, targets in super()._cast(batches):
+            yield (inputs, torch.eye(5)), targets
+
+    def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        raise ValueError("too few")
+
+
+class OfPair(Following):
+    def forward(self, inputs: Any) -> torch.Tensor:
+        return super().forward(inputs[0])
+
+
+def test_evaluations_are_compared_whatever_rows_inputs_and_metric_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = rehearsal(OfPair, Paired)
+    assert own._difference_in_double(1, 2) == ""
+    scaled_losses(monkeypatch)
+    assert "evaluated together" in own.check(1)
+
+
+class Counting(nn.Module):
+    """A loss that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return F.cross_entropy(outputs, targets)
+
+
+def test_a_loss_that_is_a_module_is_watched_and_put_back() -> None:
+    class WithCounting(WithModel):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.loss = Counting()  # type: ignore[method-assign]
+
+    own = rehearsal(Net, WithCounting)
+    assert "the loss of an evaluation changes what it holds" in own.check(1)
+    assert own.loaded.loss.calls == 0  # type: ignore[attr-defined]
+
+
+def test_a_model_that_needs_whole_batches_is_checked_in_float32() -> None:
+    class Whole(Net):
+        def between(self, hidden: torch.Tensor) -> torch.Tensor:
+            if self.training and len(hidden) < 16:
+                raise ValueError("too few")
+            return torch.relu(hidden)
+
+    own = rehearsal(Whole)
+    assert own._difference_in_double(1, 2) is None
+    assert own.check(1) == ""
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])

@@ -519,8 +519,11 @@ def test_cross_entropy_of_each_copy_is_that_of_it_alone(loss: Callable[..., Any]
         lambda outputs, targets: F.nll_loss(F.log_softmax(outputs, 1), targets),
         lambda outputs, targets: F.hinge_embedding_loss(outputs[:, 0], targets.sign()),
         lambda outputs, targets: F.mse_loss(outputs[:, 0], targets.float()),
+        lambda outputs, targets: F.binary_cross_entropy_with_logits(outputs[:, 0], targets / 10),
+        lambda outputs, targets: F.poisson_nll_loss(outputs[:, 0], targets.float()),
+        lambda outputs, targets: F.cosine_embedding_loss(outputs[:, :5], outputs[:, 5:], target=targets.sign() * 2 - 1),
     ],
-    ids=["cross_entropy", "smoothed", "keywords", "nll", "hinge", "mse"],
+    ids=["cross_entropy", "smoothed", "keywords", "nll", "hinge", "mse", "binary", "poisson", "cosine"],
 )
 def test_losses_of_copies_under_autocast_are_those_of_each_alone(loss: Callable[..., Any]) -> None:
     torch.manual_seed(0)
