@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from lrsearch.gang import CannotGangError, StackedRun, _Rehearsal
 from lrsearch.interfaces import Split
+from lrsearch.stacking import SLOW_IN_VMAP
 from lrsearch.training import Run, new_run
 from lrsearch.trial import Choice, TrainingPlan
 from tests.test_gang import SGD
@@ -717,6 +718,7 @@ class Evaluated(Net):
         return outputs * (1 + 0.01 * self.evaluations)
 
 
+@pytest.mark.filterwarnings(f"ignore:{SLOW_IN_VMAP}")
 def test_seeds_of_a_model_with_parametrized_weights_train_together() -> None:
     class Normalised(Net):
         def __init__(self) -> None:
