@@ -726,7 +726,7 @@ def test_seeds_of_a_model_with_parametrized_weights_train_together() -> None:
             self.first = nn.utils.parametrizations.weight_norm(self.first)
 
     runs = [begun(Normalised, seed) for seed in (3, 8)]
-    stacked = StackedRun(runs, [SGD.settings] * 2)
+    stacked = StackedRun([begun(Normalised, seed) for seed in (3, 8)], [SGD.settings] * 2)
     for _ in range(20):
         stacked.step(torch.tensor([0.01, 0.02], dtype=torch.float64))
         for run, rate in zip(runs, (0.01, 0.02), strict=True):
