@@ -6,6 +6,7 @@ copies side by side in the channels, convolutions in groups); anything else goes
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 import warnings
@@ -688,7 +689,7 @@ def _module_rule(name: str, module: nn.Module) -> Rule:
         return _linear(name, module)
     if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
         return _convolution(name, module)
-    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.momentum is not None:
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         return _batch_norm(name, module)
     if isinstance(module, (nn.Dropout, nn.Dropout2d)):
         return _dropout(module)
@@ -784,9 +785,16 @@ def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> Rule:
         mean, variance, weight, bias = (
             own[part].flatten() if part in own else None for part in ("running_mean", "running_var", "weight", "bias")
         )
-        momentum = module.momentum if module.momentum is not None else 0.0
         inputs = _to_folded(value, stacked.count)
-        outputs = F.batch_norm(inputs, mean, variance, weight, bias, by_batch, momentum, module.eps)
+        if module.momentum is None and module.training and mean is not None and variance is not None:
+            found_mean, found_variance = torch.zeros_like(mean), torch.zeros_like(variance)
+            outputs = F.batch_norm(inputs, found_mean, found_variance, weight, bias, True, 1.0, module.eps)
+            share = own["num_batches_tracked"].to(mean.dtype).reciprocal().unsqueeze(1)  # of each in the average so far
+            own["running_mean"].lerp_(found_mean.view(stacked.count, -1), share)
+            own["running_var"].lerp_(found_variance.view(stacked.count, -1), share)
+        else:
+            momentum = module.momentum if module.momentum is not None else 0.0
+            outputs = F.batch_norm(inputs, mean, variance, weight, bias, by_batch, momentum, module.eps)
         if outputs.ndim > 2:
             return Value(Layout.FOLDED, outputs)
         return Value(Layout.STACKED, to_stacked(Value(Layout.FOLDED, outputs), stacked.count))
@@ -916,15 +924,49 @@ class _AsAlone(TorchFunctionMode):
         if func in (torch.alpha_dropout, torch.native_dropout, F.alpha_dropout) and not args[0].is_contiguous():
             raise ValueError("the model draws chance in the order in which a tensor alone lies in memory")
         if func in RANDOM_FILLS and len(_tensors(args, kwargs)) == 1 and torch._C._functorch.is_batchedtensor(args[0]):
-            x, *others = args  # alone it is filled as it lies in memory
-            strides = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
-            drawn = torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
-            return x.copy_(func(drawn, *others, **kwargs))
+            x, *others = args
+            return x.copy_(func(_lying_as_alone(x), *others, **kwargs))
+        if func in DRAWS_BY_NUMBERS and any(map(torch._C._functorch.is_batchedtensor, _tensors(args, kwargs))):
+            return DRAWS_BY_NUMBERS[func](*args, **kwargs)
         if func in GRADIENT_QUESTIONS:
             caller = sys._getframe(1).f_globals.get("__name__", "")
             if not caller.startswith("torch."):
                 raise ValueError("the model asks whether a tensor needs gradients, says so, or has hooks on them")
         return func(*args, **kwargs)
+
+
+def _lying_as_alone(x: torch.Tensor) -> torch.Tensor:
+    """Return an empty tensor that lies in memory, in whose order it is filled, as one made like `x` does alone."""
+    strides = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
+
+
+def _bernoulli(input: torch.Tensor, *others: Any, **keywords: Any) -> torch.Tensor:  # noqa: A002  # torch's name
+    """Return what torch.bernoulli does for each copy, with its gradients of 0; no number where that raises."""
+    if others or keywords or input.device.type != "cpu":
+        raise ValueError(DRAWS_OTHERWISE)
+    drawn = torch.rand(input.shape, dtype=torch.promote_types(input.dtype, torch.float32))  # bit for bit what it draws
+    return (drawn < input).to(input.dtype).where((input >= 0) & (input <= 1), torch.nan) + 0 * input
+
+
+def _multinomial(
+    input: torch.Tensor,  # noqa: A002  # torch's name
+    num_samples: int,
+    replacement: bool = False,
+) -> torch.Tensor:
+    """Return what torch.multinomial does for each copy."""
+    if replacement and num_samples > 1:
+        raise ValueError(DRAWS_OTHERWISE)
+    return (input.detach() / _lying_as_alone(input).exponential_()).topk(num_samples).indices
+
+
+DRAWS_OTHERWISE = "the model draws chance by numbers that it has computed, which a gang does otherwise than one alone"
+DRAWS_BY_NUMBERS: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.bernoulli: _bernoulli,
+    torch.Tensor.bernoulli: _bernoulli,
+    torch.multinomial: _multinomial,
+    torch.Tensor.multinomial: _multinomial,
+}
 
 
 class ModesOnly(TorchFunctionMode):
@@ -950,6 +992,8 @@ class LossesAsAlone(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is F.gaussian_nll_loss:
+            return _gaussian_nll_loss(*args, **kwargs)
         if func not in LOSSES_WITHOUT_AUTOCAST:
             return func(*args, **kwargs)
         names = ("input", "target", *CROSS_ENTROPY_DEFAULTS)
@@ -981,6 +1025,24 @@ def _mean_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.T
     found = F.log_softmax(outputs, classes).gather(classes, targets.where(counted, 0).unsqueeze(classes))
     loss: torch.Tensor = -found.squeeze(classes).where(counted, 0.0).sum() / counted.sum()
     return loss
+
+
+def _gaussian_nll_loss(
+    input: torch.Tensor,  # noqa: A002  # torch's name
+    target: torch.Tensor,
+    var: torch.Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Return what F.gaussian_nll_loss does; no number where that raises as a variance is below 0, which vmap cannot."""
+    if not isinstance(var, torch.Tensor):
+        var = torch.full_like(input, var)
+    variance = var.unsqueeze(-1) if var.shape == input.shape[:-1] else var
+    variance = variance + (variance.clamp(min=eps) - variance).detach()
+    losses = 0.5 * (variance.log() + (input - target).square() / variance) + full * 0.5 * math.log(2 * math.pi)
+    losses = losses.where(~(var < 0).any(), torch.nan)
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
 RANDOM_FILLS = frozenset(

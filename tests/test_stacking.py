@@ -451,6 +451,36 @@ def test_losses_of_copies_under_autocast_are_those_of_each_alone(loss: Callable[
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(
+    "keywords", [{}, {"full": True, "eps": 0.5}, {"reduction": "sum"}, {"reduction": "none"}, {"var": 0.7}], ids=str
+)
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 5)], ids=str)
+def test_gaussian_losses_of_copies_are_those_of_each_alone(shape: tuple[int, ...], keywords: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    outputs, variances = (torch.randn(3, *own, dtype=torch.float64).requires_grad_() for own in ((6, 5), shape))
+    targets = torch.randn(6, 5, dtype=torch.float64)
+
+    def loss(mean: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+        return nn.functional.gaussian_nll_loss(mean, targets, **{"var": spread.square(), **keywords})
+
+    expected = torch.stack([loss(*own) for own in zip(outputs, variances, strict=True)])
+    with LossesAsAlone():
+        found = vmap(loss)(outputs, variances)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradients = [
+        torch.autograd.grad(one.sum(), (outputs, variances), allow_unused="var" in keywords)
+        for one in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gaussian_loss_of_a_variance_below_zero_is_no_number_for_that_copy_alone() -> None:
+    variances = torch.tensor([[1.0, 2.0], [1.0, -2.0]])
+    with LossesAsAlone():
+        losses = vmap(lambda var: F.gaussian_nll_loss(torch.zeros(2), torch.zeros(2), var))(variances)
+    assert losses.isnan().tolist() == [False, True]
+
+
 def test_cross_entropy_of_copies_does_not_import_what_torch_s_compiler_needs() -> None:
     program = (
         "import torch, torch.nn.functional as F\n"
