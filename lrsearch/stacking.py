@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from lrsearch import chance
 from lrsearch.contents import Contents
+from lrsearch.recurrence import cell_of_one, recurrent, recurrent_of_one
 from lrsearch.restore import find_generators
 
 SLOW_IN_VMAP = "There is a performance drop because we have not yet implemented the batching rule"
@@ -216,7 +217,7 @@ def _holds_alike(one: Any, other: Any, depth: int = DEEPEST) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
-        own = one.keys() - {"_parameters", "_buffers", "_modules"}
+        own = one.keys() - {"_parameters", "_buffers", "_modules", "_flat_weights"}  # which are parameters, too
         return one.keys() == other.keys() and all(_holds_alike(one[key], other[key], depth) for key in own)
     if isinstance(one, (list, tuple, deque)):
         return len(one) == len(other) and all(_holds_alike(a, b, depth) for a, b in zip(one, other, strict=True))
@@ -693,6 +694,8 @@ def _module_rule(name: str, module: nn.Module) -> Rule:
         return _batch_norm(name, module)
     if isinstance(module, (nn.Dropout, nn.Dropout2d)):
         return _dropout(module)
+    if isinstance(module, nn.RNNBase) and module.proj_size == 0:
+        return _recurrent(name, module)
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
         end = module.end_dim
         return lambda stacked, arguments, keywords: _flatten(arguments[0], end, stacked.count)
@@ -817,6 +820,39 @@ def _dropout(module: nn.Dropout | nn.Dropout2d) -> Rule:
     return rule
 
 
+def _recurrent(name: str, module: nn.RNNBase) -> Rule:
+    by_vmap = _any_module(name, module)
+    directions = 1 + module.bidirectional
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        value, states = (*arguments, None)[:2]
+        if keywords or not isinstance(value, Value) or _one_copy(value, stacked.count).ndim != 3:
+            return by_vmap(stacked, arguments, keywords)
+        inputs = to_stacked(value, stacked.count)
+        inputs = inputs.transpose(1, 2) if module.batch_first else inputs
+        if states is None:
+            places = module.num_layers * directions
+            first = [inputs.new_zeros(stacked.count, places, inputs.shape[2], module.hidden_size)] * 2
+        else:
+            first = [to_stacked(one, stacked.count) for one in ([states] if isinstance(states, Value) else states)]
+        outputs, last = recurrent(
+            module.mode,
+            inputs,
+            first if module.mode == "LSTM" else first[:1],
+            [stacked.parameters[f"{name}.{own}"] for own in module._flat_weights_names],
+            layers=module.num_layers,
+            directions=directions,
+            dropout=module.dropout,
+            training=module.training,
+            by_copy=module.mode == "LSTM" and inputs.device.type == "cpu",
+        )
+        ended = tuple(Value(Layout.STACKED, one) for one in last)
+        outputs = outputs.transpose(1, 2) if module.batch_first else outputs
+        return Value(Layout.STACKED, outputs), ended if module.mode == "LSTM" else ended[0]
+
+    return rule
+
+
 def _flatten(value: Value, end: int, count: int) -> Value:
     """Flatten the dimensions from the first after the rows on, as `nn.Flatten` does."""
     if value.layout is Layout.SHARED:
@@ -928,11 +964,29 @@ class _AsAlone(TorchFunctionMode):
             return x.copy_(func(_lying_as_alone(x), *others, **kwargs))
         if func in DRAWS_BY_NUMBERS and any(map(torch._C._functorch.is_batchedtensor, _tensors(args, kwargs))):
             return DRAWS_BY_NUMBERS[func](*args, **kwargs)
+        if func in RECURRENT and isinstance(args[2], (list, tuple)):  # otherwise rows have lengths of their own
+            return recurrent_of_one(RECURRENT[func], *args, **kwargs)
+        if func in CELLS:
+            return cell_of_one(CELLS[func], *args, **kwargs)
         if func in GRADIENT_QUESTIONS:
             caller = sys._getframe(1).f_globals.get("__name__", "")
             if not caller.startswith("torch."):
                 raise ValueError("the model asks whether a tensor needs gradients, says so, or has hooks on them")
         return func(*args, **kwargs)
+
+
+RECURRENT: dict[Any, str] = {
+    torch.gru: "GRU",
+    torch.lstm: "LSTM",
+    torch.rnn_tanh: "RNN_TANH",
+    torch.rnn_relu: "RNN_RELU",
+}
+CELLS: dict[Any, str] = {
+    torch.gru_cell: "GRU",
+    torch.lstm_cell: "LSTM",
+    torch.rnn_tanh_cell: "RNN_TANH",
+    torch.rnn_relu_cell: "RNN_RELU",
+}
 
 
 def _lying_as_alone(x: torch.Tensor) -> torch.Tensor:

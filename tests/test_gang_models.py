@@ -416,11 +416,52 @@ class Choosing(Net):
         return torch.relu(hidden)
 
 
+class Reading(Net):
+    """Reads its features in steps, and drops of what it hands on."""
+
+    kind: Callable[..., nn.RNNBase] = nn.GRU
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = self.kind(4, 8, num_layers=2, bidirectional=True, batch_first=True, dropout=0.3)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.dropout(self.layers(hidden.view(-1, 4, 4))[0], 0.2, self.training).mean(1)
+
+
+class ReadingLong(Reading):
+    kind = nn.LSTM
+
+
+class ReadingBranching(Reading):
+    """The same where torch.fx cannot follow."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().between(hidden if len(hidden) else hidden + 1)
+
+
+class Stepping(Net):
+    """Goes through steps itself, as many as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.long = nn.GRUCell(4, 16), nn.LSTMCell(16, 16)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        first, second = None, None
+        for step in range(hidden.shape[1] // 4):
+            first = self.cell(hidden[:, 4 * step : 4 * step + 4], first)
+            second = self.long(first, second)
+        assert second is not None
+        return second[0]  # type: ignore[no-any-return]
+
+
 AGREE: tuple[type[Net], ...] = (
     *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
     *(Limited, TensorCooling, ArrayCooling, SlotCounting, ClosureCounting, DroppingExpanded, RectifyingReshaped),
     *(ListCounting, DataCooling, Accumulating, AddingInPlace, AddingToAShape),
     *(Filling, AddingToItself, FreezingAlways, SpareHead, Averaging, Gating, Choosing),
+    *(Reading, ReadingLong, ReadingBranching, Stepping),
 )
 
 

@@ -128,6 +128,65 @@ class Attention(nn.Module):
         return self.last(self.attention(x, x, x, need_weights=False)[0].mean(1))  # type: ignore[no-any-return]
 
 
+class Recurrent(nn.Module):
+    """Reads rows of steps, and answers by what came out and what was kept; if `branching`, vmap has it all."""
+
+    def __init__(self, kind: Callable[..., nn.RNNBase], begins: bool, branching: bool, **settings: Any) -> None:
+        super().__init__()
+        self.layers = kind(6, 8, **settings)
+        self.ways = 1 + self.layers.bidirectional
+        self.last, self.begins, self.branching = nn.Linear(16 * self.ways, 5), begins, branching
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.branching and len(x) > 2:
+            x = -x
+        first = 0.1 * torch.ones(self.layers.num_layers * self.ways, x.shape[0], 8, dtype=x.dtype)
+        both = isinstance(self.layers, nn.LSTM)
+        steps = x if self.layers.batch_first else x.transpose(0, 1)
+        given = ((first, 2 * first) if both else first,) if self.begins else ()
+        outputs, ended = self.layers(steps, *given)
+        kept = (ended[0] + ended[1] if both else ended)[-self.ways :].transpose(0, 1).flatten(1)
+        return self.last(torch.cat([outputs.mean(1 if self.layers.batch_first else 0), kept], 1))  # type: ignore[no-any-return]
+
+
+class Cells(nn.Module):
+    """Goes through the steps itself."""
+
+    def __init__(self, kind: Callable[..., nn.Module], **settings: Any) -> None:
+        super().__init__()
+        self.cell, self.last = kind(6, 8, **settings), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.last(state[0] if isinstance(state, tuple) else state)  # type: ignore[no-any-return]
+
+
+RECURRENT: dict[str, dict[str, Any]] = {
+    "one layer": {},
+    "begun": {"begins": True, "batch_first": True},
+    "both ways": {"bidirectional": True, "bias": False},
+    "deep": {"num_layers": 3, "bidirectional": True, "dropout": 0.3, "batch_first": True, "begins": True},
+    "deep, of vmap": {"num_layers": 2, "bidirectional": True, "dropout": 0.3, "branching": True},
+    "begun, of vmap": {"begins": True, "batch_first": True, "branching": True, "bias": False},
+}
+RECURRENT_CASES: dict[str, Callable[[], nn.Module]] = {
+    **{
+        f"{kind.__name__}: {how}": partial(Recurrent, kind, **{"begins": False, "branching": False, **settings})
+        for kind in (nn.RNN, nn.GRU, nn.LSTM)
+        for how, settings in RECURRENT.items()
+    },
+    "RNN: rectified": partial(Recurrent, nn.RNN, begins=False, branching=False, nonlinearity="relu"),
+    "RNNCell: rectified": partial(Cells, nn.RNNCell, nonlinearity="relu"),
+    **{
+        f"{kind.__name__}: {'with' if bias else 'no'} bias": partial(Cells, kind, bias=bias)
+        for kind in (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
+        for bias in (True, False)
+    },
+}
+
+
 def hooked() -> nn.Module:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
     model[0].register_forward_hook(lambda module, inputs, output: 1.5 * output)
@@ -173,6 +232,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = {
     ),
     **{what: (partial(Own, what), lambda: images(6)) for what in WRITES},
     "attention": (Attention, lambda: images(4, 6)),
+    **{name: (build, lambda: images(4, 6)) for name, build in RECURRENT_CASES.items()},
     "hooked": (hooked, lambda: images(6)),
     "weight normed": (weight_normed, lambda: images(6)),
     "frozen": (lambda: frozen_first(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))), lambda: images(6)),
