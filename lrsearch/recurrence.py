@@ -92,7 +92,9 @@ def cell_of_one(
     """Return what torch.gru_cell and the like do."""
     first = states if isinstance(states, (list, tuple)) else (states,)
     own, seen = F.linear(inputs, of_inputs, inputs_bias), F.linear(first[0], of_states, states_bias)
-    found = STEPS[kind](own, seen, *first)
+    sizes = _sizes(kind, own.shape[-1])
+    (own_gates, *own_new), (seen_gates, *seen_new) = (torch.split_with_sizes(one, sizes, -1) for one in (own, seen))
+    found = STEPS[kind](own_gates + seen_gates, *own_new, *seen_new, *first)
     return found if len(found) > 1 else found[0]
 
 
@@ -115,7 +117,7 @@ def _layer(
     each = len(weights) // ways
     found = [
         _one_way(
-            STEPS[kind],
+            kind,
             inputs,
             tuple(one[:, way] for one in states),
             weights[way * each : (way + 1) * each],
@@ -128,38 +130,44 @@ def _layer(
 
 
 def _one_way(
-    step: Callable[..., States],
-    inputs: torch.Tensor,
-    states: States,
-    weights: Sequence[torch.Tensor],
-    *,
-    backwards: bool,
+    kind: str, inputs: torch.Tensor, states: States, weights: Sequence[torch.Tensor], *, backwards: bool
 ) -> tuple[torch.Tensor, States]:
     of_inputs, of_states, *biases = weights
-    inputs_bias, states_bias = (one.unsqueeze(1) for one in biases) if biases else (None, None)
     count, steps, rows, _ = inputs.shape
-    every_own = _product(inputs.flatten(1, 2), of_inputs.mT, inputs_bias).view(count, steps, rows, -1).unbind(1)
+    sizes = _sizes(kind, of_states.shape[-2])
+    (gates_weight, *new_weight), bias, new_bias = torch.split_with_sizes(of_states, sizes, 1), None, None
+    if biases:
+        gates_bias, *new_biases = torch.split_with_sizes(biases[1].unsqueeze(1), sizes, -1)
+        bias = biases[0].unsqueeze(1) + F.pad(gates_bias, (0, sum(sizes) - sizes[0]))
+        new_bias = new_biases[0] if new_biases else None
+    every_own = _product(inputs.flatten(1, 2), of_inputs.mT, bias).view(count, steps, rows, -1)
+    each_own = list(zip(*(part.unbind(1) for part in torch.split_with_sizes(every_own, sizes, -1)), strict=True))
     outputs = []
-    for own in reversed(every_own) if backwards else every_own:
-        states = step(own, _product(states[0], of_states.mT, states_bias), *states)
+    for own_gates, *own_new in reversed(each_own) if backwards else each_own:
+        gates = torch.baddbmm(own_gates, states[0], gates_weight.mT)
+        seen_new = [_product(states[0], one.mT, new_bias) for one in new_weight]
+        states = STEPS[kind](gates, *own_new, *seen_new, *states)
         outputs.append(states[0])
     return torch.stack(outputs[::-1] if backwards else outputs, 1), states
+
+
+def _sizes(kind: str, rows: int) -> list[int]:
+    """Return how many of the gates' rows are sums of what inputs and state give, and how many are apart."""
+    return [2 * rows // 3, rows // 3] if kind == "GRU" else [rows]
 
 
 def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias, rows, weight)
 
 
-def _gru(own: torch.Tensor, seen: torch.Tensor, hidden: torch.Tensor) -> States:
-    sizes = [2 * hidden.shape[-1], hidden.shape[-1]]
-    (own_gates, own_new), (seen_gates, seen_new) = (torch.split_with_sizes(one, sizes, -1) for one in (own, seen))
-    reset, keep = (own_gates + seen_gates).sigmoid().chunk(2, -1)
+def _gru(gates: torch.Tensor, own_new: torch.Tensor, seen_new: torch.Tensor, hidden: torch.Tensor) -> States:
+    reset, keep = gates.sigmoid().chunk(2, -1)
     new = torch.addcmul(own_new, reset, seen_new).tanh()
-    return (new + keep * (hidden - new),)
+    return (torch.addcmul(new, keep, hidden - new),)
 
 
-def _lstm(own: torch.Tensor, seen: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor) -> States:
-    enter, keep, new, leave = (own + seen).chunk(4, -1)
+def _lstm(gates: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor) -> States:
+    enter, keep, new, leave = gates.chunk(4, -1)
     cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
     return leave.sigmoid() * cell.tanh(), cell
 
@@ -167,7 +175,7 @@ def _lstm(own: torch.Tensor, seen: torch.Tensor, hidden: torch.Tensor, cell: tor
 STEPS: dict[str, Callable[..., States]] = {
     "GRU": _gru,
     "LSTM": _lstm,
-    "RNN_TANH": lambda own, seen, hidden: ((own + seen).tanh(),),
-    "RNN_RELU": lambda own, seen, hidden: ((own + seen).relu(),),
+    "RNN_TANH": lambda gates, hidden: (gates.tanh(),),
+    "RNN_RELU": lambda gates, hidden: (gates.relu(),),
 }
-"""How the parts of inputs and state in the gates, and the states, make the next states."""
+"""How the next states come from the gates, what inputs and state give apart, and the states."""
