@@ -65,7 +65,9 @@ def recurrent_of_one(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[torch.Tensor, ...]:
-    """Return what torch.gru and the like do."""
+    """Return what torch.gru and the like do. Raises ValueError for an LSTM with `proj_size`."""
+    if len(weights) != layers * (1 + bidirectional) * (2 + 2 * has_biases):
+        raise ValueError("an LSTM with proj_size trains alone only")
     first = states if isinstance(states, (list, tuple)) else (states,)
     outputs, last = recurrent(
         kind,

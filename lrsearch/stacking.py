@@ -825,8 +825,9 @@ def _recurrent(name: str, module: nn.RNNBase) -> Rule:
     directions = 1 + module.bidirectional
 
     def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        value, states = (*arguments, None)[:2]
-        if keywords or not isinstance(value, Value) or _one_copy(value, stacked.count).ndim != 3:
+        given = dict(zip(("input", "hx"), arguments, strict=False)) | keywords
+        value, states = given["input"], given.get("hx")
+        if not isinstance(value, Value) or _one_copy(value, stacked.count).ndim != 3:
             return by_vmap(stacked, arguments, keywords)
         inputs = to_stacked(value, stacked.count)
         inputs = inputs.transpose(1, 2) if module.batch_first else inputs
@@ -964,7 +965,9 @@ class _AsAlone(TorchFunctionMode):
             return x.copy_(func(_lying_as_alone(x), *others, **kwargs))
         if func in DRAWS_BY_NUMBERS and any(map(torch._C._functorch.is_batchedtensor, _tensors(args, kwargs))):
             return DRAWS_BY_NUMBERS[func](*args, **kwargs)
-        if func in RECURRENT and isinstance(args[2], (list, tuple)):  # otherwise rows have lengths of their own
+        if func is torch._pack_padded_sequence or (func in RECURRENT and not isinstance(args[3], bool)):
+            raise ValueError("a recurrent layer takes rows of several lengths, which it does for one trial only")
+        if func in RECURRENT:
             return recurrent_of_one(RECURRENT[func], *args, **kwargs)
         if func in CELLS:
             return cell_of_one(CELLS[func], *args, **kwargs)

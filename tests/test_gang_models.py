@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from lrsearch.gang import CannotGangError, StackedRun, _Rehearsal
 from lrsearch.interfaces import Split
@@ -638,6 +639,17 @@ class Sampling(Net):
         return hidden.gather(1, torch.multinomial(hidden.softmax(1), 16, replacement=True))
 
 
+class Projecting(Net):
+    """Has an LSTM whose states are narrower than its cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.LSTM(16, 20, proj_size=16, batch_first=True)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.layers(hidden.unsqueeze(1))[0][:, 0]  # type: ignore[no-any-return]
+
+
 REFUSED: dict[type[Net], str] = {
     Writing: "writes into what it has reshaped",
     Rectifying: "writes into what it has reshaped",
@@ -652,6 +664,7 @@ REFUSED: dict[type[Net], str] = {
     AddingToACopy: "writes into what it has reshaped",
     FreezingInside: "asks whether a tensor needs gradients",
     Sampling: "numbers that it has computed",
+    Projecting: "an LSTM with proj_size",
 }
 
 
@@ -765,12 +778,26 @@ class Noise(Net):
         return torch.normal(hidden, hidden.detach().abs())
 
 
+class Packing(Net):
+    """Reads rows of several lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.LSTM(4, 8, batch_first=True)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        lengths = torch.arange(len(hidden)) % 4 + 1
+        packed = pack_padded_sequence(hidden.view(-1, 4, 4), lengths, batch_first=True, enforce_sorted=False)
+        return self.layers(packed)[1][0][-1].repeat(1, 2)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     ("build", "told"),
     [
         (MakingLater, "ValueError: the model makes a buffer or parameter in its first pass"),
         (Signs, "an autograd.Function serves one trial only, as it has no setup_context"),
         (Noise, "the model draws chance by numbers that it has computed"),
+        (Packing, "ValueError: a recurrent layer takes rows of several lengths"),
     ],
 )
 def test_what_stops_a_gang_is_told_in_words_of_the_model(build: type[Net], told: str) -> None:
