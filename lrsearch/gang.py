@@ -230,6 +230,10 @@ class StackedRun:
         if any(parameter.is_complex() for parameter in self._parameters()):
             raise CannotGangError("what it trains is complex")
         self._compiling = CompiledSteps() if self._compiled and self._compiled.fits(self._live) else None
+        recurrent = (torch.nn.RNNBase, torch.nn.RNNCellBase)
+        if self._compiling is not None and any(isinstance(part, recurrent) for part in run.model.modules()):
+            # A GRU of 64 steps takes the compiler more than two minutes on a processor.
+            self._compiling.give_up("the model has recurrent layers, whose loop takes long to compile")
         self._optimizer = StackedOptimizer(
             self.training.optimizer.name, settings, self._parameters(), multipliers, self._compiling is not None
         )
