@@ -54,7 +54,7 @@ from lrsearch.interfaces import (
 )
 from lrsearch.schedules.plan import PlannedSchedule
 from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
-from lrsearch.stacking import LossesAsAlone, ModesOnly, StackedModel, side_by_side
+from lrsearch.stacking import DRAWS_OTHERWISE, LossesAsAlone, ModesOnly, StackedModel, side_by_side
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
     COMPILING_SECONDS,
@@ -233,6 +233,10 @@ class StackedRun:
         if len({parameter.dtype for parameter in self._parameters()}) > 1:
             raise CannotGangError("what it trains is of several number types")
         self._compiling = CompiledSteps() if self._compiled and self._compiled.fits(self._live) else None
+        recurrent = (torch.nn.RNNBase, torch.nn.RNNCellBase)
+        if self._compiling is not None and any(isinstance(part, recurrent) for part in run.model.modules()):
+            # A GRU of 64 steps takes the compiler more than two minutes on a processor.
+            self._compiling.give_up("the model has recurrent layers, whose loop takes long to compile")
         self._optimizer = StackedOptimizer(
             self.training.optimizer.name, settings, self._parameters(), multipliers, self._compiling is not None
         )
@@ -760,11 +764,22 @@ class _Rest:
             self._channel.message(uuid, text)
 
 
+IN_OUR_WORDS = {
+    "escaped from inside a function being vmapped": (
+        "the model or the loss keeps what it has computed, which is of all trials at once"
+    ),
+    "it must override the setup_context staticmethod": (
+        "an autograd.Function serves one trial only, as it has no setup_context and generate_vmap_rule = True "
+        "(https://pytorch.org/docs/stable/notes/extending.func.html)"
+    ),
+    "same randomness with a batched tensor": DRAWS_OTHERWISE,
+}
+"""Of what torch says that stops a gang."""
+
+
 def _why(error: Exception) -> str:
     """Return what stops a gang, in a line."""
-    if "escaped from inside a function being vmapped" in str(error):
-        return "the model or the loss keeps what it has computed, which is of all trials at once"
-    return one_line(error)
+    return next((ours for words, ours in IN_OUR_WORDS.items() if words in str(error)), one_line(error))
 
 
 def _cannot(error: Exception) -> CannotGangError:

@@ -65,6 +65,9 @@ class History:
     buffer_changes: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def end(self, last: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor]) -> None:
+        """Raises ValueError for what was not there to begin with."""
+        if not (last.keys() <= self.first.keys() and buffers.keys() <= self.first_buffers.keys()):
+            raise ValueError("the model makes a buffer or parameter in its first pass")
         self.updates = {name: _less(own, self.first[name]) for name, own in last.items()}
         self.buffer_changes = {
             name: _less(own.double(), self.first_buffers[name].double())

@@ -6,6 +6,7 @@ copies side by side in the channels, convolutions in groups); anything else goes
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 import warnings
@@ -27,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from lrsearch import chance
 from lrsearch.contents import Contents
+from lrsearch.recurrence import cell_of_one, recurrent, recurrent_of_one
 from lrsearch.restore import find_generators
 
 SLOW_IN_VMAP = "There is a performance drop because we have not yet implemented the batching rule"
@@ -218,7 +220,7 @@ def _holds_alike(one: Any, other: Any, depth: int = DEEPEST) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
-        own = one.keys() - {"_parameters", "_buffers", "_modules"}
+        own = one.keys() - {"_parameters", "_buffers", "_modules", "_flat_weights"}  # which are parameters, too
         return one.keys() == other.keys() and all(
             _holds_alike(_unnumbered(key, one[key]), _unnumbered(key, other[key]), depth) for key in own
         )
@@ -699,7 +701,7 @@ def _module_rule(name: str, module: nn.Module) -> Rule:
         return _linear(name, module)
     if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
         return _convolution(name, module)
-    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.momentum is not None:
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         return _batch_norm(name, module)
     if isinstance(module, nn.LayerNorm):
         return _layer_norm(name, module)
@@ -707,6 +709,8 @@ def _module_rule(name: str, module: nn.Module) -> Rule:
         return _embedding(name, module)
     if isinstance(module, (nn.Dropout, nn.Dropout2d)):
         return _dropout(module)
+    if isinstance(module, nn.RNNBase) and module.proj_size == 0:
+        return _recurrent(name, module)
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
         end = module.end_dim
         return lambda stacked, arguments, keywords: _flatten(arguments[0], end, stacked.count)
@@ -799,9 +803,16 @@ def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> Rule:
         mean, variance, weight, bias = (
             own[part].flatten() if part in own else None for part in ("running_mean", "running_var", "weight", "bias")
         )
-        momentum = module.momentum if module.momentum is not None else 0.0
         inputs = _to_folded(value, stacked.count)
-        outputs = F.batch_norm(inputs, mean, variance, weight, bias, by_batch, momentum, module.eps)
+        if module.momentum is None and module.training and mean is not None and variance is not None:
+            found_mean, found_variance = torch.zeros_like(mean), torch.zeros_like(variance)
+            outputs = F.batch_norm(inputs, found_mean, found_variance, weight, bias, True, 1.0, module.eps)
+            share = own["num_batches_tracked"].to(mean.dtype).reciprocal().unsqueeze(1)  # of each in the average so far
+            own["running_mean"].lerp_(found_mean.view(stacked.count, -1), share)
+            own["running_var"].lerp_(found_variance.view(stacked.count, -1), share)
+        else:
+            momentum = module.momentum if module.momentum is not None else 0.0
+            outputs = F.batch_norm(inputs, mean, variance, weight, bias, by_batch, momentum, module.eps)
         if outputs.ndim > 2:
             return Value(Layout.FOLDED, outputs)
         return Value(Layout.STACKED, to_stacked(Value(Layout.FOLDED, outputs), stacked.count))
@@ -855,6 +866,40 @@ def _dropout(module: nn.Dropout | nn.Dropout2d) -> Rule:
         if value.layout is Layout.FOLDED:
             kept = kept.repeat(1, stacked.count, *[1] * (kept.ndim - 2))
         return Value(value.layout, value.tensor.mul_(kept) if module.inplace else value.tensor * kept)
+
+    return rule
+
+
+def _recurrent(name: str, module: nn.RNNBase) -> Rule:
+    by_vmap = _any_module(name, module)
+    directions = 1 + module.bidirectional
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        given = dict(zip(("input", "hx"), arguments, strict=False)) | keywords
+        value, states = given["input"], given.get("hx")
+        if not isinstance(value, Value) or _one_copy(value, stacked.count).ndim != 3:
+            return by_vmap(stacked, arguments, keywords)
+        inputs = to_stacked(value, stacked.count)
+        inputs = inputs.transpose(1, 2) if module.batch_first else inputs
+        if states is None:
+            places = module.num_layers * directions
+            first = [inputs.new_zeros(stacked.count, places, inputs.shape[2], module.hidden_size)] * 2
+        else:
+            first = [to_stacked(one, stacked.count) for one in ([states] if isinstance(states, Value) else states)]
+        outputs, last = recurrent(
+            module.mode,
+            inputs,
+            first if module.mode == "LSTM" else first[:1],
+            [stacked.parameters[f"{name}.{own}"] for own in module._flat_weights_names],
+            layers=module.num_layers,
+            directions=directions,
+            dropout=module.dropout,
+            training=module.training,
+            by_copy=module.mode == "LSTM" and inputs.device.type == "cpu",
+        )
+        ended = tuple(Value(Layout.STACKED, one) for one in last)
+        outputs = outputs.transpose(1, 2) if module.batch_first else outputs
+        return Value(Layout.STACKED, outputs), ended if module.mode == "LSTM" else ended[0]
 
     return rule
 
@@ -1085,10 +1130,16 @@ class _AsAlone(TorchFunctionMode):
         if func in (torch.alpha_dropout, torch.native_dropout, F.alpha_dropout) and not args[0].is_contiguous():
             raise ValueError("the model draws chance in the order in which a tensor alone lies in memory")
         if func in RANDOM_FILLS and len(_tensors(args, kwargs)) == 1 and torch._C._functorch.is_batchedtensor(args[0]):
-            x, *others = args  # alone it is filled as it lies in memory
-            strides = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
-            drawn = torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
-            return x.copy_(func(drawn, *others, **kwargs))
+            x, *others = args
+            return x.copy_(func(_lying_as_alone(x), *others, **kwargs))
+        if func in DRAWS_BY_NUMBERS and any(map(torch._C._functorch.is_batchedtensor, _tensors(args, kwargs))):
+            return DRAWS_BY_NUMBERS[func](*args, **kwargs)
+        if func is torch._pack_padded_sequence or (func in RECURRENT and not isinstance(args[3], bool)):
+            raise ValueError("a recurrent layer takes rows of several lengths, which it does for one trial only")
+        if func in RECURRENT:
+            return recurrent_of_one(RECURRENT[func], *args, **kwargs)
+        if func in CELLS:
+            return cell_of_one(CELLS[func], *args, **kwargs)
         if func in GRADIENT_QUESTIONS:
             caller = sys._getframe(1).f_globals.get("__name__", "")
             if not caller.startswith("torch."):
@@ -1127,6 +1178,54 @@ class _Attention(torch.autograd.Function):
         return outputs.view(count, -1, *outputs.shape[1:]), 0
 
 
+RECURRENT: dict[Any, str] = {
+    torch.gru: "GRU",
+    torch.lstm: "LSTM",
+    torch.rnn_tanh: "RNN_TANH",
+    torch.rnn_relu: "RNN_RELU",
+}
+CELLS: dict[Any, str] = {
+    torch.gru_cell: "GRU",
+    torch.lstm_cell: "LSTM",
+    torch.rnn_tanh_cell: "RNN_TANH",
+    torch.rnn_relu_cell: "RNN_RELU",
+}
+
+
+def _lying_as_alone(x: torch.Tensor) -> torch.Tensor:
+    """Return an empty tensor that lies in memory, in whose order it is filled, as one made like `x` does alone."""
+    strides = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
+
+
+def _bernoulli(input: torch.Tensor, *others: Any, **keywords: Any) -> torch.Tensor:  # noqa: A002  # torch's name
+    """Return what torch.bernoulli does for each copy, with its gradients of 0; no number where that raises."""
+    if others or keywords or input.device.type != "cpu":
+        raise ValueError(DRAWS_OTHERWISE)
+    drawn = torch.rand(input.shape, dtype=torch.promote_types(input.dtype, torch.float32))  # bit for bit what it draws
+    return (drawn < input).to(input.dtype).where((input >= 0) & (input <= 1), torch.nan) + 0 * input
+
+
+def _multinomial(
+    input: torch.Tensor,  # noqa: A002  # torch's name
+    num_samples: int,
+    replacement: bool = False,
+) -> torch.Tensor:
+    """Return what torch.multinomial does for each copy."""
+    if replacement and num_samples > 1:
+        raise ValueError(DRAWS_OTHERWISE)
+    return (input.detach() / _lying_as_alone(input).exponential_()).topk(num_samples).indices
+
+
+DRAWS_OTHERWISE = "the model draws chance by numbers that it has computed, which a gang does otherwise than one alone"
+DRAWS_BY_NUMBERS: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.bernoulli: _bernoulli,
+    torch.Tensor.bernoulli: _bernoulli,
+    torch.multinomial: _multinomial,
+    torch.Tensor.multinomial: _multinomial,
+}
+
+
 class ModesOnly(TorchFunctionMode):
     """Refuses a change of mode that computes with the model's `own` tensors, which no copy has: merged weights, say."""
 
@@ -1150,6 +1249,8 @@ class LossesAsAlone(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is F.gaussian_nll_loss:
+            return _gaussian_nll_loss(*args, **kwargs)
         if func not in LOSSES_WITHOUT_AUTOCAST:
             return func(*args, **kwargs)
         args, kwargs = [_in_full(one) for one in args], {name: _in_full(one) for name, one in kwargs.items()}
@@ -1190,6 +1291,24 @@ def _mean_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.T
     found = F.log_softmax(outputs, classes).gather(classes, targets.where(counted, 0).unsqueeze(classes))
     loss: torch.Tensor = -found.squeeze(classes).where(counted, 0.0).sum() / counted.sum()
     return loss
+
+
+def _gaussian_nll_loss(
+    input: torch.Tensor,  # noqa: A002  # torch's name
+    target: torch.Tensor,
+    var: torch.Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Return what F.gaussian_nll_loss does; no number where that raises as a variance is below 0, which vmap cannot."""
+    if not isinstance(var, torch.Tensor):
+        var = torch.full_like(input, var)
+    variance = var.unsqueeze(-1) if var.shape == input.shape[:-1] else var
+    variance = variance + (variance.clamp(min=eps) - variance).detach()
+    losses = 0.5 * (variance.log() + (input - target).square() / variance) + full * 0.5 * math.log(2 * math.pi)
+    losses = losses.where(~(var < 0).any(), torch.nan)
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
 RANDOM_FILLS = frozenset(

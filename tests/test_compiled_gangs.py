@@ -357,6 +357,7 @@ def perceptron_with_dropout() -> nn.Module:
     ("build", "reason"),
     [
         (MODELS["averaging"], "buffers are other tensors"),
+        (MODELS["reading"], "recurrent layers"),
         (Counting, "changes what the model or the data hold"),
         (Remembering, "neither parameter nor buffer"),
     ],

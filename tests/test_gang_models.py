@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from lrsearch.gang import CannotGangError, StackedRun, _Rehearsal
 from lrsearch.interfaces import Split
@@ -381,11 +382,88 @@ class Leaving(Joining):
     joins = staticmethod(lambda steps: steps <= 4)
 
 
+class Averaging(Net):
+    """Averages the statistics of all its batches alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.image_norm = nn.BatchNorm1d(16, momentum=None), nn.BatchNorm2d(1, momentum=None, affine=False)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.image_norm(self.norm(hidden).view(-1, 1, 4, 4))).flatten(1)
+
+
+class Gating(Net):
+    """Draws gates that open as often as a layer says, which nothing teaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(16, 16)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        odds = torch.sigmoid(self.gate(hidden))
+        turned = odds.t() * 0.5
+        drawn = torch.bernoulli(odds) + turned.bernoulli().t() if self.training else odds
+        return torch.relu(hidden * drawn)
+
+
+class Choosing(Net):
+    """Draws features by what they are."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        odds = hidden.softmax(1)
+        if self.training:
+            hidden = hidden.gather(1, torch.multinomial(odds, 16)) + hidden.gather(1, odds.multinomial(1))
+            hidden = hidden + hidden.gather(0, torch.multinomial(input=odds.t(), num_samples=1).t())
+        return torch.relu(hidden)
+
+
+class Reading(Net):
+    """Reads its features in steps, and drops of what it hands on."""
+
+    kind: Callable[..., nn.RNNBase] = nn.GRU
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = self.kind(4, 8, num_layers=2, bidirectional=True, batch_first=True, dropout=0.3)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.dropout(self.layers(hidden.view(-1, 4, 4))[0], 0.2, self.training).mean(1)
+
+
+class ReadingLong(Reading):
+    kind = nn.LSTM
+
+
+class ReadingBranching(Reading):
+    """The same where torch.fx cannot follow."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().between(hidden if len(hidden) else hidden + 1)
+
+
+class Stepping(Net):
+    """Goes through steps itself, as many as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.long = nn.GRUCell(4, 16), nn.LSTMCell(16, 16)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        first, second = None, None
+        for step in range(hidden.shape[1] // 4):
+            first = self.cell(hidden[:, 4 * step : 4 * step + 4], first)
+            second = self.long(first, second)
+        assert second is not None
+        return second[0]  # type: ignore[no-any-return]
+
+
 AGREE: tuple[type[Net], ...] = (
     *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
     *(Limited, TensorCooling, ArrayCooling, SlotCounting, ClosureCounting, DroppingExpanded, RectifyingReshaped),
     *(ListCounting, DataCooling, Accumulating, AddingInPlace, AddingToAShape),
-    *(Filling, AddingToItself, FreezingAlways, SpareHead),
+    *(Filling, AddingToItself, FreezingAlways, SpareHead, Averaging, Gating, Choosing),
+    *(Reading, ReadingLong, ReadingBranching, Stepping),
 )
 
 
@@ -555,6 +633,24 @@ class FreezingInside(Net):
         return torch.relu(hidden)
 
 
+class Sampling(Net):
+    """Draws features with replacement, several of each row."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.gather(1, torch.multinomial(hidden.softmax(1), 16, replacement=True))
+
+
+class Projecting(Net):
+    """Has an LSTM whose states are narrower than its cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.LSTM(16, 20, proj_size=16, batch_first=True)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.layers(hidden.unsqueeze(1))[0][:, 0]  # type: ignore[no-any-return]
+
+
 REFUSED: dict[type[Net], str] = {
     Writing: "writes into what it has reshaped",
     Rectifying: "writes into what it has reshaped",
@@ -568,6 +664,8 @@ REFUSED: dict[type[Net], str] = {
     Remembering: "replaces its buffers",
     AddingToACopy: "writes into what it has reshaped",
     FreezingInside: "asks whether a tensor needs gradients",
+    Sampling: "numbers that it has computed",
+    Projecting: "an LSTM with proj_size",
 }
 
 
@@ -646,6 +744,66 @@ def test_what_would_be_otherwise_than_alone_is_refused_at_the_first_step(build: 
     run, rates = begun(build), torch.tensor([0.01, 0.02], dtype=torch.float64)
     with pytest.raises((CannotGangError, ValueError), match=REFUSED[build]):  # when it is made, or steps first
         StackedRun([run] * 2, [SGD.settings] * 2).step(rates)
+
+
+class MakingLater(Net):
+    """Makes a buffer when it first computes."""
+
+    factor: torch.Tensor
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "factor"):
+            self.register_buffer("factor", torch.ones_like(hidden[0]))
+        return torch.relu(hidden * self.factor)
+
+
+class _Sign(torch.autograd.Function):
+    """As functions of one trial are written."""
+
+    @staticmethod
+    def forward(context: Any, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.sign()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+class Signs(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return _Sign.apply(hidden)  # type: ignore[no-any-return]  # torch: apply is untyped
+
+
+class Noise(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.normal(hidden, hidden.detach().abs())
+
+
+class Packing(Net):
+    """Reads rows of several lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.LSTM(4, 8, batch_first=True)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        lengths = torch.arange(len(hidden)) % 4 + 1
+        packed = pack_padded_sequence(hidden.view(-1, 4, 4), lengths, batch_first=True, enforce_sorted=False)
+        return self.layers(packed)[1][0][-1].repeat(1, 2)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (MakingLater, "ValueError: the model makes a buffer or parameter in its first pass"),
+        (Signs, "an autograd.Function serves one trial only, as it has no setup_context"),
+        (Noise, "the model draws chance by numbers that it has computed"),
+        (Packing, "ValueError: a recurrent layer takes rows of several lengths"),
+    ],
+)
+def test_what_stops_a_gang_is_told_in_words_of_the_model(build: type[Net], told: str) -> None:
+    plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
+    assert _Rehearsal(WithModel(3, build, torch.float32), plan, CPU, 3, []).check(1).startswith(told)
 
 
 class NoisyLoss(WithModel):

@@ -128,6 +128,65 @@ class Attention(nn.Module):
         return self.last(self.attention(x, x, x, need_weights=False)[0].mean(1))  # type: ignore[no-any-return]
 
 
+class Recurrent(nn.Module):
+    """Reads rows of steps, and answers by what came out and what was kept; if `branching`, vmap has it all."""
+
+    def __init__(self, kind: Callable[..., nn.RNNBase], begins: bool, branching: bool, **settings: Any) -> None:
+        super().__init__()
+        self.layers = kind(6, 8, **settings)
+        self.ways = 1 + self.layers.bidirectional
+        self.last, self.begins, self.branching = nn.Linear(16 * self.ways, 5), begins, branching
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.branching and len(x) > 2:
+            x = -x
+        first = 0.1 * torch.ones(self.layers.num_layers * self.ways, x.shape[0], 8, dtype=x.dtype)
+        both = isinstance(self.layers, nn.LSTM)
+        steps = x if self.layers.batch_first else x.transpose(0, 1)
+        given = ((first, 2 * first) if both else first,) if self.begins else ()
+        outputs, ended = self.layers(steps, *given)
+        kept = (ended[0] + ended[1] if both else ended)[-self.ways :].transpose(0, 1).flatten(1)
+        return self.last(torch.cat([outputs.mean(1 if self.layers.batch_first else 0), kept], 1))  # type: ignore[no-any-return]
+
+
+class Cells(nn.Module):
+    """Goes through the steps itself."""
+
+    def __init__(self, kind: Callable[..., nn.Module], **settings: Any) -> None:
+        super().__init__()
+        self.cell, self.last = kind(6, 8, **settings), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.last(state[0] if isinstance(state, tuple) else state)  # type: ignore[no-any-return]
+
+
+RECURRENT: dict[str, dict[str, Any]] = {
+    "one layer": {},
+    "begun": {"begins": True, "batch_first": True},
+    "both ways": {"bidirectional": True, "bias": False},
+    "deep": {"num_layers": 3, "bidirectional": True, "dropout": 0.3, "batch_first": True, "begins": True},
+    "deep, of vmap": {"num_layers": 2, "bidirectional": True, "dropout": 0.3, "branching": True},
+    "begun, of vmap": {"begins": True, "batch_first": True, "branching": True, "bias": False},
+}
+RECURRENT_CASES: dict[str, Callable[[], nn.Module]] = {
+    **{
+        f"{kind.__name__}: {how}": partial(Recurrent, kind, **{"begins": False, "branching": False, **settings})
+        for kind in (nn.RNN, nn.GRU, nn.LSTM)
+        for how, settings in RECURRENT.items()
+    },
+    "RNN: rectified": partial(Recurrent, nn.RNN, begins=False, branching=False, nonlinearity="relu"),
+    "RNNCell: rectified": partial(Cells, nn.RNNCell, nonlinearity="relu"),
+    **{
+        f"{kind.__name__}: {'with' if bias else 'no'} bias": partial(Cells, kind, bias=bias)
+        for kind in (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
+        for bias in (True, False)
+    },
+}
+
+
 class Shapes(nn.Module):
     """Turns, cuts and reduces its values in the ways that people write it in."""
 
@@ -151,6 +210,9 @@ class Shapes(nn.Module):
 
 class Text(nn.Module):
     """A small transformer of one's own, with each kind of mask."""
+
+    bias: nn.Parameter | None
+    below: torch.Tensor
 
     def __init__(self, mask: str) -> None:
         super().__init__()
@@ -242,6 +304,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = {
     ),
     **{what: (partial(Own, what), lambda: images(6)) for what in WRITES},
     "attention": (Attention, lambda: images(4, 6)),
+    **{name: (build, lambda: images(4, 6)) for name, build in RECURRENT_CASES.items()},
     "shapes": (Shapes, lambda: images(4, 6)),
     **{
         f"text, masked {mask}": (partial(Text, mask), lambda: torch.randint(11, (7, 4)))
@@ -534,6 +597,36 @@ def test_losses_of_copies_under_autocast_are_those_of_each_alone(loss: Callable[
             found = vmap(lambda one: loss(one, targets))(outputs)
     assert found.dtype == expected.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "keywords", [{}, {"full": True, "eps": 0.5}, {"reduction": "sum"}, {"reduction": "none"}, {"var": 0.7}], ids=str
+)
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 5)], ids=str)
+def test_gaussian_losses_of_copies_are_those_of_each_alone(shape: tuple[int, ...], keywords: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    outputs, variances = (torch.randn(3, *own, dtype=torch.float64).requires_grad_() for own in ((6, 5), shape))
+    targets = torch.randn(6, 5, dtype=torch.float64)
+
+    def loss(mean: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+        return nn.functional.gaussian_nll_loss(mean, targets, **{"var": spread.square(), **keywords})
+
+    expected = torch.stack([loss(*own) for own in zip(outputs, variances, strict=True)])
+    with LossesAsAlone():
+        found = vmap(loss)(outputs, variances)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradients = [
+        torch.autograd.grad(one.sum(), (outputs, variances), allow_unused="var" in keywords)
+        for one in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gaussian_loss_of_a_variance_below_zero_is_no_number_for_that_copy_alone() -> None:
+    variances = torch.tensor([[1.0, 2.0], [1.0, -2.0]])
+    with LossesAsAlone():
+        losses = vmap(lambda var: F.gaussian_nll_loss(torch.zeros(2), torch.zeros(2), var))(variances)
+    assert losses.isnan().tolist() == [False, True]
 
 
 def test_cross_entropy_of_copies_does_not_import_what_torch_s_compiler_needs() -> None:
