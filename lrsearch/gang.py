@@ -22,6 +22,7 @@ import torch
 from torch.func import vmap
 
 from lrsearch import chance
+from lrsearch.as_alone import DRAWS_OTHERWISE, LossesAsAlone, ModesOnly
 from lrsearch.batches import Batches
 from lrsearch.cache import recall, remember
 from lrsearch.checkpoint import newest
@@ -54,7 +55,7 @@ from lrsearch.interfaces import (
 )
 from lrsearch.schedules.plan import PlannedSchedule
 from lrsearch.stacked_optimizers import STACKABLE, StackedOptimizer
-from lrsearch.stacking import DRAWS_OTHERWISE, LossesAsAlone, ModesOnly, StackedModel, side_by_side
+from lrsearch.stacking import StackedModel, side_by_side
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
     COMPILING_SECONDS,

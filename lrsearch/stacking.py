@@ -6,9 +6,7 @@ copies side by side in the channels, convolutions in groups); anything else goes
 
 from __future__ import annotations
 
-import math
 import operator
-import sys
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,8 +25,9 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
 from lrsearch import chance
+from lrsearch.as_alone import DESCRIBING, AsAlone, tensors_of
 from lrsearch.contents import Contents
-from lrsearch.recurrence import cell_of_one, recurrent, recurrent_of_one
+from lrsearch.recurrence import recurrent
 from lrsearch.restore import find_generators
 
 SLOW_IN_VMAP = "There is a performance drop because we have not yet implemented the batching rule"
@@ -105,7 +104,7 @@ class StackedModel:
             return program.run(self, inputs if isinstance(inputs, Value) else Value(Layout.SHARED, inputs))
 
         def call(own: dict[str, torch.Tensor], inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            with _AsAlone(self.own):
+            with AsAlone(self.own):
                 outputs = functional_call(self.model, own, (inputs,))
             return outputs, {name: own[name] for name in self.buffers}  # functional_call puts replaced ones there
 
@@ -471,38 +470,8 @@ class _Apart(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in DESCRIBING and not any(issubclass(kind, fx.Proxy) for kind in types):
-            self.computes |= not self._own.isdisjoint(map(id, _tensors(args, kwargs)))
+            self.computes |= not self._own.isdisjoint(map(id, tensors_of(args, kwargs)))
         return func(*args, **kwargs)
-
-
-DESCRIBING = frozenset(
-    (
-        *(
-            getattr(torch.Tensor, name).__get__
-            for name in (
-                *("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "is_leaf", "itemsize"),
-                *("nbytes", "is_sparse", "is_quantized", "is_meta", "is_cpu", "is_mps"),
-            )
-        ),
-        *(
-            getattr(torch.Tensor, name)
-            for name in (
-                *("size", "dim", "numel", "nelement", "stride", "is_floating_point", "is_complex", "is_contiguous"),
-                *("get_device", "element_size", "__len__", "ndimension", "new_zeros", "new_ones", "new_empty"),
-                *("new_full", "new_tensor"),
-            )
-        ),
-        *(torch.zeros_like, torch.ones_like, torch.empty_like, torch.is_floating_point, torch.is_complex, torch.numel),
-    )
-)
-"""What says nothing of the numbers in a tensor."""
-
-
-def _tensors(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[torch.Tensor]:
-    """Return the tensors that a function gets, alone or in a list."""
-    given = [*arguments, *keywords.values()]
-    inside = [one for some in given if isinstance(some, (list, tuple)) for one in some]
-    return [one for one in (*given, *inside) if isinstance(one, torch.Tensor)]
 
 
 IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
@@ -1096,233 +1065,6 @@ def _reshape(stacked: StackedModel, arguments: list[Any], keywords: dict[str, An
     return Value(Layout.STACKED, tensor.reshape(stacked.count, *shape))
 
 
-class _AsAlone(TorchFunctionMode):
-    """Has what vmap calls drop what one copy alone would, and refuses questions that vmap answers wrongly.
-
-    So it does the model's `own` tensors: a copy that computes with them would never see what it has learned.
-    """
-
-    def __init__(self, own: frozenset[int]) -> None:
-        super().__init__()
-        self._own = own
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func not in DESCRIBING and not self._own.isdisjoint(map(id, _tensors(args, kwargs))):
-            raise ValueError("the model computes with a weight that something else holds, such as a list or a function")
-        if func in (torch.dropout, F.dropout):
-            names = ("input", "p", "training", "inplace") if func is F.dropout else ("input", "p", "train")
-            own = {"p": 0.5, "training": True, "inplace": False} | dict(zip(names, args, strict=False)) | kwargs
-            x, p, active = own["input"], own["p"], own.get("train", own["training"])
-            if active and p > 0:
-                strides = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
-                order = sorted(range(x.ndim), key=lambda side: -strides[side])  # as its mask lies in memory
-                ones = torch.ones([x.shape[side] for side in order], dtype=x.dtype, device=x.device)
-                kept = torch.dropout(ones, p, True).permute([order.index(side) for side in range(x.ndim)])
-                return x.mul_(kept) if own["inplace"] else x * kept
-        if func is F.scaled_dot_product_attention:
-            parts = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-            own = dict.fromkeys(parts) | dict(zip(parts, args, strict=False)) | kwargs
-            query, key, value, mask = (own.pop(name) for name in parts[:4])
-            dropout = own.pop("dropout_p")
-            if not dropout and query.ndim == 4 and any(map(torch._C._functorch.is_batchedtensor, (query, key, value))):
-                return _Attention.apply(query, key, value, mask, {**own, "is_causal": bool(own["is_causal"])})
-        if func in (torch.alpha_dropout, torch.native_dropout, F.alpha_dropout) and not args[0].is_contiguous():
-            raise ValueError("the model draws chance in the order in which a tensor alone lies in memory")
-        if func in RANDOM_FILLS and len(_tensors(args, kwargs)) == 1 and torch._C._functorch.is_batchedtensor(args[0]):
-            x, *others = args
-            return x.copy_(func(_lying_as_alone(x), *others, **kwargs))
-        if func in DRAWS_BY_NUMBERS and any(map(torch._C._functorch.is_batchedtensor, _tensors(args, kwargs))):
-            return DRAWS_BY_NUMBERS[func](*args, **kwargs)
-        if func is torch._pack_padded_sequence or (func in RECURRENT and not isinstance(args[3], bool)):
-            raise ValueError("a recurrent layer takes rows of several lengths, which it does for one trial only")
-        if func in RECURRENT:
-            return recurrent_of_one(RECURRENT[func], *args, **kwargs)
-        if func in CELLS:
-            return cell_of_one(CELLS[func], *args, **kwargs)
-        if func in GRADIENT_QUESTIONS:
-            caller = sys._getframe(1).f_globals.get("__name__", "")
-            if not caller.startswith("torch."):
-                raise ValueError("the model asks whether a tensor needs gradients, says so, or has hooks on them")
-        return func(*args, **kwargs)
-
-
-class _Attention(torch.autograd.Function):
-    """Attends, when vmap calls it, with the examples of all copies as those of one: by itself torch would go from copy
-    to copy.
-    """
-
-    @staticmethod
-    def forward(*arguments: Any) -> torch.Tensor:
-        raise AssertionError("vmap calls it")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep nothing: what vmap calls is differentiated itself."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[torch.Tensor, int]:
-        count, (*tensors, settings) = info.batch_size, arguments
-
-        def folded(tensor: torch.Tensor, dimension: int | None) -> torch.Tensor:
-            own = tensor.expand(count, *tensor.shape) if dimension is None else tensor.movedim(dimension, 0)
-            return own.flatten(0, 1)
-
-        query, key, value = map(folded, tensors[:3], in_dims)
-        mask, dimension = tensors[3], in_dims[3]
-        if mask is not None and not (dimension is None and mask.ndim <= 2):
-            own = mask.unsqueeze(0) if dimension is None else mask.movedim(dimension, 0)
-            own = own[(slice(None), *[None] * (5 - own.ndim))]  # (copies, rows, heads, queries, keys)
-            mask = own.expand(count, len(query) // count, *own.shape[2:]).flatten(0, 1)
-        outputs = F.scaled_dot_product_attention(query, key, value, mask, **settings)
-        return outputs.view(count, -1, *outputs.shape[1:]), 0
-
-
-RECURRENT: dict[Any, str] = {
-    torch.gru: "GRU",
-    torch.lstm: "LSTM",
-    torch.rnn_tanh: "RNN_TANH",
-    torch.rnn_relu: "RNN_RELU",
-}
-CELLS: dict[Any, str] = {
-    torch.gru_cell: "GRU",
-    torch.lstm_cell: "LSTM",
-    torch.rnn_tanh_cell: "RNN_TANH",
-    torch.rnn_relu_cell: "RNN_RELU",
-}
-
-
-def _lying_as_alone(x: torch.Tensor) -> torch.Tensor:
-    """Return an empty tensor that lies in memory, in whose order it is filled, as one made like `x` does alone."""
-    strides = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
-    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
-
-
-def _bernoulli(input: torch.Tensor, *others: Any, **keywords: Any) -> torch.Tensor:  # noqa: A002  # torch's name
-    """Return what torch.bernoulli does for each copy, with its gradients of 0; no number where that raises."""
-    if others or keywords or input.device.type != "cpu":
-        raise ValueError(DRAWS_OTHERWISE)
-    drawn = torch.rand(input.shape, dtype=torch.promote_types(input.dtype, torch.float32))  # bit for bit what it draws
-    return (drawn < input).to(input.dtype).where((input >= 0) & (input <= 1), torch.nan) + 0 * input
-
-
-def _multinomial(
-    input: torch.Tensor,  # noqa: A002  # torch's name
-    num_samples: int,
-    replacement: bool = False,
-) -> torch.Tensor:
-    """Return what torch.multinomial does for each copy."""
-    if replacement and num_samples > 1:
-        raise ValueError(DRAWS_OTHERWISE)
-    return (input.detach() / _lying_as_alone(input).exponential_()).topk(num_samples).indices
-
-
-DRAWS_OTHERWISE = "the model draws chance by numbers that it has computed, which a gang does otherwise than one alone"
-DRAWS_BY_NUMBERS: dict[Any, Callable[..., torch.Tensor]] = {
-    torch.bernoulli: _bernoulli,
-    torch.Tensor.bernoulli: _bernoulli,
-    torch.multinomial: _multinomial,
-    torch.Tensor.multinomial: _multinomial,
-}
-
-
-class ModesOnly(TorchFunctionMode):
-    """Refuses a change of mode that computes with the model's `own` tensors, which no copy has: merged weights, say."""
-
-    def __init__(self, own: frozenset[int]) -> None:
-        super().__init__()
-        self._own = own
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func not in (*DESCRIBING, *FREEZING) and not self._own.isdisjoint(map(id, _tensors(args, kwargs))):
-            raise ValueError("the model computes with its weights or buffers when it changes its mode")
-        return func(*args, **kwargs)
-
-
-class LossesAsAlone(TorchFunctionMode):
-    """Has losses of copies, which vmap calls, computed as that of one copy alone, and no slower to begin with.
-
-    Some lose autocast's float32 there; and torch takes the usual cross-entropy apart for vmap, for which it first
-    imports what its compiler knows of shapes, for a second.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.gaussian_nll_loss:
-            return _gaussian_nll_loss(*args, **kwargs)
-        if func not in LOSSES_WITHOUT_AUTOCAST:
-            return func(*args, **kwargs)
-        args, kwargs = [_in_full(one) for one in args], {name: _in_full(one) for name, one in kwargs.items()}
-        if func is F.cross_entropy:
-            names = ("input", "target", *CROSS_ENTROPY_DEFAULTS)
-            given = CROSS_ENTROPY_DEFAULTS | dict(zip(names, args, strict=False)) | kwargs
-            usual = all(given[name] is one or given[name] == one for name, one in CROSS_ENTROPY_DEFAULTS.items())
-            if usual and given["target"].dtype is torch.long:
-                return _mean_cross_entropy(given["input"], given["target"])
-        return func(*args, **kwargs)
-
-
-def _in_full(one: Any) -> Any:
-    """Return it in float32 where autocast would have it so."""
-    if isinstance(one, torch.Tensor) and one.dtype in (torch.bfloat16, torch.float16):
-        return one.float() if torch.is_autocast_enabled(one.device.type) else one
-    return one
-
-
-LOSSES_WITHOUT_AUTOCAST = (
-    *(F.cross_entropy, F.nll_loss, F.hinge_embedding_loss, F.binary_cross_entropy_with_logits),
-    *(F.cosine_embedding_loss, F.poisson_nll_loss),
-)
-CROSS_ENTROPY_DEFAULTS: dict[str, Any] = {
-    "weight": None,
-    "size_average": None,
-    "ignore_index": -100,
-    "reduce": None,
-    "reduction": "mean",
-    "label_smoothing": 0.0,
-}
-
-
-def _mean_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return what F.cross_entropy does for (classes,) and (), (rows, classes, ...) and (rows, ...)."""
-    classes = min(1, outputs.ndim - 1)
-    counted = targets != CROSS_ENTROPY_DEFAULTS["ignore_index"]
-    found = F.log_softmax(outputs, classes).gather(classes, targets.where(counted, 0).unsqueeze(classes))
-    loss: torch.Tensor = -found.squeeze(classes).where(counted, 0.0).sum() / counted.sum()
-    return loss
-
-
-def _gaussian_nll_loss(
-    input: torch.Tensor,  # noqa: A002  # torch's name
-    target: torch.Tensor,
-    var: torch.Tensor | float,
-    full: bool = False,
-    eps: float = 1e-6,
-    reduction: str = "mean",
-) -> torch.Tensor:
-    """Return what F.gaussian_nll_loss does; no number where that raises as a variance is below 0, which vmap cannot."""
-    if not isinstance(var, torch.Tensor):
-        var = torch.full_like(input, var)
-    variance = var.unsqueeze(-1) if var.shape == input.shape[:-1] else var
-    variance = variance + (variance.clamp(min=eps) - variance).detach()
-    losses = 0.5 * (variance.log() + (input - target).square() / variance) + full * 0.5 * math.log(2 * math.pi)
-    losses = losses.where(~(var < 0).any(), torch.nan)
-    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
-
-
-RANDOM_FILLS = frozenset(
-    getattr(torch.Tensor, f"{name}_")
-    for name in ("normal", "uniform", "bernoulli", "exponential", "random", "log_normal", "cauchy", "geometric")
-)
-GRADIENT_QUESTIONS = (
-    *(getattr(torch.Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")),
-    torch.Tensor.requires_grad.__set__,  # type: ignore[attr-defined]  # it is a property
-    torch.Tensor.register_hook,
-)
-FREEZING = (torch.Tensor.requires_grad.__set__, torch.Tensor.requires_grad_)  # type: ignore[attr-defined]
-
-
 def _through_vmap(
     function: Callable[..., Any], stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]
 ) -> Any:
@@ -1354,7 +1096,7 @@ def _through_vmap(
             results.append(one)
             return Value(Layout.STACKED, one)
 
-        with _AsAlone(stacked.own):
+        with AsAlone(stacked.own):
             shape = _each(take, function(*filled[0], **filled[1]))
         return tuple(results)
 

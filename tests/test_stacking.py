@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import vmap
 
+from lrsearch.as_alone import LossesAsAlone
 from lrsearch.stacked_optimizers import StackedOptimizer
-from lrsearch.stacking import SLOW_IN_VMAP, LossesAsAlone, StackedModel
+from lrsearch.stacking import SLOW_IN_VMAP, StackedModel
 from lrsearch.training import OPTIMIZERS
 from lrsearch.workloads import models
 from tests.processes import modules_after
@@ -633,7 +634,7 @@ def test_cross_entropy_of_copies_does_not_import_what_torch_s_compiler_needs() -
     program = (
         "import torch, torch.nn.functional as F\n"
         "from torch.func import vmap\n"
-        "from lrsearch.stacking import LossesAsAlone\n"
+        "from lrsearch.as_alone import LossesAsAlone\n"
         "outputs, targets = torch.randn(2, 3, 4), torch.tensor([0, 1, 2])\n"
         "with LossesAsAlone(): vmap(lambda one: F.cross_entropy(one, targets))(outputs)"
     )
