@@ -1022,7 +1022,7 @@ def _getitem(stacked: StackedModel, arguments: list[Any], keywords: dict[str, An
     if not isinstance(value, Value):  # several results of a function
         return value[index]
     places = index if isinstance(index, tuple) else (index,)
-    if not all(one is None or one is Ellipsis or isinstance(one, (int, slice)) for one in places):
+    if not all(one is None or one is Ellipsis or type(one) in (int, slice) for one in places):
         return _through_vmap(operator.getitem, stacked, arguments, keywords)
     if value.layout is Layout.SHARED:
         return Value(Layout.SHARED, value.tensor[index])
