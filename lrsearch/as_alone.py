@@ -79,7 +79,7 @@ def _dropout(func: Any, input: torch.Tensor, p: float = 0.5, training: bool = Tr
     if not training or p <= 0:
         return NotImplemented
     x = input
-    strides = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
+    strides = _strides_alone(x)
     order = sorted(range(x.ndim), key=lambda side: -strides[side])  # as its mask lies in memory
     ones = torch.ones([x.shape[side] for side in order], dtype=x.dtype, device=x.device)
     kept = torch.dropout(ones, p, True).permute([order.index(side) for side in range(x.ndim)])
@@ -178,8 +178,12 @@ CELLS: dict[Any, str] = {
 
 def _lying_as_alone(x: torch.Tensor) -> torch.Tensor:
     """Return an empty tensor that lies in memory, in whose order it is filled, as one made like `x` does alone."""
-    strides = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
-    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
+    return torch.empty_strided(x.shape, _strides_alone(x), dtype=x.dtype, device=x.device)
+
+
+def _strides_alone(x: torch.Tensor) -> tuple[int, ...]:
+    """Return how what is made like `x` lies in memory alone."""
+    return torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
 
 
 def _bernoulli(func: Any, input: torch.Tensor, *others: Any, **keywords: Any) -> Any:  # noqa: A002  # torch's name

@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
@@ -1415,7 +1415,7 @@ class _Rehearsal:
             double = InDouble(self.loaded)
             training = replace(self.training, precision="float32")  # without autocast, that is
             few = replace(self, loaded=cast(LoadedWorkload, double), training=training, alone=[])
-            histories, _ = few._histories(crowds, size, double, double.losing_precision)
+            histories, _ = few._histories(crowds, size, double)
             if double.losing_precision.noticed:
                 return None
             for member, (found, expected) in enumerate(histories):
@@ -1430,28 +1430,20 @@ class _Rehearsal:
     def _difference(self, crowds: int, size: int, compiled: CompiledGang | None) -> str:
         fewer = FewEvaluations(self.loaded)
         few = replace(self, loaded=cast(LoadedWorkload, fewer))
-        histories, run = few._histories(crowds, size, fewer, nullcontext(), compiled)
+        histories, run = few._histories(crowds, size, fewer, compiled)
         if compiled and run.why_not_compiled:
             return run.why_not_compiled
         precision = pick_precision(self.training.precision, self.device)
         return next((why for found, expected in histories if (why := difference(found, expected, precision))), "")
 
     def _histories(
-        self,
-        crowds: int,
-        size: int,
-        fewer: FewEvaluations,
-        watching: AbstractContextManager[object],
-        compiled: CompiledGang | None = None,
+        self, crowds: int, size: int, fewer: FewEvaluations, compiled: CompiledGang | None = None
     ) -> tuple[list[tuple[History, History]], StackedRun]:
-        """Return of each member what it becomes together and alone, and what they are together.
-
-        What steps of the members alone is `watching` them.
-        """
+        """Return of each member what it becomes together and alone, and what they are together."""
         places, rates = self._places(size, crowds), _compared_rates(size)
         with self._leaving_no_trace():
             expected = [
-                self._history_alone(self._new_run(place), rate, fewer, watching)
+                self._history_alone(self._new_run(place), rate, fewer)
                 for place, rate in zip(places, rates, strict=True)
             ]
             run, _ = self._begun(places, compiled)
@@ -1463,18 +1455,16 @@ class _Rehearsal:
         with self._leaving_no_trace():
             run = self._new_run(self._places(size, crowds)[member])
             shake(run.model)
-            return self._history_alone(run, _compared_rates(size)[member], fewer, nullcontext())
+            return self._history_alone(run, _compared_rates(size)[member], fewer)
 
     def _blocks(self) -> tuple[int, int]:
         """Return after how many steps to evaluate, and after how many more again."""
         return 2, _checked_steps(self.training)
 
-    def _history_alone(
-        self, run: Run, rate: float, fewer: FewEvaluations, watching: AbstractContextManager[object]
-    ) -> History:
+    def _history_alone(self, run: Run, rate: float, fewer: FewEvaluations) -> History:
         history = History(state(run.model.named_parameters()), state(run.model.named_buffers()))
         for steps in self._blocks():
-            with watching:
+            with fewer.watching:
                 for _ in range(steps):
                     run.step(rate)
             history.evaluations += fewer.evaluated(run)

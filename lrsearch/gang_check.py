@@ -8,6 +8,7 @@ another computation is told apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lrsearch.interfaces import LoadedWorkload, Split
+from lrsearch.stacking import each_in
 from lrsearch.training import Run
 from lrsearch.trial import Precision
 
@@ -161,6 +163,8 @@ class FewEvaluations:
     """A workload, of whose splits two batches of a few rows are evaluated, and the loss of these alone."""
 
     rows = EVALUATED_ROWS
+    watching: AbstractContextManager[object] = nullcontext()
+    """Looks at the steps of trials alone."""
 
     def __init__(self, loaded: LoadedWorkload) -> None:
         self.loaded = loaded
@@ -200,7 +204,7 @@ class InDouble(FewEvaluations):
     def __init__(self, loaded: LoadedWorkload) -> None:
         super().__init__(loaded)
         self.loss = _LossInDouble(loaded.loss) if isinstance(loaded.loss, nn.Module) else loaded.loss
-        self.losing_precision = LosingPrecision()
+        self.watching = self.losing_precision = LosingPrecision()
 
     def build_model(self) -> nn.Module:
         return deepcopy(self.loaded.build_model()).double()  # others may hold parts of it
@@ -269,11 +273,4 @@ def _tensors_in(nested: Any) -> list[torch.Tensor]:
 
 def _of_tensors(nested: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     """Return `nested` with what the function makes of the tensors in its tuples, lists and dictionaries."""
-    if isinstance(nested, torch.Tensor):
-        return function(nested)
-    if isinstance(nested, dict):
-        return {key: _of_tensors(one, function) for key, one in nested.items()}
-    if isinstance(nested, (tuple, list)):
-        made = [_of_tensors(one, function) for one in nested]
-        return type(nested)(*made) if hasattr(nested, "_fields") else type(nested)(made)
-    return nested
+    return each_in(lambda one: function(one) if isinstance(one, torch.Tensor) else one, nested)

@@ -194,9 +194,11 @@ class StackedOptimizer:
             self._copies = [[tensor.unbind() for tensor in tensors] for tensors in held]
         tensors = [*self._copies, [gradient.unbind() for gradient in gradients]]
         steps = self._steps.float()
+        groups = {
+            alike: [place for place, own in enumerate(self.multipliers) if own == alike] for alike in self.multipliers
+        }
         for row, (rate, own_beta1) in enumerate(zip(rates.tolist(), beta1s, strict=True)):
-            for by, decay_by in dict.fromkeys(self.multipliers):
-                indices = [index for index, own in enumerate(self.multipliers) if own == (by, decay_by)]
+            for (by, decay_by), indices in groups.items():
                 parameters, first, second, own = ([part[index][row] for index in indices] for part in tensors)
                 kernel(
                     parameters,

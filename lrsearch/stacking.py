@@ -963,16 +963,9 @@ def _aligned(arguments: Sequence[Any], count: int) -> list[torch.Tensor] | None:
     return [tensor[(slice(None), *[None] * (most - tensor.ndim))] for tensor in tensors]
 
 
-def _shifted(dimension: int) -> int:
-    """Return where a dimension of one copy lies behind that of the copies."""
-    return dimension + 1 if dimension >= 0 else dimension
-
-
-def _each_of(layout: Layout, result: Any) -> Any:
-    """Return as values what a function gives of tensors in that layout."""
-    if isinstance(result, torch.Tensor):
-        return Value(layout, result)
-    return type(result)(_each_of(layout, one) for one in result)
+def _values(layout: Layout, result: Any) -> Any:
+    """Return what a function gives of tensors in that layout, with its tensors as values."""
+    return each_in(lambda one: Value(layout, one) if isinstance(one, torch.Tensor) else one, result)
 
 
 def _by_dimension(function: Callable[..., Any]) -> Rule:
@@ -983,38 +976,41 @@ def _by_dimension(function: Callable[..., Any]) -> Rule:
         given = dict(zip(names, others, strict=False)) | keywords
         if function in FIRST_DIMENSION:
             given = {"dim": 0, **given}
-        shifted = {name: _shifted_all(one) if name.startswith("dim") else one for name, one in given.items()}
+        shifted = {name: _shifted(one) if name.startswith("dim") else one for name, one in given.items()}
         known = len(others) <= len(names) and given.keys() <= {*names}
-        asked = {name for name in names if name.startswith("dim")} <= {
-            name for name, one in shifted.items() if one is not None
-        }
+        asked = all(shifted.get(name) is not None for name in names if name.startswith("dim"))
         if not (isinstance(value, Value) and known and asked) or any(isinstance(one, Value) for one in given.values()):
             return _through_vmap(function, stacked, arguments, keywords)
         if value.layout is Layout.SHARED:
-            return _each_of(Layout.SHARED, function(value.tensor, *others, **keywords))
-        return _each_of(Layout.STACKED, function(to_stacked(value, stacked.count), **shifted))
+            return _values(Layout.SHARED, function(value.tensor, *others, **keywords))
+        return _values(Layout.STACKED, function(to_stacked(value, stacked.count), **shifted))
 
     return rule
 
 
-def _shifted_all(dimensions: Any) -> Any:
-    """Return one dimension or several, shifted; None where these are no numbers."""
+def _shifted(dimensions: Any) -> Any:
+    """Return where dimensions of one copy, or one, lie behind that of the copies; None where they are no numbers."""
     if isinstance(dimensions, int):
-        return _shifted(dimensions)
+        return dimensions + 1 if dimensions >= 0 else dimensions
     if isinstance(dimensions, (list, tuple)) and dimensions and all(isinstance(one, int) for one in dimensions):
         return [_shifted(one) for one in dimensions]
     return None
 
 
+def _several(numbers: list[Any]) -> list[Any]:
+    """Return numbers that came one by one or as one tuple."""
+    return list(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], (tuple, list)) else numbers
+
+
 def _permute(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    value, *dimensions = arguments
-    if len(dimensions) == 1 and isinstance(dimensions[0], (tuple, list)):
-        dimensions = list(dimensions[0])
-    if keywords or not all(isinstance(one, int) for one in dimensions):
+    value, *given = arguments
+    dimensions = _several(given)
+    shifted = _shifted(dimensions)
+    if keywords or shifted is None:
         return _through_vmap(torch.Tensor.permute, stacked, arguments, keywords)
     if value.layout is Layout.SHARED:
         return Value(Layout.SHARED, value.tensor.permute(dimensions))
-    return Value(Layout.STACKED, to_stacked(value, stacked.count).permute(0, *map(_shifted, dimensions)))
+    return Value(Layout.STACKED, to_stacked(value, stacked.count).permute(0, *shifted))
 
 
 def _getitem(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
@@ -1054,9 +1050,8 @@ def _flatten_call(function: Callable[..., Any]) -> Rule:
 
 def _reshape(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
     """Give each copy the shape that is asked for; what only a copy of memory can give is copied."""
-    value, *shape = arguments
-    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
-        shape = list(shape[0])
+    value, *given = arguments
+    shape = _several(given)
     if keywords or not all(isinstance(side, int) for side in shape):
         return _through_vmap(torch.Tensor.reshape, stacked, arguments, keywords)
     if value.layout is Layout.SHARED:
@@ -1076,7 +1071,7 @@ def _through_vmap(
             values.append(argument)
         return argument
 
-    _each(note, [arguments, keywords])
+    each_in(note, [arguments, keywords])
     own = [value.layout is not Layout.SHARED for value in values]
     pairs = zip(values, own, strict=True)
     tensors = [to_stacked(value, stacked.count) if mine else value.tensor for value, mine in pairs]
@@ -1087,7 +1082,7 @@ def _through_vmap(
     def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         nonlocal shape
         rest = iter(tensors)
-        filled = _each(lambda one: next(rest) if isinstance(one, Value) else one, [arguments, keywords])
+        filled = each_in(lambda one: next(rest) if isinstance(one, Value) else one, [arguments, keywords])
         results: list[torch.Tensor] = []
 
         def take(one: Any) -> Any:
@@ -1097,7 +1092,7 @@ def _through_vmap(
             return Value(Layout.STACKED, one)
 
         with AsAlone(stacked.own):
-            shape = _each(take, function(*filled[0], **filled[1]))
+            shape = each_in(take, function(*filled[0], **filled[1]))
         return tuple(results)
 
     if not any(own):
@@ -1106,17 +1101,17 @@ def _through_vmap(
         layout = Layout.STACKED
         results = vmap(call, in_dims=tuple(0 if mine else None for mine in own), randomness="same")(*tensors)
     found = iter(results)
-    return _each(lambda one: Value(layout, next(found)) if isinstance(one, Value) else one, shape)
+    return each_in(lambda one: Value(layout, next(found)) if isinstance(one, Value) else one, shape)
 
 
-def _each(function: Callable[[Any], Any], nested: Any) -> Any:
-    """Return `nested` with `function` applied to all that is in its lists, tuples and dictionaries."""
+def each_in(function: Callable[[Any], Any], nested: Any) -> Any:
+    """Return `nested` with `function` applied to all that is in its lists, tuples and dictionaries, however deep."""
     if isinstance(nested, Value):
         return function(nested)
     if isinstance(nested, dict):
-        return {key: _each(function, one) for key, one in nested.items()}
+        return {key: each_in(function, one) for key, one in nested.items()}
     if isinstance(nested, (list, tuple)):
-        made = [_each(function, one) for one in nested]
+        made = [each_in(function, one) for one in nested]
         if hasattr(nested, "_fields"):
             return type(nested)(*made)
         return type(nested)(made)  # also torch's own, such as torch.return_types.max
