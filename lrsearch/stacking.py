@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from lrsearch import chance
 from lrsearch.as_alone import DESCRIBING, AsAlone, tensors_of
+from lrsearch.attention import multi_head_attention
 from lrsearch.contents import Contents
 from lrsearch.recurrence import recurrent
 from lrsearch.restore import find_generators
@@ -57,6 +58,10 @@ class Value(NamedTuple):
     tensor: torch.Tensor
 
 
+MULTIPLIED: dict[type[nn.Module], str] = {nn.Linear: "weight", nn.MultiheadAttention: "in_proj_weight"}
+"""Modules with the matrix that their inputs are multiplied with."""
+
+
 class StackedModel:
     """`count` copies of `model`, with the same weights to begin with.
 
@@ -75,7 +80,12 @@ class StackedModel:
         self.model = model
         self.count = count
         # A product's gradient comes out transposed; where weights lie so too, an optimiser goes through both in order.
-        turned = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        turned = {
+            f"{name}.{MULTIPLIED[kind]}"
+            for name, module in model.named_modules()
+            for kind in MULTIPLIED
+            if isinstance(module, kind) and getattr(module, MULTIPLIED[kind]) is not None
+        }
         self.parameters = {
             name: _copies(one.mT.contiguous(), count).mT if name in turned else _copies(one, count)
             for name, one in model.named_parameters()
@@ -680,6 +690,12 @@ def _module_rule(name: str, module: nn.Module) -> Rule:
         return _dropout(module)
     if isinstance(module, nn.RNNBase) and module.proj_size == 0:
         return _recurrent(name, module)
+    if isinstance(module, nn.MultiheadAttention) and _is_plain(module):
+        return _attention(name, module)
+    if isinstance(module, nn.TransformerEncoderLayer):
+        return _encoder_layer(name, module)
+    if isinstance(module, nn.TransformerEncoder):
+        return _encoder(name, module)
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
         end = module.end_dim
         return lambda stacked, arguments, keywords: _flatten(arguments[0], end, stacked.count)
@@ -871,6 +887,127 @@ def _recurrent(name: str, module: nn.RNNBase) -> Rule:
         return Value(Layout.STACKED, outputs), ended if module.mode == "LSTM" else ended[0]
 
     return rule
+
+
+def _is_plain(module: nn.MultiheadAttention) -> bool:
+    """Whether queries, keys and values are of the same size, and there are no keys but those that come in."""
+    return module.in_proj_weight is not None and module.bias_k is None and not module.add_zero_attn
+
+
+def _attention(name: str, module: nn.MultiheadAttention) -> Rule:
+    by_vmap = _any_module(name, module)
+    inputs = ("query", "key", "value")
+    others = ("key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal")
+    parts = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        given = dict(zip((*inputs, *others), arguments, strict=False)) | keywords
+        values = [given[one] for one in inputs]
+        tensors = {id(value): to_stacked(value, stacked.count) for value in values}
+        attention, padding = given.get("attn_mask"), given.get("key_padding_mask")
+        is_causal, tells_weights = given.get("is_causal", False), given.get("need_weights", True)
+        if any(tensor.ndim != 4 for tensor in tensors.values()) or (is_causal and attention is None):
+            return by_vmap(stacked, arguments, keywords)
+        if not module.batch_first:
+            tensors = {which: tensor.transpose(1, 2) for which, tensor in tensors.items()}
+        query, key, value = (tensors[id(value)] for value in values)
+        is_causal = is_causal and padding is None and not tells_weights  # else the mask says it
+        mask = None
+        if attention is not None and not is_causal:
+            heads = module.num_heads if _one_copy(attention, stacked.count).ndim == 3 else 1
+            mask = _added(attention, (-1, heads, query.shape[2], key.shape[2]), query.dtype, stacked.count)
+        if padding is not None:
+            hidden = _added(padding, (-1, 1, 1, key.shape[2]), query.dtype, stacked.count)
+            mask = hidden if mask is None else mask + hidden
+        outputs, weights = multi_head_attention(
+            query,
+            key,
+            value,
+            {part: own for part in parts if (own := stacked.parameters.get(f"{name}.{part}")) is not None},
+            heads=module.num_heads,
+            mask=mask,
+            is_causal=is_causal,
+            dropout=module.dropout if module.training else 0.0,
+            tells_weights=tells_weights,
+        )
+        if weights is not None and given.get("average_attn_weights", True):
+            weights = weights.mean(2)
+        outputs = outputs if module.batch_first else outputs.transpose(1, 2)
+        return Value(Layout.STACKED, outputs), None if weights is None else Value(Layout.STACKED, weights)
+
+    return rule
+
+
+def _added(mask: Value, shape: Sequence[int], dtype: torch.dtype, count: int) -> torch.Tensor:
+    """Return what is added to scores, (copies or 1, *shape), by a mask that says it or is True for what is hidden."""
+    tensor = mask.tensor.unsqueeze(0) if mask.layout is Layout.SHARED else to_stacked(mask, count)
+    if tensor.dtype is torch.bool:
+        tensor = torch.zeros_like(tensor, dtype=dtype).masked_fill(tensor, -torch.inf)
+    return tensor.reshape(len(tensor), *shape)
+
+
+def _encoder_layer(name: str, module: nn.TransformerEncoderLayer) -> Rule:
+    rules = {part: _module_rule(f"{name}.{part}", own) for part, own in module.named_children()}
+    rules.setdefault("activation", _function_rule(module.activation))
+    add = _function_rule(operator.add)
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        given = dict(zip(("src", "src_mask", "src_key_padding_mask", "is_causal"), arguments, strict=False)) | keywords
+        masks = {
+            "attn_mask": given.get("src_mask"),
+            "key_padding_mask": given.get("src_key_padding_mask"),
+            "need_weights": False,
+            "is_causal": given.get("is_causal", False),
+        }
+
+        def through(value: Any, *parts: str) -> Any:
+            for part in parts:
+                value = rules[part](stacked, [value], {})
+            return value
+
+        def attending(value: Any) -> Any:
+            return through(rules["self_attn"](stacked, [value, value, value], masks)[0], "dropout1")
+
+        def feeding(value: Any) -> Any:
+            return through(value, "linear1", "activation", "dropout", "linear2", "dropout2")
+
+        value = given["src"]
+        for norm, block in (("norm1", attending), ("norm2", feeding)):
+            if module.norm_first:
+                value = add(stacked, [value, block(through(value, norm))], {})
+            else:
+                value = through(add(stacked, [value, block(value)], {}), norm)
+        return value
+
+    return rule
+
+
+def _encoder(name: str, module: nn.TransformerEncoder) -> Rule:
+    rules = [_module_rule(f"{name}.layers.{place}", layer) for place, layer in enumerate(module.layers)]
+    norm = None if module.norm is None else _module_rule(f"{name}.norm", module.norm)
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        given = dict(zip(("src", "mask", "src_key_padding_mask", "is_causal"), arguments, strict=False)) | keywords
+        value, mask, is_causal = given["src"], given.get("mask"), given.get("is_causal")
+        masks = {
+            "src_mask": mask,
+            "is_causal": _is_causal(mask) if is_causal is None else is_causal,
+            "src_key_padding_mask": given.get("src_key_padding_mask"),
+        }
+        for layer in rules:
+            value = layer(stacked, [value], masks)
+        return value if norm is None else norm(stacked, [value], {})
+
+    return rule
+
+
+def _is_causal(mask: Value | None) -> bool:
+    """Whether a mask for all copies hides what comes later and nothing else."""
+    if mask is None or mask.layout is not Layout.SHARED:
+        return False
+    own = mask.tensor
+    causal = nn.Transformer.generate_square_subsequent_mask(own.shape[-1], device=own.device, dtype=own.dtype)
+    return torch.equal(own, causal)
 
 
 def _flatten(value: Value, end: int, count: int) -> Value:

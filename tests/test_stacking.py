@@ -119,14 +119,59 @@ class Own(nn.Module):
 
 
 class Attention(nn.Module):
-    """Whose one part gives a tensor and None."""
+    """Attends with torch's own module, in each way that it can be asked."""
 
-    def __init__(self) -> None:
+    far: torch.Tensor
+
+    def __init__(self, what: str, **settings: Any) -> None:
         super().__init__()
-        self.attention, self.last = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 5)
+        self.what = what
+        self.attention = nn.MultiheadAttention(6, 2, **{"batch_first": True, **settings})
+        self.other, self.last = nn.Linear(6, self.attention.kdim), nn.Linear(6, 5)
+        self.register_buffer("far", torch.tensor([[0.0, 0.5, -1.0, 2.0]] * 3 + [[-torch.inf, 0.0, 0.0, 1.0]]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.attention(x, x, x, need_weights=False)[0].mean(1))  # type: ignore[no-any-return]
+        y, hidden, later = self.other(x), x[:, :, 0] > 1, self.far.isinf()
+        if self.what == "to others":
+            found = self.attention(x[:, :3], y, y)[0]
+        elif self.what == "to keys of others":
+            found = self.attention(x, y, y - 1, need_weights=False)[0]
+        elif self.what == "with weights":
+            found, weights = self.attention(y, y, y, hidden)
+            found = found + weights.sum(1, keepdim=True)[..., :1].mean(1, keepdim=True) ** 2
+        elif self.what == "with weights of each head":
+            found, weights = self.attention(y, y, y, attn_mask=self.far, average_attn_weights=False)
+            found = found + weights[:, 0].mean(2, keepdim=True) ** 2
+        elif self.what == "masked":
+            found = self.attention(y, y, y, hidden, False, later)[0]
+        elif self.what == "masked by each row and head":
+            of_each = (y @ y.transpose(1, 2)).repeat_interleave(2, 0)
+            found = self.attention(y, y, y, need_weights=False, attn_mask=of_each)[0]
+        elif self.what == "causal":
+            found = self.attention(y, y, y, need_weights=False, attn_mask=later, is_causal=True)[0]
+        elif self.what == "rows alone":
+            found = self.attention(y[0], y[0], y[0])[0].unsqueeze(0) + x
+        else:
+            found = self.attention(y, y, y, need_weights=False)[0]
+        return self.last(found.mean(1))  # type: ignore[no-any-return]
+
+
+ATTENTION_CASES: dict[str, Callable[[], nn.Module]] = {
+    **{
+        f"attention {what}": partial(Attention, what)
+        for what in (
+            *("plain", "to others", "to keys of others", "with weights", "with weights of each head", "masked"),
+            *("masked by each row and head", "causal", "rows alone"),
+        )
+    },
+    **{
+        f"attention {what}, {setting}": partial(Attention, what, **{setting: value})
+        for what in ("plain", "with weights", "causal")
+        for setting, value in (("dropout", 0.5), ("batch_first", False), ("bias", False), ("add_bias_kv", True))
+        if not (what != "plain" and setting in ("batch_first", "add_bias_kv"))  # which have other keys
+    },
+    "attention to others, kdim": partial(Attention, "to others", kdim=4, vdim=4),
+}
 
 
 class Recurrent(nn.Module):
@@ -246,18 +291,36 @@ class Text(nn.Module):
 
 
 class Encoder(nn.Module):
-    """torch's own transformer, with a mask of what is padded and one of what comes later."""
+    """torch's own transformer, with a mask of what is padded, one of what comes later, or both."""
 
-    def __init__(self) -> None:
+    def __init__(self, mask: str, norm: nn.Module | None = None, **settings: Any) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.1, batch_first=True)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, **{"batch_first": True, **settings})
+        self.mask = mask
         self.embedding, self.last = nn.Embedding(11, 8), nn.Linear(8, 5)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 2, norm, enable_nested_tensor=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(tokens)
         later = torch.full((4, 4), float("-inf"), dtype=torch.float64).triu(1)
-        x = self.encoder(self.embedding(tokens), mask=later, src_key_padding_mask=(tokens == 11).double())
+        if self.mask == "later":
+            x = self.encoder(x, later)
+        elif self.mask == "said to be later":
+            x = self.encoder(x, mask=later, is_causal=True)
+        elif self.mask == "padded and later":
+            x = self.encoder(x, mask=later, src_key_padding_mask=(tokens == 10).double() * -3)
+        else:
+            x = self.encoder(x)
         return self.last(x.mean(1))  # type: ignore[no-any-return]
+
+
+ENCODER_CASES: dict[str, Callable[[], nn.Module]] = {
+    **{f"encoder, {mask}": partial(Encoder, mask) for mask in ("plain", "later", "said to be later")},
+    "encoder, padded and later": partial(Encoder, "padded and later", norm_first=True, activation="gelu"),
+    "encoder, without dropout": lambda: Encoder("plain", nn.LayerNorm(8), dropout=0.0, norm_first=True, bias=False),
+    "encoder, by length": lambda: Encoder("plain", nn.BatchNorm1d(4), batch_first=False, activation=nn.Softplus()),
+    "encoder, a function": partial(Encoder, "later", activation=torch.sin, dropout=0.5),
+}
 
 
 def hooked() -> nn.Module:
@@ -304,14 +367,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = {
         lambda: images(6),
     ),
     **{what: (partial(Own, what), lambda: images(6)) for what in WRITES},
-    "attention": (Attention, lambda: images(4, 6)),
+    **{name: (build, lambda: images(4, 6)) for name, build in ATTENTION_CASES.items()},
     **{name: (build, lambda: images(4, 6)) for name, build in RECURRENT_CASES.items()},
     "shapes": (Shapes, lambda: images(4, 6)),
     **{
         f"text, masked {mask}": (partial(Text, mask), lambda: torch.randint(11, (7, 4)))
         for mask in ("causal", "of each head", "of each row", "below", "with dropout")
     },
-    "encoder": (Encoder, lambda: torch.randint(11, (7, 4))),
+    **{name: (build, lambda: torch.randint(11, (7, 4))) for name, build in ENCODER_CASES.items()},
     "hooked": (hooked, lambda: images(6)),
     "weight normed": (weight_normed, lambda: images(6)),
     "frozen": (lambda: frozen_first(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))), lambda: images(6)),
@@ -336,16 +399,8 @@ def shaken(stacked: StackedModel) -> list[nn.Module]:
 
 
 @pytest.mark.filterwarnings(f"ignore:{SLOW_IN_VMAP}")
-@pytest.mark.parametrize(
-    ("name", "training"),
-    # torch's attention in evaluation has a path that vmap cannot differentiate; nobody asks it to.
-    [
-        (name, training)
-        for name in CASES
-        for training in (True, False)
-        if training or name not in ("attention", "encoder")
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("training", [True, False])
 def test_each_copy_of_a_stacked_model_computes_what_it_computes_alone(name: str, training: bool) -> None:
     torch.manual_seed(0)
     build, make_inputs = CASES[name]
