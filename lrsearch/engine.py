@@ -78,14 +78,16 @@ def prepare_all(
     """
     if "torch" not in sys.modules:
         import_at_rest("lrsearch.training")
-    from lrsearch.training import RECORDABLE, faster_precision, fastest_compiling, prepare
+    from lrsearch.precision import faster_precision
+    from lrsearch.training import RECORDABLE, fastest_compiling, prepare
 
     workload, training = variants[0]
     prepared = prepare(workload, training, seed, evaluates=evaluates)
     seconds, chosen, precision = prepared.seconds, {}, prepared.precision
     steps, began = round(epochs * prepared.facts.steps_per_epoch), time.perf_counter()
     if training.precision == "auto":
-        precision = faster_precision(workload, training, seed, steps)
+        most = max((request.most for request in gangs), default=1)
+        precision = faster_precision(workload, training, seed, steps, most)
     compiling = training.compile
     if any(training.optimizer.name not in RECORDABLE for _, training in variants):
         open_to = [one for one in open_to if one != "graphs"]

@@ -1220,8 +1220,10 @@ def timings(
     return found, ""
 
 
-def member_seconds(workload: Choice, training: TrainingPlan, seed: int, size: int) -> float:
+def member_seconds(workload: Choice, training: TrainingPlan, seed: int, size: int, *, briefly: bool = False) -> float:
     """Return the seconds of a step of one of `size` trials together, from few steps; infinity where that cannot be.
+
+    From two, where `briefly`.
 
     Preparing must have shown that a trial runs.
     """
@@ -1233,7 +1235,8 @@ def member_seconds(workload: Choice, training: TrainingPlan, seed: int, size: in
     if _why_alone(training):
         return math.inf
     try:
-        return _Rehearsal(loaded, training, device, seed, []).seconds_per_member(size, 1)
+        hopeless = 0.0 if briefly else math.inf
+        return _Rehearsal(loaded, training, device, seed, []).seconds_per_member(size, 1, hopeless=hopeless)
     except Exception:  # as in `choose`, which says why
         return math.inf
 

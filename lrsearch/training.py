@@ -195,63 +195,6 @@ FIRST_WITH_BFLOAT16 = (8, 0)
 _PROCESSOR_BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def faster_precision(workload: Choice, training: TrainingPlan, seed: int, search_steps: int) -> Precision:
-    """Return the precision in which the training takes less time, `float32` or `bfloat16`.
-
-    It is float32 where the device multiplies matrices slower in bfloat16. Else both are timed, once for each model and
-    machine, unless that takes more than PRECISION_SHARE of `search_steps`, the training steps of this process in the
-    study, or compiles the model twice: then it is bfloat16.
-    """
-    device = pick_device(training.device)
-    if pick_precision("auto", device) == "float32" or _faster_product(device) == "float32":
-        return "float32"  # no step gains where not even a product of matrices does
-    if training.compile == "on" or PRECISION_SHARE * search_steps < 2 * TIMED_BLOCKS * PRECISION_STEPS:
-        return "bfloat16"
-    circumstances = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
-    known: Precision | None = recall("precisions", circumstances)
-    if known is not None:
-        return known
-    loaded = load(workload, device, seed)
-    names: tuple[Precision, Precision] = ("float32", "bfloat16")
-    runs = [new_run(loaded, replace(training, precision=name), device, seed) for name in names]
-    seconds = _step_seconds(runs, synchronizer(device), PRECISION_STEPS)
-    chosen: Precision = "bfloat16" if seconds[1] < seconds[0] else "float32"
-    remember("precisions", circumstances, chosen)
-    return chosen
-
-
-def _faster_product(device: torch.device) -> Precision:
-    """Return `float32` where a product of matrices is clearly slower in bfloat16; on a GPU it is not.
-
-    There are processors whose instructions for bfloat16 take twice as long as those for float32.
-    """
-    if device.type != "cpu":
-        return "bfloat16"
-    circumstances = [processor_name(), torch.get_num_threads(), torch.__version__]
-    known: Precision | None = recall("products", circumstances)
-    if known is not None:
-        return known
-    chosen: Precision = "float32" if _product_ratio() > CLEARLY_SLOWER else "bfloat16"
-    remember("products", circumstances, chosen)
-    return chosen
-
-
-def _product_ratio() -> float:
-    """Return what a product of two matrices takes on the processor in bfloat16 over what it takes in float32.
-
-    They take turns; it is the median after one of each to warm up.
-    """
-    factors = [torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
-    ratios = []
-    for _ in range(PRODUCTS):
-        marks = [time.perf_counter()]
-        for factor in factors:
-            factor @ factor
-            marks.append(time.perf_counter())
-        ratios.append((marks[2] - marks[1]) / (marks[1] - marks[0]))
-    return statistics.median(ratios[1:])
-
-
 def fastest_compiling(
     workload: Choice, training: TrainingPlan, seed: int, search_steps: int, open_to: Collection[Compiling]
 ) -> Compiling:
@@ -273,7 +216,7 @@ def fastest_compiling(
         if share is None:
             if loaded is None:
                 loaded = load(workload, device, seed)
-                [seconds] = _step_seconds([new_run(loaded, training, device, seed)], synchronizer(device))
+                [seconds] = step_seconds([new_run(loaded, training, device, seed)], synchronizer(device))
             if candidate == "on" and PROBE_SHARE * search_steps * seconds < COMPILING_SECONDS:
                 continue
             share = _share_of_a_step(loaded, replace(training, compile=candidate), device, seed)
@@ -290,13 +233,13 @@ def _share_of_a_step(loaded: LoadedWorkload, training: TrainingPlan, device: tor
         if training.compile == "graphs":
             check_graphs(loaded, training, device, seed)
         runs = [new_run(loaded, replace(training, compile=one), device, seed) for one in ("off", training.compile)]
-        plain, other = _step_seconds(runs, synchronizer(device))
+        plain, other = step_seconds(runs, synchronizer(device))
     except Exception:  # whatever stops the compiler, the model trains without it
         return 1.0
     return other / plain
 
 
-def _step_seconds(runs: Sequence[Run], wait: Callable[[], None], block: int = BLOCK_STEPS) -> list[float]:
+def step_seconds(runs: Sequence[Run], wait: Callable[[], None], block: int = BLOCK_STEPS) -> list[float]:
     """Return what a step takes in each run, in seconds: the median of three, taken by turns after one to warm up."""
     blocks: list[list[float]] = [[] for _ in runs]
     for number in range(TIMED_BLOCKS):
@@ -314,12 +257,8 @@ def _step_seconds(runs: Sequence[Run], wait: Callable[[], None], block: int = BL
 COMPILING_SECONDS = 60.0
 MUST_SAVE = 0.98
 """Of what a step takes alone or uncompiled, the most that another way may take to be chosen."""
-TIMED_BLOCKS, PRECISION_STEPS = 4, 4
-"""Blocks, the first of which is not counted, and the steps of each where precisions are compared."""
-PRECISION_SHARE = PROBE_SHARE / 4
-PRODUCT_SIDE, PRODUCTS, CLEARLY_SLOWER = 512, 8, 1.25
-"""Of matrices, how many products in each precision, a hundredth of a second together, and from which ratio on no model
-gains from bfloat16."""
+TIMED_BLOCKS = 4
+"""The first of which is not counted."""
 
 
 @functools.cache

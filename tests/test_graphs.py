@@ -356,7 +356,7 @@ def test_a_device_or_an_optimizer_that_cannot_be_recorded_is_an_error(monkeypatc
 def test_left_open_steps_are_recorded_where_that_takes_less_time(
     recorded: list[str], monkeypatch: pytest.MonkeyPatch, faster: bool, chosen: str
 ) -> None:
-    monkeypatch.setattr(training, "_step_seconds", lambda runs, wait: [1e-3, 0.9e-3 if faster else 1.1e-3][: len(runs)])
+    monkeypatch.setattr(training, "step_seconds", lambda runs, wait: [1e-3, 0.9e-3 if faster else 1.1e-3][: len(runs)])
     plan = replace(PLAN, compile="off")
     prepared = prepare_all([(DIGITS, plan)], 0, epochs=10, open_to=("graphs", "on"))
     assert recorded
@@ -370,7 +370,7 @@ def test_left_open_steps_are_recorded_where_that_takes_less_time(
 def test_left_open_the_steps_of_all_ways_must_be_recordable(
     recorded: list[str], monkeypatch: pytest.MonkeyPatch, other: Choice
 ) -> None:
-    monkeypatch.setattr(training, "_step_seconds", lambda runs, wait: [1e-3, 0.9e-3][: len(runs)])
+    monkeypatch.setattr(training, "step_seconds", lambda runs, wait: [1e-3, 0.9e-3][: len(runs)])
     plan = replace(PLAN, compile="off")
     variants = [(DIGITS, plan), (DIGITS, replace(plan, optimizer=other))]
     prepared = prepare_all(variants, 0, epochs=10, open_to=("graphs", "on"))
@@ -384,7 +384,7 @@ def test_left_open_what_the_steps_of_one_way_do_not_take_is_not_chosen(
         if plan.optimizer == ADAMW:
             raise WorkloadError("another loss")
 
-    monkeypatch.setattr(training, "_step_seconds", lambda runs, wait: [1e-3, 0.9e-3][: len(runs)])
+    monkeypatch.setattr(training, "step_seconds", lambda runs, wait: [1e-3, 0.9e-3][: len(runs)])
     monkeypatch.setattr(training, "check_graphs", check)
     plan = replace(PLAN, compile="off")
     variants = [(DIGITS, plan), (DIGITS, replace(plan, optimizer=ADAMW))]
@@ -397,7 +397,7 @@ def test_left_open_what_the_steps_of_one_way_do_not_take_is_not_chosen(
 def test_a_short_study_does_not_decide_whether_a_long_one_compiles(
     recorded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_step_seconds", lambda runs, wait: [1e-3, 1.1e-3][: len(runs)])
+    monkeypatch.setattr(training, "step_seconds", lambda runs, wait: [1e-3, 1.1e-3][: len(runs)])
     plan, asked = replace(PLAN, compile="off"), []
     assert training.fastest_compiling(DIGITS, plan, 0, 1_000, ("graphs", "on")) == "off"
     monkeypatch.setattr(training, "check_compiling", lambda plan, device: asked.append(plan.compile))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lrsearch import engine, probing, training
+from lrsearch import engine, gang, precision, probing, training
 from lrsearch.cli import app
 from lrsearch.config import StudyConfig, load_study
 from lrsearch.executors import Process, process
@@ -210,24 +210,61 @@ def test_the_faster_precision_is_chosen_and_known_the_next_time(
 
     really: Callable[..., None] = training.Run.step
     monkeypatch.setattr(training.Run, "step", step)
-    monkeypatch.setattr(training, "_faster_product", lambda device: "bfloat16")
+    monkeypatch.setattr(precision, "_faster_product", lambda device: "bfloat16")
     [fast] = {"float32", "bfloat16"} - {slow}
-    assert training.faster_precision(*work, 1_000_000) == fast
-    monkeypatch.setattr(training, "new_run", None)
-    assert training.faster_precision(*work, 1_000_000) == fast
+    assert precision.faster_precision(*work, 1_000_000) == fast
+    monkeypatch.setattr(precision, "new_run", None)
+    assert precision.faster_precision(*work, 1_000_000) == fast
+
+
+@pytest.mark.parametrize(
+    ("alone", "together", "steps", "fast"),
+    [
+        ((0.02, 0.03), (0.32, 0.1), 1_000_000, "bfloat16"),
+        ((0.02, 0.03), (0.32, 0.1), 900, "float32"),  # no time for gangs of more than four
+        ((0.02, 0.024), (0.08, 0.16), 1_000_000, "float32"),
+        ((0.02, 0.06), (0.16, 0.0), 1_000_000, "float32"),  # so far behind that gangs are not tried
+        ((0.024, 0.02), (0.0, 0.16), 1_000_000, "bfloat16"),
+    ],
+)
+def test_a_precision_that_is_faster_in_gangs_alone_is_chosen_where_there_are_gangs(
+    work: tuple[Choice, TrainingPlan, int],
+    monkeypatch: pytest.MonkeyPatch,
+    alone: tuple[float, float],
+    together: tuple[float, float],
+    steps: int,
+    fast: str,
+) -> None:
+    """`alone` and `together` are what steps take longer in float32 and bfloat16, those of a gang for all members."""
+
+    def slowed(kind: type[Any], longer: tuple[float, float]) -> None:
+        def step(run: Any, *arguments: Any) -> None:
+            really(run, *arguments)
+            time.sleep(longer[run.training.precision == "bfloat16"])
+
+        really = kind.step
+        monkeypatch.setattr(kind, "step", step)
+
+    slowed(training.Run, alone)
+    slowed(gang.StackedRun, together)
+    monkeypatch.setattr(precision, "_faster_product", lambda device: "bfloat16")
+    assert precision.faster_precision(*work, steps, 16) == fast
+    assert precision.faster_precision(*work, steps) == ("bfloat16" if alone[1] < alone[0] else "float32")
+    monkeypatch.setattr(precision, "new_run", None)
+    assert precision.faster_precision(*work, steps, 16) == fast, "it is known the next time"
 
 
 @pytest.mark.parametrize(("ratio", "fast"), [(0.5, "bfloat16"), (1.2, "bfloat16"), (2.0, "float32")])
 def test_what_would_take_too_long_to_time_goes_by_a_matrix_product(
     work: tuple[Choice, TrainingPlan, int], monkeypatch: pytest.MonkeyPatch, ratio: float, fast: str
 ) -> None:
-    assert 0.01 < training._product_ratio() < 100
-    monkeypatch.setattr(training, "new_run", None)
-    monkeypatch.setattr(training, "_product_ratio", lambda: ratio)
-    assert training.faster_precision(*work, 1_000) == fast
-    monkeypatch.setattr(training, "_product_ratio", None)
-    assert training.faster_precision(*work, 1_000) == fast, "it is known the next time"
+    assert 0.01 < precision._product_ratio() < 100
+    monkeypatch.setattr(precision, "new_run", None)
+    monkeypatch.setattr(precision, "_product_ratio", lambda: ratio)
+    assert precision.faster_precision(*work, 500) == fast
+    monkeypatch.setattr(precision, "_product_ratio", None)
+    assert precision.faster_precision(*work, 500) == fast, "it is known the next time"
     if fast == "float32":
-        assert training.faster_precision(*work, 1_000_000) == fast, "and no step is timed"
+        assert precision.faster_precision(*work, 1_000_000) == fast, "and no step is timed"
     monkeypatch.setattr(training, "_processor_flags", lambda: frozenset())
-    assert training.faster_precision(*work, 1_000_000) == "float32"
+    assert precision.faster_precision(*work, 1_000_000) == "float32"

@@ -1,0 +1,106 @@
+"""The precision in which a study's trials train faster, where the study leaves that open."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import replace
+
+import torch
+
+from lrsearch.cache import recall, remember
+from lrsearch.interfaces import PROBE_SHARE
+from lrsearch.timing import processor_name, synchronizer
+from lrsearch.training import TIMED_BLOCKS, device_info, load, new_run, pick_device, pick_precision, step_seconds
+from lrsearch.trial import Choice, Precision, TrainingPlan, likeness
+
+BLOCK_STEPS = 4
+"""Steps of a block at most, where precisions are compared."""
+SHARE = PROBE_SHARE / 4
+"""Of the study, what more than one step of a block may take."""
+MADE_UP = 1.6
+"""Times as long as in float32, what a step alone may take in bfloat16 and yet be faster in a gang, where all trials
+share the cost of each call: a recurrent model was seen at 1.15 alone and 0.79 with 8."""
+LARGEST_TRIED = 8
+"""Of gangs that are tried in both precisions, by two steps,"""
+TOGETHER_SHARE = 2 * PROBE_SHARE
+"""for which there is more time, as they can save far more."""
+PRODUCT_SIDE, PRODUCTS, CLEARLY_SLOWER = 512, 8, 1.25
+"""Of matrices, how many products in each precision, a hundredth of a second together, and from which ratio on no model
+gains from bfloat16."""
+
+
+def faster_precision(
+    workload: Choice, training: TrainingPlan, seed: int, search_steps: int, most: int = 1
+) -> Precision:
+    """Return the precision in which the training takes less time, `float32` or `bfloat16`.
+
+    It is float32 where the device multiplies matrices slower in bfloat16. Else both are timed, once for each model and
+    machine, unless that takes more than PROBE_SHARE of `search_steps`, the training steps of this process in the
+    study, or compiles the model twice: then it is bfloat16. Where `most` trials may train together and bfloat16 is a
+    little slower alone, gangs are timed as well.
+    """
+    device = pick_device(training.device)
+    if pick_precision("auto", device) == "float32" or _faster_product(device) == "float32":
+        return "float32"  # no step gains where not even a product of matrices does
+    block = max(1, min(BLOCK_STEPS, int(SHARE * search_steps / (2 * TIMED_BLOCKS))))
+    if training.compile == "on" or PROBE_SHARE * search_steps < 2 * TIMED_BLOCKS * block:
+        return "bfloat16"
+    size = min(most, LARGEST_TRIED, int(TOGETHER_SHARE * search_steps / 4))
+    where = [device_info(device).name, torch.get_num_threads(), torch.__version__]
+    circumstances = [likeness(workload, training), size, *where]
+    known: Precision | None = recall("precisions", circumstances)
+    if known is not None:
+        return known
+    names: tuple[Precision, Precision] = ("float32", "bfloat16")
+    variants = [replace(training, precision=name) for name in names]
+    loaded = load(workload, device, seed)
+    runs = [new_run(loaded, variant, device, seed) for variant in variants]
+    seconds = step_seconds(runs, synchronizer(device), block)
+    if 1 < seconds[1] / seconds[0] < MADE_UP and size > 1:
+        del runs
+        seconds = [
+            min(alone, _together(workload, variant, seed, size))
+            for alone, variant in zip(seconds, variants, strict=True)
+        ]
+    chosen: Precision = "bfloat16" if seconds[1] < seconds[0] else "float32"
+    remember("precisions", circumstances, chosen)
+    return chosen
+
+
+def _together(workload: Choice, training: TrainingPlan, seed: int, size: int) -> float:
+    from lrsearch.gang import member_seconds
+
+    return member_seconds(workload, training, seed, size, briefly=True)
+
+
+def _faster_product(device: torch.device) -> Precision:
+    """Return `float32` where a product of matrices is clearly slower in bfloat16; on a GPU it is not.
+
+    There are processors whose instructions for bfloat16 take twice as long as those for float32.
+    """
+    if device.type != "cpu":
+        return "bfloat16"
+    circumstances = [processor_name(), torch.get_num_threads(), torch.__version__]
+    known: Precision | None = recall("products", circumstances)
+    if known is not None:
+        return known
+    chosen: Precision = "float32" if _product_ratio() > CLEARLY_SLOWER else "bfloat16"
+    remember("products", circumstances, chosen)
+    return chosen
+
+
+def _product_ratio() -> float:
+    """Return what a product of two matrices takes on the processor in bfloat16 over what it takes in float32.
+
+    They take turns; it is the median after one of each to warm up.
+    """
+    factors = [torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    ratios = []
+    for _ in range(PRODUCTS):
+        marks = [time.perf_counter()]
+        for factor in factors:
+            factor @ factor
+            marks.append(time.perf_counter())
+        ratios.append((marks[2] - marks[1]) / (marks[1] - marks[0]))
+    return statistics.median(ratios[1:])
