@@ -300,7 +300,13 @@ Rule = Callable[[StackedModel, list[Any], dict[str, Any]], Any]
 class _Program:
     """The steps of a model's forward pass, as torch.fx finds them, each with the rule that does it for all copies."""
 
-    def __init__(self, graph: fx.Graph, model: nn.Module, need_no_place: Collection[fx.Node]) -> None:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        model: nn.Module,
+        constants: Mapping[str, torch.Tensor],
+        need_no_place: Collection[fx.Node],
+    ) -> None:
         self._steps: list[tuple[fx.Node, Rule]] = []
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -308,10 +314,11 @@ class _Program:
             elif node.op == "output":
                 self._output = node.args[0]
             else:
-                no_place = node in need_no_place
-                self._steps.append(
-                    (node, _function_rule(OUT_OF_PLACE[node.target]) if no_place else _rule(node, model))
-                )
+                if node in need_no_place:
+                    rule = _function_rule(OUT_OF_PLACE[node.target])
+                else:
+                    rule = _rule(node, model, constants)
+                self._steps.append((node, rule))
 
     @classmethod
     def of(cls, model: nn.Module) -> _Program | None:
@@ -329,9 +336,10 @@ class _Program:
             return None
         own = find_generators([vars(part) for part in model.modules()])
         drawn, before, apart = chance.snapshot(own), Contents(model, copies=True), _Apart(tensors)
+        tracer, again = _Tracer(), _Tracer()
         try:
             with apart:
-                graph = _Tracer().trace(model)
+                graph = tracer.trace(model)
         except Exception:  # a model may do anything while it is traced
             graph = None
         chance.restore(drawn, own)
@@ -340,7 +348,7 @@ class _Program:
             raise ValueError("the model asks an iterator for another value at each step, which only a model alone may")
         if graph is not None and apart.computes:
             return None
-        if graph is not None and _said(_Tracer().trace(model)) != _said(graph):
+        if graph is not None and _said(again.trace(model)) != _said(graph):
             raise ValueError("the model computes something else at each call, by something outside of it")
         after = chance.snapshot(own)
         chance.restore(drawn, own)
@@ -349,15 +357,19 @@ class _Program:
             raise ValueError("the model throws its dice in Python, by which parameters may come and go with each step")
         if graph is None or not chance.is_alike(drawn, after) or changed:
             return None
+        if not chance.is_alike(tracer.constants, again.constants):
+            return None
         nodes = list(graph.nodes)
         placeholders = [node for node in nodes if node.op == "placeholder"]
         output = next(node for node in nodes if node.op == "output")
         if len(placeholders) != 1 or not isinstance(output.args[0], fx.Node):
             return None
         aliases = _Aliases(nodes, model)
+        if aliases.writes_into(tracer.constants):
+            return None
         if aliases.writes_into_views():
             raise ValueError("the model writes into what it has reshaped, which in a gang may be another memory")
-        return cls(graph, model, aliases.need_no_place())
+        return cls(graph, model, tracer.constants, aliases.need_no_place())
 
     def run(self, stacked: StackedModel, inputs: Value) -> torch.Tensor:
         values: dict[fx.Node, Any] = {self._input: inputs}
@@ -390,6 +402,11 @@ class _Aliases:
     def __init__(self, nodes: Sequence[fx.Node], model: nn.Module) -> None:
         self._model = model
         self._place = {node: number for number, node in enumerate(nodes)}
+
+    def writes_into(self, names: Collection[str]) -> bool:
+        """Whether a node changes what is read as one of those attributes."""
+        written = (self._first(node) for node in self._place if _writes(node, self._model))
+        return any(first.op == "get_attr" and first.target in names for first in written)
 
     def writes_into_views(self) -> bool:
         """Whether a node changes in place what a reshaping has given, and what that was made of is used afterwards."""
@@ -530,6 +547,17 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self._modes = _modes()
+        self.constants: dict[str, torch.Tensor] = {}
+        """What the model makes of numbers alone, such as a mask; by itself torch.fx would have the model hold it."""
+
+    def create_arg(self, a: Any) -> Any:
+        if not isinstance(a, torch.Tensor) or isinstance(a, nn.Parameter) or a in self.tensor_attrs:
+            return super().create_arg(a)
+        if any(a is buffer for buffer in self.root.buffers()):
+            return super().create_arg(a)
+        name = next((name for name, own in self.constants.items() if own is a), f"constant {len(self.constants)}")
+        self.constants[name] = a
+        return self.create_node("get_attr", name, (), {})
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -570,10 +598,10 @@ def _to_folded(value: Value, count: int) -> torch.Tensor:
 # Rules
 
 
-def _rule(node: fx.Node, model: nn.Module) -> Rule:
+def _rule(node: fx.Node, model: nn.Module, constants: Mapping[str, torch.Tensor]) -> Rule:
     """Return what does the node's work for all copies."""
     if node.op == "get_attr":
-        return _attribute(str(node.target), model)
+        return _attribute(str(node.target), model, constants)
     if node.op == "call_module":
         name = str(node.target)
         module = model.get_submodule(name)
@@ -591,9 +619,9 @@ def _rule(node: fx.Node, model: nn.Module) -> Rule:
     return _function_rule(function)
 
 
-def _attribute(name: str, model: nn.Module) -> Rule:
-    constant = None
-    if name not in dict(model.named_parameters()) and name not in dict(model.named_buffers()):
+def _attribute(name: str, model: nn.Module, constants: Mapping[str, torch.Tensor]) -> Rule:
+    constant: Any = constants.get(name)
+    if constant is None and name not in dict(model.named_parameters()) and name not in dict(model.named_buffers()):
         constant = operator.attrgetter(name)(model)
 
     def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import vmap
 
+from lrsearch import stacking
 from lrsearch.as_alone import LossesAsAlone
 from lrsearch.stacked_optimizers import StackedOptimizer
 from lrsearch.stacking import SLOW_IN_VMAP, StackedModel
@@ -100,6 +101,13 @@ class Own(nn.Module):
             self.kept = hidden.relu()
         elif self.what == "draws" and self.training:
             hidden = hidden + torch.randn(8, dtype=hidden.dtype)
+        elif self.what == "adds to what it makes":
+            hidden = self.first(torch.ones(7, 6, dtype=torch.float64).add_(x))
+        elif self.what == "makes a tensor of numbers":
+            hidden = hidden * torch.arange(8, dtype=torch.float64).div(3) + torch.eye(7, 8)
+        elif self.what == "makes a tensor of what changes":
+            self.calls += 1
+            hidden = hidden * torch.full((8,), min(1.0, self.calls / 3), dtype=torch.float64)
         elif self.what == "counts in a dictionary":
             self.counts["calls"] += 1
             hidden = hidden * min(1.0, self.counts["calls"] / 3)
@@ -336,6 +344,7 @@ def weight_normed() -> nn.Module:
 WRITES = (
     *("changes a buffer", "replaces a buffer", "counts", "keeps a value", "draws", "counts in a dictionary"),
     *("counts in an object", "keeps a list", "keeps a queue", "replaces a buffer in evaluation"),
+    *("adds to what it makes", "makes a tensor of numbers", "makes a tensor of what changes"),
 )
 
 
@@ -442,6 +451,13 @@ def test_what_a_model_does_at_each_step_is_done_at_each_step(what: str) -> None:
             torch.testing.assert_close(outputs[row], single(batch), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(stacked.state_dict(row)["mean"], single.mean, rtol=1e-9, atol=1e-9)
     assert not any(isinstance(value, torch.fx.Proxy) for part in model.modules() for value in vars(part).values())
+
+
+@pytest.mark.parametrize("name", ["encoder, later", "makes a tensor of numbers", "attention with weights"])
+def test_a_model_that_is_written_out_needs_no_vmap(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacking, "functional_call", None)
+    build, make_inputs = CASES[name]
+    StackedModel(build().double(), COPIES)(make_inputs())
 
 
 def test_what_a_model_computes_without_gradients_has_none_in_a_gang() -> None:
