@@ -405,8 +405,9 @@ class _Aliases:
 
     def writes_into(self, names: Collection[str]) -> bool:
         """Whether a node changes what is read as one of those attributes."""
-        written = (self._first(node) for node in self._place if _writes(node, self._model))
-        return any(first.op == "get_attr" and first.target in names for first in written)
+        written = [node for node in self._place if _writes(node, self._model)]
+        written += [out for node in self._place if isinstance(out := node.kwargs.get("out"), fx.Node)]
+        return any(first.op == "get_attr" and first.target in names for first in map(self._first, written))
 
     def writes_into_views(self) -> bool:
         """Whether a node changes in place what a reshaping has given, and what that was made of is used afterwards."""
@@ -467,7 +468,7 @@ def _writes(node: fx.Node, model: nn.Module) -> bool:
         return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     name = _kind(node, model)
     in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name in (*IN_PLACE, "setitem") or node.kwargs.get("inplace") is True
+    return in_place or name in (*IN_PLACE, "setitem", "__setitem__") or node.kwargs.get("inplace") is True
 
 
 def _kind(node: fx.Node, model: nn.Module) -> str:

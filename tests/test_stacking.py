@@ -103,6 +103,14 @@ class Own(nn.Module):
             hidden = hidden + torch.randn(8, dtype=hidden.dtype)
         elif self.what == "adds to what it makes":
             hidden = self.first(torch.ones(7, 6, dtype=torch.float64).add_(x))
+        elif self.what == "sets some of what it makes":
+            made = torch.zeros(7, 6, dtype=torch.float64)
+            made[x > 0] = 1.0
+            hidden = self.first(made + x)
+        elif self.what == "has its sum put into what it makes":
+            made = torch.zeros(7, 6, dtype=torch.float64)
+            torch.add(made, x, out=made)
+            hidden = self.first(made)
         elif self.what == "makes a tensor of numbers":
             hidden = hidden * torch.arange(8, dtype=torch.float64).div(3) + torch.eye(7, 8)
         elif self.what == "makes a tensor of what changes":
@@ -344,7 +352,8 @@ def weight_normed() -> nn.Module:
 WRITES = (
     *("changes a buffer", "replaces a buffer", "counts", "keeps a value", "draws", "counts in a dictionary"),
     *("counts in an object", "keeps a list", "keeps a queue", "replaces a buffer in evaluation"),
-    *("adds to what it makes", "makes a tensor of numbers", "makes a tensor of what changes"),
+    *("adds to what it makes", "sets some of what it makes", "has its sum put into what it makes"),
+    *("makes a tensor of numbers", "makes a tensor of what changes"),
 )
 
 
