@@ -101,7 +101,7 @@ from lrsearch.trial import (
     likeness,
 )
 
-GENERATION = 9
+GENERATION = 10
 """Raised when gangs become faster or slower than those that were timed before."""
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
