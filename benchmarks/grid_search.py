@@ -97,8 +97,8 @@ def our_side(name: str, work: tasks.Options, more: Mapping[str, Any], folder: Pa
         for file in folder.glob(f"{database.name}*"):
             file.unlink()
         results = {one.proposal.learning_rate: one.result for one in record.trials if one.result is not None}
-        values = {rate: found.validation_metric for rate, found in results.items() if found.validation_metric}
-        best = max(values, key=lambda rate: values[rate])
+        values = {rate: found.validation_metric for rate, found in results.items() if rate and found.validation_metric}
+        best = tasks.best_rate(values)
         return {
             "search_seconds": sum(event.data["seconds"] for event in record.events if event.kind == "surroundings"),
             "rate": best,

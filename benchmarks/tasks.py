@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -219,8 +219,13 @@ def tell_trial(clock: TrainClock, accuracy: float, chosen: Options) -> None:
 
 def tell_search(seconds: float, accuracy_by_rate: dict[float, float]) -> None:
     """Print the result of a program that searched: its seconds between imports and exit, and what won."""
-    best = max(accuracy_by_rate, key=lambda rate: accuracy_by_rate[rate])
+    best = best_rate(accuracy_by_rate)
     tell(search_seconds=seconds, rate=best, accuracy=accuracy_by_rate[best], trials=len(accuracy_by_rate))
+
+
+def best_rate(accuracy_by_rate: Mapping[float, float]) -> float:
+    """Return the rate with the highest accuracy; of several, the lowest, in whichever order they were tried."""
+    return min(accuracy_by_rate, key=lambda rate: (-accuracy_by_rate[rate], rate))
 
 
 def tell(**values: Any) -> None:
