@@ -130,7 +130,8 @@ def difference_in_double(found: History, expected: History, shaken: History | No
 
 def _other_evaluation(found: History, expected: History, tolerance: float, shaken: History | None = None) -> str:
     others = expected.evaluations if shaken is None else shaken.evaluations
-    for loss, alone, other in zip(found.evaluations, expected.evaluations, others, strict=True):
+    # There are fewer where so few rows could not be evaluated any more.
+    for loss, alone, other in zip(found.evaluations, expected.evaluations, others, strict=False):
         if loss == alone:
             continue
         rounding = 0.0 if alone is None or other is None else SHAKEN * abs(other - alone)
@@ -179,6 +180,7 @@ class FewEvaluations:
             return [run.evaluate("range_test")[0]] if self.evaluates else []
         except Exception:  # over the whole split it may go well
             self.evaluates = False
+            run.switch(training=True)
             return []
 
     def evaluation_batches(self, split: Split) -> Iterator[Any]:

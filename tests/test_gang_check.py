@@ -277,6 +277,20 @@ def test_a_model_that_needs_whole_batches_is_checked_in_float32() -> None:
     assert own.check(1) == ""
 
 
+def test_an_evaluation_of_few_rows_that_goes_well_once_is_no_reason_to_refuse() -> None:
+    evaluated: list[int] = []
+
+    class Once(Net):
+        def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+            if not self.training:
+                evaluated.append(len(outputs))
+                if len(evaluated) > 2:  # batches, of the first evaluation
+                    raise ValueError("too few")
+            return outputs
+
+    assert rehearsal(Once)._difference(1, 2, None) == ""
+
+
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
 @pytest.mark.parametrize(
     "name",
