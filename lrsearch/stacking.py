@@ -976,8 +976,8 @@ def _added(mask: Value, shape: Sequence[int], dtype: torch.dtype, count: int) ->
 
 
 def _encoder_layer(name: str, module: nn.TransformerEncoderLayer) -> Rule:
-    rules = {part: _module_rule(f"{name}.{part}", own) for part, own in module.named_children()}
-    rules.setdefault("activation", _function_rule(module.activation))
+    parts = ("self_attn", "norm1", "norm2", "linear1", "linear2", "dropout", "dropout1", "dropout2", "activation")
+    rules = {part: _called(f"{name}.{part}", getattr(module, part)) for part in parts}
     add = _function_rule(operator.add)
 
     def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
@@ -1009,6 +1009,10 @@ def _encoder_layer(name: str, module: nn.TransformerEncoderLayer) -> Rule:
         return value
 
     return rule
+
+
+def _called(name: str, one: Callable[..., Any]) -> Rule:
+    return _module_rule(name, one) if isinstance(one, nn.Module) else _function_rule(one)
 
 
 def _encoder(name: str, module: nn.TransformerEncoder) -> Rule:

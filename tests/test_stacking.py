@@ -330,11 +330,19 @@ class Encoder(nn.Module):
         return self.last(x.mean(1))  # type: ignore[no-any-return]
 
 
+def sharing_dropout() -> nn.Module:
+    model = Encoder("plain", dropout=0.5)
+    for layer in model.encoder.layers:
+        layer.dropout1 = layer.dropout2 = layer.dropout
+    return model
+
+
 ENCODER_CASES: dict[str, Callable[[], nn.Module]] = {
     **{f"encoder, {mask}": partial(Encoder, mask) for mask in ("plain", "later", "said to be later")},
     "encoder, padded and later": partial(Encoder, "padded and later", norm_first=True, activation="gelu"),
     "encoder, without dropout": lambda: Encoder("plain", nn.LayerNorm(8), dropout=0.0, norm_first=True, bias=False),
     "encoder, by length": lambda: Encoder("plain", nn.BatchNorm1d(4), batch_first=False, activation=nn.Softplus()),
+    "encoder, one dropout": sharing_dropout,
     "encoder, a function": partial(Encoder, "later", activation=torch.sin, dropout=0.5),
 }
 
