@@ -43,7 +43,14 @@ def multi_head_attention(
         scores = (queries * math.sqrt(heads / features)) @ keys.mT
         if is_causal:
             mask = torch.full(scores.shape[-2:], -math.inf, dtype=scores.dtype, device=scores.device).triu(1)
-        weights = (scores if mask is None else scores + mask).softmax(-1).view(count, rows, *scores.shape[1:])
+        if mask is None:
+            weights = scores.softmax(-1)
+        elif tells_weights:
+            weights = (scores + mask).softmax(-1)
+        else:  # who sees no key finds 0 here
+            sees_none = mask.isneginf().all(-1, keepdim=True)
+            weights = (scores + mask.masked_fill(sees_none, 0.0)).softmax(-1).masked_fill(sees_none, 0.0)
+        weights = weights.view(count, rows, *scores.shape[1:])
         if dropout:
             weights = weights * torch.dropout(torch.ones_like(weights[0]), dropout, True)
         found = weights.flatten(0, 1).to(values.dtype) @ values

@@ -84,7 +84,7 @@ class StackedModel:
             f"{name}.{MULTIPLIED[kind]}"
             for name, module in model.named_modules()
             for kind in MULTIPLIED
-            if isinstance(module, kind) and getattr(module, MULTIPLIED[kind]) is not None
+            if isinstance(module, kind)
         }
         self.parameters = {
             name: _copies(one.mT.contiguous(), count).mT if name in turned else _copies(one, count)
@@ -550,15 +550,20 @@ class _Tracer(fx.Tracer):
         self._modes = _modes()
         self.constants: dict[str, torch.Tensor] = {}
         """What the model makes of numbers alone, such as a mask; by itself torch.fx would have the model hold it."""
+        self._made: list[tuple[torch.Tensor, fx.Node]] = []
 
     def create_arg(self, a: Any) -> Any:
         if not isinstance(a, torch.Tensor) or isinstance(a, nn.Parameter) or a in self.tensor_attrs:
             return super().create_arg(a)
         if any(a is buffer for buffer in self.root.buffers()):
             return super().create_arg(a)
-        name = next((name for name, own in self.constants.items() if own is a), f"constant {len(self.constants)}")
-        self.constants[name] = a
-        return self.create_node("get_attr", name, (), {})
+        for made, node in self._made:
+            if made is a and torch.equal(a, self.constants[str(node.target)]):  # the model has not changed it since
+                return node
+        name = f"constant {len(self.constants)}"
+        self.constants[name], node = a.detach().clone(), self.create_node("get_attr", name, (), {})
+        self._made.append((a, node))
+        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -621,11 +626,13 @@ def _rule(node: fx.Node, model: nn.Module, constants: Mapping[str, torch.Tensor]
 
 
 def _attribute(name: str, model: nn.Module, constants: Mapping[str, torch.Tensor]) -> Rule:
-    constant: Any = constants.get(name)
-    if constant is None and name not in dict(model.named_parameters()) and name not in dict(model.named_buffers()):
+    constant = None
+    if name not in constants and name not in dict(model.named_parameters()) and name not in dict(model.named_buffers()):
         constant = operator.attrgetter(name)(model)
 
     def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        if name in constants:  # made anew at each call, as the model does, which may write there
+            return Value(Layout.SHARED, constants[name].clone())
         if constant is not None:
             return Value(Layout.SHARED, constant) if isinstance(constant, torch.Tensor) else constant
         return Value(Layout.STACKED, (stacked.parameters | stacked.buffers)[name])

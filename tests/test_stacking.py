@@ -103,6 +103,15 @@ class Own(nn.Module):
             hidden = hidden + torch.randn(8, dtype=hidden.dtype)
         elif self.what == "adds to what it makes":
             hidden = self.first(torch.ones(7, 6, dtype=torch.float64).add_(x))
+        elif self.what == "changes what it makes between two uses":
+            made = torch.zeros(6, dtype=torch.float64)
+            hidden = self.first(x + made)
+            made.add_(1)
+            hidden = hidden + self.first(x * made)
+        elif self.what == "adds to a list of what it makes":
+            made = torch.zeros(7, 6, dtype=torch.float64)
+            torch._foreach_add_([made], [x])
+            hidden = self.first(made)
         elif self.what == "sets some of what it makes":
             made = torch.zeros(7, 6, dtype=torch.float64)
             made[x > 0] = 1.0
@@ -160,6 +169,8 @@ class Attention(nn.Module):
             found = found + weights[:, 0].mean(2, keepdim=True) ** 2
         elif self.what == "masked":
             found = self.attention(y, y, y, hidden, False, later)[0]
+        elif self.what == "masked wholly":
+            found = self.attention(y, y, y, (x[:, :1, 0] > 0).expand(-1, 4), need_weights=False)[0]
         elif self.what == "masked by each row and head":
             of_each = (y @ y.transpose(1, 2)).repeat_interleave(2, 0)
             found = self.attention(y, y, y, need_weights=False, attn_mask=of_each)[0]
@@ -177,12 +188,12 @@ ATTENTION_CASES: dict[str, Callable[[], nn.Module]] = {
         f"attention {what}": partial(Attention, what)
         for what in (
             *("plain", "to others", "to keys of others", "with weights", "with weights of each head", "masked"),
-            *("masked by each row and head", "causal", "rows alone"),
+            *("masked wholly", "masked by each row and head", "causal", "rows alone"),
         )
     },
     **{
         f"attention {what}, {setting}": partial(Attention, what, **{setting: value})
-        for what in ("plain", "with weights", "causal")
+        for what in ("plain", "with weights", "causal", "masked wholly")
         for setting, value in (("dropout", 0.5), ("batch_first", False), ("bias", False), ("add_bias_kv", True))
         if not (what != "plain" and setting in ("batch_first", "add_bias_kv"))  # which have other keys
     },
@@ -353,6 +364,26 @@ def hooked() -> nn.Module:
     return model
 
 
+class _Counted(nn.Module):
+    """A weight that grows with each look at it."""
+
+    looks: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("looks", torch.zeros(()))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        self.looks += 1
+        return weight * (1 + 0.1 * self.looks)
+
+
+def counted() -> nn.Module:
+    layer = nn.Linear(6, 5)
+    nn.utils.parametrize.register_parametrization(layer, "weight", _Counted())
+    return layer
+
+
 def weight_normed() -> nn.Module:
     return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 5))
 
@@ -361,7 +392,8 @@ WRITES = (
     *("changes a buffer", "replaces a buffer", "counts", "keeps a value", "draws", "counts in a dictionary"),
     *("counts in an object", "keeps a list", "keeps a queue", "replaces a buffer in evaluation"),
     *("adds to what it makes", "sets some of what it makes", "has its sum put into what it makes"),
-    *("makes a tensor of numbers", "makes a tensor of what changes"),
+    *("makes a tensor of numbers", "makes a tensor of what changes", "changes what it makes between two uses"),
+    "adds to a list of what it makes",
 )
 
 
@@ -402,6 +434,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = {
     },
     **{name: (build, lambda: torch.randint(11, (7, 4))) for name, build in ENCODER_CASES.items()},
     "hooked": (hooked, lambda: images(6)),
+    "counted": (counted, lambda: images(6)),
     "weight normed": (weight_normed, lambda: images(6)),
     "frozen": (lambda: frozen_first(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))), lambda: images(6)),
 }
