@@ -28,8 +28,9 @@ def multi_head_attention(
     """Return what the heads have found, (K, N, L, features), and how they weigh the keys, (K, N, H, L, S), if asked.
 
     Queries, keys and values are (K, N, L or S, features); what is one tensor is projected at once. `own` are the
-    module's parameters by name, one row per copy. `mask` is added to what (K, N, H, L, S) broadcasts with. Every copy
-    drops the weights that one alone would, and what is found lies in memory as that of a copy alone: by L before N.
+    module's parameters by name, one row per copy. `mask`, (K or 1, N or 1, H or 1, L or 1, S), is added to the scores;
+    where `is_causal`, there is none. Every copy drops the weights that one alone would, and what is found lies in
+    memory as that of a copy alone: by L before N.
     """
     count, rows, length, features = query.shape
     queries, keys, values = (

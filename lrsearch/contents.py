@@ -231,7 +231,7 @@ def _members(thing: Any, held: Any) -> Iterable[Any]:
 
 def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, _Numbers):
-        return bool(one.version == other.version) and _is_equal(one.copy, other.copy)
+        return bool(one.version == other.version) and is_equal(one.copy, other.copy)
     if isinstance(one, _Position):
         return bool(one == other)
     if isinstance(one, dict):
@@ -241,7 +241,7 @@ def _is_same(one: Any, other: Any) -> bool:
     return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
-def _is_equal(one: Any, other: Any) -> bool:
+def is_equal(one: Any, other: Any) -> bool:
     """Whether two copies hold the same, also where that is no number; True where there is none to compare."""
     if one is None or other is None:
         return True

@@ -38,7 +38,7 @@ def faster_precision(
     It is float32 where the device multiplies matrices slower in bfloat16. Else both are timed, once for each model and
     machine, unless that takes more than PROBE_SHARE of `search_steps`, the training steps of this process in the
     study, or compiles the model twice: then it is bfloat16. Where `most` trials may train together and bfloat16 is a
-    little slower alone, gangs are timed as well.
+    little slower alone, gangs are timed as well; where it is faster alone, it is taken to be so in gangs.
     """
     device = pick_device(training.device)
     if pick_precision("auto", device) == "float32" or _faster_product(device) == "float32":

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from lrsearch import chance
 from lrsearch.as_alone import DESCRIBING, AsAlone, tensors_of
 from lrsearch.attention import multi_head_attention
-from lrsearch.contents import Contents
+from lrsearch.contents import Contents, is_equal
 from lrsearch.recurrence import recurrent
 from lrsearch.restore import find_generators
 
@@ -326,7 +326,7 @@ class _Program:
 
         That is when it cannot be traced, ties weights, takes or gives several tensors, has hooks, or when tracing it
         drew chance, changed something or computed with weights: then what its Python does once per step would have been
-        done once for all.
+        done once for all. So it is when it writes into what it makes of numbers alone, or makes other numbers again.
         Raises ValueError when it draws chance from python's or numpy's generators.
         """
         tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
@@ -335,29 +335,26 @@ class _Program:
         if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
             return None
         own = find_generators([vars(part) for part in model.modules()])
-        drawn, before, apart = chance.snapshot(own), Contents(model, copies=True), _Apart(tensors)
-        tracer, again = _Tracer(), _Tracer()
-        try:
-            with apart:
-                graph = tracer.trace(model)
-        except Exception:  # a model may do anything while it is traced
-            graph = None
+        drawn, before = chance.snapshot(own), Contents(model, copies=True)
+        tracer, again = _Tracer(tensors), _Tracer(tensors)
+        graph = tracer.traced(model)
         chance.restore(drawn, own)
         before.restore()
         if before.has_moved_on:
             raise ValueError("the model asks an iterator for another value at each step, which only a model alone may")
-        if graph is not None and apart.computes:
+        if graph is not None and tracer.apart.computes:
             return None
-        if graph is not None and _said(again.trace(model)) != _said(graph):
+        graph_again = None if graph is None else again.traced(model)
+        if graph is not None and graph_again is not None and _said(graph_again) != _said(graph):
             raise ValueError("the model computes something else at each call, by something outside of it")
         after = chance.snapshot(own)
         chance.restore(drawn, own)
         changed = before.restore()
         if not all(chance.is_alike(drawn[source], after[source]) for source in ("python", "numpy")):
             raise ValueError("the model throws its dice in Python, by which parameters may come and go with each step")
-        if graph is None or not chance.is_alike(drawn, after) or changed:
+        if graph is None or graph_again is None or not chance.is_alike(drawn, after) or changed:
             return None
-        if not chance.is_alike(tracer.constants, again.constants):
+        if not all(is_equal(own, again.constants[name]) for name, own in tracer.constants.items()):
             return None
         nodes = list(graph.nodes)
         placeholders = [node for node in nodes if node.op == "placeholder"]
@@ -365,7 +362,7 @@ class _Program:
         if len(placeholders) != 1 or not isinstance(output.args[0], fx.Node):
             return None
         aliases = _Aliases(nodes, model)
-        if aliases.writes_into(tracer.constants):
+        if aliases.may_write_into(tracer.constants):
             return None
         if aliases.writes_into_views():
             raise ValueError("the model writes into what it has reshaped, which in a gang may be another memory")
@@ -396,6 +393,17 @@ VIEWING = (
 VIEWING_ATTRIBUTES = ("T", "mT", "H", "mH", "data", "real", "imag")
 
 
+ALWAYS_NEW = frozenset(
+    (
+        *("add", "sub", "rsub", "mul", "truediv", "div", "pow", "neg", "matmul", "bmm", "mm", "linear", "cat", "stack"),
+        *("and", "or", "xor", "not", "invert", "lt", "le", "gt", "ge", "eq", "ne", "where", "masked_fill", "softmax"),
+        *("log_softmax", "sigmoid", "tanh", "relu", "gelu", "silu", "sum", "mean", "layer_norm", "embedding"),
+        *("scaled_dot_product_attention", "sin", "cos", "exp"),
+    )
+)
+"""What gives other memory than it is given, unless it is told to write in place."""
+
+
 class _Aliases:
     """Which nodes of a graph are views of the same memory."""
 
@@ -403,11 +411,16 @@ class _Aliases:
         self._model = model
         self._place = {node: number for number, node in enumerate(nodes)}
 
-    def writes_into(self, names: Collection[str]) -> bool:
-        """Whether a node changes what is read as one of those attributes."""
-        written = [node for node in self._place if _writes(node, self._model)]
-        written += [out for node in self._place if isinstance(out := node.kwargs.get("out"), fx.Node)]
-        return any(first.op == "get_attr" and first.target in names for first in map(self._first, written))
+    def may_write_into(self, names: Collection[str]) -> bool:
+        """Whether a node may change what is read as one of those attributes, or a view of that."""
+        shared = set[fx.Node]()
+        for node in self._place:
+            is_read = not shared.isdisjoint(node.all_input_nodes)
+            if is_read and _may_write(node, self._model):
+                return True
+            if (node.op == "get_attr" and node.target in names) or (is_read and not _is_new(node, self._model)):
+                shared.add(node)
+        return False
 
     def writes_into_views(self) -> bool:
         """Whether a node changes in place what a reshaping has given, and what that was made of is used afterwards."""
@@ -467,8 +480,25 @@ def _writes(node: fx.Node, model: nn.Module) -> bool:
     if node.op == "call_module":
         return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     name = _kind(node, model)
-    in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name in (*IN_PLACE, "setitem", "__setitem__") or node.kwargs.get("inplace") is True
+    if name.startswith("__") or getattr(node.target, "__module__", "") == "_operator":  # also operator.and_
+        return name.strip("_") in (*IN_PLACE, "setitem")
+    return name.endswith("_") or node.kwargs.get("inplace") is True
+
+
+def _may_write(node: fx.Node, model: nn.Module) -> bool:
+    """Whether the node may change any of what it is given."""
+    name = _kind(node, model)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    by_name = name.startswith("_foreach_") or name in ("batch_norm", "instance_norm") or "max_norm" in node.kwargs
+    return by_name or "out" in node.kwargs or _writes(node, model)
+
+
+def _is_new(node: fx.Node, model: nn.Module) -> bool:
+    """Whether what the node gives is sure to be other memory than what it is given."""
+    if node.op == "call_module":
+        return any(True for _ in model.get_submodule(str(node.target)).parameters())
+    return _kind(node, model).strip("_") in ALWAYS_NEW
 
 
 def _kind(node: fx.Node, model: nn.Module) -> str:
@@ -486,23 +516,48 @@ def _said(graph: fx.Graph) -> list[Any]:
 
 
 class _Apart(TorchFunctionMode):
-    """Notices, while a model is traced, whether it computes with weights apart from the trace, as in a loop over
-    `parameters()`.
+    """Notices, while a model is traced, what it computes apart from the trace: whether with weights, as in a loop over
+    `parameters()`, and which tensors of numbers alone, such as a mask.
     """
 
     def __init__(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
         super().__init__()
         self._own = {id(tensor) for _, tensor in tensors}
+        self._made: dict[int, torch.Tensor] = {}
+        self._spoilt = set[int]()
+        """Memory of tensors that were made and have got something else since."""
         self.computes = False
+
+    def has_made(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor was made of numbers alone while the model was traced."""
+        return self._made.get(id(tensor)) is tensor and _memory(tensor) not in self._spoilt
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in DESCRIBING and not any(issubclass(kind, fx.Proxy) for kind in types):
-            self.computes |= not self._own.isdisjoint(map(id, tensors_of(args, kwargs)))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if any(issubclass(kind, fx.Proxy) for kind in types):
+            return result
+        given = tensors_of(args, kwargs)
+        if func not in DESCRIBING:
+            self.computes |= not self._own.isdisjoint(map(id, given))
+        name = getattr(func, "__name__", "")
+        others = any(isinstance(one, (np.ndarray, np.generic, torch.Generator)) for one in (*args, *kwargs.values()))
+        of_numbers = func in DESCRIBING or all(map(self.has_made, given))
+        if of_numbers and not others and "empty" not in name:
+            self._made |= {id(one): one for one in tensors_of((result,), {}) if one.layout is torch.strided}
+        else:  # which may write
+            self._spoilt |= {_memory(one) for one in given if self._made.get(id(one)) is one}
+        return result
 
 
-IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+IN_PLACE = (
+    *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"),
+    *("ilshift", "irshift"),
+)
 OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
     getattr(operator, name): getattr(operator, name[1:] if hasattr(operator, name[1:]) else f"{name[1:]}_")
     for name in IN_PLACE
@@ -545,20 +600,31 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
+    def __init__(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
         super().__init__()
         self._modes = _modes()
+        self.apart = _Apart(tensors)
         self.constants: dict[str, torch.Tensor] = {}
         """What the model makes of numbers alone, such as a mask; by itself torch.fx would have the model hold it."""
         self._made: list[tuple[torch.Tensor, fx.Node]] = []
+
+    def traced(self, model: nn.Module) -> fx.Graph | None:
+        """Return the graph of the model; None where there cannot be one."""
+        try:
+            with self.apart:
+                return self.trace(model)
+        except Exception:  # a model may do anything while it is traced
+            return None
 
     def create_arg(self, a: Any) -> Any:
         if not isinstance(a, torch.Tensor) or isinstance(a, nn.Parameter) or a in self.tensor_attrs:
             return super().create_arg(a)
         if any(a is buffer for buffer in self.root.buffers()):
             return super().create_arg(a)
+        if not self.apart.has_made(a):
+            raise ValueError("a graph does not say what becomes of a tensor that others hold")
         for made, node in self._made:
-            if made is a and torch.equal(a, self.constants[str(node.target)]):  # the model has not changed it since
+            if made is a and is_equal(a, self.constants[str(node.target)]):  # the model has not changed it since
                 return node
         name = f"constant {len(self.constants)}"
         self.constants[name], node = a.detach().clone(), self.create_node("get_attr", name, (), {})
@@ -708,6 +774,8 @@ ARITHMETIC = frozenset(
 def _module_rule(name: str, module: nn.Module) -> Rule:
     if not type(module).__module__.startswith("torch.nn.") or hasattr(module, "parametrizations"):
         return _any_module(name, module)  # a subclass may do what it likes
+    if any(callable(getattr(type(module), own, None)) for own in vars(module)):
+        return _any_module(name, module)  # so may one with another method of its own
     if isinstance(module, Elementwise):
         return _same_layout(module)
     if isinstance(module, ChannelByChannel):
@@ -926,8 +994,11 @@ def _recurrent(name: str, module: nn.RNNBase) -> Rule:
 
 
 def _is_plain(module: nn.MultiheadAttention) -> bool:
-    """Whether queries, keys and values are of the same size, and there are no keys but those that come in."""
-    return module.in_proj_weight is not None and module.bias_k is None and not module.add_zero_attn
+    """Whether queries, keys and values are of the same size, there are no keys but those that come in, and weights are
+    parameters.
+    """
+    own = (module.in_proj_weight, module.out_proj.weight) if not hasattr(module.out_proj, "parametrizations") else ()
+    return bool(own) and None not in own and module.bias_k is None and not module.add_zero_attn
 
 
 def _attention(name: str, module: nn.MultiheadAttention) -> Rule:
@@ -1029,6 +1100,8 @@ def _encoder(name: str, module: nn.TransformerEncoder) -> Rule:
     def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         given = dict(zip(("src", "mask", "src_key_padding_mask", "is_causal"), arguments, strict=False)) | keywords
         value, mask, is_causal = given["src"], given.get("mask"), given.get("is_causal")
+        if module.use_nested_tensor and not module.training and given.get("src_key_padding_mask") is not None:
+            raise ValueError("an encoder with enable_nested_tensor leaves out what is padded when it is evaluated")
         masks = {
             "src_mask": mask,
             "is_causal": _is_causal(mask) if is_causal is None else is_causal,
@@ -1098,6 +1171,8 @@ FIRST_DIMENSION = frozenset((torch.split, torch.Tensor.split, torch.chunk, torch
 def _function_rule(function: Callable[..., Any]) -> Rule:
     if function in ELEMENTWISE_FUNCTIONS:
         return _same_layout(function)
+    if function in (torch.Tensor.to, torch.Tensor.type_as):
+        return _cast(function)
     if function in TAKING_DIMENSIONS:
         return _by_dimension(function)
     if function in (torch.permute, torch.Tensor.permute):
@@ -1200,6 +1275,21 @@ def _getitem(stacked: StackedModel, arguments: list[Any], keywords: dict[str, An
     if value.layout is Layout.SHARED:
         return Value(Layout.SHARED, value.tensor[index])
     return Value(Layout.STACKED, to_stacked(value, stacked.count)[(slice(None), *places)])
+
+
+def _cast(function: Callable[..., torch.Tensor]) -> Rule:
+    """Return the rule for what takes number type and device of another tensor."""
+
+    def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        value, *others = arguments
+        if not isinstance(value, Value) or any(isinstance(one, Value) for one in keywords.values()):
+            return _through_vmap(function, stacked, arguments, keywords)
+        like = [_one_copy(one, stacked.count) if isinstance(one, Value) else one for one in others]
+        if value.layout is Layout.SHARED:
+            return Value(Layout.SHARED, function(value.tensor, *like, **keywords))
+        return _through_vmap(function, stacked, arguments, keywords)
+
+    return rule
 
 
 def _contiguous(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:

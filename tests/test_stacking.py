@@ -10,7 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +84,7 @@ class Own(nn.Module):
         self.first, self.last, self.what, self.calls = nn.Linear(6, 8), nn.Linear(8, 5), what, 0
         self.counts, self.counter = {"calls": 0}, SimpleNamespace(calls=0)
         self.list: list[torch.Tensor] = []
+        self.statistics = [torch.zeros(8, dtype=torch.float64), torch.ones(8, dtype=torch.float64)]
         self.queue: deque[torch.Tensor] = deque(maxlen=2)
         self.mean: torch.Tensor
         self.register_buffer("mean", torch.zeros(8))
@@ -112,6 +113,26 @@ class Own(nn.Module):
             made = torch.zeros(7, 6, dtype=torch.float64)
             torch._foreach_add_([made], [x])
             hidden = self.first(made)
+        elif self.what == "seldom writes into what it makes":
+            made = torch.zeros(7, 6, dtype=torch.bool)
+            same = made
+            made |= x > 1.5
+            hidden = self.first(x * ~same)
+        elif self.what == "writes into a view of what it makes":
+            made = torch.zeros(2, 7, 6, dtype=torch.float64)
+            torch.max(x, 1, keepdim=True, out=(made[0, :, :1], torch.zeros(7, 1, dtype=torch.long)))
+            hidden = self.first(made.sum(0) + x)
+        elif self.what == "keeps statistics in a list":
+            mean, variance = (one[:6] for one in self.statistics)
+            hidden = self.first(F.batch_norm(x, mean, variance, training=self.training))
+        elif self.what == "scales by a tensor of its own":
+            if self.training:
+                self.statistics[1].data.mul_(0.9)
+            hidden = hidden * (self.statistics[1] + 1)
+        elif self.what == "masks in its inputs' type":
+            hidden = self.first(x) + torch.ones(7, 8).triu(1).to(hidden)
+        elif self.what == "makes what is no number":
+            hidden = hidden.where(torch.full((8,), torch.nan, dtype=torch.float64).isnan(), 0.0)
         elif self.what == "sets some of what it makes":
             made = torch.zeros(7, 6, dtype=torch.float64)
             made[x > 0] = 1.0
@@ -183,6 +204,12 @@ class Attention(nn.Module):
         return self.last(found.mean(1))  # type: ignore[no-any-return]
 
 
+def norming_its_weights() -> nn.Module:
+    model = Attention("plain")
+    nn.utils.parametrizations.weight_norm(model.attention.out_proj)
+    return model
+
+
 ATTENTION_CASES: dict[str, Callable[[], nn.Module]] = {
     **{
         f"attention {what}": partial(Attention, what)
@@ -197,6 +224,7 @@ ATTENTION_CASES: dict[str, Callable[[], nn.Module]] = {
         for setting, value in (("dropout", 0.5), ("batch_first", False), ("bias", False), ("add_bias_kv", True))
         if not (what != "plain" and setting in ("batch_first", "add_bias_kv"))  # which have other keys
     },
+    "attention, weights normed": norming_its_weights,
     "attention to others, kdim": partial(Attention, "to others", kdim=4, vdim=4),
 }
 
@@ -348,12 +376,25 @@ def sharing_dropout() -> nn.Module:
     return model
 
 
+def _half_block(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    half: torch.Tensor = 0.5 * layer.linear2(layer.linear1(x).sin())
+    return half
+
+
+def with_another_method() -> nn.Module:
+    model = Encoder("plain", batch_first=False)
+    for layer in model.encoder.layers:
+        layer._ff_block = MethodType(_half_block, layer)
+    return model
+
+
 ENCODER_CASES: dict[str, Callable[[], nn.Module]] = {
     **{f"encoder, {mask}": partial(Encoder, mask) for mask in ("plain", "later", "said to be later")},
     "encoder, padded and later": partial(Encoder, "padded and later", norm_first=True, activation="gelu"),
     "encoder, without dropout": lambda: Encoder("plain", nn.LayerNorm(8), dropout=0.0, norm_first=True, bias=False),
     "encoder, by length": lambda: Encoder("plain", nn.BatchNorm1d(4), batch_first=False, activation=nn.Softplus()),
     "encoder, one dropout": sharing_dropout,
+    "encoder, another method": with_another_method,
     "encoder, a function": partial(Encoder, "later", activation=torch.sin, dropout=0.5),
 }
 
@@ -393,7 +434,9 @@ WRITES = (
     *("counts in an object", "keeps a list", "keeps a queue", "replaces a buffer in evaluation"),
     *("adds to what it makes", "sets some of what it makes", "has its sum put into what it makes"),
     *("makes a tensor of numbers", "makes a tensor of what changes", "changes what it makes between two uses"),
-    "adds to a list of what it makes",
+    *("adds to a list of what it makes", "seldom writes into what it makes", "writes into a view of what it makes"),
+    *("keeps statistics in a list", "scales by a tensor of its own", "masks in its inputs' type"),
+    "makes what is no number",
 )
 
 
@@ -508,6 +551,14 @@ def test_a_model_that_is_written_out_needs_no_vmap(name: str, monkeypatch: pytes
     monkeypatch.setattr(stacking, "functional_call", None)
     build, make_inputs = CASES[name]
     StackedModel(build().double(), COPIES)(make_inputs())
+
+
+def test_an_encoder_that_leaves_out_what_is_padded_is_refused() -> None:
+    model = Encoder("padded and later")
+    model.encoder.use_nested_tensor = True
+    StackedModel(model.double(), COPIES)(torch.randint(11, (7, 4)))
+    with pytest.raises(ValueError, match="enable_nested_tensor"):
+        StackedModel(model.eval(), COPIES)(torch.randint(11, (7, 4)))
 
 
 def test_what_a_model_computes_without_gradients_has_none_in_a_gang() -> None:
