@@ -697,7 +697,7 @@ def _attribute(name: str, model: nn.Module, constants: Mapping[str, torch.Tensor
         constant = operator.attrgetter(name)(model)
 
     def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        if name in constants:  # made anew at each call, as the model does, which may write there
+        if name in constants:  # anew at each call: should a write there go unnoticed, it is no later step's
             return Value(Layout.SHARED, constants[name].clone())
         if constant is not None:
             return Value(Layout.SHARED, constant) if isinstance(constant, torch.Tensor) else constant
@@ -994,11 +994,9 @@ def _recurrent(name: str, module: nn.RNNBase) -> Rule:
 
 
 def _is_plain(module: nn.MultiheadAttention) -> bool:
-    """Whether queries, keys and values are of the same size, there are no keys but those that come in, and weights are
-    parameters.
-    """
-    own = (module.in_proj_weight, module.out_proj.weight) if not hasattr(module.out_proj, "parametrizations") else ()
-    return bool(own) and None not in own and module.bias_k is None and not module.add_zero_attn
+    """Whether queries, keys and values are of the same size, all keys come in, and the last weight is a parameter."""
+    own_keys = module.bias_k is not None or module.add_zero_attn
+    return module.in_proj_weight is not None and not own_keys and not hasattr(module.out_proj, "parametrizations")
 
 
 def _attention(name: str, module: nn.MultiheadAttention) -> Rule:
@@ -1282,12 +1280,11 @@ def _cast(function: Callable[..., torch.Tensor]) -> Rule:
 
     def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         value, *others = arguments
-        if not isinstance(value, Value) or any(isinstance(one, Value) for one in keywords.values()):
+        is_shared = isinstance(value, Value) and value.layout is Layout.SHARED
+        if not is_shared or any(isinstance(one, Value) for one in keywords.values()):
             return _through_vmap(function, stacked, arguments, keywords)
         like = [_one_copy(one, stacked.count) if isinstance(one, Value) else one for one in others]
-        if value.layout is Layout.SHARED:
-            return Value(Layout.SHARED, function(value.tensor, *like, **keywords))
-        return _through_vmap(function, stacked, arguments, keywords)
+        return Value(Layout.SHARED, function(value.tensor, *like, **keywords))
 
     return rule
 
