@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
+from lrsearch.linear import linear
+
 
 def multi_head_attention(
     query: torch.Tensor,
@@ -58,7 +60,7 @@ def multi_head_attention(
     else:
         found = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=is_causal)
     found = found.view(count, rows, heads, length, -1).permute(0, 3, 1, 2, 4).reshape(count, length * rows, features)
-    outputs = _product(found, own["out_proj.weight"], own.get("out_proj.bias")).view(count, length, rows, features)
+    outputs = linear(found, own["out_proj.weight"], own.get("out_proj.bias")).view(count, length, rows, features)
     return outputs.transpose(1, 2), weights if tells_weights else None
 
 
@@ -68,11 +70,7 @@ def _projected(
     """Return queries, keys and values, (K, N * length, features) each."""
     weight, bias = own["in_proj_weight"], own.get("in_proj_bias")
     if query is key is value:
-        return _product(query.flatten(1, 2), weight, bias).chunk(3, -1)
+        return linear(query.flatten(1, 2), weight, bias).chunk(3, -1)
     weights, biases = weight.chunk(3, 1), [None] * 3 if bias is None else bias.chunk(3, 1)
     inputs = (one.flatten(1, 2) for one in (query, key, value))
-    return [_product(*one) for one in zip(inputs, weights, biases, strict=True)]
-
-
-def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
+    return [linear(*one) for one in zip(inputs, weights, biases, strict=True)]

@@ -1223,9 +1223,7 @@ def timings(
 def member_seconds(workload: Choice, training: TrainingPlan, seed: int, size: int, *, briefly: bool = False) -> float:
     """Return the seconds of a step of one of `size` trials together, from few steps; infinity where that cannot be.
 
-    From two, where `briefly`.
-
-    Preparing must have shown that a trial runs.
+    With `briefly` two steps of a gang are enough. Preparing must have shown that a trial runs.
     """
     device = pick_device(training.device)
     loaded = load(workload, device, seed)

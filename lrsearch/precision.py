@@ -14,8 +14,8 @@ from lrsearch.timing import processor_name, synchronizer
 from lrsearch.training import TIMED_BLOCKS, device_info, load, new_run, pick_device, pick_precision, step_seconds
 from lrsearch.trial import Choice, Precision, TrainingPlan, likeness
 
-BLOCK_STEPS = 4
-"""Steps of a block at most, where precisions are compared."""
+MOST_STEPS = 4
+"""Of a block at most, where precisions are compared."""
 SHARE = PROBE_SHARE / 4
 """Of the study, what more than one step of a block may take."""
 MADE_UP = 1.6
@@ -43,7 +43,7 @@ def faster_precision(
     device = pick_device(training.device)
     if pick_precision("auto", device) == "float32" or _faster_product(device) == "float32":
         return "float32"  # no step gains where not even a product of matrices does
-    block = max(1, min(BLOCK_STEPS, int(SHARE * search_steps / (2 * TIMED_BLOCKS))))
+    block = max(1, min(MOST_STEPS, int(SHARE * search_steps / (2 * TIMED_BLOCKS))))
     if training.compile == "on" or PROBE_SHARE * search_steps < 2 * TIMED_BLOCKS * block:
         return "bfloat16"
     size = min(most, LARGEST_TRIED, int(TOGETHER_SHARE * search_steps / 4))

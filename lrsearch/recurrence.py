@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from lrsearch.linear import linear
+
 States = tuple[torch.Tensor, ...]
 """What a step hands to the next: hidden states and, of an LSTM, cells; the first is what it gives."""
 
@@ -139,15 +141,15 @@ def _one_way(
     sizes = _sizes(kind, of_states.shape[-2])
     (gates_weight, *new_weight), bias, new_bias = torch.split_with_sizes(of_states, sizes, 1), None, None
     if biases:
-        gates_bias, *new_biases = torch.split_with_sizes(biases[1].unsqueeze(1), sizes, -1)
-        bias = biases[0].unsqueeze(1) + F.pad(gates_bias, (0, sum(sizes) - sizes[0]))
+        gates_bias, *new_biases = torch.split_with_sizes(biases[1], sizes, -1)
+        bias = biases[0] + F.pad(gates_bias, (0, sum(sizes) - sizes[0]))
         new_bias = new_biases[0] if new_biases else None
-    every_own = _product(inputs.flatten(1, 2), of_inputs.mT, bias).view(count, steps, rows, -1)
+    every_own = linear(inputs.flatten(1, 2), of_inputs, bias).view(count, steps, rows, -1)
     each_own = list(zip(*(part.unbind(1) for part in torch.split_with_sizes(every_own, sizes, -1)), strict=True))
     outputs = []
     for own_gates, *own_new in reversed(each_own) if backwards else each_own:
         gates = torch.baddbmm(own_gates, states[0], gates_weight.mT)
-        seen_new = [_product(states[0], one.mT, new_bias) for one in new_weight]
+        seen_new = [linear(states[0], one, new_bias) for one in new_weight]
         states = STEPS[kind](gates, *own_new, *seen_new, *states)
         outputs.append(states[0])
     return torch.stack(outputs[::-1] if backwards else outputs, 1), states
@@ -156,10 +158,6 @@ def _one_way(
 def _sizes(kind: str, rows: int) -> list[int]:
     """Return how many of the gates' rows are sums of what inputs and state give, and how many are apart."""
     return [2 * rows // 3, rows // 3] if kind == "GRU" else [rows]
-
-
-def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias, rows, weight)
 
 
 def _gru(gates: torch.Tensor, own_new: torch.Tensor, seen_new: torch.Tensor, hidden: torch.Tensor) -> States:

@@ -28,6 +28,7 @@ from lrsearch import chance
 from lrsearch.as_alone import DESCRIBING, AsAlone, tensors_of
 from lrsearch.attention import multi_head_attention
 from lrsearch.contents import Contents, is_equal
+from lrsearch.linear import linear
 from lrsearch.recurrence import recurrent
 from lrsearch.restore import find_generators
 
@@ -673,11 +674,11 @@ def _to_folded(value: Value, count: int) -> torch.Tensor:
 def _rule(node: fx.Node, model: nn.Module, constants: Mapping[str, torch.Tensor]) -> Rule:
     """Return what does the node's work for all copies."""
     if node.op == "get_attr":
-        return _attribute(str(node.target), model, constants)
+        name = str(node.target)
+        return _constant(constants[name]) if name in constants else _attribute(name, model)
     if node.op == "call_module":
         name = str(node.target)
-        module = model.get_submodule(name)
-        return _module_rule(name, module)
+        return _module_rule(name, model.get_submodule(name))
     if node.op == "call_method":
         method = str(node.target)
         if method in ("size", "dim"):
@@ -691,14 +692,17 @@ def _rule(node: fx.Node, model: nn.Module, constants: Mapping[str, torch.Tensor]
     return _function_rule(function)
 
 
-def _attribute(name: str, model: nn.Module, constants: Mapping[str, torch.Tensor]) -> Rule:
+def _constant(tensor: torch.Tensor) -> Rule:
+    """Return the rule that gives it anew at each call: should a write there go unnoticed, it is no later step's."""
+    return lambda stacked, arguments, keywords: Value(Layout.SHARED, tensor.clone())
+
+
+def _attribute(name: str, model: nn.Module) -> Rule:
     constant = None
-    if name not in constants and name not in dict(model.named_parameters()) and name not in dict(model.named_buffers()):
+    if name not in dict(model.named_parameters()) and name not in dict(model.named_buffers()):
         constant = operator.attrgetter(name)(model)
 
     def rule(stacked: StackedModel, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        if name in constants:  # anew at each call: should a write there go unnoticed, it is no later step's
-            return Value(Layout.SHARED, constants[name].clone())
         if constant is not None:
             return Value(Layout.SHARED, constant) if isinstance(constant, torch.Tensor) else constant
         return Value(Layout.STACKED, (stacked.parameters | stacked.buffers)[name])
@@ -843,12 +847,9 @@ def _linear(name: str, module: nn.Linear) -> Rule:
         if not arguments or arguments[0].tensor.ndim < (2 if arguments[0].layout is Layout.SHARED else 3):
             return by_vmap(stacked, arguments, keywords)
         inputs = to_stacked(arguments[0], stacked.count)
-        weight = stacked.parameters[weight_name].mT
         rows = inputs.flatten(1, -2) if inputs.ndim != 3 else inputs
-        if bias_name is None:
-            outputs = torch.bmm(rows, weight)
-        else:
-            outputs = torch.baddbmm(stacked.parameters[bias_name].unsqueeze(1), rows, weight)
+        bias = None if bias_name is None else stacked.parameters[bias_name]
+        outputs = linear(rows, stacked.parameters[weight_name], bias)
         return Value(Layout.STACKED, outputs.view(*inputs.shape[:-1], outputs.shape[-1]))
 
     return rule
