@@ -84,6 +84,7 @@ def prepare_all(
     workload, training = variants[0]
     prepared = prepare(workload, training, seed, evaluates=evaluates)
     seconds, chosen, precision = prepared.seconds, {}, prepared.precision
+    evaluated = (workload, training.optimizer)
     steps, began = round(epochs * prepared.facts.steps_per_epoch), time.perf_counter()
     if training.precision == "auto":
         most = max((request.most for request in gangs), default=1)
@@ -122,6 +123,9 @@ def prepare_all(
                 forecasts=request.forecasts,
                 compiling_must_pay=must_pay,
                 slots=slots,
+                validation_seconds=prepared.validation_seconds
+                if evaluated == (request.workload, request.training.optimizer) and precision == prepared.precision
+                else 0.0,
             )
             for request in gangs
         ]

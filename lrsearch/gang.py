@@ -33,6 +33,7 @@ from lrsearch.gang_check import (
     COMPARED_RATE,
     LARGEST_IN_DOUBLE,
     FewEvaluations,
+    FewRows,
     History,
     InDouble,
     difference,
@@ -109,15 +110,15 @@ GLANCE_BLOCKS = 2
 """Of steps of a trial alone, for a first look."""
 SOLO_BLOCKS = 7
 """Blocks of steps of a trial alone that are timed at least, by all processes: more than 50 steps together,"""
-SOLO_SHARE = PROBE_SHARE / 4
+SOLO_SHARE = PROBE_SHARE / 8
 """and more while they take no more than this share of the study; as much for evaluations"""
 SOLO_SECONDS = 2.0
 """and no more than so long: a machine that others share is now faster, now slower."""
 SOLO_EVALUATIONS = 3
 """Of each split; fewer, but one, where that share of the study has passed."""
 GANG_SHARE = PROBE_SHARE / 4
-GANG_STEPS = 4
-"""Steps of a gang that are timed at least,"""
+GANG_STEPS = (2, 4)
+"""Steps of a gang that are timed at least, where they take more time than the study leaves and where not,"""
 GANG_SECONDS = (0.01, 0.5)
 """and more for so long at least and at most, as the study leaves time for it."""
 HOPELESS = 1.25
@@ -982,6 +983,7 @@ def choose(
     forecasts: bool = False,
     compiling_must_pay: bool = False,
     slots: int = 1,
+    validation_seconds: float = 0.0,
 ) -> GangChoice:
     """Time trials alone and together, and return what costs least per trial.
 
@@ -990,7 +992,8 @@ def choose(
     when it has taken about GANG_SHARE of what those would take. What was chosen is kept in the cache folder, so that
     only what a trial costs alone is measured again, and that only where some train together or for `forecasts`.
     With `compiling_must_pay` gangs are compiled only in a study for which that is a small part, or known to pay.
-    `slots` processes do the same, and `trial.pooled` takes together what they find.
+    `slots` processes do the same, and `trial.pooled` takes together what they find. `validation_seconds` are those of
+    an evaluation that has been made of a trial alone, if one has: it is not made again where there is no time for that.
     """
     device, across = pick_device(training.device), min(crowds, most_across) >= SMALLEST_GANG
     circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
@@ -1001,7 +1004,11 @@ def choose(
     solo = _Solo(load(workload, device, seed), training, device, seed, search_steps, slots)
     chosen = alone or _chosen(solo, circumstances, most, widely, most_across, crowds, compiling_must_pay)
     solo.note(chosen.measured)
-    return replace(chosen, solo=solo.cost) if forecasts or max(chosen.size, chosen.across) > 1 else chosen
+    return (
+        replace(chosen, solo=solo.cost(validation_seconds))
+        if forecasts or max(chosen.size, chosen.across) > 1
+        else chosen
+    )
 
 
 def _known_alone(
@@ -1321,17 +1328,18 @@ class _Solo:
     def _share(self, step: float) -> float:
         return SOLO_SHARE * self.search_steps * min(step, self._fastest)
 
-    @cached_property
-    def cost(self) -> SoloCost:
+    def cost(self, validation_seconds: float) -> SoloCost:
+        """Return what all of a trial takes; an evaluation of so many seconds has been made, if more than 0."""
         step, run, wait = self.step, self._new_run(), self._wait
-        seconds, evaluations = self._share(step), []
-        splits: tuple[Split, ...] = ("validation", "range_test")
-        for split in splits:
-            times = _timed(partial(run.evaluate, split), wait, 1, seconds / len(splits), most=SOLO_EVALUATIONS)
-            evaluations.append(statistics.median(times))
+        seconds = self._share(step) / 2
+
+        def evaluation(split: Split) -> float:
+            return statistics.median(_timed(partial(run.evaluate, split), wait, 1, seconds, most=SOLO_EVALUATIONS))
+
+        validation = validation_seconds if validation_seconds > seconds else evaluation("validation")
+        range_test = evaluation("range_test")
         recorded = self.training.compile == "graphs"
         warmup = max(0.0, self._first_seconds - _checked_steps(self.training) * step) if recorded else 0.0
-        validation, range_test = evaluations
         blocks = tuple(seconds / BLOCK_STEPS for seconds in self._blocks)
         return SoloCost(self._setup, step, validation, range_test, warmup, blocks)
 
@@ -1375,8 +1383,9 @@ class _Rehearsal:
         ends = began + left
         try:
             for size in _candidates(most):
-                seconds = (ends - time.perf_counter()) / 4
+                seconds = (ends - time.perf_counter()) / 6
                 measured.append((size, self.seconds_per_member(size, crowds, seconds=seconds, hopeless=hopeless)))
+                ends = min(ends, began + left * measured[-1][1] / glance)
                 if time.perf_counter() >= ends or (len(measured) > 1 and measured[-1][1] > measured[-2][1]):
                     break
             if measured and measured[-1][0] > SMALLEST_GANG:  # far cheaper than the others
@@ -1400,8 +1409,10 @@ class _Rehearsal:
         began = time.perf_counter()
         try:
             told = None if compiled else self._difference_in_double(crowds, size)
-            if told is None or (not told and pick_precision(self.training.precision, self.device) != "float32"):
-                told = self._difference(crowds, size, compiled)
+            if told is None:
+                return self._difference(crowds, size, compiled)
+            if not told and pick_precision(self.training.precision, self.device) != "float32":
+                return self._difference_in_bfloat16(crowds, size)
             return told
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return _why(error)
@@ -1421,14 +1432,15 @@ class _Rehearsal:
                 return None
             for member, (found, expected) in enumerate(histories):
                 if difference_in_double(found, expected):
-                    shaken = few._shaken_history(crowds, size, member, double)
+                    shaken = few._other_history(crowds, size, member, double, shake)
                     if reason := difference_in_double(found, expected, shaken):
                         return reason
         except Exception:  # what it cannot do together, float32 tells
             return None
         return ""
 
-    def _difference(self, crowds: int, size: int, compiled: CompiledGang | None) -> str:
+    def _difference(self, crowds: int, size: int, compiled: CompiledGang | None = None) -> str:
+        """Return in what the members differ in the study's own precision, where float64 cannot tell."""
         fewer = FewEvaluations(self.loaded)
         few = replace(self, loaded=cast(LoadedWorkload, fewer))
         histories, run = few._histories(crowds, size, fewer, compiled)
@@ -1436,6 +1448,19 @@ class _Rehearsal:
             return run.why_not_compiled
         precision = pick_precision(self.training.precision, self.device)
         return next((why for found, expected in histories if (why := difference(found, expected, precision))), "")
+
+    def _difference_in_bfloat16(self, crowds: int, size: int) -> str:
+        """Return in what the members differ in bfloat16, where they do not in float64."""
+        fewer = FewRows(self.loaded)
+        few = replace(self, loaded=cast(LoadedWorkload, fewer))
+        exact = replace(few, training=replace(self.training, precision="float32"))
+        histories, _ = few._histories(crowds, size, fewer)
+        for member, (found, expected) in enumerate(histories):
+            if difference(found, expected, "bfloat16"):
+                rounded = exact._other_history(crowds, size, member, fewer)
+                if reason := difference(found, expected, "bfloat16", rounded):
+                    return reason
+        return ""
 
     def _histories(
         self, crowds: int, size: int, fewer: FewEvaluations, compiled: CompiledGang | None = None
@@ -1451,11 +1476,18 @@ class _Rehearsal:
             found = self._history_together(run, rates, evaluates=fewer.evaluates)
         return list(zip(found, expected, strict=True)), run
 
-    def _shaken_history(self, crowds: int, size: int, member: int, fewer: FewEvaluations) -> History:
-        """Return what a member becomes alone that begins with weights which are other in their last digits."""
+    def _other_history(
+        self,
+        crowds: int,
+        size: int,
+        member: int,
+        fewer: FewEvaluations,
+        change: Callable[[torch.nn.Module], None] = lambda model: None,
+    ) -> History:
+        """Return what a member becomes alone once more, with a model that is changed before its first step."""
         with self._leaving_no_trace():
             run = self._new_run(self._places(size, crowds)[member])
-            shake(run.model)
+            change(run.model)
             return self._history_alone(run, _compared_rates(size)[member], fewer)
 
     def _blocks(self) -> tuple[int, int]:
@@ -1527,8 +1559,10 @@ class _Rehearsal:
         if fastest > hopeless:
             return fastest
         step = partial(run.step, torch.zeros_like(rates))
+        few, some = GANG_STEPS
+        fewest = some if some * size * fastest <= seconds else few
         seconds = max(GANG_SECONDS[0], min(seconds, GANG_SECONDS[1]))
-        return statistics.median(_timed(step, wait, GANG_STEPS, seconds)) / size
+        return statistics.median_low(_timed(step, wait, fewest, seconds)) / size
 
     def compiled(self, size: int) -> tuple[float, str]:
         """Return the seconds of a compiled gang's step by its size, and why it cannot be."""

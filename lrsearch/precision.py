@@ -14,9 +14,9 @@ from lrsearch.timing import processor_name, synchronizer
 from lrsearch.training import TIMED_BLOCKS, device_info, load, new_run, pick_device, pick_precision, step_seconds
 from lrsearch.trial import Choice, Precision, TrainingPlan, likeness
 
-MOST_STEPS = 4
+MOST_STEPS = 3
 """Of a block at most, where precisions are compared."""
-SHARE = PROBE_SHARE / 4
+SHARE = PROBE_SHARE / 8
 """Of the study, what more than one step of a block may take."""
 MADE_UP = 1.6
 """Times as long as in float32, what a step alone may take in bfloat16 and yet be faster in a gang, where all trials

@@ -106,14 +106,19 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int, *, evaluates: b
     device = pick_device(training.device)
     if device.type == "cpu":
         keep_freed_memory()
+    wait = synchronizer(device)
     loaded = load(workload, device, seed)
     check_compiling(training, device)
     try:
         run = new_run(loaded, training, device, seed)
         for _ in range(2):
             run.step(0.0)
+        wait()
+        ready = time.perf_counter()
         if evaluates:
             run.evaluate("validation")
+        wait()
+        validation_seconds = time.perf_counter() - ready if evaluates else 0.0
         del run
         if training.compile == "graphs":
             check_graphs(loaded, training, device, seed)
@@ -123,9 +128,11 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int, *, evaluates: b
         raise WorkloadError(
             f"The workload {workload.name!r} cannot take one training step: {one_line(error)}{user_line(error)}"
         ) from error
-    synchronizer(device)()
-    precision = pick_precision(training.precision, device)
-    return Preparation(loaded.facts, device_info(device), precision, training.compile, time.perf_counter() - began)
+    wait()
+    precision, seconds = pick_precision(training.precision, device), time.perf_counter() - began
+    return Preparation(
+        loaded.facts, device_info(device), precision, training.compile, seconds, validation_seconds=validation_seconds
+    )
 
 
 @dataclass(frozen=True)

@@ -546,6 +546,8 @@ class Preparation:
     seconds: float
     gangs: Mapping[str, GangChoice] = field(default_factory=dict)
     """By `trial.likeness`: how many trials of a kind train together."""
+    validation_seconds: float = 0.0
+    """What the first evaluation of the validation split took, in that precision; 0 without one."""
 
 
 def pooled(found: Sequence[Preparation]) -> Preparation:

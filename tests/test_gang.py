@@ -19,6 +19,7 @@ from lrsearch.cache import remember
 from lrsearch.engine import run_trials
 from lrsearch.errors import StorageError
 from lrsearch.gang import CannotGangError, StackedRun, check_alike, choose, run_gang
+from lrsearch.interfaces import Split
 from lrsearch.training import Run, load
 from lrsearch.trial import (
     CheckpointPlan,
@@ -420,10 +421,27 @@ class TestChoice:
         short = len(steps)
         choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=2, search_steps=10**5)
         assert 56 <= short < 70
-        assert 75 < len(steps) - short < 1500, "a quarter of a hundredth is 250, where steps take as long as the first"
+        assert 75 < len(steps) - short < 1500, "an eighth of a hundredth is 125, where steps take as long as the first"
         steps.clear()
         choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=2, search_steps=100, slots=3)
         assert 24 <= len(steps) < 38, "three processes time 72 of them"
+
+    @pytest.mark.parametrize("known", [0.0, 1e-9, 1e9])
+    def test_an_evaluation_that_takes_longer_than_there_is_time_for_is_timed_once(
+        self, known: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        honest, splits = Run.evaluate, []
+
+        def noted(run: Run, split: Split) -> tuple[float | None, float | None]:
+            splits.append(split)
+            return honest(run, split)
+
+        monkeypatch.setattr(Run, "evaluate", noted)
+        plan = TrainingPlan(20, SGD, device="cpu")
+        found = choose(DIGITS, plan, 0, most=2, search_steps=100, forecasts=True, validation_seconds=known)
+        assert found.solo is not None
+        assert (found.solo.validation_seconds == known) == ("validation" not in splits) == (known > 1)
+        assert found.solo.range_test_seconds < 60
 
     def test_what_several_processes_find_out_about_a_trial_alone_is_taken_together(self) -> None:
         here, other = DeviceInfo("cpu", "here"), DeviceInfo("cpu", "another machine of the cluster")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models import mobilenet_v3_small
 
 from lrsearch.gang import StackedRun, _Rehearsal
+from lrsearch.gang_check import FewRows, History, difference
 from lrsearch.trial import Choice, TrainingPlan
 from lrsearch.workloads import models
 from tests.test_gang import SGD
@@ -22,9 +26,12 @@ IMAGE = (3, 16, 16)
 
 
 def rehearsal(
-    build: Callable[[], nn.Module], kind: Callable[..., WithModel] = WithModel, optimizer: Any = SGD
+    build: Callable[[], nn.Module],
+    kind: Callable[..., WithModel] = WithModel,
+    optimizer: Any = SGD,
+    precision: Any = "float32",
 ) -> _Rehearsal:
-    plan = TrainingPlan(epochs=1, optimizer=optimizer, device="cpu")
+    plan = TrainingPlan(epochs=1, optimizer=optimizer, device="cpu", precision=precision)
     return _Rehearsal(kind(3, build, torch.float32), plan, CPU, 3, [])
 
 
@@ -181,6 +188,63 @@ def test_steps_made_of_rounding_are_no_difference(scale: float) -> None:
 
     own = rehearsal(Gated, Scaled, Choice("adam"))
     assert own._difference_in_double(1, 2) == ""
+
+
+@pytest.mark.slow
+def test_what_bfloat16_rounds_is_no_difference() -> None:
+    own = rehearsal(partial(mobilenet_v3_small, num_classes=10), Images, Choice("adam"), "bfloat16")
+    rows = FewRows(own.loaded)
+    histories, _ = replace(own, loaded=rows)._histories(1, 2, rows)
+    assert any(difference(found, alone, "bfloat16") for found, alone in histories), "it must round much"
+    assert own.check(1) == ""
+
+
+def history(change: torch.Tensor, loss: float) -> History:
+    """Return what has changed a weight and a buffer so."""
+    began = {"one": torch.ones_like(change)}
+    made = History(began, began, evaluations=[2.0, loss])
+    made.end({"one": 1 + change}, {"one": 1 + change})
+    return made
+
+
+@pytest.mark.parametrize(
+    ("off", "loss", "told", "told_of_rounding"),
+    [
+        (0.1, 2.0, "", ""),
+        (2.0, 2.0, "the model's buffer one", ""),
+        (20.0, 2.0, "the model's buffer one", "the model's buffer one"),
+        (0.1, 2.6, "the loss 2.6", ""),
+        (0.1, 3.5, "the loss 3.5", "the loss 3.5"),
+    ],
+)
+def test_what_bfloat16_changes_of_a_trial_alone_is_rounding(
+    off: float, loss: float, told: str, told_of_rounding: str
+) -> None:
+    """What becomes of a thousand weights is as far off as what float32 makes of them, and more."""
+    generator = torch.Generator().manual_seed(0)
+    change, *noises = 0.01 * torch.randn(3, 1000, generator=generator)
+    alone, exact = history(change, 2.0), history(change + noises[0], 2.3)
+    together = history(change + off * noises[1], loss)
+    for reason, words in (
+        (difference(together, alone, "bfloat16"), told),
+        (difference(together, alone, "bfloat16", exact), told_of_rounding),
+    ):
+        assert (words in reason) if words else reason == ""
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"), [(1.0, ""), (0.4, "weights are trained otherwise"), (2.0, "weights are trained otherwise")]
+)
+def test_what_is_computed_otherwise_in_bfloat16_alone_is_found(
+    factor: float, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(run: StackedRun, rates: torch.Tensor, *given: Any, own: Callable[..., None] = StackedRun.step) -> None:
+        own(run, rates * (factor if run.training.precision == "bfloat16" else 1.0), *given)
+
+    monkeypatch.setattr(StackedRun, "step", step)
+    own = rehearsal(Normed, precision="bfloat16")
+    assert own._difference_in_double(1, 2) == ""
+    assert (told in own.check(1)) if told else own.check(1) == ""
 
 
 BACKBONE = nn.Sequential(nn.Linear(64, 16), nn.ReLU()).requires_grad_(False)
