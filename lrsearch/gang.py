@@ -1412,7 +1412,7 @@ class _Rehearsal:
             if told is None:
                 return self._difference(crowds, size, compiled)
             if not told and pick_precision(self.training.precision, self.device) != "float32":
-                return self._difference_in_bfloat16(crowds, size)
+                return self._difference(crowds, size, fewer=FewRows(self.loaded))
             return told
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return _why(error)
@@ -1432,33 +1432,33 @@ class _Rehearsal:
                 return None
             for member, (found, expected) in enumerate(histories):
                 if difference_in_double(found, expected):
-                    shaken = few._other_history(crowds, size, member, double, shake)
+                    shaken = few._other_history(crowds, size, member, double, shaken=True)
                     if reason := difference_in_double(found, expected, shaken):
                         return reason
         except Exception:  # what it cannot do together, float32 tells
             return None
         return ""
 
-    def _difference(self, crowds: int, size: int, compiled: CompiledGang | None = None) -> str:
-        """Return in what the members differ in the study's own precision, where float64 cannot tell."""
-        fewer = FewEvaluations(self.loaded)
-        few = replace(self, loaded=cast(LoadedWorkload, fewer))
+    def _difference(
+        self, crowds: int, size: int, compiled: CompiledGang | None = None, fewer: FewEvaluations | None = None
+    ) -> str:
+        """Return in what the members differ in the study's own precision, where float64 does not tell.
+
+        What counts as rounding is how a trial alone in bfloat16 differs from the same in float32, and one in float32
+        from one whose weights have other last digits.
+        """
+        fewer = fewer or FewEvaluations(self.loaded)
+        few = other = replace(self, loaded=cast(LoadedWorkload, fewer))
         histories, run = few._histories(crowds, size, fewer, compiled)
         if compiled and run.why_not_compiled:
             return run.why_not_compiled
         precision = pick_precision(self.training.precision, self.device)
-        return next((why for found, expected in histories if (why := difference(found, expected, precision))), "")
-
-    def _difference_in_bfloat16(self, crowds: int, size: int) -> str:
-        """Return in what the members differ in bfloat16, where they do not in float64."""
-        fewer = FewRows(self.loaded)
-        few = replace(self, loaded=cast(LoadedWorkload, fewer))
-        exact = replace(few, training=replace(self.training, precision="float32"))
-        histories, _ = few._histories(crowds, size, fewer)
+        if precision != "float32":
+            other = replace(few, training=replace(self.training, precision="float32"))
         for member, (found, expected) in enumerate(histories):
-            if difference(found, expected, "bfloat16"):
-                rounded = exact._other_history(crowds, size, member, fewer)
-                if reason := difference(found, expected, "bfloat16", rounded):
+            if difference(found, expected, precision):
+                rounded = other._other_history(crowds, size, member, fewer, shaken=precision == "float32")
+                if reason := difference(found, expected, precision, rounded):
                     return reason
         return ""
 
@@ -1476,18 +1476,12 @@ class _Rehearsal:
             found = self._history_together(run, rates, evaluates=fewer.evaluates)
         return list(zip(found, expected, strict=True)), run
 
-    def _other_history(
-        self,
-        crowds: int,
-        size: int,
-        member: int,
-        fewer: FewEvaluations,
-        change: Callable[[torch.nn.Module], None] = lambda model: None,
-    ) -> History:
-        """Return what a member becomes alone once more, with a model that is changed before its first step."""
+    def _other_history(self, crowds: int, size: int, member: int, fewer: FewEvaluations, *, shaken: bool) -> History:
+        """Return what a member becomes alone once more, `shaken` from weights that are other in their last digits."""
         with self._leaving_no_trace():
             run = self._new_run(self._places(size, crowds)[member])
-            change(run.model)
+            if shaken:
+                shake(run.model)
             return self._history_alone(run, _compared_rates(size)[member], fewer)
 
     def _blocks(self) -> tuple[int, int]:

@@ -18,7 +18,7 @@ MOST_STEPS = 3
 """Of a block at most, where precisions are compared."""
 SHARE = PROBE_SHARE / 8
 """Of the study, what more than one step of a block may take."""
-MADE_UP = 1.6
+MADE_UP = 1.4
 """Times as long as in float32, what a step alone may take in bfloat16 and yet be faster in a gang, where all trials
 share the cost of each call: a recurrent model was seen at 1.15 alone and 0.79 with 8."""
 LARGEST_TRIED = 8

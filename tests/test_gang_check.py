@@ -16,7 +16,7 @@ from torchvision.models import mobilenet_v3_small
 
 from lrsearch.gang import StackedRun, _Rehearsal
 from lrsearch.gang_check import FewRows, History, difference
-from lrsearch.trial import Choice, TrainingPlan
+from lrsearch.trial import Choice, Precision, TrainingPlan
 from lrsearch.workloads import models
 from tests.test_gang import SGD
 from tests.test_gang_across_seeds import ADAMW, CPU, WithModel
@@ -143,11 +143,17 @@ class Projecting(Net):
         (Projecting, WithModel, False),
     ],
 )
-def test_where_float64_tells_nothing_float32_does(build: type[Net], kind: type[WithModel], is_told: bool) -> None:
-    own = rehearsal(build, kind)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_where_float64_tells_nothing_float32_does(
+    build: type[Net], kind: type[WithModel], is_told: bool, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = rehearsal(build, kind, precision=precision)
     assert own._difference_in_double(1, 2) == ("" if is_told else None)
     assert own._difference(1, 2, None) == ""
     assert own.check(1) == ""
+    step = StackedRun.step
+    monkeypatch.setattr(StackedRun, "step", lambda run, rates, momentum=None: step(run, 2 * rates, momentum))
+    assert "weights are trained otherwise" in own._difference(1, 2, None)
 
 
 class Images(WithModel):
@@ -191,12 +197,13 @@ def test_steps_made_of_rounding_are_no_difference(scale: float) -> None:
 
 
 @pytest.mark.slow
-def test_what_bfloat16_rounds_is_no_difference() -> None:
-    own = rehearsal(partial(mobilenet_v3_small, num_classes=10), Images, Choice("adam"), "bfloat16")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_rounding_that_grows_is_no_difference(precision: Precision) -> None:
+    own = rehearsal(partial(mobilenet_v3_small, num_classes=10), Images, Choice("adam"), precision)
     rows = FewRows(own.loaded)
     histories, _ = replace(own, loaded=rows)._histories(1, 2, rows)
-    assert any(difference(found, alone, "bfloat16") for found, alone in histories), "it must round much"
-    assert own.check(1) == ""
+    assert any(difference(found, alone, precision) for found, alone in histories), "it must round much"
+    assert own._difference(1, 2, fewer=rows) == ""
 
 
 def history(change: torch.Tensor, loss: float) -> History:
@@ -217,17 +224,17 @@ def history(change: torch.Tensor, loss: float) -> History:
         (0.1, 3.5, "the loss 3.5", "the loss 3.5"),
     ],
 )
-def test_what_bfloat16_changes_of_a_trial_alone_is_rounding(
+def test_what_rounding_changes_of_a_trial_alone_is_no_difference(
     off: float, loss: float, told: str, told_of_rounding: str
 ) -> None:
-    """What becomes of a thousand weights is as far off as what float32 makes of them, and more."""
+    """What becomes of a thousand weights is `off` times as far off as what rounding makes of them."""
     generator = torch.Generator().manual_seed(0)
     change, *noises = 0.01 * torch.randn(3, 1000, generator=generator)
-    alone, exact = history(change, 2.0), history(change + noises[0], 2.3)
+    alone, rounded = history(change, 2.0), history(change + noises[0], 2.3)
     together = history(change + off * noises[1], loss)
     for reason, words in (
         (difference(together, alone, "bfloat16"), told),
-        (difference(together, alone, "bfloat16", exact), told_of_rounding),
+        (difference(together, alone, "bfloat16", rounded), told_of_rounding),
     ):
         assert (words in reason) if words else reason == ""
 
