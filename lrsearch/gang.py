@@ -115,7 +115,7 @@ SOLO_SHARE = PROBE_SHARE / 8
 SOLO_SECONDS = 2.0
 """and no more than so long: a machine that others share is now faster, now slower."""
 SOLO_EVALUATIONS = 3
-"""Of each split; fewer, but one, where that share of the study has passed."""
+"""Of each split; fewer where that share of the study has passed, but one, of the validation split when preparing."""
 GANG_SHARE = PROBE_SHARE / 4
 GANG_STEPS = (2, 4)
 """Steps of a gang that are timed at least, where they take more time than the study leaves and where not,"""
@@ -1276,7 +1276,7 @@ class _Solo:
         search_steps: int,
         slots: int,
     ) -> None:
-        self.training, self.search_steps = training, search_steps
+        self.training, self.search_steps, self._facts = training, search_steps, loaded.facts
         self._fewest_blocks = max(GLANCE_BLOCKS + 1, math.ceil(SOLO_BLOCKS / slots))
         self._new_run = partial(new_run, loaded, training, device, seed)
         self._rehearsal = partial(_Rehearsal, loaded, training, device, seed)
@@ -1336,8 +1336,13 @@ class _Solo:
         def evaluation(split: Split) -> float:
             return statistics.median(_timed(partial(run.evaluate, split), wait, 1, seconds, most=SOLO_EVALUATIONS))
 
-        validation = validation_seconds if validation_seconds > seconds else evaluation("validation")
         range_test = evaluation("range_test")
+        if validation_seconds > seconds:
+            # That was the first one, which may have made or read what later ones find: by its rows it takes no longer.
+            rows = self._facts.validation_count / max(1, self._facts.range_test_count)
+            validation = min(validation_seconds, rows * range_test)
+        else:
+            validation = evaluation("validation")
         recorded = self.training.compile == "graphs"
         warmup = max(0.0, self._first_seconds - _checked_steps(self.training) * step) if recorded else 0.0
         blocks = tuple(seconds / BLOCK_STEPS for seconds in self._blocks)
@@ -1442,12 +1447,12 @@ class _Rehearsal:
     def _difference(
         self, crowds: int, size: int, compiled: CompiledGang | None = None, fewer: FewEvaluations | None = None
     ) -> str:
-        """Return in what the members differ in the study's own precision, where float64 does not tell.
+        """Return in what the members differ in the study's own precision.
 
         What counts as rounding is how a trial alone in bfloat16 differs from the same in float32, and one in float32
-        from one whose weights have other last digits.
+        from one whose weights have other last digits. With `fewer` float64 has told no difference.
         """
-        fewer = fewer or FewEvaluations(self.loaded)
+        is_told, fewer = fewer is not None, fewer or FewEvaluations(self.loaded)
         few = other = replace(self, loaded=cast(LoadedWorkload, fewer))
         histories, run = few._histories(crowds, size, fewer, compiled)
         if compiled and run.why_not_compiled:
@@ -1458,7 +1463,7 @@ class _Rehearsal:
         for member, (found, expected) in enumerate(histories):
             if difference(found, expected, precision):
                 rounded = other._other_history(crowds, size, member, fewer, shaken=precision == "float32")
-                if reason := difference(found, expected, precision, rounded):
+                if reason := difference(found, expected, precision, rounded, is_told=is_told):
                     return reason
         return ""
 
@@ -1521,10 +1526,10 @@ class _Rehearsal:
         size: int,
         crowds: int,
         compiled: CompiledGang | None = None,
-        seconds: float = 0.0,
+        seconds: float | None = None,
         hopeless: float = math.inf,
     ) -> float:
-        """Return the seconds of a gang's step by its size, timed for so many `seconds` within the limits.
+        """Return the seconds of a gang's step by its size, timed for so many `seconds` within the limits, if given.
 
         Three steps are enough where all take longer for each member than what is `hopeless`, two where clearly so.
         Raises CannotGangError when it computes wrongly, or is not compiled although it was to be.
@@ -1533,7 +1538,7 @@ class _Rehearsal:
             return self._seconds_per_member(size, crowds, compiled, seconds, hopeless)
 
     def _seconds_per_member(
-        self, size: int, crowds: int, compiled: CompiledGang | None, seconds: float, hopeless: float
+        self, size: int, crowds: int, compiled: CompiledGang | None, seconds: float | None, hopeless: float
     ) -> float:
         wait = synchronizer(self.device)
         places = self._places(size, crowds)
@@ -1554,9 +1559,10 @@ class _Rehearsal:
             return fastest
         step = partial(run.step, torch.zeros_like(rates))
         few, some = GANG_STEPS
-        fewest = some if some * size * fastest <= seconds else few
-        seconds = max(GANG_SECONDS[0], min(seconds, GANG_SECONDS[1]))
-        return statistics.median_low(_timed(step, wait, fewest, seconds)) / size
+        fewest = some if seconds is None or some * size * fastest <= seconds else few
+        least, longest = GANG_SECONDS
+        times = _timed(step, wait, fewest, max(least, min(seconds or 0.0, longest)))
+        return statistics.median_low(times) / size  # of two the second, where the first still makes its memory
 
     def compiled(self, size: int) -> tuple[float, str]:
         """Return the seconds of a compiled gang's step by its size, and why it cannot be."""

@@ -7,6 +7,7 @@ another computation is told apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -43,6 +44,10 @@ DOUBLE_ROWS = 8
 ROUNDED = 3.0
 """Times what rounding changes of a trial alone, how much more its members may be off: after four steps ResNet-50 in
 float32, and MobileNet, ShuffleNet and DenseNet in bfloat16, have trained half of their weights otherwise."""
+ALONG = 0.1
+"""How much farther along the way of a trial alone, or less far, its weights may go, beside twice what rounding does,"""
+MOST_BLURRED = 0.3
+"""and the most of that where float64 tells nothing."""
 DOUBLE_TOLERANCE = 1e-6
 """In float64, how far what a weight or buffer has become may be from that alone: relative to the most that any of its
 numbers has changed,"""
@@ -55,7 +60,7 @@ SHAKEN = 100.0
 nothing but rounding, and batch norm of few rows makes rounding grow."""
 LAST_DIGITS = 5.0
 """Times the distance from 1 to the next number."""
-LARGEST_IN_DOUBLE = 20_000_000
+LARGEST_IN_DOUBLE = 30_000_000
 """Parameters; for more the four copies with all that an optimiser keeps would take gigabytes."""
 EVALUATION_TOLERANCE = 1e-5
 """Losses of evaluations are computed from outputs in float32."""
@@ -89,30 +94,53 @@ def state(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor
     return {name: one.detach().cpu().clone() for name, one in tensors if not one.is_complex()}
 
 
-def difference(found: History, expected: History, precision: Precision, rounded: History | None = None) -> str:
+def difference(
+    found: History,
+    expected: History,
+    precision: Precision,
+    rounded: History | None = None,
+    *,
+    is_told: bool = False,
+) -> str:
     """Return in what a member's history differs by more than rounding does; nothing where it does not.
 
-    `rounded` is another history alone, which differs by rounding, of which batch norm of few images may make much.
+    `rounded` is another history alone, which differs by rounding, of which batch norm of few images may make much; so
+    much that nothing else can be seen is a difference, too, unless float64 `is_told` to have shown none.
     """
     if reason := _other_evaluation(found, expected, LOSS_TOLERANCE[precision], rounded, ROUNDED):
         return reason
     rounding = {} if rounded is None else rounded.updates | rounded.buffer_changes
     for name, change in expected.buffer_changes.items():
-        slack = BUFFER_TOLERANCE * float(change.norm()) + 1e-3 * float(expected.first_buffers[name].double().norm())
+        slack = BUFFER_TOLERANCE * _norm(change) + 1e-3 * _norm(expected.first_buffers[name])
         if name in rounding:
-            slack += ROUNDED * float((rounding[name] - change).norm())
-        if name not in found.buffer_changes or float((found.buffer_changes[name] - change).norm()) > slack:
+            slack += ROUNDED * _norm(_less(rounding[name], change))
+        if name not in found.buffer_changes or not float(_less(found.buffer_changes[name], change).norm()) <= slack:
             return f"together the model's buffer {name} becomes another than alone"
     off = count = 0
     for name, update in expected.updates.items():
         near = UPDATE_TOLERANCE[precision] * update.abs() + ROUNDING * expected.first[name].abs()
         if name in rounding:
-            near += ROUNDED * (rounding[name] - update).square().mean().sqrt()
-        off += int(((found.updates[name] - update).abs() > near).sum())
+            near += ROUNDED * _norm(_less(rounding[name], update)) / math.sqrt(max(1, update.numel()))
+        off += int((~(_less(found.updates[name], update).abs() <= near)).sum())
         count += update.numel()
     if off > MOST_OFF * count:
         return f"together {off} of {count} weights are trained otherwise than alone"
+    if rounded is None:
+        return ""
+    usual = abs(_along(rounded, expected) - 1)
+    if not is_told and not usual <= MOST_BLURRED:
+        return "rounding changes too much of what the weights learn to compare it"
+    along = _along(found, expected)
+    if not abs(along - 1) <= ALONG + 2 * usual:
+        return f"together the weights are trained {along:.3g} times as far as alone"
     return ""
+
+
+def _along(history: History, expected: History) -> float:
+    """Return how far the weights went along the way that was expected: rounding lies across it, mostly."""
+    ways = [(history.updates[name].double(), update.double()) for name, update in expected.updates.items()]
+    length = sum(float(way.square().sum()) for _, way in ways)
+    return sum(float((own * way).sum()) for own, way in ways) / length if length else 0.0
 
 
 def difference_in_double(found: History, expected: History, shaken: History | None = None) -> str:
@@ -145,12 +173,13 @@ def difference_in_double(found: History, expected: History, shaken: History | No
 def _other_evaluation(
     found: History, expected: History, tolerance: float, rounded: History | None, factor: float
 ) -> str:
-    others = (expected if rounded is None else rounded).evaluations
+    others = [] if rounded is None else rounded.evaluations
+    others = [*others, *expected.evaluations[len(others) :]]
     # There are fewer where so few rows could not be evaluated any more.
     for loss, alone, other in zip(found.evaluations, expected.evaluations, others, strict=False):
         if loss == alone:
             continue
-        rounding = 0.0 if alone is None or other is None else factor * abs(other - alone)
+        rounding = 0.0 if alone is None or other is None else factor * abs(other - alone)  # None: not finite
         if loss is None or alone is None or not abs(loss - alone) <= tolerance * max(1.0, abs(alone)) + rounding:
             return f"evaluated together the model gives the loss {loss}, alone {alone}"
     return ""
@@ -161,7 +190,7 @@ def shake(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and parameter.requires_grad:  # the others may be everybody's
                 noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator).to(parameter)
                 parameter.add_(parameter * noise, alpha=LAST_DIGITS * torch.finfo(parameter.dtype).eps)
 
@@ -169,6 +198,12 @@ def shake(model: nn.Module) -> None:
 def _less(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Return one minus the other, 0 also where both are the same infinity or no number."""
     return torch.where((one == other) | (one.isnan() & other.isnan()), 0, one - other)
+
+
+def _norm(numbers: torch.Tensor) -> float:
+    """Return the root of the sum of squares, 0 where that is not finite."""
+    norm = float(numbers.double().norm())
+    return norm if math.isfinite(norm) else 0.0
 
 
 def _largest(numbers: torch.Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small
 
 from lrsearch.gang import StackedRun, _Rehearsal
-from lrsearch.gang_check import FewRows, History, difference
+from lrsearch.gang_check import FewRows, History, difference, shake
 from lrsearch.trial import Choice, Precision, TrainingPlan
 from lrsearch.workloads import models
 from tests.test_gang import SGD
@@ -206,37 +207,76 @@ def test_rounding_that_grows_is_no_difference(precision: Precision) -> None:
     assert own._difference(1, 2, fewer=rows) == ""
 
 
-def history(change: torch.Tensor, loss: float) -> History:
-    """Return what has changed a weight and a buffer so."""
-    began = {"one": torch.ones_like(change)}
-    made = History(began, began, evaluations=[2.0, loss])
-    made.end({"one": 1 + change}, {"one": 1 + change})
+def history(change: torch.Tensor, loss: float = 2.0, moved: torch.Tensor | float = 0.0) -> History:
+    """Return what has changed a weight by `change` and a buffer by `moved`."""
+    ones = torch.ones_like(change)
+    made = History({"weight": ones}, {"buffer": ones}, evaluations=[2.0, loss])
+    made.end({"weight": 1 + change}, {"buffer": 1 + moved * ones})
     return made
 
 
+CHANGE, NOISE, OTHER_NOISE = 0.01 * torch.randn(3, 1000, generator=torch.Generator().manual_seed(0)).double()
+NOT_FAR = "times as far as alone"
+
+
 @pytest.mark.parametrize(
-    ("off", "loss", "told", "told_of_rounding"),
+    ("together", "rounded", "told", "told_beside_rounding"),
     [
-        (0.1, 2.0, "", ""),
-        (2.0, 2.0, "the model's buffer one", ""),
-        (20.0, 2.0, "the model's buffer one", "the model's buffer one"),
-        (0.1, 2.6, "the loss 2.6", ""),
-        (0.1, 3.5, "the loss 3.5", "the loss 3.5"),
+        (history(CHANGE, 2.6), history(CHANGE, 2.3), "the loss 2.6", ""),
+        (history(CHANGE, 3.5), history(CHANGE, 2.3), "the loss 3.5", "the loss 3.5"),
+        (history(CHANGE, 2.6), history(CHANGE, math.nan), "the loss 2.6", "the loss 2.6"),
+        (history(CHANGE, moved=NOISE), history(CHANGE, moved=OTHER_NOISE), "the model's buffer", ""),
+        (history(CHANGE, moved=NOISE), history(CHANGE, moved=0.1 * OTHER_NOISE), "the model's buffer", "the model's"),
+        (history(CHANGE, moved=NOISE), history(CHANGE, moved=math.nan), "the model's buffer", "the model's buffer"),
+        (history(CHANGE, moved=math.nan), history(CHANGE, moved=OTHER_NOISE), "the model's buffer", "the model's"),
+        (history(CHANGE + NOISE), history(CHANGE + OTHER_NOISE), "weights are trained otherwise", ""),
+        (history(CHANGE + 9 * NOISE), history(CHANGE + OTHER_NOISE), "weights are trained", "weights are trained"),
+        (history(CHANGE + NOISE), history(CHANGE * math.inf), "weights are trained", "weights are trained"),
+        (history(CHANGE * math.nan), history(CHANGE + OTHER_NOISE), "weights are trained", "weights are trained"),
+        *(
+            (history(factor * CHANGE), history(CHANGE + OTHER_NOISE), "weights are trained otherwise", NOT_FAR)
+            for factor in (-1.0, 0.0, 0.45, 1.55, 3.0)
+        ),
+        (
+            history(CHANGE + NOISE),
+            history(0.5 * CHANGE + OTHER_NOISE),
+            "weights are trained",
+            "rounding changes too much",
+        ),
     ],
 )
 def test_what_rounding_changes_of_a_trial_alone_is_no_difference(
-    off: float, loss: float, told: str, told_of_rounding: str
+    together: History, rounded: History, told: str, told_beside_rounding: str
 ) -> None:
-    """What becomes of a thousand weights is `off` times as far off as what rounding makes of them."""
-    generator = torch.Generator().manual_seed(0)
-    change, *noises = 0.01 * torch.randn(3, 1000, generator=generator)
-    alone, rounded = history(change, 2.0), history(change + noises[0], 2.3)
-    together = history(change + off * noises[1], loss)
+    alone = history(CHANGE)
     for reason, words in (
         (difference(together, alone, "bfloat16"), told),
-        (difference(together, alone, "bfloat16", rounded), told_of_rounding),
+        (difference(together, alone, "bfloat16", rounded), told_beside_rounding),
     ):
         assert (words in reason) if words else reason == ""
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1.0, ""), (0.5, ""), (-0.5, NOT_FAR), (3.0, NOT_FAR)])
+def test_where_float64_has_told_no_difference_rounding_may_change_much(factor: float, told: str) -> None:
+    alone, rounded = history(CHANGE), history(0.5 * CHANGE + OTHER_NOISE)
+    reason = difference(history(factor * CHANGE + NOISE), alone, "bfloat16", rounded, is_told=True)
+    assert (told in reason) if told else reason == ""
+
+
+def test_an_evaluation_that_rounding_alone_lacks_is_compared_all_the_same() -> None:
+    rounded = history(CHANGE)
+    rounded.evaluations.clear()
+    assert "the loss 9.0" in difference(history(CHANGE, 9.0), history(CHANGE), "bfloat16", rounded)
+
+
+def test_what_is_frozen_keeps_its_last_digits() -> None:
+    trained, frozen = nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False)
+    nn.init.constant_(frozen.bias, -torch.inf)
+    before = [copy.deepcopy(one).state_dict() for one in (trained, frozen)]
+    shake(nn.Sequential(trained, frozen))
+    assert not torch.equal(trained.weight, before[0]["weight"])
+    torch.testing.assert_close(trained.weight.data, before[0]["weight"], rtol=1e-5, atol=0)
+    assert all(torch.equal(one, before[1][name]) for name, one in frozen.state_dict().items())
 
 
 @pytest.mark.parametrize(

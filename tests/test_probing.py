@@ -20,7 +20,7 @@ from lrsearch.config import StudyConfig, load_study
 from lrsearch.executors import Process, process
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
-from lrsearch.trial import Choice, TrainingPlan
+from lrsearch.trial import Choice, GangChoice, TrainingPlan
 from tests.test_study import Quiet
 
 FILE = """
@@ -220,8 +220,8 @@ def test_the_faster_precision_is_chosen_and_known_the_next_time(
 @pytest.mark.parametrize(
     ("alone", "together", "steps", "fast"),
     [
-        ((0.02, 0.03), (0.32, 0.1), 1_000_000, "bfloat16"),
-        ((0.02, 0.03), (0.32, 0.1), 900, "float32"),  # no time for gangs of more than four
+        ((0.02, 0.026), (0.32, 0.1), 1_000_000, "bfloat16"),
+        ((0.02, 0.026), (0.32, 0.1), 900, "float32"),  # no time for gangs of more than four
         ((0.02, 0.024), (0.08, 0.16), 1_000_000, "float32"),
         ((0.02, 0.06), (0.16, 0.0), 1_000_000, "float32"),  # so far behind that gangs are not tried
         ((0.024, 0.02), (0.0, 0.16), 1_000_000, "bfloat16"),
@@ -268,3 +268,29 @@ def test_what_would_take_too_long_to_time_goes_by_a_matrix_product(
         assert precision.faster_precision(*work, 1_000_000) == fast, "and no step is timed"
     monkeypatch.setattr(training, "_processor_flags", lambda: frozenset())
     assert precision.faster_precision(*work, 1_000_000) == "float32"
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_the_evaluation_that_tries_a_model_is_known_where_trials_of_that_model_are_timed(
+    work: tuple[Choice, TrainingPlan, int], monkeypatch: pytest.MonkeyPatch, *, evaluates: bool
+) -> None:
+    workload, plan, seed = work
+    plan = replace(plan, precision="float32")
+    known: list[float] = []
+
+    def choose(*_: Any, validation_seconds: float, **settings: Any) -> GangChoice:
+        known.append(validation_seconds)
+        return GangChoice(1)
+
+    monkeypatch.setattr(gang, "choose", choose)
+    kinds = (workload, plan), (workload, replace(plan, optimizer=Choice("adam")))
+    requests = [engine.GangRequest(*kind, most=4, most_across=4, crowds=1, epochs=1.0) for kind in kinds]
+    prepared = engine.prepare_all(kinds, seed, requests, 1.0, evaluates=evaluates)
+    assert known == [prepared.validation_seconds, 0.0]
+    assert (0.0 < prepared.validation_seconds < prepared.seconds) if evaluates else prepared.validation_seconds == 0.0
+    known.clear()
+    monkeypatch.setattr("lrsearch.precision.faster_precision", lambda *_: "bfloat16")
+    monkeypatch.setattr(training, "pick_precision", lambda name, device: "float32")
+    automatic = [(workload, replace(plan, precision="auto"))]
+    engine.prepare_all(automatic, seed, [replace(requests[0], training=automatic[0][1])], 1.0, evaluates=evaluates)
+    assert known == [0.0], "that one was in another precision"
