@@ -270,7 +270,9 @@ class PlainProgress:
 
     def study_finished(self, record: StudyRecord) -> None:
         charged = sum(trial.charged_device_seconds for trial in record.trials)
-        self._write(f"Study {record.name} version {record.version} is done: {duration(charged)}.")
+        self._write(
+            f"Study {record.name} version {record.version} is done; its trials' bills come to {duration(charged)}."
+        )
 
     def _outcome(self, trial: TrialRecord) -> str:
         parts = [trial.status, duration(trial.charged_device_seconds)]

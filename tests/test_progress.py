@@ -121,7 +121,10 @@ def test_without_a_terminal_every_trial_is_one_line() -> None:
     assert lines[0] == f"Study digits version 1: {total} trials."
     assert [line.split()[0] for line in lines[1:-2]] == [f"[{n}/{total}]" for n in range(1, total + 1)]
     charged = sum(trial.charged_device_seconds for trial in record.trials)
-    assert lines[-2:] == ["A message.", f"Study digits version 1 is done: {duration(charged)}."]
+    assert lines[-2:] == [
+        "A message.",
+        f"Study digits version 1 is done; its trials' bills come to {duration(charged)}.",
+    ]
     assert all(";" in line and line.endswith(" left") for line in lines[1:-2])
     [failed] = [line for line in lines if "failed" in line]
     assert "mat1 and mat2 shapes cannot be multiplied" in failed
