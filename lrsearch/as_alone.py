@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from lrsearch.convolution import CONVOLUTIONS, convolve
 from lrsearch.recurrence import cell_of_one, recurrent_of_one
 
 DESCRIBING = frozenset(
@@ -300,6 +301,7 @@ GRADIENT_QUESTIONS = (
 )
 FREEZING = (torch.Tensor.requires_grad.__set__, torch.Tensor.requires_grad_)  # type: ignore[attr-defined]
 _INSTEAD: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys(CONVOLUTIONS, convolve),
     F.dropout: _dropout,
     torch.dropout: _plain_dropout,
     **dict.fromkeys((torch.alpha_dropout, torch.native_dropout, F.alpha_dropout), _ordered_dropout),

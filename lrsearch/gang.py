@@ -1417,7 +1417,7 @@ class _Rehearsal:
             if told is None:
                 return self._difference(crowds, size, compiled)
             if not told and pick_precision(self.training.precision, self.device) != "float32":
-                return self._difference(crowds, size, fewer=FewRows(self.loaded))
+                return self._difference(crowds, size, fewer=FewRows(self.loaded)) or self._spoils(crowds)
             return told
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return _why(error)
@@ -1465,6 +1465,26 @@ class _Rehearsal:
                 rounded = other._other_history(crowds, size, member, fewer, shaken=precision == "float32")
                 if reason := difference(found, expected, precision, rounded, is_told=is_told):
                     return reason
+        return ""
+
+    def _spoils(self, crowds: int) -> str:
+        """Return that a member without finite weights makes those beside it so; nothing where it does not.
+
+        Kernels that take numbers in pairs do so by multiplying them with 0: see convolution.py.
+        """
+        few = replace(self, loaded=cast(LoadedWorkload, FewRows(self.loaded)))
+        with self._leaving_no_trace():
+            run, rates = few._begun(self._places(3, crowds), None)
+            parameters = [one for one in run.stacked.parameters.values() if one.is_floating_point()]
+            others = [one.detach()[::2].isfinite() for one in parameters]
+            with torch.no_grad():
+                for one in parameters:
+                    one[1] = math.nan
+            for _ in range(2):
+                run.step(rates)
+            for one, before in zip(parameters, others, strict=True):
+                if not bool((one.detach()[::2].isfinite() | ~before).all()):
+                    return "a trial that diverges spoils those that train together with it"
         return ""
 
     def _histories(

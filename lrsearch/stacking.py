@@ -28,6 +28,7 @@ from lrsearch import chance
 from lrsearch.as_alone import DESCRIBING, AsAlone, tensors_of
 from lrsearch.attention import multi_head_attention
 from lrsearch.contents import Contents, is_equal
+from lrsearch.convolution import convolve
 from lrsearch.linear import linear
 from lrsearch.recurrence import recurrent
 from lrsearch.restore import find_generators
@@ -868,11 +869,12 @@ def _convolution(name: str, module: nn.Conv2d) -> Rule:
             value = Value(Layout.SHARED, like_images)
         weight = stacked.parameters[weight_name].flatten(0, 1)
         bias = None if bias_name is None else stacked.parameters[bias_name].flatten()
+        shape: Any = (module.stride, module.padding, module.dilation)
         if value.layout is Layout.SHARED and module.groups == 1:
-            inputs, groups = value.tensor, 1
+            outputs = F.conv2d(value.tensor, weight, bias, *shape)
         else:
-            inputs, groups = _to_folded(value, stacked.count), stacked.count * module.groups
-        outputs = F.conv2d(inputs, weight, bias, module.stride, module.padding, module.dilation, groups)
+            folded = _to_folded(value, stacked.count)
+            outputs = convolve(F.conv2d, folded, weight, bias, *shape, stacked.count * module.groups)
         return Value(Layout.FOLDED, outputs)
 
     return rule

@@ -114,6 +114,21 @@ class Masking(Net):
         return outputs + self.mask.clamp(min=-5.0)  # type: ignore[operator]
 
 
+def test_a_member_that_spoils_the_others_keeps_them_from_training_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = rehearsal(Normed, precision="bfloat16")
+    assert own.check(1) == ""
+    step = StackedRun.step
+
+    def spoiling(run: StackedRun, *given: Any) -> None:
+        step(run, *given)
+        with torch.no_grad():
+            for one in run.stacked.parameters.values():
+                one[0] += 0 * one[1]
+
+    monkeypatch.setattr(StackedRun, "step", spoiling)
+    assert own.check(1) == "a trial that diverges spoils those that train together with it"
+
+
 class AsSingle(Net):
     """Asks for float32, as root mean square norms do."""
 
