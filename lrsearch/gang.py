@@ -399,14 +399,14 @@ class StackedRun:
         before = Contents(self.stacked.model) if compiled else None
         with ModesOnly(self.stacked.own):
             self._switch(training=False)
-        held = Contents(self.stacked.model) if len(self._crowds) > 1 else None
+        self.stacked.look_again()
         found = [one for crowd in self._crowds for one in self._evaluate(crowd, split)]
-        if held is not None and not held.is_still(Contents(self.stacked.model)):
+        if len(self._crowds) > 1 and not self.stacked.is_still():
             raise CannotGangError("an evaluation changes what the model holds, which each seed has for itself")
         with ModesOnly(self.stacked.own):
             self._switch(training=True)
         self.stacked.look_again()
-        if self._compiling is not None and before is not None and not before.is_still(Contents(self.stacked.model)):
+        if self._compiling is not None and before is not None and not before.is_still():
             self.why_not_compiled = "an evaluation changes what the model holds"
             self._compiling.give_up(self.why_not_compiled)
         self._check_chance()
@@ -432,7 +432,7 @@ class StackedRun:
             metric = self._metrics[row] or loaded.metric
             held = Contents(nothing, loaded.loss) if row == rows.start else None
             loss = finite(float(loaded.loss(own, all_targets)))
-            if held is not None and not held.is_still(Contents(nothing, loaded.loss)):
+            if held is not None and not held.is_still():
                 raise CannotGangError("the loss of an evaluation changes what it holds, once for each member")
             yield loss, finite(metric(own, all_targets))
             draws = draws or (row == rows.start and chance.has_drawn(drawn))

@@ -140,6 +140,10 @@ class StackedModel:
         if self._seen.is_other(self.model):
             self._programs.update({True: None, False: None})
 
+    def is_still(self) -> bool:
+        """Whether the model holds what it did when it was last looked at."""
+        return self._seen.is_still()
+
     def _check_own(self) -> None:
         own = [*self.model.parameters(), *self.model.buffers()]
         if len(own) != len(self._first) or any(a is not b for a, b in zip(own, self._first, strict=True)):
@@ -292,8 +296,15 @@ class _Seen:
             if not (model.training and self._looks):
                 return False
             self._looks -= 1
-        before, self.mode, self._held = self._held, model.training, Contents(model)
-        return before is not None and not before.is_still(self._held)
+        self.mode = model.training
+        if self.is_still():
+            return False
+        is_first, self._held = self._held is None, Contents(model)
+        return not is_first
+
+    def is_still(self) -> bool:
+        """Whether the model holds what it did at the last look."""
+        return self._held is not None and self._held.is_still()
 
 
 Rule = Callable[[StackedModel, list[Any], dict[str, Any]], Any]

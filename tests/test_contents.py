@@ -122,10 +122,10 @@ def test_a_change_is_seen_and_put_back(kind: str) -> None:
     holding = Holding(make())
     before, as_it_was = Contents(holding, copies=True), str(read(holding))
     assert not Contents(holding, copies=True).restore()
-    assert before.is_still(Contents(holding, copies=True))
+    assert before.is_still()
     change(holding)
     assert str(read(holding)) != as_it_was
-    assert not before.is_still(Contents(holding, copies=True))
+    assert not before.is_still()
     assert before.restore()
     assert str(read(holding)) == as_it_was
 
