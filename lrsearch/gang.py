@@ -1004,11 +1004,9 @@ def choose(
     solo = _Solo(load(workload, device, seed), training, device, seed, search_steps, slots)
     chosen = alone or _chosen(solo, circumstances, most, widely, most_across, crowds, compiling_must_pay)
     solo.note(chosen.measured)
-    return (
-        replace(chosen, solo=solo.cost(validation_seconds))
-        if forecasts or max(chosen.size, chosen.across) > 1
-        else chosen
-    )
+    if forecasts or max(chosen.size, chosen.across) > 1:
+        return replace(chosen, solo=solo.cost(validation_seconds))
+    return chosen
 
 
 def _known_alone(
@@ -1414,10 +1412,11 @@ class _Rehearsal:
         began = time.perf_counter()
         try:
             told = None if compiled else self._difference_in_double(crowds, size)
-            if told is None:
-                return self._difference(crowds, size, compiled)
-            if not told and pick_precision(self.training.precision, self.device) != "float32":
-                return self._difference(crowds, size, fewer=FewRows(self.loaded)) or self._spoils(crowds)
+            rounds = pick_precision(self.training.precision, self.device) != "float32"
+            if told is None or (not told and rounds):
+                told = self._difference(crowds, size, compiled, None if told is None else FewRows(self.loaded))
+            if not told and rounds and not compiled:
+                told = self._spoils(crowds)
             return told
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
             return _why(error)

@@ -114,8 +114,12 @@ class Masking(Net):
         return outputs + self.mask.clamp(min=-5.0)  # type: ignore[operator]
 
 
-def test_a_member_that_spoils_the_others_keeps_them_from_training_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = rehearsal(Normed, precision="bfloat16")
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_member_that_spoils_the_others_keeps_them_from_training_together(
+    monkeypatch: pytest.MonkeyPatch, *, is_told: bool
+) -> None:
+    own = rehearsal(Normed if is_told else AsSingle, precision="bfloat16")
+    assert own._difference_in_double(1, 2) == ("" if is_told else None)
     assert own.check(1) == ""
     step = StackedRun.step
 
