@@ -181,8 +181,12 @@ def test_processes_that_cannot_begin_are_not_missed(
 @pytest.mark.usefixtures("helped")
 @pytest.mark.parametrize("delay", [0.0, 0.2])
 @pytest.mark.filterwarnings("ignore:subprocess [0-9]+ is still running:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_an_interrupt_ends_all_and_leaves_nothing(files: list[Path], cache_folder: Path, delay: float) -> None:
-    """Where it comes while a process is being started, nobody holds that process: it ends by the pipe of its life."""
+    """Where it comes while a process is being started, nobody holds that process: it ends by the pipe of its life.
+
+    Where it comes between the opening of a file and its ``with``, Python closes the file, and warns.
+    """
     with when_helpers_run(signal.SIGINT, delay), pytest.raises(KeyboardInterrupt):
         read(files * 10)
     assert list(cache_folder.iterdir()) == []
