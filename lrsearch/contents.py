@@ -70,10 +70,15 @@ class Contents:
         What is held newly is held by something that held less, so that nothing need be walked again.
         """
 
-        def bare(one: Any) -> Any:
-            return {key: value for key, value in one.items() if key != "training"} if isinstance(one, dict) else one
+        def is_still(thing: Any, before: Any) -> bool:
+            if not isinstance(thing, dict):
+                return _is_same(before, _read(thing, _count(before)))
+            # Most of what a model holds are such, and most of them are empty: nothing is copied.
+            return thing.keys() == before.keys() and all(
+                thing[key] is one for key, one in before.items() if key != "training"
+            )
 
-        return all(_is_same(bare(before), bare(_read(thing, _count(before)))) for thing, before in self._kept)
+        return all(is_still(thing, before) for thing, before in self._kept)
 
     def restore(self) -> bool:
         """Put all back as it was, as far as that goes, and return whether anything was not."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from enum import Enum
@@ -320,7 +320,11 @@ class _Program:
         constants: Mapping[str, torch.Tensor],
         need_no_place: Collection[fx.Node],
     ) -> None:
-        self._steps: list[tuple[fx.Node, Rule]] = []
+        self._steps: list[tuple[fx.Node, Rule, list[fx.Node]]] = []
+        """Nodes with their rules and what nobody needs after them."""
+        last_needed = defaultdict[fx.Node, list[fx.Node]](list)
+        for one, last in {one: node for node in graph.nodes for one in (node, *node.all_input_nodes)}.items():
+            last_needed[last].append(one)
         for node in graph.nodes:
             if node.op == "placeholder":
                 self._input = node
@@ -331,7 +335,7 @@ class _Program:
                     rule = _function_rule(OUT_OF_PLACE[node.target])
                 else:
                     rule = _rule(node, model, constants)
-                self._steps.append((node, rule))
+                self._steps.append((node, rule, last_needed[node]))
 
     @classmethod
     def of(cls, model: nn.Module) -> _Program | None:
@@ -383,10 +387,12 @@ class _Program:
 
     def run(self, stacked: StackedModel, inputs: Value) -> torch.Tensor:
         values: dict[fx.Node, Any] = {self._input: inputs}
-        for node, rule in self._steps:
+        for node, rule, last_needed in self._steps:
             arguments = [_filled(argument, values) for argument in node.args]
             keywords = {key: _filled(argument, values) for key, argument in node.kwargs.items()}
             values[node] = rule(stacked, arguments, keywords)
+            for one in last_needed:  # the next one finds its memory in the processor's cache
+                del values[one]
         return to_stacked(values[self._output], stacked.count)
 
 
@@ -884,8 +890,11 @@ def _convolution(name: str, module: nn.Conv2d) -> Rule:
         if value.layout is Layout.SHARED and module.groups == 1:
             outputs = F.conv2d(value.tensor, weight, bias, *shape)
         else:
-            folded = _to_folded(value, stacked.count)
-            outputs = convolve(F.conv2d, folded, weight, bias, *shape, stacked.count * module.groups)
+            folded, groups = _to_folded(value, stacked.count), stacked.count * module.groups
+            if stacked.count == 1:
+                outputs = F.conv2d(folded, weight, bias, *shape, groups)
+            else:
+                outputs = convolve(F.conv2d, folded, weight, bias, *shape, groups)
         return Value(Layout.FOLDED, outputs)
 
     return rule
