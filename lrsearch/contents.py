@@ -73,10 +73,12 @@ class Contents:
         def is_still(thing: Any, before: Any) -> bool:
             if not isinstance(thing, dict):
                 return _is_same(before, _read(thing, _count(before)))
-            # Most of what a model holds are such, and most of them are empty: nothing is copied.
-            return thing.keys() == before.keys() and all(
-                thing[key] is one for key, one in before.items() if key != "training"
-            )
+            if not (thing and before):  # as most of what a model holds
+                return not (thing or before)
+            if thing.keys() != before.keys():
+                return False
+            others = sum(map(operator.is_not, map(thing.get, before), before.values()))
+            return others == (thing.get("training") is not before.get("training"))
 
         return all(is_still(thing, before) for thing, before in self._kept)
 

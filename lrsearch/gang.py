@@ -102,7 +102,7 @@ from lrsearch.trial import (
     likeness,
 )
 
-GENERATION = 10
+GENERATION = 11
 """Raised when gangs become faster or slower than those that were timed before."""
 LARGEST_GANG = 16
 SMALLEST_GANG = 2
@@ -1161,6 +1161,9 @@ def _of_several_crowds(
     if each <= GANG_MUST_SAVE * one:
         better = [own for own, own_each in choice.measured if each > MUST_SAVE * own_each]
         found = {"across": size, "enough": min(better, default=size), "smallest_across": _smallest(measured, one)}
+        dearer = rehearsal.evaluation_seconds(crowds) - solo.range_test_seconds
+        if dearer > 0:
+            found["most_evaluations"] = (one - each) / dearer
     else:
         found = {"reason_across": f"a step of {size} together takes {each / one:.2f} of a step alone for each"}
     remember("gangs_across", circumstances, found)
@@ -1326,21 +1329,24 @@ class _Solo:
     def _share(self, step: float) -> float:
         return SOLO_SHARE * self.search_steps * min(step, self._fastest)
 
+    @cached_property
+    def range_test_seconds(self) -> float:
+        """Seconds of an evaluation of the `range_test` split."""
+        return self._evaluation("range_test")
+
+    def _evaluation(self, split: Split) -> float:
+        evaluate, seconds = partial(self._new_run().evaluate, split), self._share(self.step) / 2
+        return statistics.median(_timed(evaluate, self._wait, 1, seconds, most=SOLO_EVALUATIONS))
+
     def cost(self, validation_seconds: float) -> SoloCost:
         """Return what all of a trial takes; an evaluation of so many seconds has been made, if more than 0."""
-        step, run, wait = self.step, self._new_run(), self._wait
-        seconds = self._share(step) / 2
-
-        def evaluation(split: Split) -> float:
-            return statistics.median(_timed(partial(run.evaluate, split), wait, 1, seconds, most=SOLO_EVALUATIONS))
-
-        range_test = evaluation("range_test")
-        if validation_seconds > seconds:
+        step, range_test = self.step, self.range_test_seconds
+        if validation_seconds > self._share(step) / 2:
             # That was the first one, which may have made or read what later ones find: by its rows it takes no longer.
             rows = self._facts.validation_count / max(1, self._facts.range_test_count)
             validation = min(validation_seconds, rows * range_test)
         else:
-            validation = evaluation("validation")
+            validation = self._evaluation("validation")
         recorded = self.training.compile == "graphs"
         warmup = max(0.0, self._first_seconds - _checked_steps(self.training) * step) if recorded else 0.0
         blocks = tuple(seconds / BLOCK_STEPS for seconds in self._blocks)
@@ -1582,6 +1588,15 @@ class _Rehearsal:
         least, longest = GANG_SECONDS
         times = _timed(step, wait, fewest, max(least, min(seconds or 0.0, longest)))
         return statistics.median_low(times) / size  # of two the second, where the first still makes its memory
+
+    def evaluation_seconds(self, crowds: int) -> float:
+        """Return the seconds of an evaluation of the `range_test` split by the smallest gang of several crowds, by its
+        size; what each member of a larger one takes is no more.
+        """
+        with self._leaving_no_trace():
+            run, _ = self._begun(self._places(SMALLEST_GANG, crowds), None)
+            _, *times = _timed(partial(run.evaluate, "range_test"), synchronizer(self.device), 3)
+        return min(times) / SMALLEST_GANG
 
     def compiled(self, size: int) -> tuple[float, str]:
         """Return the seconds of a compiled gang's step by its size, and why it cannot be."""

@@ -890,11 +890,9 @@ def _convolution(name: str, module: nn.Conv2d) -> Rule:
         if value.layout is Layout.SHARED and module.groups == 1:
             outputs = F.conv2d(value.tensor, weight, bias, *shape)
         else:
-            folded, groups = _to_folded(value, stacked.count), stacked.count * module.groups
-            if stacked.count == 1:
-                outputs = F.conv2d(folded, weight, bias, *shape, groups)
-            else:
-                outputs = convolve(F.conv2d, folded, weight, bias, *shape, groups)
+            folded, settings = _to_folded(value, stacked.count), (*shape, stacked.count * module.groups)
+            alone = stacked.count == 1
+            outputs = (F.conv2d if alone else partial(convolve, F.conv2d))(folded, weight, bias, *settings)
         return Value(Layout.FOLDED, outputs)
 
     return rule

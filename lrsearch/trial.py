@@ -200,7 +200,9 @@ class GangChoice:
     smallest: int = 2
     """Fewer that see the same data are quicker one by one,"""
     smallest_across: int = 2
-    """and fewer that see different data."""
+    """and fewer that see different data,"""
+    most_evaluations: float = math.inf
+    """as are all of those where there are more evaluations of the `range_test` split than so many for each step."""
     reason_across: str = ""
     """Why those that see different data train apart, where that was tried."""
 

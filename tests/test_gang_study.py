@@ -63,6 +63,7 @@ def gangs_always_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return min(timed(rehearsal, size, crowds, **limits), 1e-9) / size
 
     monkeypatch.setattr(gang._Rehearsal, "seconds_per_member", even)
+    monkeypatch.setattr(gang._Rehearsal, "evaluation_seconds", lambda rehearsal, crowds: 0.0)
 
 
 def run(
@@ -261,6 +262,30 @@ def test_of_several_seeds_too_few_train_with_their_own_or_alone(tmp_path: Path) 
         "clr2": {1, 3},
         "once": {3},
     }, "five range tests of two seeds are too few: the first seed's three train together, the others alone"
+
+
+@pytest.mark.parametrize(
+    ("most", "tests", "runs"),
+    [
+        (1.0, {5}, {2 * FIRST}),
+        (0.5, {3, 2}, {2 * FIRST}),
+        (0.0, {3, 2}, {FIRST, FIRST + 1}),
+    ],  # 75 in 100 steps, 1 in 10
+)
+def test_what_evaluates_so_often_that_a_gang_of_several_seeds_is_dearer_trains_with_its_own(
+    tmp_path: Path, most: float, tests: set[int], runs: set[int]
+) -> None:
+    (tmp_path / "study.yaml").write_text(
+        FILE.format(workload=DIGITS, name="together", seeds="[0, 1]") + "gangs: auto\n"
+    )
+    [kind] = _gang_requests(load_study(tmp_path / "study.yaml"), 1)
+    circumstances = [*gang._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
+    remember("gangs", circumstances, {"size": 10, "smallest": 2})
+    remember("gangs_across", [*circumstances, 16, 2], {"across": 16, "enough": 16, "most_evaluations": most})
+    record = run(tmp_path, "gangs: auto\n")
+    ways = ("clr", "clr2", "once")
+    assert {one.gang_size for one in record.trials if one.proposal.range_test and one.strategy in ways} == tests
+    assert sizes(record, "grid") == runs
 
 
 SLOW = """
