@@ -599,20 +599,19 @@ class Conductor:
         choice = self._gang_of(first)
         self._reserve(first)
         self._seek(first, choice.smallest, choice.size)
-        few = len(self._reserved) < min(choice.enough, choice.across)
-        if few and self._evaluations(first) <= choice.most_evaluations:
+        if len(self._reserved) < min(choice.enough, choice.across) and self._pays_across(first, choice):
             self._seek(first, choice.smallest_across, choice.across, across=True)
         turns, self._reserved = self._reserved, []
         for turn in reversed(turns):
             turn.search.release(turn)
         return turns
 
-    def _evaluations(self, turn: Turn) -> float:
-        """Return how many evaluations of the `range_test` split, or others of as many rows, the trial makes a step."""
-        facts, test = self._facts, turn.proposal.range_test
-        if test is not None:
-            return min(1.0, RANGE_TEST_EVALUATIONS / range_test_steps(test, facts.steps_per_epoch))
-        return facts.validation_count / max(1, facts.range_test_count) / facts.steps_per_epoch
+    def _pays_across(self, turn: Turn, choice: GangChoice) -> bool:
+        """Whether such trials cost less together although they see different data: each evaluates with its own."""
+        test = turn.proposal.range_test
+        if test is None:
+            return True
+        return RANGE_TEST_EVALUATIONS / range_test_steps(test, self._facts.steps_per_epoch) <= choice.most_evaluations
 
     def _reserve(self, turn: Turn) -> None:
         turn.search.reserve(turn)

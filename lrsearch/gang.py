@@ -1161,9 +1161,11 @@ def _of_several_crowds(
     if each <= GANG_MUST_SAVE * one:
         better = [own for own, own_each in choice.measured if each > MUST_SAVE * own_each]
         found = {"across": size, "enough": min(better, default=size), "smallest_across": _smallest(measured, one)}
-        dearer = rehearsal.evaluation_seconds(crowds) - solo.range_test_seconds
+        of_tests = min(crowds, size)
+        [(_, step)] = _gang_steps(measured, [of_tests], one)
+        dearer = rehearsal.evaluation_seconds(crowds) - GANG_MUST_SAVE * solo.range_test_seconds
         if dearer > 0:
-            found["most_evaluations"] = (one - each) / dearer
+            found["most_evaluations"] = (GANG_MUST_SAVE * one - step / of_tests) / dearer
     else:
         found = {"reason_across": f"a step of {size} together takes {each / one:.2f} of a step alone for each"}
     remember("gangs_across", circumstances, found)

@@ -14,6 +14,8 @@ from lrsearch.timing import processor_name, synchronizer
 from lrsearch.training import TIMED_BLOCKS, device_info, load, new_run, pick_device, pick_precision, step_seconds
 from lrsearch.trial import Choice, Precision, TrainingPlan, likeness
 
+FEWEST_BLOCKS = 2
+"""Of steps in each precision, where there is no time for TIMED_BLOCKS; the first one warms up."""
 MOST_STEPS = 3
 """Of a block at most, where precisions are compared."""
 SHARE = PROBE_SHARE / 8
@@ -43,9 +45,10 @@ def faster_precision(
     device = pick_device(training.device)
     if pick_precision("auto", device) == "float32" or _faster_product(device) == "float32":
         return "float32"  # no step gains where not even a product of matrices does
-    block = max(1, min(MOST_STEPS, int(SHARE * search_steps / (2 * TIMED_BLOCKS))))
-    if training.compile == "on" or PROBE_SHARE * search_steps < 2 * TIMED_BLOCKS * block:
+    count = TIMED_BLOCKS if PROBE_SHARE * search_steps >= 2 * TIMED_BLOCKS else FEWEST_BLOCKS
+    if training.compile == "on" or PROBE_SHARE * search_steps < 2 * count:
         return "bfloat16"
+    block = max(1, min(MOST_STEPS, int(SHARE * search_steps / (2 * count))))
     size = min(most, LARGEST_TRIED, int(TOGETHER_SHARE * search_steps / 4))
     where = [device_info(device).name, torch.get_num_threads(), torch.__version__]
     circumstances = [likeness(workload, training), size, *where]
@@ -56,7 +59,7 @@ def faster_precision(
     variants = [replace(training, precision=name) for name in names]
     loaded = load(workload, device, seed)
     runs = [new_run(loaded, variant, device, seed) for variant in variants]
-    seconds = step_seconds(runs, synchronizer(device), block)
+    seconds = step_seconds(runs, synchronizer(device), block, count)
     if 1 < seconds[1] / seconds[0] < MADE_UP and size > 1:
         del runs
         seconds = [

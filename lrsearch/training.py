@@ -246,10 +246,17 @@ def _share_of_a_step(loaded: LoadedWorkload, training: TrainingPlan, device: tor
     return other / plain
 
 
-def step_seconds(runs: Sequence[Run], wait: Callable[[], None], block: int = BLOCK_STEPS) -> list[float]:
-    """Return what a step takes in each run, in seconds: the median of three, taken by turns after one to warm up."""
+TIMED_BLOCKS = 4
+
+
+def step_seconds(
+    runs: Sequence[Run], wait: Callable[[], None], block: int = BLOCK_STEPS, count: int = TIMED_BLOCKS
+) -> list[float]:
+    """Return what a step takes in each run, in seconds: the median of `count` blocks of steps but the first, which
+    warms up; the runs take turns.
+    """
     blocks: list[list[float]] = [[] for _ in runs]
-    for number in range(TIMED_BLOCKS):
+    for number in range(count):
         for run, own in zip(runs, blocks, strict=True):
             wait()
             began = time.perf_counter()
@@ -264,8 +271,6 @@ def step_seconds(runs: Sequence[Run], wait: Callable[[], None], block: int = BLO
 COMPILING_SECONDS = 60.0
 MUST_SAVE = 0.98
 """Of what a step takes alone or uncompiled, the most that another way may take to be chosen."""
-TIMED_BLOCKS = 4
-"""The first of which is not counted."""
 
 
 @functools.cache

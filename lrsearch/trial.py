@@ -202,7 +202,7 @@ class GangChoice:
     smallest_across: int = 2
     """and fewer that see different data,"""
     most_evaluations: float = math.inf
-    """as are all of those where there are more evaluations of the `range_test` split than so many for each step."""
+    """as are range tests that see different data where they make more evaluations than so many for each step."""
     reason_across: str = ""
     """Why those that see different data train apart, where that was tried."""
 

@@ -479,6 +479,17 @@ class TestChoice:
         assert lonely.size == 1
         assert lonely.across > 1
 
+    @pytest.mark.parametrize(("seconds", "pays"), [(0.0, True), (100.0, False)])
+    def test_range_tests_of_several_seeds_go_by_their_evaluations_too(
+        self, monkeypatch: pytest.MonkeyPatch, seconds: float, *, pays: bool
+    ) -> None:
+        monkeypatch.setattr(gang._Rehearsal, "seconds_per_member", lambda *_, **limits: 1e-9)
+        monkeypatch.setattr(gang._Rehearsal, "evaluation_seconds", lambda *_: seconds)
+        counts: dict[str, Any] = {"most": 1, "most_across": 2, "crowds": 2, "search_steps": 1000}
+        chosen = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, **counts)
+        assert chosen.across == 2
+        assert (chosen.most_evaluations > 1) == pays
+
     def test_where_no_gang_across_seeds_saves_anything_the_choice_says_so(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -200,11 +201,15 @@ def work(monkeypatch: pytest.MonkeyPatch) -> tuple[Choice, TrainingPlan, int]:
 
 
 @pytest.mark.parametrize("slow", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("steps", "taken"), [(1_000_000, 24), (800, 8), (400, 4)])
 def test_the_faster_precision_is_chosen_and_known_the_next_time(
-    work: tuple[Choice, TrainingPlan, int], monkeypatch: pytest.MonkeyPatch, slow: str
+    work: tuple[Choice, TrainingPlan, int], monkeypatch: pytest.MonkeyPatch, slow: str, steps: int, taken: int
 ) -> None:
+    count = itertools.count()
+
     def step(run: training.Run, *arguments: Any) -> None:
         really(run, *arguments)
+        next(count)
         if run.training.precision == slow:
             time.sleep(0.02)  # whatever else the machine does
 
@@ -212,9 +217,10 @@ def test_the_faster_precision_is_chosen_and_known_the_next_time(
     monkeypatch.setattr(training.Run, "step", step)
     monkeypatch.setattr(precision, "_faster_product", lambda device: "bfloat16")
     [fast] = {"float32", "bfloat16"} - {slow}
-    assert precision.faster_precision(*work, 1_000_000) == fast
+    assert precision.faster_precision(*work, steps) == fast
+    assert next(count) == taken
     monkeypatch.setattr(precision, "new_run", None)
-    assert precision.faster_precision(*work, 1_000_000) == fast
+    assert precision.faster_precision(*work, steps) == fast
 
 
 @pytest.mark.parametrize(
@@ -261,9 +267,9 @@ def test_what_would_take_too_long_to_time_goes_by_a_matrix_product(
     assert 0.01 < precision._product_ratio() < 100
     monkeypatch.setattr(precision, "new_run", None)
     monkeypatch.setattr(precision, "_product_ratio", lambda: ratio)
-    assert precision.faster_precision(*work, 500) == fast
+    assert precision.faster_precision(*work, 399) == fast
     monkeypatch.setattr(precision, "_product_ratio", None)
-    assert precision.faster_precision(*work, 500) == fast, "it is known the next time"
+    assert precision.faster_precision(*work, 399) == fast, "it is known the next time"
     if fast == "float32":
         assert precision.faster_precision(*work, 1_000_000) == fast, "and no step is timed"
     monkeypatch.setattr(training, "_processor_flags", lambda: frozenset())
