@@ -90,14 +90,14 @@ class Forker:
     def _end(self) -> None:
         with contextlib.suppress(OSError):
             self._has_imported = self._socket.recv(1, socket.MSG_DONTWAIT) == READY
-        self._socket.close()
         if not self._has_imported:
             self.process.kill()
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:  # it was stopped, or waits for a disk
+        with contextlib.suppress(OSError):  # it has ended
+            self._socket.shutdown(socket.SHUT_WR)  # which it takes for its end
+        if not select.select([self._socket], [], [], 5)[0]:  # it was stopped, or waits for a disk
             self.process.kill()
-            self.process.wait()
+        self._socket.close()
+        self.process.wait()
 
 
 class ForkedProcess:

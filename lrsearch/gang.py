@@ -781,6 +781,8 @@ IN_OUR_WORDS = {
 
 def _why(error: Exception) -> str:
     """Return what stops a gang, in a line."""
+    if isinstance(error, CannotGangError):
+        return str(error)
     return next((ours for words, ours in IN_OUR_WORDS.items() if words in str(error)), one_line(error))
 
 

@@ -208,10 +208,11 @@ def _power(clr: WaySummary, rows: Sequence[WaySummary], cost: Claim, accuracy: C
         tests = (clr.tests, by_key[accuracy.rival].tests)
         count = min(map(len, tests))
         least = detectable_difference(variance(tests[0]), variance(tests[1]), count)
-        yield (
-            f"Test {terms.metric} not distinguished: at the spread seen, {count} seeds per way detect a difference of "
-            f"{wording.metric(least)} (80 % power), and smaller ones seldom."
-        )
+        if terms.metric == "accuracy" and least >= 1:
+            detected = "are too few to detect any difference (80 % power)."
+        else:
+            detected = f"detect a difference of {wording.metric(least)} (80 % power), and smaller ones seldom."
+        yield f"Test {terms.metric} not distinguished: at the spread seen, {count} seeds per way {detected}"
 
 
 def _power_text(power: Power, count: int) -> str:

@@ -169,6 +169,11 @@ def test_what_is_not_distinguished_says_how_many_more_seeds_would_tell() -> None
     assert "5 seeds per way detect a difference of" in wide
 
 
+def test_no_difference_is_named_that_no_accuracy_can_have() -> None:
+    found = summarise(study([(10.0, 0.97, 0.9), (10.0, 0.97, 0.6)], [(10.0, 0.97, 0.9), (10.0, 0.97, 0.6)]))
+    assert "2 seeds per way are too few to detect any difference" in some(found.verdict.power)
+
+
 def test_what_is_shown_needs_no_more_seeds() -> None:
     assert summarise(study(ways_of(), ways_of(3.0, better=0.01))).verdict.power is None
 
