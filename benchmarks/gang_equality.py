@@ -17,8 +17,8 @@ import torch
 
 from benchmarks import tasks
 from benchmarks.harness import parser
-from lrsearch.gang import StackedRun
 from lrsearch.optimizers import OPTIMIZERS
+from lrsearch.stacked_run import StackedRun
 from lrsearch.training import Run, load, new_run
 from lrsearch.trial import Choice, CompiledGang, TrainingPlan
 

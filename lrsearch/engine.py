@@ -54,7 +54,7 @@ def time_step(workload: Choice, training: TrainingPlan, seed: int, size: int) ->
 
     Preparing must have shown that the trial runs.
     """
-    from lrsearch.gang import member_seconds
+    from lrsearch.gang_choice import member_seconds
 
     return member_seconds(workload, training, seed, size)
 
@@ -108,7 +108,7 @@ def prepare_all(
     asked: Compiling = "gangs" if must_pay else compiling
     gangs = [replace(one, training=replace(one.training, precision=precision, compile=asked)) for one in gangs]
     if gangs:
-        from lrsearch.gang import choose
+        from lrsearch.gang_choice import choose
 
         began = time.perf_counter()
         choices = [

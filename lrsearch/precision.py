@@ -72,7 +72,7 @@ def faster_precision(
 
 
 def _together(workload: Choice, training: TrainingPlan, seed: int, size: int) -> float:
-    from lrsearch.gang import member_seconds
+    from lrsearch.gang_choice import member_seconds
 
     return member_seconds(workload, training, seed, size, briefly=True)
 

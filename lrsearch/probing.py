@@ -64,7 +64,7 @@ class Survey:
 def survey(config: StudyConfig) -> Survey:
     """Time the study's own model, batch and device. Raises what preparing the study raises."""
     from lrsearch import training
-    from lrsearch.gang import timings
+    from lrsearch.gang_choice import timings
 
     workload, plan, seed = config.workload_choice(), config.training_plan(), config.seeds[0]
     device = training.pick_device(plan.device)

@@ -209,7 +209,7 @@ def fastest_compiling(
 
     torch.compile is timed if it takes no more than PROBE_SHARE of the `search_steps` that this process takes in the
     study: COMPILING_SECONDS, before it has been seen. What cannot be compiled, or recorded with the same losses, is
-    not. `gangs` are not looked at: see gang.choose.
+    not. `gangs` are not looked at: see gang_choice.choose.
     """
     device = pick_device(training.device)
     where = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]

@@ -60,7 +60,7 @@ def main() -> None:
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    import_at_rest("lrsearch.gang")  # what the first order will need, while the parent is still busy
+    import_at_rest("lrsearch.gang_choice")  # what the first order will need, while the parent is still busy
     connection = Connection(descriptor)  # which must not close before the exit code is certain
     serve(connection)
 

@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lrsearch import compiled_step, gang
+from lrsearch import compiled_step, gang_choice
 from lrsearch.config import load_study
 from lrsearch.engine import GangRequest, prepare_all
-from lrsearch.gang import StackedRun, choose
+from lrsearch.gang_choice import choose
+from lrsearch.rehearsal import Rehearsal
+from lrsearch.stacked_run import StackedRun
 from lrsearch.storage.store import open_store
 from lrsearch.study import _why_apart, run_study
 from lrsearch.training import Run, new_run
@@ -315,8 +317,8 @@ def test_other_momenta_and_decays_are_the_same_step(compiled: list[torch.fx.Grap
 
 
 def test_a_gang_that_does_not_stay_compiled_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    rehearsal = gang._Rehearsal(WithModel(3, Switching, torch.float64), replace(PLAN, compile="off"), CPU, 3, [])
-    assert rehearsal.check(1, 4, CompiledGang(4, 4)) == "an evaluation changes what the model holds"
+    tried = Rehearsal(WithModel(3, Switching, torch.float64), replace(PLAN, compile="off"), CPU, 3, [])
+    assert tried.check(1, 4, CompiledGang(4, 4)) == "an evaluation changes what the model holds"
 
 
 class Switching(nn.Module):
@@ -409,16 +411,16 @@ def test_a_batch_of_another_shape_is_trained_as_it_is() -> None:
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     """Have gangs take 50 microseconds for each member and 10 when compiled; return what is timed."""
-    honest, asked = gang._Rehearsal.seconds_per_member, []
+    honest, asked = Rehearsal.seconds_per_member, []
 
     def seconds(
-        rehearsal: gang._Rehearsal, size: int, crowds: int, compiled: CompiledGang | None = None, **limits: Any
+        rehearsal: Rehearsal, size: int, crowds: int, compiled: CompiledGang | None = None, **limits: Any
     ) -> float:
         asked.append((size, compiled is not None))
         honest(rehearsal, size, crowds, compiled)
         return 1e-5 if compiled else 5e-5
 
-    monkeypatch.setattr(gang._Rehearsal, "seconds_per_member", seconds)
+    monkeypatch.setattr(Rehearsal, "seconds_per_member", seconds)
     monkeypatch.setattr("lrsearch.training.compiled", lambda: lambda model, inputs: model(inputs))
     return asked
 
@@ -443,16 +445,14 @@ def test_a_survey_times_the_largest_gang_compiled_too_where_the_study_file_says_
     timed: list[tuple[int, bool]], compiled: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = (2, SIZE, 4)
-    found, why = gang.timings(DIGITS, PLAN, 0, sizes)
+    found, why = gang_choice.timings(DIGITS, PLAN, 0, sizes)
     assert [*found] == [(1, False), (2, False), (SIZE, False), (4, False), (SIZE, True)]
     assert (found[SIZE, True], why) == (1e-5, "")
     assert len(compiled) == 1
-    found, why = gang.timings(DIGITS, replace(PLAN, compile="off"), 0, sizes)
+    found, why = gang_choice.timings(DIGITS, replace(PLAN, compile="off"), 0, sizes)
     assert [*found] == [(1, False), (2, False), (SIZE, False), (4, False)]
-    monkeypatch.setattr(
-        gang._Rehearsal, "check", lambda *how: "they differ" if how[-1] == CompiledGang(SIZE, SIZE) else ""
-    )
-    found, why = gang.timings(DIGITS, PLAN, 0, sizes)
+    monkeypatch.setattr(Rehearsal, "check", lambda *how: "they differ" if how[-1] == CompiledGang(SIZE, SIZE) else "")
+    found, why = gang_choice.timings(DIGITS, PLAN, 0, sizes)
     assert [*found] == [(1, False), (2, False), (SIZE, False), (4, False)]
     assert why == "they differ"
 
@@ -506,8 +506,8 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_where_compiling_fails_gangs_train_without_it(monkeypatch: pytest.MonkeyPatch, failing: list[str]) -> None:
     monkeypatch.setattr("lrsearch.training.compiled", lambda: lambda model, inputs: model(inputs))
-    monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
-    monkeypatch.setattr(gang, "GANG_MUST_SAVE", 1e9)
+    monkeypatch.setattr(gang_choice, "MUST_SAVE", 1e9)
+    monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 1e9)
     chosen = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
     assert (chosen.compiled, chosen.reason) == (None, "")
     assert chosen.size > 1

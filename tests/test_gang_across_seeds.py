@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lrsearch import gang
+from lrsearch import gang_choice
 from lrsearch.engine import run_trials
 from lrsearch.errors import StorageError
-from lrsearch.gang import CannotGangError, StackedRun, choose, run_gang
+from lrsearch.gang import run_gang
+from lrsearch.gang_choice import choose
 from lrsearch.interfaces import Batch, LoadedWorkload, Split
+from lrsearch.stacked_run import CannotGangError, StackedRun
 from lrsearch.training import Run, load, new_run
 from lrsearch.trial import CheckpointPlan, Choice, TrainingPlan, TrialSpec
 from tests.test_gang import DIGITS, SGD, Cut, Listener, alone, assert_equal, spec
@@ -271,8 +273,8 @@ def test_what_each_seed_would_draw_for_itself_is_refused_and_seeds_train_apart(c
 
 def test_the_choice_says_why_seeds_train_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
-    monkeypatch.setattr(gang, "GANG_MUST_SAVE", 1e9)
+    monkeypatch.setattr(gang_choice, "MUST_SAVE", 1e9)
+    monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 1e9)
     drops = lively(tmp_path, "chosen", **REFUSED["dropout"][0])
     plan = TrainingPlan(20, SGD, device="cpu")
     chosen = choose(drops, plan, 0, most=2, most_across=4, crowds=2, search_steps=10**5)

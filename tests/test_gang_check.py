@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import mobilenet_v3_small
 
-from lrsearch.gang import StackedRun, _Rehearsal
 from lrsearch.gang_check import FewRows, History, difference, shake
+from lrsearch.rehearsal import Rehearsal
+from lrsearch.stacked_run import StackedRun
 from lrsearch.trial import Choice, Precision, TrainingPlan
 from lrsearch.workloads import models
 from tests.test_gang import SGD
@@ -31,9 +32,9 @@ def rehearsal(
     kind: Callable[..., WithModel] = WithModel,
     optimizer: Any = SGD,
     precision: Any = "float32",
-) -> _Rehearsal:
+) -> Rehearsal:
     plan = TrainingPlan(epochs=1, optimizer=optimizer, device="cpu", precision=precision)
-    return _Rehearsal(kind(3, build, torch.float32), plan, CPU, 3, [])
+    return Rehearsal(kind(3, build, torch.float32), plan, CPU, 3, [])
 
 
 class Normed(Net):

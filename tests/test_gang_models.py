@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from lrsearch.gang import CannotGangError, StackedRun, _Rehearsal
 from lrsearch.interfaces import Split
+from lrsearch.rehearsal import Rehearsal
+from lrsearch.stacked_run import CannotGangError, StackedRun
 from lrsearch.stacking import SLOW_IN_VMAP
 from lrsearch.training import Run, new_run
 from lrsearch.trial import Choice, TrainingPlan
@@ -803,7 +804,7 @@ class Packing(Net):
 )
 def test_what_stops_a_gang_is_told_in_words_of_the_model(build: type[Net], told: str) -> None:
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
-    assert _Rehearsal(WithModel(3, build, torch.float32), plan, CPU, 3, []).check(1).startswith(told)
+    assert Rehearsal(WithModel(3, build, torch.float32), plan, CPU, 3, []).check(1).startswith(told)
 
 
 class NoisyLoss(WithModel):
@@ -915,7 +916,7 @@ def test_what_each_seed_has_for_itself_keeps_seeds_apart(build: type[Net], told:
 @pytest.mark.parametrize("build", [*AGREE, Annealing, *REFUSED], ids=lambda one: one.__name__)
 def test_the_check_before_a_study_takes_what_agrees_and_nothing_else(build: type[Net]) -> None:
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
-    rehearsal = _Rehearsal(WithModel(3, build, torch.float32), plan, CPU, 3, [])
+    rehearsal = Rehearsal(WithModel(3, build, torch.float32), plan, CPU, 3, [])
     reason = rehearsal.check(1)
     assert (reason == "") == (build not in REFUSED), reason
 
@@ -935,7 +936,7 @@ def test_the_check_before_a_study_finds_a_gang_that_goes_wrong(wrong: str, monke
     else:
         monkeypatch.setattr(StackedRun, "evaluate", wrong_evaluate)
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
-    reason = _Rehearsal(WithModel(3, Net, torch.float32), plan, CPU, 3, []).check(1)
+    reason = Rehearsal(WithModel(3, Net, torch.float32), plan, CPU, 3, []).check(1)
     assert ("weights are trained otherwise" if wrong == "step" else "evaluated together") in reason
 
 
@@ -1046,8 +1047,8 @@ class Demanding(WithModel):
 
 def test_a_metric_that_takes_no_few_rows_is_no_reason_to_train_apart() -> None:
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
-    assert _Rehearsal(Demanding(3, Net, torch.float32), plan, CPU, 3, []).check(1) == ""
-    assert "gradients" in _Rehearsal(Demanding(3, Hooking, torch.float32), plan, CPU, 3, []).check(1)
+    assert Rehearsal(Demanding(3, Net, torch.float32), plan, CPU, 3, []).check(1) == ""
+    assert "gradients" in Rehearsal(Demanding(3, Hooking, torch.float32), plan, CPU, 3, []).check(1)
 
 
 class Normalising(WithModel):
@@ -1080,7 +1081,7 @@ def test_after_a_gang_that_leaves_something_behind_trials_train_alone(
     kind: type[WithModel], build: type[Net], reason: str
 ) -> None:
     loaded, plan = kind(3, build, torch.float32), TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
-    rehearsal = _Rehearsal(loaded, plan, CPU, 3, [])
+    rehearsal = Rehearsal(loaded, plan, CPU, 3, [])
     told = rehearsal.check(1)
     assert told
     assert reason in told

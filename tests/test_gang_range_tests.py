@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from lrsearch.engine import run_trials
-from lrsearch.gang import CannotGangError, check_alike, run_gang
+from lrsearch.gang import check_alike, run_gang
 from lrsearch.range_test import judge
+from lrsearch.stacked_run import CannotGangError
 from lrsearch.trial import Choice, Proposal, RangeTestPlan, TrialResult, TrialSpec, charged_seconds
 from tests.records import some
 from tests.test_gang import COST, DIGITS, SGD, Listener, alone, spec

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import get_num_threads
 
-from lrsearch import gang
+from lrsearch import gang_choice
 from lrsearch.analysis import summarise
 from lrsearch.analysis.exported import read_trials
 from lrsearch.analysis.held import held_time
 from lrsearch.cache import remember
 from lrsearch.config import load_study
-from lrsearch.gang import LARGEST_GANG
+from lrsearch.rehearsal import LARGEST_GANG, Rehearsal
 from lrsearch.report import render
 from lrsearch.storage.export import export_rows, write_rows
 from lrsearch.storage.store import open_store
@@ -55,15 +55,15 @@ DIGITS = "{name: digits, model: mlp, batch_size: 128}"
 def gangs_always_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the larger the better, whatever else the machine does."""
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(gang, "MUST_SAVE", 1e9)
-    monkeypatch.setattr(gang, "GANG_MUST_SAVE", 1e9)
-    timed = gang._Rehearsal.seconds_per_member
+    monkeypatch.setattr(gang_choice, "MUST_SAVE", 1e9)
+    monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 1e9)
+    timed = Rehearsal.seconds_per_member
 
-    def even(rehearsal: gang._Rehearsal, size: int, crowds: int, **limits: Any) -> float:
+    def even(rehearsal: Rehearsal, size: int, crowds: int, **limits: Any) -> float:
         return min(timed(rehearsal, size, crowds, **limits), 1e-9) / size
 
-    monkeypatch.setattr(gang._Rehearsal, "seconds_per_member", even)
-    monkeypatch.setattr(gang._Rehearsal, "evaluation_seconds", lambda rehearsal, crowds: 0.0)
+    monkeypatch.setattr(Rehearsal, "seconds_per_member", even)
+    monkeypatch.setattr(Rehearsal, "evaluation_seconds", lambda rehearsal, crowds: 0.0)
 
 
 def run(
@@ -193,7 +193,7 @@ def test_where_a_gang_of_one_seed_is_large_enough_no_other_seed_joins_it(tmp_pat
     config = load_study(tmp_path / "study.yaml")
     [kind] = _gang_requests(config, 1)
     assert (kind.most, kind.most_across, kind.crowds) == (10, 20, 2)
-    circumstances = [*gang._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
+    circumstances = [*gang_choice._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
     remember("gangs", circumstances, {"size": 10})
     remember("gangs_across", [*circumstances, 16, 2], {"across": 16, "enough": 2})
     record = run(tmp_path, "gangs: auto\n")
@@ -204,7 +204,7 @@ def test_where_a_gang_of_one_seed_is_large_enough_no_other_seed_joins_it(tmp_pat
 def remembered(folder: Path, **chosen: int) -> None:
     """Have the study of one seed in `folder` find this choice of gangs in the cache."""
     [kind] = _gang_requests(load_study(folder / "study.yaml"), 1)
-    circumstances = gang._circumstances(kind.workload, kind.training, torch.device("cpu"))
+    circumstances = gang_choice._circumstances(kind.workload, kind.training, torch.device("cpu"))
     remember("gangs", [*circumstances, min(kind.most, LARGEST_GANG)], chosen)
 
 
@@ -249,7 +249,7 @@ def test_of_several_seeds_too_few_train_with_their_own_or_alone(tmp_path: Path) 
         FILE.format(workload=DIGITS, name="together", seeds="[0, 1]") + "gangs: auto\n"
     )
     [kind] = _gang_requests(load_study(tmp_path / "study.yaml"), 1)
-    circumstances = [*gang._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
+    circumstances = [*gang_choice._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
     remember("gangs", circumstances, {"size": 10, "smallest": 3})
     remember("gangs_across", [*circumstances, 16, 2], {"across": 16, "enough": 16, "smallest_across": 6})
     record = run(tmp_path, "gangs: auto\n")
@@ -272,7 +272,7 @@ def test_range_tests_whose_evaluations_are_too_many_train_with_those_of_their_ow
         FILE.format(workload=DIGITS, name="together", seeds="[0, 1]") + "gangs: auto\n"
     )
     [kind] = _gang_requests(load_study(tmp_path / "study.yaml"), 1)
-    circumstances = [*gang._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
+    circumstances = [*gang_choice._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
     remember("gangs", circumstances, {"size": 10, "smallest": 2})
     remember("gangs_across", [*circumstances, 16, 2], {"across": 16, "enough": 16, "most_evaluations": most})
     record = run(tmp_path, "gangs: auto\n")
@@ -444,7 +444,7 @@ def test_a_gang_that_takes_its_process_down_runs_again_one_by_one(tmp_path: Path
     (tmp_path / "study.yaml").write_text(FILE.format(workload=workload, name="together", seeds="[0, 1]"))
     config = load_study(tmp_path / "study.yaml")
     # The process will find this choice in the cache.
-    gang.choose(
+    gang_choice.choose(
         config.workload_choice(), config.training_plan_of("grid"), 0, most=10, most_across=20, crowds=2, search_steps=0
     )
     record = run(tmp_path, f"gangs: auto\n{more}", watcher, workload=workload)

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from lrsearch import gang, graphs, training
+from lrsearch import graphs, stacked_run, training
 from lrsearch.config import load_study
 from lrsearch.engine import prepare_all, run_trials
 from lrsearch.errors import UsageError, WorkloadError
-from lrsearch.gang import choose, run_gang
+from lrsearch.gang import run_gang
+from lrsearch.gang_choice import choose
 from lrsearch.interfaces import Batch
 from lrsearch.training import GRAPH_STEPS, Run, load, new_run
 from lrsearch.trial import CheckpointPlan, Choice, Compiling, ParameterGroup, TrainingPlan, TrialSpec
@@ -215,7 +216,7 @@ def test_a_run_that_is_over_leaves_nothing_behind(recorded: list[str]) -> None:
         del run
         assert model() is None
         run = new_run(load(DIGITS, CPU, 0), PLAN, CPU, 0)
-        stacked = gang.StackedRun([run] * 2, [SGD.settings] * 2)
+        stacked = stacked_run.StackedRun([run] * 2, [SGD.settings] * 2)
         for _ in range(10):
             stacked.step(torch.tensor([0.01, 0.02]))
         weights = weakref.ref(next(iter(stacked.stacked.parameters.values())))
@@ -227,9 +228,9 @@ def test_a_run_that_is_over_leaves_nothing_behind(recorded: list[str]) -> None:
 
 
 def test_a_gang_evaluates_with_the_statistics_of_its_last_step(recorded: list[str]) -> None:
-    def trained(compiling: Compiling) -> gang.StackedRun:
+    def trained(compiling: Compiling) -> stacked_run.StackedRun:
         run = new_run(WithModel(0, OnlyTrainsTraced, torch.float32), replace(PLAN, compile=compiling), CPU, 0)
-        stacked = gang.StackedRun([run] * 2, [SGD.settings] * 2)
+        stacked = stacked_run.StackedRun([run] * 2, [SGD.settings] * 2)
         for _ in range(3):
             for _ in range(12):
                 stacked.step(torch.tensor([0.01, 0.02]))
@@ -317,7 +318,7 @@ def test_a_gang_across_seeds_is_recorded_unless_its_buffers_are_replaced(
     for compiling in ("off", "graphs"):
         plan = replace(PLAN, optimizer=optimizer, compile=compiling, gradient_clip_norm=1.0)
         runs = {seed: new_run(WithModel(seed, MODELS[name], torch.float64), plan, CPU, seed) for seed in set(SEEDS)}
-        stacked = gang.StackedRun([runs[seed] for seed in SEEDS], [optimizer.settings] * len(SEEDS))
+        stacked = stacked_run.StackedRun([runs[seed] for seed in SEEDS], [optimizer.settings] * len(SEEDS))
         for _ in range(12):
             stacked.step(torch.tensor(RATES, dtype=torch.float64))
         stacked.evaluate("validation")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lrsearch import engine, gang, precision, probing, training
+from lrsearch import engine, gang_choice, precision, probing, stacked_run, training
 from lrsearch.cli import app
 from lrsearch.config import StudyConfig, load_study
 from lrsearch.executors import Process, process
@@ -252,7 +252,7 @@ def test_a_precision_that_is_faster_in_gangs_alone_is_chosen_where_there_are_gan
         monkeypatch.setattr(kind, "step", step)
 
     slowed(training.Run, alone)
-    slowed(gang.StackedRun, together)
+    slowed(stacked_run.StackedRun, together)
     monkeypatch.setattr(precision, "_faster_product", lambda device: "bfloat16")
     assert precision.faster_precision(*work, steps, 16) == fast
     assert precision.faster_precision(*work, steps) == ("bfloat16" if alone[1] < alone[0] else "float32")
@@ -288,7 +288,7 @@ def test_the_evaluation_that_tries_a_model_is_known_where_trials_of_that_model_a
         known.append(validation_seconds)
         return GangChoice(1)
 
-    monkeypatch.setattr(gang, "choose", choose)
+    monkeypatch.setattr(gang_choice, "choose", choose)
     kinds = (workload, plan), (workload, replace(plan, optimizer=Choice("adam")))
     requests = [engine.GangRequest(*kind, most=4, most_across=4, crowds=1, epochs=1.0) for kind in kinds]
     prepared = engine.prepare_all(kinds, seed, requests, 1.0, evaluates=evaluates)

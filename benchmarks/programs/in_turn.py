@@ -17,7 +17,7 @@ from benchmarks.programs import bare_loop
 from benchmarks.programs.ours import checked, specs
 from benchmarks.tasks import Options, TrainClock, options, tell
 from lrsearch.engine import run_trials
-from lrsearch.gang import StackedRun
+from lrsearch.stacked_run import StackedRun
 from lrsearch.training import keep_freed_memory, load, new_run, pick_device
 from lrsearch.trial import CurvePoint, SoloCost
 

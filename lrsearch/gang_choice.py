@@ -1,0 +1,312 @@
+"""How many trials to train together, by what they take alone and together on this machine."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrsearch.cache import recall, remember
+from lrsearch.gang import why_alone
+from lrsearch.interfaces import BLOCK_STEPS, PROBE_SHARE
+from lrsearch.rehearsal import GANG_MUST_SAVE, LARGEST_GANG, SMALLEST_GANG, Rehearsal, Solo, block_of, call_seconds
+from lrsearch.stacked_run import what_stops
+from lrsearch.timing import synchronizer
+from lrsearch.training import COMPILING_SECONDS, MUST_SAVE, device_info, has_compiler, load, new_run, pick_device
+from lrsearch.trial import COMPILES_GANGS, Choice, CompiledGang, GangChoice, TrainingPlan, likeness
+
+GENERATION = 11
+"""Raised when gangs become faster or slower than those that were timed before."""
+GANG_SHARE = PROBE_SHARE / 4
+LAYOUT_BLOCKS = 3
+"""Of a trial alone, where numbers of processes are compared."""
+PROBED_STEPS = 50_000
+"""So many does a study have, of which `timings` knows nothing."""
+
+
+def choose(
+    workload: Choice,
+    training: TrainingPlan,
+    seed: int,
+    *,
+    most: int,
+    search_steps: int,
+    crowds: int = 1,
+    most_across: int = 1,
+    forecasts: bool = False,
+    compiling_must_pay: bool = False,
+    slots: int = 1,
+    validation_seconds: float = 0.0,
+) -> GangChoice:
+    """Time trials alone and together, and return what costs least per trial.
+
+    `most`: how many trials that see the same data there may be at once; `most_across`: how many of all `crowds`, which
+    are seeds and repeats. `search_steps`: the training steps of all trials of this kind in this process; timing stops
+    when it has taken about GANG_SHARE of what those would take. What was chosen is kept in the cache folder, so that
+    only what a trial costs alone is measured again, and that only where some train together or for `forecasts`.
+    With `compiling_must_pay` gangs are compiled only in a study for which that is a small part, or known to pay.
+    `slots` processes do the same, and `trial.pooled` takes together what they find. `validation_seconds` are those of
+    an evaluation that has been made of a trial alone, if one has: it is not made again where there is no time for that.
+    """
+    device, across = pick_device(training.device), min(crowds, most_across) >= SMALLEST_GANG
+    circumstances = [*_circumstances(workload, training, device), min(most, LARGEST_GANG)]
+    widely = [*circumstances, min(most_across, LARGEST_GANG), min(crowds, LARGEST_GANG)] if across else None
+    alone = _known_alone(training, circumstances, most, widely, compiling_must_pay)
+    if alone is not None and not forecasts:
+        return alone
+    solo = Solo(load(workload, device, seed), training, device, seed, search_steps, slots)
+    chosen = alone or _chosen(solo, circumstances, most, widely, most_across, crowds, compiling_must_pay)
+    solo.note(chosen.measured)
+    if forecasts or max(chosen.size, chosen.across) > 1:
+        return replace(chosen, solo=solo.cost(validation_seconds))
+    return chosen
+
+
+def _known_alone(
+    training: TrainingPlan,
+    circumstances: list[object],
+    most: int,
+    widely: list[object] | None,
+    compiling_must_pay: bool,
+) -> GangChoice | None:
+    """Return the choice where it is known that trials train alone, without timing anything."""
+    if reason := why_alone(training):
+        return GangChoice(1, reason=reason)
+    if most < SMALLEST_GANG and widely is None:
+        return GangChoice(1, reason="there is only one trial at a time")
+    known = _recall_choice(circumstances, widely)
+    if known is None or max(known.size, known.across) > 1:
+        return None
+    if training.compile not in COMPILES_GANGS or most < SMALLEST_GANG or compiling_must_pay:
+        return known
+    compiled = recall("gangs_compiled", circumstances)
+    return replace(known, reason_compiled=compiled) if compiled else None
+
+
+def _chosen(
+    solo: Solo,
+    circumstances: list[object],
+    most: int,
+    widely: list[object] | None,
+    most_across: int,
+    crowds: int,
+    compiling_must_pay: bool,
+) -> GangChoice:
+    """Return the choice; what was chosen before is compared with trials alone again."""
+    rehearsal, alone = solo.rehearsal(), GangChoice(1)
+    if reason := rehearsal.check(1):
+        return replace(alone, reason=reason)
+    seconds = GANG_SHARE * solo.search_steps * solo.glance
+    chosen = _of_one_crowd(alone, solo, rehearsal, circumstances, most, seconds)
+    if solo.training.compile in COMPILES_GANGS and most >= SMALLEST_GANG:
+        size = min(most, LARGEST_GANG)
+        if not compiling_must_pay:
+            chosen = _compiled(chosen, solo, rehearsal, circumstances, size)
+        elif _may_compile(chosen, circumstances, solo.search_steps, rehearsal.device):
+            chosen = _compiled_if_it_pays(chosen, solo, rehearsal, circumstances, size)
+    if widely is None or chosen.reason:
+        return chosen
+    seconds -= rehearsal.spent
+    if reason := rehearsal.check(SMALLEST_GANG):
+        return replace(chosen, reason_across=reason)
+    return _of_several_crowds(chosen, solo, rehearsal, widely, most_across, crowds, seconds)
+
+
+def _recall_choice(circumstances: list[object], widely: list[object] | None) -> GangChoice | None:
+    """Return what was chosen before; None where that, or what holds `widely`, was not."""
+    known = recall("gangs", circumstances)
+    if known is None:
+        return None
+    choice = GangChoice(**{"size": 1, **known, "measured": tuple(map(tuple, known.get("measured", ())))})
+    if widely is None or choice.reason:
+        return choice
+    across = recall("gangs_across", widely)
+    return None if across is None else replace(choice, **across)
+
+
+def _of_one_crowd(
+    alone: GangChoice, solo: Solo, rehearsal: Rehearsal, circumstances: list[object], most: int, seconds: float
+) -> GangChoice:
+    """Return the choice for trials that see the same data; timing it may take so many seconds."""
+    if (known := _recall_choice(circumstances, None)) is not None:
+        return known
+    measured, reason = rehearsal.times(most, 1, seconds, solo.glance)
+    if reason:
+        return replace(alone, reason=reason)
+    one = solo.step_beside(measured)
+    size, each = _best(measured, one) if measured else (1, one)
+    if each > GANG_MUST_SAVE * one and measured:
+        size, reason = 1, f"a step of {size} together takes {each / one:.2f} of a step alone for each"
+    smallest = _smallest(measured, one)
+    found: dict[str, Any] = {"size": size, "measured": measured, "reason": reason, "smallest": smallest}
+    remember("gangs", circumstances, found)
+    return replace(alone, **found)
+
+
+def _compiled(
+    choice: GangChoice, solo: Solo, rehearsal: Rehearsal, circumstances: list[object], size: int
+) -> GangChoice:
+    """Return the choice with a compiled step for `size` members, where that takes less than all else that was timed.
+
+    It is compiled in each process that prepares the study, and compared with its members alone.
+    """
+    if known := recall("gangs_compiled", circumstances):
+        return replace(choice, reason_compiled=known)
+    each, reason = rehearsal.compiled(size)
+    if reason:
+        return replace(choice, reason_compiled=reason)
+    one = solo.step
+    otherwise = _gang_steps(choice.measured, range(size // 2 + 1, size + 1), one)
+    fewest = [members for members, step in otherwise if size * each <= MUST_SAVE * min(step, members * one)]
+    if not fewest:
+        reason = f"a compiled step takes {1e3 * size * each:.3g} ms, others {1e3 * otherwise[-1][1]:.3g} ms"
+        remember("gangs_compiled", circumstances, reason)
+        return replace(choice, reason_compiled=reason)
+    return replace(
+        choice,
+        size=size,
+        compiled=CompiledGang(size, fewest[0]),
+        measured=((size, each), *(timed for timed in choice.measured if timed[0] != size)),
+        reason="",
+        smallest=fewest[0] if choice.reason else min(fewest[0], choice.smallest),
+    )
+
+
+def _may_compile(choice: GangChoice, circumstances: list[object], search_steps: int, device: torch.device) -> bool:
+    """Whether trying it is a small part of a study of gangs, or what it saves is known to be more than it takes."""
+    if choice.size < SMALLEST_GANG or not has_compiler(device):
+        return False
+    study_seconds = search_steps * min(each for _, each in choice.measured)
+    share: float | None = recall("gangs_compiled_share", circumstances)
+    if share is None:
+        return PROBE_SHARE * study_seconds > COMPILING_SECONDS
+    return (1 - share) * study_seconds > COMPILING_SECONDS
+
+
+def _compiled_if_it_pays(
+    choice: GangChoice, solo: Solo, rehearsal: Rehearsal, circumstances: list[object], size: int
+) -> GangChoice:
+    """Return the choice as `_compiled` does, silent where it stays as it is; what share a step takes is remembered."""
+    found = _compiled(choice, solo, rehearsal, circumstances, size)
+    each = min(each for _, each in choice.measured)
+    remember("gangs_compiled_share", circumstances, found.measured[0][1] / each if found.compiled else 1.0)
+    return replace(found, reason_compiled="")
+
+
+def _of_several_crowds(
+    choice: GangChoice,
+    solo: Solo,
+    rehearsal: Rehearsal,
+    circumstances: list[object],
+    most: int,
+    crowds: int,
+    seconds: float,
+) -> GangChoice:
+    """Return the choice with what holds for trials that see different data; timing it may take so many seconds."""
+    known = recall("gangs_across", circumstances)
+    if known is not None:
+        return replace(choice, **known)
+    measured, reason = rehearsal.times(most, crowds, seconds, solo.glance)
+    if reason:
+        return replace(choice, reason_across=reason)
+    one, found = solo.step_beside(measured), dict[str, Any]()
+    size, each = _best(measured, one)
+    if each <= GANG_MUST_SAVE * one:
+        better = [own for own, own_each in choice.measured if each > MUST_SAVE * own_each]
+        found = {"across": size, "enough": min(better, default=size), "smallest_across": _smallest(measured, one)}
+        of_tests = min(crowds, size)
+        [(_, step)] = _gang_steps(measured, [of_tests], one)
+        dearer = rehearsal.evaluation_seconds(crowds) - GANG_MUST_SAVE * solo.range_test_seconds
+        if dearer > 0:
+            found["most_evaluations"] = (GANG_MUST_SAVE * one - step / of_tests) / dearer
+    else:
+        found = {"reason_across": f"a step of {size} together takes {each / one:.2f} of a step alone for each"}
+    remember("gangs_across", circumstances, found)
+    return replace(choice, **found)
+
+
+def _best(measured: Sequence[tuple[int, float]], one: float) -> tuple[int, float]:
+    """Return the largest of the sizes, which come from the largest on, over which no other saves enough.
+
+    It saves enough itself over `one`, the seconds of a step alone, or none does: then it is the fastest.
+    """
+    fastest = min(measured, key=lambda timed: timed[1])
+    enough = (timed for timed in measured if timed[1] <= GANG_MUST_SAVE * one)
+    return next((timed for timed in enough if fastest[1] > GANG_MUST_SAVE * timed[1]), fastest)
+
+
+def _smallest(measured: Sequence[tuple[int, float]], one: float) -> int:
+    """Return the fewest members that take less together than each at its own step of `one` seconds.
+
+    `measured` are sizes with seconds of a step per member.
+    """
+    sizes = [size for size, _ in measured]
+    several = range(min(sizes, default=SMALLEST_GANG), max(sizes, default=SMALLEST_GANG))
+    steps = _gang_steps(measured, several, one)
+    return next((members for members, step in steps if step <= MUST_SAVE * one * members), several.stop)
+
+
+def _gang_steps(measured: Sequence[tuple[int, float]], several: Sequence[int], one: float) -> list[tuple[int, float]]:
+    """Return for each of several numbers of members the seconds of a step of all of them.
+
+    Between two sizes that were timed it is taken to grow evenly; one member takes `one`.
+    """
+    timed = {1: one} | {size: size * each for size, each in sorted(measured)}
+    if not measured:
+        return [(members, members * one) for members in several]
+    return list(zip(several, np.interp(several, list(timed), list(timed.values())).tolist(), strict=True))
+
+
+def timings(
+    workload: Choice, training: TrainingPlan, seed: int, sizes: Sequence[int]
+) -> tuple[dict[tuple[int, bool], float], str]:
+    """Time trials alone and in gangs of `sizes`, where `training.compile` says so also the largest compiled.
+
+    Return the seconds of a step per member by size and whether the gang is compiled, and why some are not there.
+    """
+    device = pick_device(training.device)
+    loaded = load(workload, device, seed)
+    solo = Solo(loaded, training, device, seed, PROBED_STEPS, slots=1)
+    rehearsal, found = solo.rehearsal(), {(1, False): solo.step}
+    if sizes and (reason := why_alone(training) or rehearsal.check(1)):
+        return found, reason
+    try:
+        for size in sizes:
+            found[size, False] = rehearsal.seconds_per_member(size, 1)
+    except Exception as error:  # as in `choose`
+        return found, what_stops(error)
+    if sizes and training.compile in COMPILES_GANGS:
+        each, reason = rehearsal.compiled(max(sizes))
+        if reason:
+            return found, reason
+        found[max(sizes), True] = each
+    return found, ""
+
+
+def member_seconds(workload: Choice, training: TrainingPlan, seed: int, size: int, *, briefly: bool = False) -> float:
+    """Return the seconds of a step of one of `size` trials together, from few steps; infinity where that cannot be.
+
+    With `briefly` two steps of a gang are enough. Preparing must have shown that a trial runs.
+    """
+    device = pick_device(training.device)
+    loaded = load(workload, device, seed)
+    if size < SMALLEST_GANG:
+        run = new_run(loaded, training, device, seed)
+        return statistics.median(call_seconds(block_of(run), synchronizer(device), LAYOUT_BLOCKS)) / BLOCK_STEPS
+    if why_alone(training):
+        return math.inf
+    try:
+        hopeless = 0.0 if briefly else math.inf
+        return Rehearsal(loaded, training, device, seed, []).seconds_per_member(size, 1, hopeless=hopeless)
+    except Exception:  # as in `choose`, which says why
+        return math.inf
+
+
+def _circumstances(workload: Choice, training: TrainingPlan, device: torch.device) -> list[object]:
+    where = [GENERATION, device_info(device).name, torch.get_num_threads(), torch.__version__]
+    return [likeness(workload, training), *where]

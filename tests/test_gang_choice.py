@@ -1,0 +1,303 @@
+"""How many trials train together is timed, remembered and told; what does not pay or cannot be trains alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lrsearch import gang_choice, rehearsal, stacked_run
+from lrsearch.cache import remember
+from lrsearch.gang_choice import choose
+from lrsearch.interfaces import Split
+from lrsearch.rehearsal import Rehearsal
+from lrsearch.training import Run, load
+from lrsearch.trial import (
+    Choice,
+    DeviceInfo,
+    GangChoice,
+    Preparation,
+    SoloCost,
+    TrainingPlan,
+    pooled,
+)
+from tests.records import FACTS
+from tests.test_gang import COST, DIGITS, OWN_GRADIENT, SGD, own_gradient_in
+
+FIRST_GANG = """
+import sys
+import torch
+from lrsearch import gang, gang_choice
+from lrsearch.cache import remember
+from tests.test_gang import SGD, Choice, Listener, TrainingPlan, replace, spec
+plan = TrainingPlan(epochs=20, optimizer=SGD, device="cpu")
+own = Choice("callable", {{"model": "own:model", "data": "own:data", "batch_size": 16, "python_path": {folder!r}}})
+gang_choice.MUST_SAVE = gang_choice.GANG_MUST_SAVE = 1e9
+if {remembered}:
+    remember("gangs", [*gang_choice._circumstances(own, plan, torch.device("cpu")), 2], {{"size": 2}})
+assert gang_choice.choose(own, plan, 0, most=2, search_steps=10**6).size == 2
+before = set(sys.modules)
+results = gang.run_together([replace(spec(n, 0.01), workload=own) for n in range(2)], Listener())
+assert [one.gang_size for one in results] == [2, 2]
+print([name for name in set(sys.modules) - before if name.startswith(("torch", "sympy"))])
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(rehearsal, "SOLO_SECONDS", 0.2)
+
+
+@pytest.fixture
+def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gang_choice, "MUST_SAVE", 1e9)
+    monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 1e9)
+    monkeypatch.setattr(rehearsal, "HOPELESS", 1e9)
+
+
+@pytest.mark.usefixtures("always_pays")
+def test_what_was_chosen_is_remembered_and_the_cost_alone_measured_anew() -> None:
+    plan = TrainingPlan(epochs=20, optimizer=SGD, device="cpu")
+    first = choose(DIGITS, plan, 0, most=6, search_steps=10**5)
+    assert first.measured[0][0] == 6
+    assert first.measured[-1][0] == 2
+    assert first.size in (2, 3, 6)
+    assert 2 <= first.smallest <= first.size
+    assert not first.reason
+    again = choose(DIGITS, replace(plan, epochs=7), 0, most=6, search_steps=10**5)
+    assert again.size == first.size
+    assert again.measured == first.measured, "to the last digit: not measured again"
+    assert again.solo is not None
+    assert 0 < again.solo.step_seconds < 1
+    assert again.solo != first.solo
+
+
+def test_where_gangs_cost_more_trials_train_alone_and_that_is_known_from_few_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest_step, alone, together = Run.step, [], []
+    honest_gang_step = stacked_run.StackedRun.step
+
+    def counted(run: Run, rate: float, momentum: float | None = None) -> None:
+        alone.append(rate)
+        honest_step(run, rate, momentum)
+
+    def slow(run: stacked_run.StackedRun, rates: torch.Tensor, momentum: torch.Tensor | None = None) -> None:
+        together.append(len(rates))
+        honest_gang_step(run, rates, momentum)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(Run, "step", counted)
+    monkeypatch.setattr(stacked_run.StackedRun, "step", slow)
+    first = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=4, search_steps=100)
+    assert first.size == 1
+    assert "of a step alone for each" in first.reason
+    assert [size for size, _ in first.measured] == [4, 2]
+    assert first.solo is None
+    assert (together.count(2), together.count(4)) == (6, 2), "four to compare with trials alone"
+    assert len(alone) < 56
+    alone.clear()
+    again = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=4, search_steps=100)
+    assert again == first
+    assert not alone
+
+
+@pytest.mark.usefixtures("always_pays")
+def test_the_longer_a_study_the_more_steps_alone_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, steps = Run.step, []
+
+    def counted(run: Run, rate: float, momentum: float | None = None) -> None:
+        steps.append(rate)
+        honest(run, rate, momentum)
+
+    monkeypatch.setattr(Run, "step", counted)
+    monkeypatch.setattr(rehearsal, "SOLO_SECONDS", 1e9)
+    choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=2, search_steps=100)
+    short = len(steps)
+    choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=2, search_steps=2 * 10**5)
+    assert 56 <= short < 70
+    assert 75 < len(steps) - short < 1500, "an eighth of a hundredth is 250, where steps take as long as the first"
+    steps.clear()
+    choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=2, search_steps=100, slots=3)
+    assert 24 <= len(steps) < 38, "three processes time 72 of them"
+
+
+@pytest.mark.parametrize(("known", "steps"), [(0.0, 0), (1e-9, 0), (1e9, 100), (1e-9, 10**5)])
+def test_an_evaluation_that_takes_longer_than_there_is_time_for_is_not_made_again(
+    known: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, splits = Run.evaluate, []
+
+    def noted(run: Run, split: Split) -> tuple[float | None, float | None]:
+        splits.append(split)
+        return honest(run, split)
+
+    monkeypatch.setattr(Run, "evaluate", noted)
+    plan = TrainingPlan(20, SGD, device="cpu")
+    found = choose(DIGITS, plan, 0, most=2, search_steps=steps, forecasts=True, validation_seconds=known)
+    assert found.solo is not None
+    is_made_again = known == 0 or steps == 10**5
+    assert ("validation" in splits) == is_made_again
+    if not is_made_again:  # the two splits of digits have the same number of rows
+        assert found.solo.validation_seconds == min(known, found.solo.range_test_seconds)
+
+
+def test_what_several_processes_find_out_about_a_trial_alone_is_taken_together() -> None:
+    here, other = DeviceInfo("cpu", "here"), DeviceInfo("cpu", "another machine of the cluster")
+    cost = replace(COST, blocks=(0.5, 0.5, 0.7))
+
+    def prepared(device: DeviceInfo, solo: SoloCost | None, size: int = 2) -> Preparation:
+        return Preparation(FACTS, device, "float32", "off", 1.0, {"kind": GangChoice(size, solo=solo)})
+
+    slower = SoloCost(0.75, 9.0, 4.0, 3.0, 0.5, blocks=(9.0, 0.9, 0.8, 0.6))
+    found = pooled(
+        [
+            prepared(here, cost),
+            prepared(here, slower, 8),
+            prepared(here, None),
+            prepared(other, replace(cost, blocks=())),
+        ]
+    )
+    assert found == prepared(here, SoloCost(0.5, 0.7, 3.0, 2.0, 0.25))
+    assert pooled([prepared(here, None), prepared(here, cost)]) == prepared(here, None)
+
+
+def test_gangs_across_seeds_are_timed_beside_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gang_choice, "MUST_SAVE", 1e9)
+    monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 1e9)
+    counts: dict[str, Any] = {"most": 2, "most_across": 8, "crowds": 3, "search_steps": 10**5}
+    first = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, **counts)
+    assert (first.size, first.reason, first.reason_across) == (2, "", "")
+    assert first.across in (2, 4, 8)
+    assert first.enough == first.across, "they always pay here"
+    again = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, **counts)
+    assert replace(again, solo=first.solo) == first
+    assert again.solo != first.solo
+    lonely = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, **counts | {"most": 1})
+    assert lonely.size == 1
+    assert lonely.across > 1
+
+
+@pytest.mark.parametrize(("seconds", "pays"), [(0.0, True), (100.0, False)])
+def test_range_tests_of_several_seeds_go_by_their_evaluations_too(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, *, pays: bool
+) -> None:
+    monkeypatch.setattr(Rehearsal, "seconds_per_member", lambda *_, **limits: 1e-9)
+    monkeypatch.setattr(Rehearsal, "evaluation_seconds", lambda *_: seconds)
+    counts: dict[str, Any] = {"most": 1, "most_across": 2, "crowds": 2, "search_steps": 1000}
+    chosen = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, **counts)
+    assert chosen.across == 2
+    assert (chosen.most_evaluations > 1) == pays
+
+
+def test_where_no_gang_across_seeds_saves_anything_the_choice_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gang_choice, "MUST_SAVE", 0.0)
+    monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 0.0)
+    counts: dict[str, Any] = {"most": 1, "most_across": 2, "crowds": 2, "search_steps": 10**5}
+    chosen = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, **counts)
+    assert (chosen.size, chosen.across) == (1, 1)
+    assert "of a step alone" in chosen.reason_across
+
+
+@pytest.mark.parametrize(
+    ("measured", "size"),
+    [
+        (((16, 0.50), (8, 0.48), (2, 0.9)), 16),
+        (((16, 0.60), (8, 0.50), (4, 0.49), (2, 0.9)), 8),
+        (((16, 0.96), (8, 0.93), (2, 1.2)), 8),  # the larger one saves too little
+        (((16, 0.99), (8, 0.97), (2, 1.2)), 8),  # none saves enough
+        (((6, 1.0),), 6),
+    ],
+)
+def test_a_smaller_gang_must_save_more_than_timing_errs_by(measured: tuple[tuple[int, float], ...], size: int) -> None:
+    assert gang_choice._best(measured, 1.0)[0] == size
+
+
+@pytest.mark.parametrize(
+    ("measured", "smallest"),
+    [
+        (((16, 0.1), (8, 0.15), (2, 0.5)), 2),
+        (((16, 0.1), (8, 0.15), (2, 1.02)), 3),  # steps of the gang: 2.04, 1.2 and 1.6 of one alone
+        (((8, 0.5), (2, 1.1)), 3),  # 2.2 and 4.0: three are taken to need 2.5 of 2.94
+        (((8, 0.9), (2, 1.4)), 6),  # 2.8 and 7.2: five 5.0 of 4.9, six 5.73 of 5.88
+        (((4, 0.5),), 4),
+        ((), 2),
+    ],
+)
+def test_fewer_than_pay_are_found_between_the_sizes_that_were_timed(
+    measured: tuple[tuple[int, float], ...], smallest: int
+) -> None:
+    assert gang_choice._smallest(measured, 1.0) == smallest
+
+
+def test_a_model_that_cannot_be_stacked_any_more_trains_alone(tmp_path: Path) -> None:
+    own_gradient = own_gradient_in(tmp_path)
+    plan = TrainingPlan(20, SGD, device="cpu")
+    remember("gangs", [*gang_choice._circumstances(own_gradient, plan, torch.device("cpu")), 4], {"size": 4})
+    chosen = choose(own_gradient, plan, 0, most=4, search_steps=10**6)
+    assert chosen.size == 1
+    assert chosen.reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remembered", [False, True])
+def test_what_torch_imports_for_a_gang_is_imported_before_its_clock_starts(remembered: bool, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN_GRADIENT.replace("Net()", "torch.nn.Linear(5, 2)"))
+    program = FIRST_GANG.format(remembered=remembered, folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+
+
+def test_a_short_search_times_the_largest_and_the_smallest_size_only() -> None:
+    chosen = choose(DIGITS, TrainingPlan(epochs=1, optimizer=SGD, device="cpu"), 0, most=16, search_steps=20)
+    assert [size for size, _ in chosen.measured] == [16, 2]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "measured"),
+    [
+        ((0.9, 0.6, 0.7, 0.5), ((8, 0.5), (4, 0.6), (2, 0.7))),
+        ((0.9, 0.6, 0.7, 1.2), ((8, 0.9), (4, 0.6), (2, 0.7))),
+        ((0.5, 0.6, 0.8), ((8, 0.5), (4, 0.6), (2, 0.8))),  # none saves over it
+        ((1.3, 1.2, 1.1), ((8, 1.3), (4, 1.2), (2, 1.1))),  # none saves over a trial alone
+    ],
+)
+def test_the_largest_gang_is_timed_again_where_a_smaller_one_saves(
+    seconds: Sequence[float], measured: Sequence[tuple[int, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, device = list(seconds), torch.device("cpu")
+    monkeypatch.setattr(Rehearsal, "seconds_per_member", lambda *_, **__: waiting.pop(0))
+    plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
+    tried = Rehearsal(load(DIGITS, device, 0), plan, device, 0, [])
+    assert tried.times(8, 1, 1e9, 1.0) == (measured, "")
+    assert not waiting
+
+
+@pytest.mark.parametrize(
+    ("most", "optimizer", "reason"), [(1, SGD, "one trial"), (8, Choice("adagrad", {}), "adagrad")]
+)
+def test_what_cannot_be_chosen_says_why(most: int, optimizer: Choice, reason: str) -> None:
+    chosen = choose(DIGITS, TrainingPlan(1, optimizer, device="cpu"), 0, most=most, search_steps=10**6)
+    assert chosen.size == 1
+    assert reason in chosen.reason
+
+
+def test_a_stacked_model_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = stacked_run.StackedRun.step
+
+    def wrong(self: stacked_run.StackedRun, rates: torch.Tensor, momentum: torch.Tensor | None = None) -> None:
+        honest(self, rates * 1000, momentum)
+
+    monkeypatch.setattr(stacked_run.StackedRun, "step", wrong)
+    chosen = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=4, search_steps=10**6)
+    assert chosen.size == 1
+    assert "alone" in chosen.reason
