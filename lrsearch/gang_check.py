@@ -20,7 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lrsearch.interfaces import LoadedWorkload, Split
-from lrsearch.stacking import each_in
+from lrsearch.stacked_values import each_in
 from lrsearch.training import Run
 from lrsearch.trial import Precision
 

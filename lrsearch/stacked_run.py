@@ -19,7 +19,8 @@ from lrsearch.errors import LrsearchError
 from lrsearch.graphs import Replayed
 from lrsearch.interfaces import FitsMetric, HasOwnChance, HasStackedLoss, LoadedWorkload, Split
 from lrsearch.stacked_optimizers import StackedOptimizer
-from lrsearch.stacking import StackedModel, side_by_side
+from lrsearch.stacked_values import side_by_side
+from lrsearch.stacking import StackedModel
 from lrsearch.training import Run, autocast, finite, one_line, own_generators
 from lrsearch.trial import OF_EACH_MEMBER, CompiledGang
 
