@@ -16,7 +16,7 @@ from lrsearch.trial import Choice, Precision, TrainingPlan, likeness
 
 FEWEST_BLOCKS = 2
 """Of steps in each precision, where there is no time for TIMED_BLOCKS; the first one warms up."""
-MOST_STEPS = 3
+MOST_STEPS = 2
 """Of a block at most, where precisions are compared."""
 SHARE = PROBE_SHARE / 8
 """Of the study, what more than one step of a block may take."""
