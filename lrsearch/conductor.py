@@ -27,7 +27,6 @@ from lrsearch.config import StudyConfig
 from lrsearch.engine import run_trials
 from lrsearch.errors import LrsearchError, MachineLostError, StudyFailedError, WorkerDiedError
 from lrsearch.interfaces import (
-    RANGE_TEST_EVALUATIONS,
     Executor,
     Observer,
     OnOtherMachines,
@@ -35,7 +34,7 @@ from lrsearch.interfaces import (
     StopsEarly,
     Strategy,
 )
-from lrsearch.range_test import judge
+from lrsearch.range_test import evaluation_count, judge
 from lrsearch.storage.store import Beat, Begun, Claim, End, LostAttempt, Store, StudyRow
 from lrsearch.storage.upkeep import LEASE_SECONDS, Lease, every
 from lrsearch.strategies import at_once
@@ -520,7 +519,7 @@ class Conductor:
         first = solo.setup_seconds + solo.warmup_seconds
         if test is not None:
             steps = range_test_steps(test, self._facts.steps_per_epoch)
-            return first + steps * solo.step_seconds + RANGE_TEST_EVALUATIONS * solo.range_test_seconds
+            return first + steps * solo.step_seconds + evaluation_count(steps) * solo.range_test_seconds
         training = training_of(turn.proposal, self._config.training_plan())
         steps = planned_steps(training, self._facts)
         return first + steps * solo.step_seconds + training.epochs * solo.validation_seconds
@@ -611,7 +610,8 @@ class Conductor:
         test = turn.proposal.range_test
         if test is None:
             return True
-        return RANGE_TEST_EVALUATIONS / range_test_steps(test, self._facts.steps_per_epoch) <= choice.most_evaluations
+        steps = range_test_steps(test, self._facts.steps_per_epoch)
+        return evaluation_count(steps) <= choice.most_evaluations * steps
 
     def _reserve(self, turn: Turn) -> None:
         turn.search.reserve(turn)

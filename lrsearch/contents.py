@@ -6,7 +6,7 @@ import functools
 import itertools
 import operator
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -70,9 +70,12 @@ class Contents:
         What is held newly is held by something that held less, so that nothing need be walked again.
         """
 
+        def bare(one: Any) -> Any:
+            return {key: value for key, value in one.items() if key != "training"} if isinstance(one, dict) else one
+
         def is_still(thing: Any, before: Any) -> bool:
-            if not isinstance(thing, dict):
-                return _is_same(before, _read(thing, _count(before)))
+            if type(thing) not in (dict, OrderedDict):  # others may answer as they like
+                return _is_same(bare(before), bare(_read(thing, _count(before))))
             if not (thing and before):  # as most of what a model holds
                 return not (thing or before)
             if thing.keys() != before.keys():

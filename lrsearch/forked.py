@@ -84,8 +84,9 @@ class Forker:
     def close(self) -> None:
         """End the process and all workers that it has forked."""
         with self._lock:
-            self._closed = True
-            self._end()
+            if not self._closed:
+                self._closed = True
+                self._end()
 
     def _end(self) -> None:
         with contextlib.suppress(OSError):

@@ -221,7 +221,10 @@ def _of_several_crowds(
         found = {"across": size, "enough": min(better, default=size), "smallest_across": _smallest(measured, one)}
         of_tests = min(crowds, size)
         [(_, step)] = _gang_steps(measured, [of_tests], one)
-        dearer = rehearsal.evaluation_seconds(crowds) - GANG_MUST_SAVE * solo.range_test_seconds
+        try:
+            dearer = rehearsal.evaluation_seconds(crowds) - GANG_MUST_SAVE * solo.range_test_seconds
+        except Exception as error:  # the user's metric has not seen a gang before
+            return replace(choice, reason_across=what_stops(error))
         if dearer > 0:
             found["most_evaluations"] = (GANG_MUST_SAVE * one - step / of_tests) / dearer
     else:

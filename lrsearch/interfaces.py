@@ -50,8 +50,6 @@ BLOCK_STEPS = 8
 """What times steps times so many at once, and a workload may prepare as many batches together: then each block of timed
 steps has its share of the preparing."""
 
-RANGE_TEST_EVALUATIONS = 75
-"""Evaluations during a range test: METHOD asks for 50 to 100, enough for the smoothing window to see the shape."""
 PROBE_SHARE = 0.01
 """Of what a search takes, what timing may take that chooses how to run it: a quarter each for the number of processes,
 what a trial takes alone, and gangs, an eighth for the precision; and as much again for `compile: auto`."""

@@ -51,7 +51,7 @@ def faster_precision(
     block = max(1, min(MOST_STEPS, int(SHARE * search_steps / (2 * count))))
     size = min(most, LARGEST_TRIED, int(TOGETHER_SHARE * search_steps / 4))
     where = [device_info(device).name, torch.get_num_threads(), torch.__version__]
-    circumstances = [likeness(workload, training), size, *where]
+    circumstances = [likeness(workload, training), size, count, *where]
     known: Precision | None = recall("precisions", circumstances)
     if known is not None:
         return known

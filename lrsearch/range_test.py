@@ -39,6 +39,8 @@ FEWEST_POINTS = 20
 LARGEST_VALUE = float(np.finfo(np.float32).max)  # what is larger has overflowed in most trainings
 SMALLEST_METRIC_GAIN = 0.02
 NARROW_BAND = 3.0  # max / onset: Smith's own fallback cycles between max/3 and max
+EVALUATIONS = 75
+"""During a test, about: 50 to 100 are enough for the smoothing window to see the shape."""
 NOISE_ALLOWANCE = 2.5  # sigmas of a smoothed value; 3 is too late and 2 too early on simulated curves of 50-1000 points
 
 
@@ -74,6 +76,20 @@ class RangeTestVerdict:
     def spread_decades(self) -> float | None:
         """Width of `max_lr_interval` in powers of ten."""
         return None if self.max_lr_interval is None else math.log10(self.max_lr_interval[1] / self.max_lr_interval[0])
+
+
+def steps_between_evaluations(steps: int) -> int:
+    """Return after how many steps a test of so many is evaluated again; at its last step it is, too."""
+    return max(1, round(steps / EVALUATIONS))
+
+
+def evaluation_count(steps: int) -> int:
+    """Return how often a test of so many steps is evaluated.
+
+    >>> [evaluation_count(steps) for steps in (20, 100, 113, 3000)]
+    [20, 100, 57, 75]
+    """
+    return math.ceil(steps / steps_between_evaluations(steps))
 
 
 def ladder(low: float, high: float, count: int, kind: Ladder = "exponential") -> list[float]:

@@ -400,7 +400,7 @@ class Rehearsal:
         """
         with self._leaving_no_trace():
             run, _ = self._begun(self._places(SMALLEST_GANG, crowds), None)
-            _, *times = call_seconds(partial(run.evaluate, "range_test"), synchronizer(self.device), 3)
+            _, *times = call_seconds(partial(run.evaluate, "range_test"), synchronizer(self.device), 2, GANG_SECONDS[0])
         return min(times) / SMALLEST_GANG
 
     def compiled(self, size: int) -> tuple[float, str]:

@@ -25,8 +25,9 @@ from lrsearch.conductor import (
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.engine import GangRequest, prepare_all
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError
-from lrsearch.interfaces import RANGE_TEST_EVALUATIONS, Executor, Observer, SharesTests, Strategy
+from lrsearch.interfaces import Executor, Observer, SharesTests, Strategy
 from lrsearch.probing import start_executor
+from lrsearch.range_test import evaluation_count
 from lrsearch.schedules import plan_schedule
 from lrsearch.storage.mirror_process import MirrorProcess
 from lrsearch.storage.store import Store, StudyRow
@@ -434,7 +435,7 @@ def forecast(config: StudyConfig) -> Forecast:
         test_seconds, tests = 0.0, 0
         if test is not None:
             rungs = range_test_steps(test, prepared.facts.steps_per_epoch)
-            test_seconds = rungs * probe.step_seconds + RANGE_TEST_EVALUATIONS * probe.range_test_seconds
+            test_seconds = rungs * probe.step_seconds + evaluation_count(rungs) * probe.range_test_seconds
             tests = trials[key] - len(config.seeds)
         seconds[key] = (trials[key] - tests) * train_seconds + tests * test_seconds
     return Forecast(

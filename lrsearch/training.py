@@ -36,7 +36,6 @@ from lrsearch.errors import LrsearchError, MissingExtraError, StorageError, Usag
 from lrsearch.interfaces import (
     BLOCK_STEPS,
     PROBE_SHARE,
-    RANGE_TEST_EVALUATIONS,
     Channel,
     FitsMetric,
     HasOwnChance,
@@ -48,7 +47,7 @@ from lrsearch.interfaces import (
     Workload,
 )
 from lrsearch.plain_optimizer import plain_step, spare_dynamo
-from lrsearch.range_test import DivergenceStop, ladder
+from lrsearch.range_test import DivergenceStop, ladder, steps_between_evaluations
 from lrsearch.registry import lookup
 from lrsearch.restore import find_generators
 from lrsearch.schedules.plan import PlannedSchedule, plan_schedule
@@ -917,7 +916,7 @@ class Climb:
     """A range test under way: tell it of each step at the rising `rates`, and it says whether to take another.
 
     `take_losses` gives the losses of the steps since its last call, `evaluate` validation loss and metric; both are
-    asked for about RANGE_TEST_EVALUATIONS times. Whether to stop is looked at only then: nothing waits for the device
+    asked for about range_test.EVALUATIONS times. Whether to stop is looked at only then: nothing waits for the device
     at other steps.
     """
 
@@ -929,7 +928,7 @@ class Climb:
     ) -> None:
         self.rates = rates
         self._take_losses, self._evaluate = take_losses, evaluate
-        self._every = max(1, round(len(rates) / RANGE_TEST_EVALUATIONS))
+        self._every = steps_between_evaluations(len(rates))
         self._stop = DivergenceStop(len(rates))
         self._evaluations: dict[int, tuple[float | None, float | None]] = {}
         self._losses: list[float] = []

@@ -75,6 +75,13 @@ def set_item(holding: Holding, key: Any, value: Any) -> None:
     holding.held[key] = value
 
 
+class Answering(dict[str, Any]):
+    """Has something for every key, another thing each time."""
+
+    def get(self, key: str, default: object = None) -> Any:
+        return self.setdefault(key, object()) and object()
+
+
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Holding], object], Callable[[Holding], Any]]] = {
     "list": (lambda: [1], lambda one: one.held.append(2), lambda one: one.held),
     "deque": (lambda: deque([1], maxlen=1), lambda one: one.held.append(2), lambda one: list(one.held)),
@@ -133,6 +140,13 @@ def test_a_change_is_seen_and_put_back(kind: str) -> None:
 def generator() -> Iterator[int]:
     for number in range(5):  # noqa: UP028
         yield number
+
+
+def test_what_is_asked_for_in_a_dictionary_of_its_own_kind_is_no_change() -> None:
+    holding = Holding(Answering(a=1))
+    before = Contents(holding)
+    assert before.is_still()
+    assert holding.held == {"a": 1}
 
 
 @pytest.mark.parametrize("make", [itertools.count, generator], ids=["count", "generator"])

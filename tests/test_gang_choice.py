@@ -198,6 +198,23 @@ def test_range_tests_of_several_seeds_go_by_their_evaluations_too(
     assert (chosen.most_evaluations > 1) == pays
 
 
+def test_seeds_whose_evaluations_cannot_be_made_together_train_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metric is not asked before: it may take no few rows."""
+    draws = Choice("digits", {"batch_size": 64, "model": "mlp"})
+    metric = type(load(draws, torch.device("cpu"), 0)).metric
+
+    def drawing(*arguments: Any) -> float:
+        torch.rand(1)
+        return metric(*arguments)
+
+    monkeypatch.setattr(type(load(draws, torch.device("cpu"), 0)), "metric", drawing)
+    monkeypatch.setattr(Rehearsal, "seconds_per_member", lambda *_, **limits: 1e-9)
+    counts: dict[str, Any] = {"most": 2, "most_across": 4, "crowds": 2, "search_steps": 1000}
+    chosen = choose(draws, TrainingPlan(20, SGD, device="cpu"), 0, **counts)
+    assert (chosen.size, chosen.across) == (2, 1)
+    assert "draws chance" in chosen.reason_across
+
+
 def test_where_no_gang_across_seeds_saves_anything_the_choice_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gang_choice, "MUST_SAVE", 0.0)
     monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 0.0)

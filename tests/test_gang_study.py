@@ -264,7 +264,7 @@ def test_of_several_seeds_too_few_train_with_their_own_or_alone(tmp_path: Path) 
     }, "five range tests of two seeds are too few: the first seed's three train together, the others alone"
 
 
-@pytest.mark.parametrize(("most", "together"), [(0.75, {5}), (0.74, {3, 2})])  # 75 evaluations in 100 steps
+@pytest.mark.parametrize(("most", "together"), [(1.0, {5}), (0.99, {3, 2})])  # one after each of 100 steps
 def test_range_tests_whose_evaluations_are_too_many_train_with_those_of_their_own_seed(
     tmp_path: Path, most: float, together: set[int]
 ) -> None:

@@ -219,6 +219,9 @@ def test_the_faster_precision_is_chosen_and_known_the_next_time(
     [fast] = {"float32", "bfloat16"} - {slow}
     assert precision.faster_precision(*work, steps) == fast
     assert next(count) == taken
+    if taken == 4:
+        assert precision.faster_precision(*work, 800) == fast
+        assert next(count) == taken + 1 + 8, "what a short study has found is none of a longer one's business"
     monkeypatch.setattr(precision, "new_run", None)
     assert precision.faster_precision(*work, steps) == fast
 

@@ -18,10 +18,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from lrsearch.engine import run_trials
 from lrsearch.errors import DataError, MissingExtraError, UsageError, WorkloadError
 from lrsearch.optimizers import OPTIMIZERS as SETTINGS
+from lrsearch.range_test import evaluation_count
 from lrsearch.strategies.default_rate import USUAL_RATES
 from lrsearch.training import (
     LEARNING_RATE_FREE,
     OPTIMIZERS,
+    climb,
     optimizer_class,
     pick_device,
     prepare,
@@ -562,3 +564,15 @@ def test_large_tensors_find_the_memory_of_those_before_them() -> None:
         return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
 
     assert pages("kept") < pages("given back") / 2
+
+
+@pytest.mark.parametrize("steps", [20, 100, 112, 113, 187, 1000])
+def test_a_range_test_is_evaluated_as_often_as_is_said(steps: int) -> None:
+    rates, evaluated = [1e-4 + step * 1e-5 for step in range(steps)], []
+
+    def evaluate() -> tuple[float, float]:
+        evaluated.append(steps)
+        return 1.0, 0.5
+
+    climb(rates, lambda rate: None, list, evaluate)
+    assert len(evaluated) == evaluation_count(steps)
