@@ -152,6 +152,11 @@ def _module_rule(name: str, module: nn.Module) -> Rule:
         return _layer_norm(name, module)
     if isinstance(module, nn.Embedding) and not (module.max_norm or module.sparse or module.scale_grad_by_freq):
         return _embedding(name, module)
+    if isinstance(module, nn.PReLU):
+        weight = f"{name}.weight"
+        return lambda stacked, arguments, keywords: _prelu(
+            stacked, [*arguments, Value(Layout.STACKED, stacked.parameters[weight])], keywords
+        )
     if isinstance(module, (nn.Dropout, nn.Dropout2d)):
         return _dropout(module)
     if isinstance(module, nn.RNNBase) and module.proj_size == 0:
@@ -268,6 +273,20 @@ def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> Rule:
         return Value(Layout.STACKED, to_stacked(Value(Layout.FOLDED, outputs), stacked.count))
 
     return rule
+
+
+def _prelu(stacked: Copies, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    """Give each channel of (N, C, ...) its own slope; within vmap autocast would leave the slopes in float32."""
+    value, weight = arguments if len(arguments) == 2 and not keywords else (None, None)
+    if (
+        not (isinstance(value, Value) and isinstance(weight, Value) and weight.layout is Layout.STACKED)
+        or weight.tensor.ndim != 2
+        or value.tensor.ndim < (3 if value.layout is Layout.STACKED else 2)
+    ):
+        return _through_vmap(torch.prelu, stacked, arguments, keywords)
+    inputs = to_folded(value, stacked.count)
+    slopes = weight.tensor.expand(stacked.count, inputs.shape[1] // stacked.count)
+    return Value(Layout.FOLDED, torch.prelu(inputs, slopes.flatten()))
 
 
 def _layer_norm(name: str, module: nn.LayerNorm) -> Rule:
@@ -544,6 +563,8 @@ def function_rule(function: Callable[..., Any]) -> Rule:
         return _channel_by_channel(function)
     if function in (torch.flatten, torch.Tensor.flatten):
         return _flatten_call(function)
+    if function is torch.prelu:
+        return _prelu
     if function in (torch.Tensor.view, torch.Tensor.reshape, torch.reshape):
         return _reshape
     arithmetic = function in ARITHMETIC

@@ -207,6 +207,18 @@ class Gated(nn.Module):
         return self.last(F.relu6(self.last_norm(self.point(hidden))).amax((2, 3)))  # type: ignore[no-any-return]
 
 
+def test_slopes_train_together_in_bfloat16() -> None:
+    """Where they go through vmap, autocast does not see them."""
+
+    def sloped() -> nn.Module:
+        first, last = nn.Linear(8 * 14 * 14, 16), nn.Linear(16, 10)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.Flatten(), first, nn.PReLU(), last)
+
+    own = rehearsal(sloped, Images, precision="bfloat16")
+    assert own.check(1) == ""
+    assert own.check(2) == ""
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_steps_made_of_rounding_are_no_difference(scale: float) -> None:
     class Scaled(Images):

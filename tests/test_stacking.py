@@ -444,6 +444,20 @@ def images(*shape: int) -> torch.Tensor:
     return torch.randn(7, *shape, dtype=torch.float64)
 
 
+class Slopes(nn.Module):
+    """PReLU as a layer and as a function, of images and of one long row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.slopes, self.last = nn.Conv2d(1, 4, 3), nn.PReLU(4), nn.Linear(4, 5)
+        self.slope = nn.Parameter(torch.tensor([0.1]))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = F.prelu(self.slopes(self.first(inputs)), self.slope)
+        pooled = hidden.mean((2, 3)) - 0.1
+        return self.last(F.prelu(pooled.flatten(), self.slope).view_as(pooled))  # type: ignore[no-any-return]
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = {
     "mlp": (lambda: models.build("mlp", (1, 8, 8), 5), lambda: images(1, 8, 8)),
     "small_cnn": (lambda: models.build("small_cnn", (1, 8, 8), 5), lambda: images(1, 8, 8)),
@@ -471,6 +485,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = {
     **{name: (build, lambda: images(4, 6)) for name, build in ATTENTION_CASES.items()},
     **{name: (build, lambda: images(4, 6)) for name, build in RECURRENT_CASES.items()},
     "shapes": (Shapes, lambda: images(4, 6)),
+    "slopes of channels": (Slopes, lambda: images(1, 8, 8)),
+    "a slope of rows": (lambda: nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Linear(8, 5)), lambda: images(6)),
+    "slopes of what all share": (
+        lambda: nn.Sequential(nn.PReLU(6), nn.Linear(6, 8), nn.PReLU(8), nn.Linear(8, 5)),
+        lambda: images(6),
+    ),
     **{
         f"text, masked {mask}": (partial(Text, mask), lambda: torch.randint(11, (7, 4)))
         for mask in ("causal", "of each head", "of each row", "below", "with dropout")

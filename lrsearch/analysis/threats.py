@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from statistics import fmean, median
+from statistics import fmean
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.details import grid_orders
+from lrsearch.analysis.pace import held_up
 from lrsearch.analysis.searches import searches, tests_once
 from lrsearch.analysis.strip import EXCLUSIVE_BELOW, busy_with_others, package_versions
 from lrsearch.analysis.summary import StudySummary
@@ -15,7 +16,6 @@ from lrsearch.analysis.target import meets
 from lrsearch.trial import StudyRecord
 
 EDGE_SHARE = 0.5
-STEP_TIME_RATIO = 1.5  # assumed: trials differ in their rates alone, so that their steps should take equally long
 ORDER_RATIO = 1.3  # the ratio that power notes are about
 
 
@@ -121,30 +121,14 @@ def _edges(summary: StudySummary) -> Iterator[str]:
             )
 
 
-def step_time_ratio(record: StudyRecord) -> float:
-    """Return the most by which a trial's seconds per training step exceed the median of its like; 1 where none do.
-
-    Alike are completed trials of one optimizer and batch size.
-    """
-    paces: dict[tuple[str, int | None], list[float]] = {}
-    for trial in record.trials:
-        result, proposal = trial.result, trial.proposal
-        if trial.stage == "train" and trial.status == "completed" and result and result.train_steps:
-            optimizer = (
-                proposal.optimizer.name if proposal.optimizer else record.config["training"]["optimizer"]["name"]
-            )
-            size = proposal.batch_size or (record.facts.batch_size if record.facts else None)
-            pace = result.phase_seconds.get("train", 0.0) / result.train_steps
-            paces.setdefault((optimizer, size), []).append(pace)
-    return max((max(alike) / median(alike) for alike in paces.values() if median(alike) > 0), default=1.0)
-
-
 def _records(record: StudyRecord) -> Iterator[str]:
-    ratio = step_time_ratio(record)
-    if ratio > STEP_TIME_RATIO:
+    count, ratio = held_up(record)
+    if count:
+        up_to, them = ("", "it") if count == 1 else ("up to ", "them")
         yield (
-            f"One trial took {wording.times(ratio)} the median time per training step of trials like it: something "
-            "held it up, such as another program, and costs carry that noise."
+            f"{wording.counted(count, 'trial').capitalize()} took {up_to}{wording.times(ratio)} the median time per "
+            f"training step of trials like {them}: something held {them} up, such as another program, and costs carry "
+            "that noise."
         )
     busy = busy_with_others(record)
     if busy is not None and busy >= EXCLUSIVE_BELOW:

@@ -71,6 +71,8 @@ class Terms:
     """`processor seconds` or `device seconds`."""
     within: Interval
     """Between which values the metric can lie."""
+    unlike: float | None = None
+    """How many times what trials that trained together are charged for a step those alone took, if far from once."""
 
     @property
     def goal(self) -> str:
@@ -144,9 +146,16 @@ def _cost_claim(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> 
     grade = _cost_grade(rival, clr, ratio, speed_up(rival.outcomes, clr.outcomes, confidence=together))
     direction = 0 if grade in ("not distinguished", "not shown") else 1 if ratio.value > 1 else -1
     restarts = " (expected with restarts)" if _missed(clr, rival) else ""
+    why = ""
+    if terms.unlike is not None:
+        direction, grade = 0, "not shown"
+        why = (
+            ", as trials that trained together are charged by steps timed before the study, and in it a step alone "
+            f"took {wording.times(terms.unlike)} as long: the machine was not equally fast"
+        )
     sentence = (
         f"{terms.goal}: {_cost(clr, terms)} with {clr.key} and {_cost(rival, terms)} with the cheapest search over "
-        f"rates, {rival.key}{restarts}; {_ratio_text(ratio)}: {grade}."
+        f"rates, {rival.key}{restarts}; {_ratio_text(ratio)}: {grade}{why}."
     )
     return Claim(rival.key, direction, grade, sentence)
 
@@ -257,7 +266,9 @@ def _headline(clr: WaySummary, cost: Claim, accuracy: Claim, terms: Terms) -> st
         -1: f"costs more{goal} than the cheapest search over rates",
         0: f"is not distinguished in cost{goal} from the cheapest search over rates",
     }[cost.direction]
-    if cost.grade == "not shown":
+    if terms.unlike is not None:
+        cost_words = "is not judged by its cost, as the machine was not equally fast for trials alone and together"
+    elif cost.grade == "not shown":
         cost_words = "did not reach the target, and neither did any search over rates"
     accuracy_words = {
         1: f"has a better test {terms.metric} than the best of them",

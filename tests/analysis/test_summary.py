@@ -346,10 +346,11 @@ def test_a_device_that_others_used_meanwhile_is_held_against_the_costs() -> None
     quiet = threats(record, summarise(record))
     slow = study([(80.0, 0.97, 0.96), *ways_of()[1:]], ways_of())
     disturbed = threats(slow, summarise(slow))
-    assert not any("held it up" in threat for threat in quiet)
-    assert any("took 7.9× the median time per training step of trials like it" in threat for threat in disturbed)
+    assert not any("per training step" in threat for threat in quiet)
+    told = "2 trials took up to 7.9× the median time per training step of trials like them: something held them up"
+    assert any(threat.startswith(told) for threat in disturbed)
     unlike = replace(slow, trials=tuple(map(with_adagrad_if_slow, slow.trials)))
-    assert not any("held it up" in threat for threat in threats(unlike, summarise(unlike))), "its step is another one"
+    assert not any("per training step" in threat for threat in threats(unlike, summarise(unlike))), "another step"
 
 
 def with_adagrad_if_slow(trial: TrialRecord) -> TrialRecord:
@@ -430,3 +431,27 @@ def test_nodes_of_a_cluster_are_a_threat() -> None:
     spread = replace(record, config={**record.config, "executor": {"name": "ray", "slots": 3}})
     [new] = set(threats(spread, summarise(spread))) - set(threats(record, summarise(record)))
     assert new.startswith("Trials ran on 3 slots of a Ray cluster: nodes may differ in speed")
+
+
+def charged_by(record: StudyRecord, factor: float) -> StudyRecord:
+    """Return the study as if its searches' trials had trained together, a step alone timed so much slower before."""
+    trials = []
+    for trial in record.trials:
+        result = some(trial.result)
+        if trial.strategy != "clr":
+            seconds = {phase: factor * spent for phase, spent in result.phase_seconds.items()}
+            trial = replace(trial, result=replace(result, gang_size=2, phase_seconds=seconds))
+        trials.append(trial)
+    return replace(record, trials=tuple(trials))
+
+
+@pytest.mark.parametrize(("factor", "ratio"), [(1.0, None), (1.4, None), (2.0, "0.50×"), (0.2, "5.0×")])
+def test_a_machine_that_was_not_equally_fast_for_trials_alone_and_together_has_no_cost_verdict(
+    factor: float, ratio: str | None
+) -> None:
+    verdict = summarise(charged_by(study(ways_of(), ways_of()), factor)).verdict
+    assert ("not equally fast" in verdict.headline) == (ratio is not None)
+    assert ("not equally fast" in verdict.sentences[0]) == (ratio is not None)
+    if ratio:
+        assert verdict.grade == "not shown"
+        assert f"a step alone took {ratio} as long" in verdict.sentences[0]
