@@ -201,18 +201,19 @@ def run_study(
 ) -> None:
     """Run a study, or continue it where it stopped, and write its report."""
     from lrsearch import ahead
-    from lrsearch.config import load_study
+    from lrsearch.config import load_study, placed
     from lrsearch.probing import likely_environment
 
     config = load_study(file)
     if device is not None:
         config = config.on_device(device)
     if dry_run:
-        _show_forecast(config, as_json)
+        with placed(file):
+            _show_forecast(config, as_json)
         return
     page = report or Path("reports") / f"{config.name}.html"
     _check_writable(page)
-    with ahead.ended_at_last():
+    with ahead.ended_at_last(), placed(file):
         ahead.begin(likely_environment(config))
         record = _run(config, database, page, extend=extend, fresh=fresh)
     if as_json:
@@ -327,14 +328,15 @@ def range_test(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, at the end.")] = False,
 ) -> None:
     """Run only a study's range test, and show its curve and bounds; nothing is stored."""
-    from lrsearch.config import load_study
+    from lrsearch.config import load_study, placed
     from lrsearch.range_test_run import as_document, description, run_range_test, write_page
 
     _forget_passwords()
     config, images = load_study(file), _images(png)
     page = output or Path("reports") / f"{config.name}-range-test.html"
     _check_writable(page, "--output")
-    run = run_range_test(config, way=way, repeats=repeats, tell=lambda line: typer.echo(line, err=True))
+    with placed(file):
+        run = run_range_test(config, way=way, repeats=repeats, tell=lambda line: typer.echo(line, err=True))
     write_page(run, page)
     for kind, path in images.items():
         from lrsearch.images import write_images
@@ -357,11 +359,13 @@ def probe(
 
     from rich.table import Table
 
-    from lrsearch.config import load_study
+    from lrsearch.config import load_study, placed
     from lrsearch.probing import survey
 
     _forget_passwords()
-    found = survey(load_study(file))
+    config = load_study(file)
+    with placed(file):
+        found = survey(config)
     if as_json:
         _print_json({**asdict(found), "best": asdict(found.best), "exit_code": 0})
         return

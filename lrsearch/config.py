@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache, partial
@@ -484,6 +485,19 @@ def load_study(path: str | Path) -> StudyConfig:
         raise file.error(file.problems)
     config._folder = file.path.absolute().parent
     return config
+
+
+@contextmanager
+def placed(path: str | Path) -> Iterator[None]:
+    """Let an error that begins with a key of the study file, such as "target.metric must be", say where that stands."""
+    try:
+        yield
+    except LrsearchError as error:
+        named = re.match(r"(\w+(?:\.\w+)+)[: ]", str(error))
+        keys = [int(key) if key.isdigit() else key for key in named[1].split(".")] if named else []
+        if keys and (position := read_yaml(Path(path)).position_of(keys)):
+            error.args = (f"{path}:{position.line}:{position.column}: {error}",)
+        raise
 
 
 def from_resolved(values: Mapping[str, Any]) -> StudyConfig:

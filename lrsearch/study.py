@@ -301,6 +301,11 @@ def prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Prepara
         raise UsageError(
             f"target.metric must be {metric!r}, which the workload measures, got {config.target.metric!r}."
         )
+    is_share = metric == "accuracy" and prepared.facts.chance is not None
+    if config.target is not None and is_share and config.target.value > 1:
+        raise UsageError(
+            f"target.value must be at most 1, as accuracy is a share, got {config.target.value:g}: give 0.95 for 95 %."
+        )
     return prepared
 
 

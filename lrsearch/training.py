@@ -112,6 +112,7 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int, *, evaluates: b
         run = new_run(loaded, training, device, seed)
         for _ in range(2):
             run.step(0.0)
+        losses = run.take_losses()
         wait()
         ready = time.perf_counter()
         if evaluates:
@@ -119,6 +120,11 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int, *, evaluates: b
         wait()
         validation_seconds = time.perf_counter() - ready if evaluates else 0.0
         del run
+        if not any(map(math.isfinite, losses)):
+            raise WorkloadError(
+                f"The loss of the first batches must be a number, got {losses[0]} before any weight has changed: look "
+                "for nan in the data, at the loss function, and at the model's first weights."
+            )
         if training.compile == "graphs":
             check_graphs(loaded, training, device, seed)
     except LrsearchError:

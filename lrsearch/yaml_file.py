@@ -62,6 +62,10 @@ class YamlFile:
         """Return where the key at `path` is written; list items have none and give the value's position."""
         return self._keys.get(tuple(path)) or self.value_position(path)
 
+    def position_of(self, path: Sequence[str | int]) -> Position | None:
+        """Return where the value at `path` begins; None where there is none."""
+        return self._values.get(tuple(path))
+
     def error(self, problems: Sequence[Problem]) -> StudyFileError:
         """Return the exception that names all problems in file order, one a line."""
         return StudyFileError("\n".join(_located(self.path, problem) for problem in sorted(set(problems))))

@@ -105,6 +105,24 @@ def test_reading_results_never_imports_torch(copied: Path, command: list[str]) -
     assert answer.stderr.split() == []
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "place", "told"),
+    [
+        ("value: 0.05", "value: 95", "10:35", "target.value must be at most 1"),
+        ("metric: accuracy", "metric: loss", "10:18", "target.metric must be 'accuracy'"),
+        ("device: cpu", "device: cpu\n  groups: [{pattern: no}]", "8:22", "training.groups.0.pattern 'no' matches no"),
+    ],
+)
+def test_what_shows_only_when_a_study_is_prepared_names_its_place_too(
+    tmp_path: Path, old: str, new: str, place: str, told: str
+) -> None:
+    for command in ("run-study", "probe") if "training" in told else ("run-study",):
+        answer = lrsearch(tmp_path, command, write(tmp_path, STUDY.replace(old, new)))
+        assert answer.returncode == 2
+        assert f"study.yaml:{place}: {told}" in answer.stderr
+        assert "Traceback" not in answer.stderr
+
+
 OWN_MODEL = """
 import atexit, ctypes, torch
 LOG = open("log.txt", "w")

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from sklearn.metrics import f1_score, mean_absolute_error
 
 from lrsearch.errors import WorkloadError
+from lrsearch.training import prepare
+from lrsearch.trial import Choice, TrainingPlan
 from lrsearch.workloads.callable import CallableWorkload
 from tests.workloads.contract import ClassificationContract, WorkloadContract, epoch, load, whole
 
@@ -299,6 +301,14 @@ def net():
         load(workload, seed).build_model()
     assert calls.count("data") == 1
     assert calls.count("model") == models + 3
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_loss_that_is_no_number_from_the_start_is_told_before_any_trial(make: Make, number: str) -> None:
+    source = f"def no_number(outputs, targets):\n    return outputs.square().sum() * float('{number}')\n"
+    settings = make(source, loss="no_number").model_dump(exclude_none=True, exclude={"name"})
+    with pytest.raises(WorkloadError, match=f"must be a number, got {number} before any weight has changed"):
+        prepare(Choice("callable", settings), TrainingPlan(1.0, Choice("sgd", {}), device="cpu"), 0)
 
 
 def test_a_python_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
