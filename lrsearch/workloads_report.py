@@ -103,7 +103,7 @@ def _lost(summaries: Sequence[StudySummary]) -> list[str]:
                 lines.append(f"{name}: {way.key} reached the target, the CLR run never did.")
             else:
                 firm = ratio.high is not None and ratio.high < 1
-                words = "its 95 % interval leaves out 1" if firm else "its 95 % interval does not leave out 1"
+                words = "its 95 % interval leaves out 1" if firm else "not distinguished, as its 95 % interval holds 1"
                 lines.append(f"{name}: {way.key} cost {wording.times(ratio.value)} the CLR run's; {words}.")
     return lines
 

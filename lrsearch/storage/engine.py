@@ -44,13 +44,13 @@ def parse_url(url: str) -> URL:
         parsed = sa.make_url(url)
     except ArgumentError:  # its message may hold a password
         raise UsageError(
-            "A storage is written sqlite:///lrsearch.db or postgresql://user@host/database; this one cannot be read."
+            "A database is written sqlite:///lrsearch.db or postgresql://user@host/database; this one cannot be read."
         ) from None
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg", password=parsed.password or _password_from_file())
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise UsageError(
-            f"A storage is sqlite:///lrsearch.db or postgresql://user@host/database, got {display_url(url)}."
+            f"A database is sqlite:///lrsearch.db or postgresql://user@host/database, got {display_url(url)}."
         )
     if parsed.database in (None, "", ":memory:"):
         raise UsageError("SQLite in memory would be lost at exit: name a file, as in sqlite:///lrsearch.db.")
