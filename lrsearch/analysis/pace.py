@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-from lrsearch.trial import StudyRecord
+from lrsearch.trial import StudyRecord, TrialRecord
 
 STEP_TIME_RATIO = 1.5  # assumed: trials differ in their rates alone, so that their steps should take equally long
 
@@ -23,16 +23,18 @@ class Paces:
 def paces(record: StudyRecord) -> Mapping[tuple[str, int | None], Paces]:
     found: dict[tuple[str, int | None], Paces] = {}
     for trial in record.trials:
-        result, proposal = trial.result, trial.proposal
+        result = trial.result
         if trial.stage == "train" and trial.status == "completed" and result and result.train_steps:
-            optimizer = (
-                proposal.optimizer.name if proposal.optimizer else record.config["training"]["optimizer"]["name"]
-            )
-            size = proposal.batch_size or (record.facts.batch_size if record.facts else None)
-            own = found.setdefault((optimizer, size), Paces())
+            own = found.setdefault(_kind(record, trial), Paces())
             seconds = result.phase_seconds.get("train", 0.0) / result.train_steps
             (own.together if result.gang_size > 1 else own.alone).append(seconds)
     return found
+
+
+def _kind(record: StudyRecord, trial: TrialRecord) -> tuple[str, int | None]:
+    own, size = trial.proposal.optimizer, trial.proposal.batch_size
+    optimizer = own.name if own else record.config["training"]["optimizer"]["name"]
+    return optimizer, size or (record.facts.batch_size if record.facts else None)
 
 
 def held_up(record: StudyRecord) -> tuple[int, float]:
@@ -46,15 +48,22 @@ def held_up(record: StudyRecord) -> tuple[int, float]:
     return sum(ratio > STEP_TIME_RATIO for ratio in ratios), max(ratios, default=1.0)
 
 
-def unlike_reference(record: StudyRecord) -> float | None:
-    """Return how many times what trials together are charged for a step those alone took, where that is far from once.
+def inflation(record: StudyRecord) -> Mapping[str, float]:
+    """Return for each way what it is charged over what it would be, were its trials alone charged as those together.
 
-    Then the machine was faster or slower while the study ran than just before, and only those alone show it.
+    Trials that trained together are charged by what a step took before the study, those alone by what theirs took in
+    it. Where the machine was slower or faster by then, only the latter show it.
     """
-    ratios = [
-        median(own.alone) / median(own.together)
-        for own in paces(record).values()
-        if own.alone and own.together and median(own.together) > 0
-    ]
-    furthest = max(ratios, key=lambda ratio: max(ratio, 1 / ratio) if ratio else 0.0, default=1.0)
-    return furthest if furthest > STEP_TIME_RATIO or 0 < furthest < 1 / STEP_TIME_RATIO else None
+    ratios = {
+        kind: median(own.alone) / median(own.together)
+        for kind, own in paces(record).items()
+        if own.alone and own.together and median(own.alone) > 0 and median(own.together) > 0
+    }
+    charged, alike = dict.fromkeys(record.strategies, 0.0), dict.fromkeys(record.strategies, 0.0)
+    for trial in record.trials:
+        is_alone = trial.result is not None and trial.result.gang_size == 1
+        charged[trial.strategy] += trial.charged_device_seconds
+        alike[trial.strategy] += trial.charged_device_seconds / (
+            ratios.get(_kind(record, trial), 1.0) if is_alone else 1
+        )
+    return {key: charged[key] / alike[key] if alike[key] else 1.0 for key in charged}

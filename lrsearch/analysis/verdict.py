@@ -13,8 +13,8 @@ most accurate. A claim is graded by intervals of whole searches (compare.py):
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, variance
 from typing import Literal
 
@@ -33,6 +33,7 @@ from lrsearch.analysis.way_summary import WaySummary
 
 Grade = Literal["shown", "suggested", "not distinguished", "not shown"]
 FEWEST_TO_SHOW = 5  # assumed: below, a t interval hangs on costs being normal, which nobody can check on so few
+MOST_DISTORTION = 1.3  # the ratio that power notes are about
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Claim:
     """1: the CLR run is better; -1: worse; 0: not distinguished."""
     grade: Grade
     sentence: str
+    is_distorted: bool = False
+    """Whether the machine was not equally fast for the trials of both."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ class Terms:
     """`processor seconds` or `device seconds`."""
     within: Interval
     """Between which values the metric can lie."""
-    unlike: float | None = None
-    """How many times what trials that trained together are charged for a step those alone took, if far from once."""
+    inflation: Mapping[str, float] = field(default_factory=dict)
+    """By way, how many times dearer its trials alone make it than charged like those together: see pace.py."""
 
     @property
     def goal(self) -> str:
@@ -146,18 +149,18 @@ def _cost_claim(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> 
     grade = _cost_grade(rival, clr, ratio, speed_up(rival.outcomes, clr.outcomes, confidence=together))
     direction = 0 if grade in ("not distinguished", "not shown") else 1 if ratio.value > 1 else -1
     restarts = " (expected with restarts)" if _missed(clr, rival) else ""
-    why = ""
-    if terms.unlike is not None:
+    why, distortion = "", terms.inflation.get(clr.key, 1.0) / terms.inflation.get(rival.key, 1.0)
+    if max(distortion, 1 / distortion) > MOST_DISTORTION:
         direction, grade = 0, "not shown"
         why = (
-            ", as trials that trained together are charged by steps timed before the study, and in it a step alone "
-            f"took {wording.times(terms.unlike)} as long: the machine was not equally fast"
+            ", as trials that trained together are charged by steps timed before the study and those alone by what they "
+            f"took in it, when the machine was not equally fast: priced alike it would be {distortion:.2g} times that"
         )
     sentence = (
         f"{terms.goal}: {_cost(clr, terms)} with {clr.key} and {_cost(rival, terms)} with the cheapest search over "
         f"rates, {rival.key}{restarts}; {_ratio_text(ratio)}: {grade}{why}."
     )
-    return Claim(rival.key, direction, grade, sentence)
+    return Claim(rival.key, direction, grade, sentence, is_distorted=bool(why))
 
 
 def _cost_grade(rival: WaySummary, clr: WaySummary, alone: Ratio, together: Ratio) -> Grade:
@@ -266,7 +269,7 @@ def _headline(clr: WaySummary, cost: Claim, accuracy: Claim, terms: Terms) -> st
         -1: f"costs more{goal} than the cheapest search over rates",
         0: f"is not distinguished in cost{goal} from the cheapest search over rates",
     }[cost.direction]
-    if terms.unlike is not None:
+    if cost.is_distorted:
         cost_words = "is not judged by its cost, as the machine was not equally fast for trials alone and together"
     elif cost.grade == "not shown":
         cost_words = "did not reach the target, and neither did any search over rates"
