@@ -153,8 +153,8 @@ def _cost_claim(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> 
     if max(distortion, 1 / distortion) > MOST_DISTORTION:
         direction, grade = 0, "not shown"
         why = (
-            ", as trials that trained together are charged by steps timed before the study and those alone by what they "
-            f"took in it, when the machine was not equally fast: priced alike it would be {distortion:.2g} times that"
+            ", as trials that trained together are charged by steps timed before the study and those alone by theirs, "
+            f"and the machine was not equally fast: priced alike it would be {distortion:.2g} times that"
         )
     sentence = (
         f"{terms.goal}: {_cost(clr, terms)} with {clr.key} and {_cost(rival, terms)} with the cheapest search over "
