@@ -161,12 +161,12 @@ class Solo:
 def call_seconds(
     work: Callable[[], object], wait: Callable[[], None], fewest: int, seconds: float = 0.0, most: float = math.inf
 ) -> list[float]:
-    """Return the seconds of each of some calls, `fewest` at least and more, but no more than `most`, until they have
-    taken `seconds` together.
+    """Return the seconds of each of some calls, `fewest` at least and more, but no more than `most`, while another one
+    like the last fits into `seconds` together.
     """
     found: list[float] = []
     wait()
-    while len(found) < fewest or (len(found) < most and sum(found) < seconds):
+    while len(found) < fewest or (len(found) < most and sum(found) + sum(found[-1:]) < seconds):
         began = time.perf_counter()
         work()
         wait()
