@@ -98,11 +98,17 @@ def reason_not_to_judge(
     if not finished:
         done, planned = sum(row.searches_done for row in rows), sum(row.searches_planned for row in rows)
         return f"the study is unfinished ({done} of {planned} searches done); the same command continues it."
-    fewest = min(len(row.outcomes) for row in (clr, *rivals))
-    if fewest < 2:
-        return f"with n = {fewest} search per way there is no spread to judge by; add seeds and use --extend."
-    if min(row.models for row in (clr, *rivals)) < 2:
-        return "a way gave fewer than two models, so its accuracy has no spread."
+    count = min(len(row.outcomes) for row in (clr, *rivals))
+    if count < 2:
+        return f"with n = {count} search per way there is no spread to judge by; add seeds and use --extend."
+    fewest = min((clr, *rivals), key=lambda row: row.models)
+    if fewest.models < 2:
+        searches = wording.counted(fewest.searches_done, "search", "searches")
+        models = wording.counted(fewest.models, "model")
+        return (
+            f"{searches} of {fewest.key} gave {models} with a metric that is a number, which is no spread to judge by; "
+            "what became of its trials says why."
+        )
     return None
 
 

@@ -464,3 +464,16 @@ def test_few_trials_that_were_held_up_take_no_verdict() -> None:
         for trial in record.trials
     ]
     assert "not equally fast" not in summarise(replace(record, trials=tuple(trials))).verdict.headline
+
+
+def test_a_way_whose_metrics_are_no_numbers_is_named() -> None:
+    record = study(ways_of(), ways_of())
+    trials = [
+        replace(trial, result=replace(some(trial.result), validation_metric=None, curve=()))
+        if trial.strategy == "random"
+        else trial
+        for trial in record.trials
+    ]
+    verdict = summarise(replace(record, trials=tuple(trials))).verdict
+    assert verdict.grade == "not shown"
+    assert "5 searches of random gave 0 models with a metric that is a number" in verdict.headline
