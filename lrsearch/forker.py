@@ -30,9 +30,8 @@ LONGEST_REQUEST = 65_536
 def main() -> NoReturn:
     requests = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    import_at_rest(
-        "lrsearch.gang_choice"
-    )  # what is there now is shared with the workers, as long as nobody writes to it
+    # What is there from now on is shared with the workers, as long as nobody writes to it.
+    import_at_rest("lrsearch.gang_choice")
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)

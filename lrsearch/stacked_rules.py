@@ -153,10 +153,7 @@ def _module_rule(name: str, module: nn.Module) -> Rule:
     if isinstance(module, nn.Embedding) and not (module.max_norm or module.sparse or module.scale_grad_by_freq):
         return _embedding(name, module)
     if isinstance(module, nn.PReLU):
-        weight = f"{name}.weight"
-        return lambda stacked, arguments, keywords: _prelu(
-            stacked, [*arguments, Value(Layout.STACKED, stacked.parameters[weight])], keywords
-        )
+        return _slopes(name, module)
     if isinstance(module, (nn.Dropout, nn.Dropout2d)):
         return _dropout(module)
     if isinstance(module, nn.RNNBase) and module.proj_size == 0:
@@ -235,9 +232,9 @@ def _convolution(name: str, module: nn.Conv2d) -> Rule:
         if value.layout is Layout.SHARED and module.groups == 1:
             outputs = F.conv2d(value.tensor, weight, bias, *shape)
         else:
-            folded, settings = to_folded(value, stacked.count), (*shape, stacked.count * module.groups)
-            alone = stacked.count == 1
-            outputs = (F.conv2d if alone else partial(convolve, F.conv2d))(folded, weight, bias, *settings)
+            function: Callable[..., Any] = F.conv2d if stacked.count == 1 else partial(convolve, F.conv2d)
+            folded = to_folded(value, stacked.count)
+            outputs = function(folded, weight, bias, *shape, stacked.count * module.groups)
         return Value(Layout.FOLDED, outputs)
 
     return rule
@@ -271,6 +268,17 @@ def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> Rule:
         if outputs.ndim > 2:
             return Value(Layout.FOLDED, outputs)
         return Value(Layout.STACKED, to_stacked(Value(Layout.FOLDED, outputs), stacked.count))
+
+    return rule
+
+
+def _slopes(name: str, module: nn.PReLU) -> Rule:
+    by_vmap = _any_module(name, module)
+
+    def rule(stacked: Copies, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        if keywords:
+            return by_vmap(stacked, arguments, keywords)
+        return _prelu(stacked, [*arguments, Value(Layout.STACKED, stacked.parameters[f"{name}.weight"])], {})
 
     return rule
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsearch import ahead, checkpoint
+from lrsearch.analysis.searches import KNOWN_RANGES
 from lrsearch.conductor import (
     Conductor,
     Search,
@@ -301,12 +302,20 @@ def prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Prepara
         raise UsageError(
             f"target.metric must be {metric!r}, which the workload measures, got {config.target.metric!r}."
         )
-    is_share = metric == "accuracy" and prepared.facts.chance is not None
-    if config.target is not None and is_share and config.target.value > 1:
-        raise UsageError(
-            f"target.value must be at most 1, as accuracy is a share, got {config.target.value:g}: give 0.95 for 95 %."
-        )
+    if config.target is not None and config.workload_choice().settings.get("metric") is None:  # which may be in percent
+        _check_target(config.target.value, prepared.facts)
     return prepared
+
+
+def _check_target(value: float, facts: WorkloadFacts) -> None:
+    """Raise UsageError for a target that the metric cannot reach; of one whose range nobody knows nothing is said."""
+    known, chance = KNOWN_RANGES.get(facts.metric), facts.chance
+    if known is None or chance is None or not known.low <= chance <= known.high:
+        return
+    if not known.low <= value <= known.high:
+        bound = f"at most {known.high:g}" if value > known.high else f"at least {known.low:g}"
+        hint = ": give 0.95 for 95 %" if known.high == 1 < value else ""
+        raise UsageError(f"target.value must be {bound}, beyond which {facts.metric} never lies, got {value:g}{hint}.")
 
 
 def _variants(config: StudyConfig) -> list[tuple[Choice, TrainingPlan]]:

@@ -113,6 +113,11 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int, *, evaluates: b
         for _ in range(2):
             run.step(0.0)
         losses = run.take_losses()
+        if not any(map(math.isfinite, losses)):
+            raise WorkloadError(
+                f"The loss of the first batches must be a number, got {losses[0]} before any weight has changed: look "
+                "for nan in the data, at the loss function, and at the model's first weights."
+            )
         wait()
         ready = time.perf_counter()
         if evaluates:
@@ -120,11 +125,6 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int, *, evaluates: b
         wait()
         validation_seconds = time.perf_counter() - ready if evaluates else 0.0
         del run
-        if not any(map(math.isfinite, losses)):
-            raise WorkloadError(
-                f"The loss of the first batches must be a number, got {losses[0]} before any weight has changed: look "
-                "for nan in the data, at the loss function, and at the model's first weights."
-            )
         if training.compile == "graphs":
             check_graphs(loaded, training, device, seed)
     except LrsearchError:
@@ -252,6 +252,7 @@ def _share_of_a_step(loaded: LoadedWorkload, training: TrainingPlan, device: tor
 
 
 TIMED_BLOCKS = 4
+"""The first of which is not counted."""
 
 
 def step_seconds(

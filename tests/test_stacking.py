@@ -453,7 +453,7 @@ class Slopes(nn.Module):
         self.slope = nn.Parameter(torch.tensor([0.1]))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        hidden = F.prelu(self.slopes(self.first(inputs)), self.slope)
+        hidden = F.prelu(self.slopes(input=self.slopes(self.first(inputs))), self.slope)
         pooled = hidden.mean((2, 3)) - 0.1
         return self.last(F.prelu(pooled.flatten(), self.slope).view_as(pooled))  # type: ignore[no-any-return]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -303,6 +304,38 @@ def test_a_target_that_the_workload_does_not_measure_is_refused(write: Write, st
     path = write()
     path.write_text(path.read_text().replace("metric: accuracy", "metric: acuracy"))
     with pytest.raises(UsageError, match=r"'accuracy'.*'acuracy'"):
+        run_study(config(path), store, observer=Quiet())
+
+
+IN_PERCENT = """
+import torch
+
+def data():
+    inputs = torch.randn(80, 3, generator=torch.Generator().manual_seed(0))
+    return (inputs[:64], (inputs[:64, 0] > 0).long()), (inputs[64:], (inputs[64:, 0] > 0).long())
+
+def model():
+    return torch.nn.Linear(3, 2)
+
+def accuracy(outputs, targets):
+    return 100 * (outputs.argmax(1) == targets).float().mean()
+"""
+
+
+@pytest.mark.parametrize("chance", ["", ", chance: 1.0"])
+def test_a_target_in_percent_is_one_of_a_metric_of_the_users_own(
+    write: Write, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chance: str
+) -> None:
+    (tmp_path / "in_percent.py").write_text(IN_PERCENT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    functions = "model: 'in_percent:model', data: 'in_percent:data', batch_size: 8"
+    own = "metric: 'in_percent:accuracy', higher_is_better: true" + chance
+    path = write(workload=f"{{name: callable, {functions}, {own}}}")
+    path.write_text(re.sub(r"value: [0-9.]+", "value: 60", path.read_text()))
+    assert run_study(config(path), store, observer=Quiet()).finished
+    path = write(workload=f"{{name: callable, {functions}}}", name="share")
+    path.write_text(re.sub(r"value: [0-9.]+", "value: 60", path.read_text()))
+    with pytest.raises(UsageError, match="at most 1, beyond which accuracy never lies, got 60"):
         run_study(config(path), store, observer=Quiet())
 
 

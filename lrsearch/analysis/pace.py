@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
+from lrsearch.analysis.once import once_per_record
+from lrsearch.analysis.power import RATIO_WORTH_KNOWING
 from lrsearch.trial import StudyRecord, TrialRecord
 
 STEP_TIME_RATIO = 1.5  # assumed: trials differ in their rates alone, so that their steps should take equally long
@@ -48,12 +50,21 @@ def held_up(record: StudyRecord) -> tuple[int, float]:
     return sum(ratio > STEP_TIME_RATIO for ratio in ratios), max(ratios, default=1.0)
 
 
-def inflation(record: StudyRecord) -> Mapping[str, float]:
-    """Return for each way what it is charged over what it would be, were its trials alone charged as those together.
+def distortion(record: StudyRecord, slow: str, fast: str) -> float | None:
+    """Return how many times the cost of one way over another's would be what it is, were all trials charged alike.
 
     Trials that trained together are charged by what a step took before the study, those alone by what theirs took in
-    it. Where the machine was slower or faster by then, only the latter show it.
+    it. Where the machine was slower or faster by then, only the latter show it. None where that makes no difference
+    that is worth knowing.
     """
+    inflated = _inflation(record)
+    found = inflated[fast] / inflated[slow]
+    return found if max(found, 1 / found) > RATIO_WORTH_KNOWING else None
+
+
+@once_per_record
+def _inflation(record: StudyRecord) -> Mapping[str, float]:
+    """Return for each way what it is charged over what it would be, were its trials alone charged as those together."""
     ratios = {
         kind: median(own.alone) / median(own.together)
         for kind, own in paces(record).items()
@@ -62,8 +73,7 @@ def inflation(record: StudyRecord) -> Mapping[str, float]:
     charged, alike = dict.fromkeys(record.strategies, 0.0), dict.fromkeys(record.strategies, 0.0)
     for trial in record.trials:
         is_alone = trial.result is not None and trial.result.gang_size == 1
+        ratio = ratios.get(_kind(record, trial), 1.0) if is_alone else 1.0
         charged[trial.strategy] += trial.charged_device_seconds
-        alike[trial.strategy] += trial.charged_device_seconds / (
-            ratios.get(_kind(record, trial), 1.0) if is_alone else 1
-        )
+        alike[trial.strategy] += trial.charged_device_seconds / ratio
     return {key: charged[key] / alike[key] if alike[key] else 1.0 for key in charged}

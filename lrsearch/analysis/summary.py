@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from lrsearch.analysis import wording
 from lrsearch.analysis.cost import DeviceModel, device_models, price_of
 from lrsearch.analysis.once import once_per_record
-from lrsearch.analysis.pace import inflation
 from lrsearch.analysis.searches import higher_is_better, metric_name, metric_range, target_value
 from lrsearch.analysis.verdict import Terms, Verdict, judge_ways
 from lrsearch.analysis.way_summary import WaySummary, summarise_ways
@@ -59,7 +58,6 @@ def summarise(record: StudyRecord) -> StudySummary:
         target_value(record),
         wording.seconds_noun(devices[0].kind if devices else None),
         metric_range(record),
-        inflation(record),
     )
     return StudySummary(
         name=record.name,

@@ -9,6 +9,7 @@ from statistics import fmean
 from lrsearch.analysis import wording
 from lrsearch.analysis.details import grid_orders
 from lrsearch.analysis.pace import held_up
+from lrsearch.analysis.power import RATIO_WORTH_KNOWING
 from lrsearch.analysis.searches import searches, tests_once
 from lrsearch.analysis.strip import EXCLUSIVE_BELOW, busy_with_others, package_versions
 from lrsearch.analysis.summary import StudySummary
@@ -16,7 +17,6 @@ from lrsearch.analysis.target import meets
 from lrsearch.trial import StudyRecord
 
 EDGE_SHARE = 0.5
-ORDER_RATIO = 1.3  # the ratio that power notes are about
 
 
 def threats(record: StudyRecord, summary: StudySummary) -> list[str]:
@@ -87,7 +87,7 @@ def _orders(record: StudyRecord) -> Iterator[str]:
     """A grid has no order of its own: the one that ran may have been lucky, or the opposite."""
     for key, orders in grid_orders(record).items():
         ran, expected = (fmean(getattr(one, name) for _, one in orders) for name in ("as_executed", "expected"))
-        if math.isfinite(ran) and max(ran / expected, expected / ran) > ORDER_RATIO:
+        if math.isfinite(ran) and max(ran / expected, expected / ran) > RATIO_WORTH_KNOWING:
             yield (
                 f"{key} reached the target after {wording.significant(ran)} s in the orders in which its points ran; "
                 f"over all orders the mean is {wording.significant(expected)} s. Its cost to target is partly luck."

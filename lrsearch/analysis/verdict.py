@@ -13,8 +13,8 @@ most accurate. A claim is graded by intervals of whole searches (compare.py):
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Literal
 
@@ -33,7 +33,6 @@ from lrsearch.analysis.way_summary import WaySummary
 
 Grade = Literal["shown", "suggested", "not distinguished", "not shown"]
 FEWEST_TO_SHOW = 5  # assumed: below, a t interval hangs on costs being normal, which nobody can check on so few
-MOST_DISTORTION = 1.3  # the ratio that power notes are about
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,6 @@ class Terms:
     """`processor seconds` or `device seconds`."""
     within: Interval
     """Between which values the metric can lie."""
-    inflation: Mapping[str, float] = field(default_factory=dict)
-    """By way, how many times dearer its trials alone make it than charged like those together: see pace.py."""
 
     @property
     def goal(self) -> str:
@@ -155,12 +152,12 @@ def _cost_claim(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> 
     grade = _cost_grade(rival, clr, ratio, speed_up(rival.outcomes, clr.outcomes, confidence=together))
     direction = 0 if grade in ("not distinguished", "not shown") else 1 if ratio.value > 1 else -1
     restarts = " (expected with restarts)" if _missed(clr, rival) else ""
-    why, distortion = "", terms.inflation.get(clr.key, 1.0) / terms.inflation.get(rival.key, 1.0)
-    if max(distortion, 1 / distortion) > MOST_DISTORTION:
+    why = ""
+    if rival.distortion is not None:
         direction, grade = 0, "not shown"
         why = (
             ", as trials that trained together are charged by steps timed before the study and those alone by theirs, "
-            f"and the machine was not equally fast: priced alike it would be {distortion:.2g} times that"
+            f"and the machine was not equally fast: priced alike it would be {rival.distortion:.2g} times that"
         )
     sentence = (
         f"{terms.goal}: {_cost(clr, terms)} with {clr.key} and {_cost(rival, terms)} with the cheapest search over "
@@ -226,7 +223,7 @@ def _power(clr: WaySummary, rows: Sequence[WaySummary], cost: Claim, accuracy: C
         tests = (clr.tests, by_key[accuracy.rival].tests)
         count = min(map(len, tests))
         least = detectable_difference(variance(tests[0]), variance(tests[1]), count)
-        if terms.metric == "accuracy" and least >= 1:
+        if least >= terms.within.high - terms.within.low:
             detected = "are too few to detect any difference (80 % power)."
         else:
             detected = f"detect a difference of {wording.metric(least)} (80 % power), and smaller ones seldom."
@@ -298,9 +295,13 @@ def _note(row: WaySummary, clr: WaySummary, terms: Terms) -> str:
         return f"{kind} {shape} ({row.key}) gave no model to compare."
     difference = mean_difference(clr.tests, row.tests, within=terms.within)
     return (
-        f"{kind} {shape} ({row.key}): {_cost(row, terms)}, {_ratio_text(row.speed_up)}; "
+        f"{kind} {shape} ({row.key}): {_cost(row, terms)}, {_ratio_text(row.speed_up)}{_priced_alike(row)}; "
         f"test {terms.metric} {_value(row)}, {_difference_text(difference)}."
     )
+
+
+def _priced_alike(row: WaySummary) -> str:
+    return "" if row.distortion is None else f", priced alike {row.distortion:.2g} times that"
 
 
 def _missed(*rows: WaySummary) -> bool:

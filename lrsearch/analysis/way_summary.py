@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from lrsearch.analysis.compare import Mean, Ratio, mean_of, speed_up
 from lrsearch.analysis.confirm import Confirmed, confirmed
 from lrsearch.analysis.cost import Bill, bill, device_models, price_of
+from lrsearch.analysis.pace import distortion
 from lrsearch.analysis.searches import Search, metric_range, searches, target_value
 from lrsearch.analysis.target import Outcome, ReachSummary, reach_summary
 from lrsearch.analysis.ways import Way, clr_way, ways
@@ -56,6 +57,8 @@ class WaySummary:
     """Test value of the chosen settings over fresh seeds; None without confirmation runs."""
     speed_up: Ratio | None = None
     """How many times as much as the CLR run this way costs to the target; None for the CLR run itself."""
+    distortion: float | None = None
+    """How many times `speed_up` would be what it is, were all trials charged alike (pace.py); None where about once."""
 
     @property
     def key(self) -> str:
@@ -66,10 +69,13 @@ def summarise_ways(record: StudyRecord) -> list[WaySummary]:
     """Return a row per way in the order of the file, each compared with the CLR run where the study has one."""
     comparable = len(device_models(record.trials)) <= 1
     rows = [_row(record, way, searches(record, way.key), comparable) for way in ways(record)]
-    clr = clr_way(record)
-    fast = next((row.outcomes for row in rows if row.way == clr), ())
+    clr = next((row for row in rows if row.way == clr_way(record)), None)
+    if clr is None or not clr.outcomes:
+        return rows
     return [
-        replace(row, speed_up=speed_up(row.outcomes, fast)) if row.way != clr and row.outcomes and fast else row
+        replace(row, speed_up=speed_up(row.outcomes, clr.outcomes), distortion=distortion(record, row.key, clr.key))
+        if row is not clr and row.outcomes
+        else row
         for row in rows
     ]
 

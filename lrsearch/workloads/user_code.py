@@ -44,8 +44,7 @@ def resolve(role: str, reference: str, python_path: Path | None) -> Callable[...
             shown = sorted(known)[:10] + ["..."] * (len(known) > 10)
             raise WorkloadError(
                 f"workload.{role} {reference!r}: {getattr(found, '__file__', module_name)} has no {name!r}; "
-                f"it has {', '.join(shown) or 'no functions'}."
-                f"{did_you_mean(name, known)}"
+                f"it has {', '.join(shown) or 'no functions'}.{did_you_mean(name, known)}"
             )
         found = getattr(found, name)
     if not callable(found):

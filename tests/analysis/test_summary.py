@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from lrsearch.analysis import StudySummary, WaySummary, clr_way, power_of_costs, summarise
+from lrsearch.analysis.pair import compare_ways
 from lrsearch.analysis.table import columns, row_cells
 from lrsearch.analysis.target import OutcomeLike
 from lrsearch.analysis.threats import threats
+from lrsearch.analysis.workloads import over_workloads
 from lrsearch.storage.export import export_rows, write_rows
 from lrsearch.trial import Choice, StudyRecord, TrialRecord
 from tests.records import CPU, GPU, SEVEN_WAYS, PlainTrial, make_record, plain_record, some, unfinished
@@ -455,6 +457,23 @@ def test_a_machine_that_was_not_equally_fast_for_trials_alone_and_together_has_n
     if told:
         assert verdict.grade == "not shown"
         assert verdict.sentences[0].endswith(f"priced alike it would be {told} times that.")
+
+
+def test_a_ratio_that_the_machine_has_bent_is_nowhere_printed_alone() -> None:
+    record = charged_by(study(ways_of(), ways_of()), 0.2)
+    summary = summarise(record)
+    shown = columns(summary)
+    [cell] = [
+        cell
+        for column, cell in zip(shown, row_cells(shown, summary.way("random")), strict=True)
+        if column.title == "Times CLR's cost"
+    ]
+    assert cell.text == "1.0×"
+    assert "priced alike 5.0×" in cell.notes
+    lines = dict(compare_ways(record, "clr", "random"))
+    assert "random costs 1.0× as much as clr" in lines["cost to target"]
+    assert lines["cost to target"].endswith("priced alike 5 times that")
+    assert over_workloads([summary]) == []
 
 
 def test_few_trials_that_were_held_up_take_no_verdict() -> None:
