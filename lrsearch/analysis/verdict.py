@@ -203,7 +203,8 @@ def _whole_search(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -
         f"Run to the end, with as many trials as the study file gives it: "
         f"{wording.significant(fmean(clr.charged_costs))} {terms.seconds} with {clr.key} "
         f"(n = {len(clr.charged_costs)}) and {wording.significant(fmean(rival.charged_costs))} with "
-        f"the cheapest search over rates, {rival.key} (n = {len(rival.charged_costs)}); {_ratio_text(ratio)}."
+        f"the cheapest search over rates, {rival.key} (n = {len(rival.charged_costs)}); "
+        f"{_ratio_text(ratio)}{_priced_alike(rival)}."
     ]
 
 

@@ -474,6 +474,8 @@ def test_a_ratio_that_the_machine_has_bent_is_nowhere_printed_alone() -> None:
     assert "random costs 1.0× as much as clr" in lines["cost to target"]
     assert lines["cost to target"].endswith("priced alike 5 times that")
     assert over_workloads([summary]) == []
+    whole = next(one for one in summary.verdict.sentences if one.startswith("Run to the end"))
+    assert whole.endswith("priced alike 5 times that.")
 
 
 def test_few_trials_that_were_held_up_take_no_verdict() -> None:
