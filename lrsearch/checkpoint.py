@@ -20,6 +20,7 @@ from uuid import UUID
 
 from lrsearch import faults
 from lrsearch.errors import StorageError
+from lrsearch.trial import Bills
 
 FORMAT = b"lrsearch checkpoint 1\n"
 KEPT = 2
@@ -34,7 +35,9 @@ class Header:
     attempt: int
     step: int
     phase_seconds: Mapping[str, float]
-    """Of that attempt alone, by phase, up to the moment before writing."""
+    """Charged, of that attempt alone, by phase, up to the moment before writing."""
+    billed_phase_seconds: Mapping[str, float] | None = None
+    """See TrialResult."""
 
 
 class _Hashed:
@@ -134,6 +137,14 @@ def newest(
             tell(f"The checkpoint {path} is damaged ({error}); going on from the one before it, if there is one.")
             path.unlink(missing_ok=True)
     return None
+
+
+def kept(folder: Path, uuid: str, attempt: int, tell: Callable[[str], None] = lambda text: None) -> Bills | None:
+    """Return what that attempt at the trial cost up to its newest checkpoint; None where it has none."""
+    found = newest(folder, uuid, tell)
+    if found is None or found[0].attempt != attempt:
+        return None
+    return Bills(found[0].phase_seconds, found[0].billed_phase_seconds)
 
 
 def remove(folder: Path, uuid: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import signal
 import threading
@@ -41,6 +42,7 @@ from lrsearch.strategies import at_once
 from lrsearch.trial import (
     FINISHED_STATUSES,
     AttemptRecord,
+    Bills,
     CheckpointPlan,
     Choice,
     CurvePoint,
@@ -49,6 +51,7 @@ from lrsearch.trial import (
     Preparation,
     Proposal,
     RangeTestPlan,
+    SoloCost,
     StudyRecord,
     TrainingPlan,
     Trial,
@@ -56,6 +59,7 @@ from lrsearch.trial import (
     TrialResult,
     TrialSpec,
     WorkloadFacts,
+    charged_seconds,
     likeness,
     planned_steps,
     range_test_steps,
@@ -452,6 +456,7 @@ class Conductor:
         budget = self._config.budget
         self._budget = Budget(budget.device_hours if budget else None, record)
         self._turns = Turns(self._config, record, self._facts, self._note_done)
+        self._solo_costs = self._charged_by(record)
         began = time.perf_counter()
         self._slots = [_Slot(number, began) for number in range(self._executor.slot_count)]
         try:
@@ -466,6 +471,25 @@ class Conductor:
                 if (unsettled := slot.take_unsettled()) is not None:
                     self._store.settle(*unsettled)
             self._note_run(began)
+
+    def _charged_by(self, record: StudyRecord) -> Mapping[str, SoloCost]:
+        """Return what trials alone take, by kind, by which all are charged in a study where some train together.
+
+        None where none do: then all are charged what they took. What a study has begun with stays while its device
+        does, however fast that is on another day.
+        """
+        device, known = asdict(self._prepared.device), dict[str, SoloCost]()
+        for event in record.events:
+            if event.kind == "charged_by" and event.data["device"] == device:
+                known |= {kind: SoloCost(**cost) for kind, cost in event.data["costs"].items()}
+        gangs = self._prepared.gangs
+        if not known and all(max(choice.size, choice.across) <= 1 for choice in gangs.values()):
+            return {}
+        new = {kind: choice.solo for kind, choice in gangs.items() if choice.solo and kind not in known}
+        if new:
+            costs = {kind: asdict(cost) for kind, cost in new.items()}
+            self._store.add_event(self._study.id, "charged_by", {"device": device, "costs": costs})
+        return {**known, **new}
 
     def _run(self) -> bool:
         while True:
@@ -516,13 +540,13 @@ class Conductor:
         solo, test = self._gang_of(turn).solo, turn.proposal.range_test
         if known or solo is None:
             return known
-        first = solo.setup_seconds + solo.warmup_seconds
         if test is not None:
             steps = range_test_steps(test, self._facts.steps_per_epoch)
-            return first + steps * solo.step_seconds + evaluation_count(steps) * solo.range_test_seconds
-        training = training_of(turn.proposal, self._config.training_plan())
-        steps = planned_steps(training, self._facts)
-        return first + steps * solo.step_seconds + training.epochs * solo.validation_seconds
+            evaluations = evaluation_count(steps)
+        else:
+            training = training_of(turn.proposal, self._config.training_plan())
+            steps, evaluations = planned_steps(training, self._facts), math.ceil(training.epochs)
+        return charged_seconds(solo.phases(turn.proposal.stage, steps, evaluations, {}))
 
     def _next_turn(self) -> Turn | None:
         turn = self._turns.next()
@@ -558,8 +582,8 @@ class Conductor:
         running.heart = _Heart(self._store, running.attempts, self._observer, self._publish_live, since=slot.boundary)
         specs = [self._spec(attempt.trial) for attempt in running.attempts]
         if len(specs) > 1:
-            choice = self._gang_of(turn)
-            specs = [replace(spec, solo=choice.solo, compiled=choice.compiled) for spec in specs]
+            compiled = self._gang_of(turn).compiled
+            specs = [replace(spec, compiled=compiled) for spec in specs]
         channels = {attempt.trial.uuid: attempt.channel for attempt in running.attempts}
         if self._executor.slot_count == 1:  # which may train before it returns
             self.show_ended()
@@ -677,6 +701,8 @@ class Conductor:
 
     def _spec(self, trial: TrialRecord) -> TrialSpec:
         proposal, confirmation_seed = trial.proposal, trial.proposal.confirmation_seed
+        workload = with_batch_size(self._config.workload_choice(), proposal.batch_size)
+        training = training_of(proposal, self._config.training_plan())
         return TrialSpec(
             trial.uuid,
             self._study.name,
@@ -684,14 +710,15 @@ class Conductor:
             trial.seed if confirmation_seed is None else confirmation_seed,
             trial.number,
             proposal,
-            with_batch_size(self._config.workload_choice(), proposal.batch_size),
-            training_of(proposal, self._config.training_plan()),
+            workload,
+            training,
             CheckpointPlan(
                 str(self._folder),
                 self._config.checkpoint.every_seconds,
                 len(trial.attempts) + 1,
                 tuple(attempt.charged_device_seconds for attempt in trial.attempts),
             ),
+            self._solo_costs.get(likeness(workload, training)),
         )
 
     def _wait(self, busy: Sequence[_Slot]) -> None:
@@ -831,22 +858,22 @@ class Conductor:
     def _dead(self, attempt: _Attempt, spent: float, error: BaseException) -> TrialResult:
         """Return the result of a trial whose process dies each time; this time after `spent` seconds."""
         uuid = attempt.trial.uuid
-        kept = self._kept(uuid, len(attempt.trial.attempts) + 1)
+        bills = (self._kept(uuid, len(attempt.trial.attempts) + 1) or Bills({})).with_lost(spent)
         return TrialResult(
             uuid,
             "failed",
             self._prepared.device,
             0,
-            {**kept, "lost": max(0.0, spent - sum(kept.values()))},
+            bills.charged,
             0.0,
+            billed_phase_seconds=bills.billed,
             error=f"{self._deaths[uuid][1]} times in a row the trial did not survive: {_sentence(error)}",
             facts=self._facts,
         )
 
-    def _kept(self, uuid: str, attempt: int) -> Mapping[str, float]:
-        """Return the seconds of that attempt up to the checkpoint from which the trial would go on."""
-        found = checkpoint.newest(self._folder, uuid, self._observer.message)
-        return found[0].phase_seconds if found and found[0].attempt == attempt else {}
+    def _kept(self, uuid: str, attempt: int) -> Bills | None:
+        """Return what that attempt cost up to the checkpoint from which the trial would go on."""
+        return checkpoint.kept(self._folder, uuid, attempt, self._observer.message)
 
     def _cut_short(self) -> None:
         """Stop all that runs and close its attempts with their cost; what is raised already says why."""

@@ -42,12 +42,13 @@ from lrsearch.training import (
     write_checkpoint,
 )
 from lrsearch.trial import (
+    Bills,
     CurvePoint,
     RangeTestPlan,
-    SoloCost,
     TrainingPlan,
     TrialResult,
     TrialSpec,
+    as_billed,
     charged_seconds,
     likeness,
 )
@@ -103,18 +104,7 @@ class _Member:
         """Return what the trial would have taken alone up to now, by phase."""
         solo = self.spec.solo
         assert solo is not None, "see check_alike"
-        return {
-            "data": self.billed.get("data", 0.0),
-            "setup": solo.setup_seconds,
-            **({"warmup": solo.warmup_seconds} if solo.warmup_seconds else {}),
-            **self._phases(solo, self.outcome.train_steps * solo.step_seconds),
-            "test_evaluation": self.billed.get("test_evaluation", 0.0),
-            "idle": self.billed.get("idle", 0.0),
-        }
-
-    def _phases(self, solo: SoloCost, stepping: float) -> dict[str, float]:
-        """Return what steps, which would have taken `stepping` seconds, and evaluations would have taken."""
-        raise NotImplementedError
+        return solo.phases(self.spec.proposal.stage, self.outcome.train_steps, self.evaluations, self.billed)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -133,9 +123,6 @@ class _Trained(_Member):
         assert planned is not None, "see check_alike"
         ends = segment_ends(planned, loaded.facts.steps_per_epoch)
         return cls(spec=spec, outcome=Outcome(facts=loaded.facts), planned=planned, ends=ends)
-
-    def _phases(self, solo: SoloCost, stepping: float) -> dict[str, float]:
-        return {"train": stepping, "evaluate": self.evaluations * solo.validation_seconds}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -161,9 +148,6 @@ class _Climber(_Member):
         self.outcome.train_steps = len(self.outcome.range_test)
         self.outcome.status = "completed"
         self.ended = True
-
-    def _phases(self, solo: SoloCost, stepping: float) -> dict[str, float]:
-        return {"range_test": stepping + self.evaluations * solo.range_test_seconds}
 
 
 class _Bill:
@@ -273,7 +257,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
                 phase_seconds=member.solo_seconds(),
                 core_seconds=member.core_seconds,
                 gang_size=len(specs),
-                billed_phase_seconds={phase: spent for phase, spent in member.billed.items() if phase != "idle"},
+                billed_phase_seconds=as_billed(member.billed),
                 peak_device_memory_bytes=memory,
                 energy_joules=None if joules is None else joules * sum(member.billed.values()) / billed,
             ),
@@ -303,9 +287,8 @@ def _alone(member: _Member, so_far: TrialResult, channel: Channel, reason: str) 
     curve = member.outcome.curve
     result = run_trial(member.spec, _Rest(channel, curve[-1].step if curve else 0))
     billed = dict(so_far.billed_phase_seconds or {})
-    for phase, seconds in result.phase_seconds.items():
-        if phase != "idle":
-            billed[phase] = billed.get(phase, 0.0) + seconds
+    for phase, seconds in (result.billed_phase_seconds or as_billed(result.phase_seconds)).items():
+        billed[phase] = billed.get(phase, 0.0) + seconds
     joules = [one.energy_joules for one in (so_far, result) if one.energy_joules is not None]
     return replace(
         result,
@@ -415,7 +398,8 @@ class _Keeper:
             assert member.spec.checkpoint is not None, "all have a plan"
             member.outcome.train_steps = step
             state = run.state(row, member.losses)
-            write_checkpoint(member.spec.uuid, member.spec.checkpoint, dict(member.billed), state, member.outcome)
+            bills = Bills(member.solo_seconds(), as_billed(member.billed))
+            write_checkpoint(member.spec.uuid, member.spec.checkpoint, bills, state, member.outcome)
         self._watch.switch("train")
         self._due = time.monotonic() + self._every
 

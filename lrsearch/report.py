@@ -30,6 +30,8 @@ THREATS_AT_ONCE = 3
 MOST_PROBLEMS = 200
 MOST_CURVE_POINTS = 5_000
 MOST_EVALUATIONS = 20_000
+BOOKKEEPING = ("search_done", "charged_by")
+"""Events that the page says otherwise, if at all."""
 """Points of learning curves up to which a page carries its table of curves, and up to which its table of trials has
 every column; what a bigger study lacks is left to `lrsearch export`."""
 
@@ -134,7 +136,7 @@ def _events(record: StudyRecord) -> list[tuple[str, str, str]]:
             "; ".join(f"{key.replace('_', ' ')}: {_short(value)}" for key, value in event.data.items()),
         )
         for event in record.events
-        if event.kind != "search_done"  # bookkeeping of studies whose searches run side by side
+        if event.kind not in BOOKKEEPING
     ]
 
 

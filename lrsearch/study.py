@@ -113,7 +113,8 @@ def run_study(
         study = _as_the_file_says(config, store, observer, study, extend=extend)
         if _is_done(config, study):
             return _done(study, store, observer)
-        for lost in store.reconcile(study.id, partial(_kept, config, store, observer)):
+        folder = config.checkpoint_folder(store.sqlite_file)
+        for lost in store.reconcile(study.id, partial(checkpoint.kept, folder, tell=observer.message)):
             observer.message(f"Continuing after a kill: {lost} will run again; its seconds are charged.")
         _catch_up(mirror, signals, observer)
         conductor = Conductor(settled, store, study, lease, observer, mirror, signals, executor, prepared)
@@ -216,12 +217,6 @@ def _take_lease(study: StudyRow, store: Store, observer: Observer, signals: Sign
             raise StudyFailedError(f"Study {study.name!r} has failed in the process that was waited for. {failure}")
         observer.message(f"The lease of {holder} has ended: it is this process's turn.")
     return lease
-
-
-def _kept(config: StudyConfig, store: Store, observer: Observer, uuid: str, attempt: int) -> dict[str, float]:
-    """Return the seconds of a lost attempt up to the checkpoint from which its trial will go on."""
-    found = checkpoint.newest(config.checkpoint_folder(store.sqlite_file), uuid, observer.message)
-    return dict(found[0].phase_seconds) if found and found[0].attempt == attempt else {}
 
 
 def _find_study(name: str, store: Store, version: int | None = None) -> StudyRow | None:

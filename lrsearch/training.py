@@ -54,6 +54,7 @@ from lrsearch.schedules.plan import PlannedSchedule, plan_schedule
 from lrsearch.timing import DeviceStopwatch, processor_name, synchronizer
 from lrsearch.torch_schedule import set_momentum
 from lrsearch.trial import (
+    Bills,
     CheckpointPlan,
     Choice,
     Compiling,
@@ -69,6 +70,8 @@ from lrsearch.trial import (
     TrialResult,
     TrialSpec,
     WorkloadFacts,
+    as_billed,
+    charged_seconds,
     likeness,
     planned_steps,
     range_test_steps,
@@ -501,6 +504,10 @@ class Run:
     device: torch.device
     batches: Batches
     progressed: Callable[[], None] = _no_news
+    steps_taken: int = 0
+    """In this attempt."""
+    evaluations: int = 0
+    """In this attempt, but that of the test split."""
     _losses: list[torch.Tensor] = field(default_factory=list)
     _metric: Callable[[Any, Any], float] | None = None
     """What the last evaluation before the test fitted; None where the workload's metric has nothing to fit."""
@@ -531,6 +538,7 @@ class Run:
             self._set_rates(learning_rate, momentum)
             loss = self._train_on(inputs, targets)
         self._losses.append(loss)
+        self.steps_taken += 1
         self.progressed()
 
     @property
@@ -586,6 +594,7 @@ class Run:
 
         The test split has the metric that the same model's validation outputs fitted.
         """
+        self.evaluations += split != "test"
         self.switch(training=False)
         outputs, targets = [], []
         with torch.inference_mode(), self._autocast():
@@ -670,10 +679,10 @@ class Outcome:
 
 
 def write_checkpoint(
-    uuid: str, plan: CheckpointPlan, phase_seconds: Mapping[str, float], run_state: Mapping[str, Any], outcome: Outcome
+    uuid: str, plan: CheckpointPlan, bills: Bills, run_state: Mapping[str, Any], outcome: Outcome
 ) -> None:
     """Write what a trial needs to go on: `run_state` is `Run.state()`. Raises StorageError."""
-    header = checkpoint.Header(uuid, plan.attempt, outcome.train_steps, phase_seconds)
+    header = checkpoint.Header(uuid, plan.attempt, outcome.train_steps, bills.charged, bills.billed)
     state = {"run": run_state, "curve": [asdict(point) for point in outcome.curve]}
     checkpoint.write(Path(plan.folder), header, lambda file: torch.save(state, file))  # type: ignore[arg-type]  # torch asks for more than `write`
 
@@ -685,7 +694,7 @@ class Checkpoints:
     """
 
     def __init__(self, spec: TrialSpec, plan: CheckpointPlan, watch: DeviceStopwatch) -> None:
-        self._uuid = spec.uuid
+        self._spec = spec
         self._plan = plan
         self._folder = Path(plan.folder)
         self._watch = watch
@@ -696,7 +705,7 @@ class Checkpoints:
         if time.monotonic() < self._due:
             return
         self._watch.switch("idle")
-        write_checkpoint(self._uuid, self._plan, self._watch.phase_seconds, run.state(), outcome)
+        write_checkpoint(self._spec.uuid, self._plan, bills(self._spec, run, self._watch), run.state(), outcome)
         self._watch.switch("train")
         self._due = time.monotonic() + self._plan.every_seconds
 
@@ -705,7 +714,7 @@ class Checkpoints:
 
         Raises StorageError when it cannot be read, and ValueError, RuntimeError or KeyError when it does not fit.
         """
-        found = checkpoint.newest(self._folder, self._uuid)
+        found = checkpoint.newest(self._folder, self._spec.uuid)
         if found is None:
             return False
         header, content = found
@@ -715,6 +724,8 @@ class Checkpoints:
         points = [CurvePoint(**point) for point in state["curve"]]
         outcome.curve = [replace(one, charged_device_seconds=one.charged_device_seconds - since) for one in points]
         outcome.train_steps = header.step
+        if header.attempt == self._plan.attempt:  # its gang broke down; all its work is on one bill
+            run.steps_taken, run.evaluations = header.step, len(points)
         if points:
             outcome.validation_loss, outcome.validation_metric = (
                 points[-1].validation_loss,
@@ -723,12 +734,23 @@ class Checkpoints:
         return True
 
 
+def bills(spec: TrialSpec, run: Run | None, watch: DeviceStopwatch) -> Bills:
+    """Return what the attempt is charged up to now, and what it took where that is not the same.
+
+    A trial that could not begin is charged what it took, as is one whose steps should have been replayed and were not.
+    """
+    if spec.solo is None or run is None or run.why_not_replayed:
+        return Bills(dict(watch.phase_seconds))
+    stage, taken = spec.proposal.stage, watch.phase_seconds
+    return Bills(spec.solo.phases(stage, run.steps_taken, run.evaluations, taken), as_billed(taken))
+
+
 def run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
-    """Run one trial alone."""
+    """Run one trial alone. With `spec.solo` it is charged by that, as those are that train together."""
     device = pick_device(spec.training.device)
     meter = EnergyMeter(device)
     watch = DeviceStopwatch(synchronizer(device))
-    outcome = Outcome()
+    outcome, run = Outcome(), None
     watch.start("data")
     try:
         loaded = load(spec.workload, device, spec.seed)
@@ -755,10 +777,12 @@ def run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
             outcome.error = f"Out of device memory; lower workload.batch_size or take a smaller model. {outcome.error}"
         outcome.traceback = traceback.format_exc()
     watch.stop()
+    both = bills(spec, run, watch)
     return TrialResult(
         uuid=spec.uuid,
         device=device_info(device),
-        phase_seconds=watch.phase_seconds,
+        phase_seconds=both.charged,
+        billed_phase_seconds=both.billed,
         core_seconds=watch.core_seconds,
         peak_device_memory_bytes=peak_memory(device),
         energy_joules=meter.joules(),
@@ -886,7 +910,7 @@ def _train(
             train_loss=finite(math.fsum(losses) / len(losses)) if outcome.diverged_step is None else None,
             validation_loss=loss,
             validation_metric=metric if outcome.diverged_step is None else None,
-            charged_device_seconds=watch.charged,
+            charged_device_seconds=charged_seconds(bills(spec, run, watch).charged),
             cycle_end=end in planned.cycle_ends,
         )
         outcome.curve.append(point)

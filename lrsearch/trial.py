@@ -34,6 +34,8 @@ CHARGED_PHASES = ("setup", "warmup", "train", "evaluate", "range_test", "idle", 
 APART_PHASES = ("data", "test_evaluation")
 """Phases shown apart, outside every ratio: decoding and copying data once per process; the final test evaluation."""
 PHASES = CHARGED_PHASES + APART_PHASES
+SAME_ON_BOTH_BILLS = ("idle", "lost")
+"""Phases that trials of a study with gangs are charged for as they took them: see TrialResult.billed_phase_seconds."""
 FINISHED_STATUSES: tuple[ResultStatus, ...] = ("completed", "diverged", "pruned", "failed")
 
 
@@ -47,10 +49,35 @@ def charged_seconds(phase_seconds: Mapping[str, float]) -> float:
 
 
 def billed_seconds(phase_seconds: Mapping[str, float], billed: Mapping[str, float] | None) -> float:
-    """Return the sum of all phases as billed; those that a gang does not divide are taken from `phase_seconds`."""
+    """Return the sum of all phases as billed; those that are the same on both bills are those of `phase_seconds`."""
     if billed is None:
         return sum(phase_seconds.values())
-    return sum(billed.values()) + sum(phase_seconds.get(phase, 0.0) for phase in ("idle", "lost"))
+    return sum(billed.values()) + sum(phase_seconds.get(phase, 0.0) for phase in SAME_ON_BOTH_BILLS)
+
+
+def billed_device_seconds(phase_seconds: Mapping[str, float], billed: Mapping[str, float] | None) -> float:
+    """Return the sum of the charged phases as billed."""
+    apart = phase_seconds if billed is None else billed
+    return billed_seconds(phase_seconds, billed) - sum(apart.get(phase, 0.0) for phase in APART_PHASES)
+
+
+def as_billed(taken: Mapping[str, float]) -> dict[str, float]:
+    """Return of the seconds that were taken those that are billed beside what is charged for them."""
+    return {phase: seconds for phase, seconds in taken.items() if phase not in SAME_ON_BOTH_BILLS}
+
+
+@dataclass(frozen=True)
+class Bills:
+    """What an attempt, or the part of it that a checkpoint keeps, cost, by phase."""
+
+    charged: Mapping[str, float]
+    billed: Mapping[str, float] | None = None
+    """See TrialResult.billed_phase_seconds."""
+
+    def with_lost(self, taken: float) -> Bills:
+        """Return the bills of an attempt that took so many seconds, all phases, of which only these are kept."""
+        lost = max(0.0, taken - billed_seconds(self.charged, self.billed))
+        return replace(self, charged={**self.charged, "lost": lost})
 
 
 @dataclass(frozen=True)
@@ -144,7 +171,7 @@ class CheckpointPlan:
 
 @dataclass(frozen=True)
 class SoloCost:
-    """What a trial that trains alone takes on its device, measured: the bill of trials that train together."""
+    """What a trial that trains alone takes on its device, measured: the bill of all where some train together."""
 
     setup_seconds: float
     step_seconds: float
@@ -155,6 +182,25 @@ class SoloCost:
     """What the first steps take longer, where they are to be recorded."""
     blocks: tuple[float, ...] = ()
     """Seconds of a step in each block of steps that was timed, of which `step_seconds` is the median."""
+
+    def phases(self, stage: Stage, steps: int, evaluations: int, taken: Mapping[str, float]) -> dict[str, float]:
+        """Return the seconds that so many steps and evaluations take a trial alone, by phase.
+
+        Data, the test evaluation and idle seconds stay as they were `taken`.
+        """
+        stepping = steps * self.step_seconds
+        if stage == "range_test":
+            work = {"range_test": stepping + evaluations * self.range_test_seconds}
+        else:
+            work = {"train": stepping, "evaluate": evaluations * self.validation_seconds}
+        return {
+            "data": taken.get("data", 0.0),
+            "setup": self.setup_seconds,
+            **({"warmup": self.warmup_seconds} if self.warmup_seconds else {}),
+            **work,
+            "test_evaluation": taken.get("test_evaluation", 0.0),
+            "idle": taken.get("idle", 0.0),
+        }
 
 
 @dataclass(frozen=True)
@@ -235,7 +281,7 @@ class TrialSpec:
     checkpoint: CheckpointPlan | None = None
     """None: no state is kept, and a run that is cut short begins anew."""
     solo: SoloCost | None = None
-    """Needed by trials that are to train together."""
+    """By which it is charged, and not by what it takes: in a study in which trials train together."""
     compiled: CompiledGang | None = None
     """Of such trials: how they are compiled, if they are."""
 
@@ -339,7 +385,7 @@ class TrialResult:
     device: DeviceInfo
     train_steps: int
     phase_seconds: Mapping[str, float]
-    """Wall seconds x devices held by phase; keys from PHASES. In a gang: what it would have taken alone."""
+    """Wall seconds x devices held by phase; keys from PHASES. With `spec.solo`: what it takes alone by that."""
     core_seconds: float
     """Processor time (user + system, children included) of the same span: beside the wall seconds, never mixed."""
     validation_loss: float | None = None
@@ -352,10 +398,7 @@ class TrialResult:
     gang_size: int = 1
     """How many trials began together with this one."""
     billed_phase_seconds: Mapping[str, float] | None = None
-    """Its share of what the gang really took, idle and lost seconds apart, which are the same on both bills.
-
-    None for a trial that trained alone: `phase_seconds` are what it took.
-    """
+    """What it really took, of a gang its share, without SAME_ON_BOTH_BILLS; None where `phase_seconds` are that."""
     peak_device_memory_bytes: int | None = None
     energy_joules: float | None = None
     error: str | None = None
@@ -447,8 +490,7 @@ class AttemptRecord:
     @property
     def billed_device_seconds(self) -> float:
         """The same of the charged phases alone."""
-        apart = self.phase_seconds if self.billed_phase_seconds is None else self.billed_phase_seconds
-        return self.billed_seconds - sum(apart.get(phase, 0.0) for phase in APART_PHASES)
+        return billed_device_seconds(self.phase_seconds, self.billed_phase_seconds)
 
 
 @dataclass(frozen=True)

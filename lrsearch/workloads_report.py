@@ -104,9 +104,6 @@ def _lost(summaries: Sequence[StudySummary]) -> list[str]:
             else:
                 firm = ratio.high is not None and ratio.high < 1
                 words = "its 95 % interval leaves out 1" if firm else "not distinguished, as its 95 % interval holds 1"
-                if way.distortion is not None:
-                    alike = wording.times(ratio.value * way.distortion)
-                    words = f"not judged, as the machine was not equally fast for both: priced alike {alike}"
                 lines.append(f"{name}: {way.key} cost {wording.times(ratio.value)} the CLR run's; {words}.")
     return lines
 

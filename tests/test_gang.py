@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from lrsearch import gang, stacked_run
+from lrsearch import checkpoint, gang, stacked_run
 from lrsearch.engine import run_trials
 from lrsearch.errors import StorageError
 from lrsearch.gang import check_alike, run_gang
 from lrsearch.gang_choice import choose
+from lrsearch.interfaces import Channel
 from lrsearch.stacked_run import CannotGangError, StackedRun
+from lrsearch.training import run_trial
 from lrsearch.trial import (
     CheckpointPlan,
     Choice,
@@ -31,6 +33,7 @@ from lrsearch.trial import (
     charged_seconds,
     likeness,
 )
+from tests.records import some
 
 SGD = Choice("sgd", {"momentum": 0.9, "weight_decay": 5e-4})
 DIGITS = Choice("digits", {"batch_size": 64, "model": "mlp"})
@@ -154,6 +157,39 @@ def test_the_bill_says_what_each_would_have_taken_alone_and_the_other_what_was_t
     assert short.core_seconds > 0
 
 
+def test_a_trial_alone_in_such_a_study_is_charged_alike() -> None:
+    trial = spec(0, 0.01)
+    [priced], [plain] = run_trials([trial], Listener()), run_trials([replace(trial, solo=None)], Listener())
+    expected = 34 * COST.step_seconds + 2 * COST.validation_seconds + COST.setup_seconds
+    own = charged_seconds(priced.phase_seconds)
+    assert own == pytest.approx(expected, abs=0.5)  # it was idle as long as it was
+    assert [point.charged_device_seconds for point in priced.curve] == [
+        pytest.approx(COST.setup_seconds + epoch * (17 * COST.step_seconds + COST.validation_seconds), abs=0.5)
+        for epoch in (1, 2)
+    ]
+    assert priced.gang_size == 1
+    assert plain.billed_phase_seconds is None
+    assert some(priced.billed_phase_seconds).keys() == plain.phase_seconds.keys() - {"idle"}
+    assert 0 < some(priced.billed_phase_seconds)["train"] < 10
+    assert charged_seconds(plain.phase_seconds) < 10 < own
+
+
+def test_a_range_test_alone_in_such_a_study_is_charged_alike() -> None:
+    test = Proposal("range_test", range_test=RangeTestPlan(1e-4, 1e-2, epochs=1.0, min_steps=20))
+    [result] = run_trials([replace(spec(0, 0.01), proposal=test)], Listener())
+    evaluations = sum(point.validation_loss is not None for point in result.range_test)
+    expected = result.train_steps * COST.step_seconds + evaluations * COST.range_test_seconds
+    assert result.phase_seconds["range_test"] == pytest.approx(expected)
+    assert result.train_steps == 20 >= evaluations > 5
+
+
+def test_a_trial_that_could_not_begin_is_charged_what_that_took() -> None:
+    lost = replace(spec(0, 0.01), workload=Choice("digits", {"batch_size": 64, "model": "mlp", "folds": 3}))
+    [result] = run_trials([lost], Listener())
+    assert (result.status, result.billed_phase_seconds) == ("failed", None)
+    assert charged_seconds(result.phase_seconds) < COST.setup_seconds
+
+
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
@@ -241,16 +277,26 @@ def test_members_of_a_gang_that_breaks_down_train_on_alone(monkeypatch: pytest.M
             raise RuntimeError("something broke")
         step(run, *arguments)
 
+    taken: list[Mapping[str, float]] = []
+
+    def noting(trial: TrialSpec, channel: Channel) -> TrialResult:
+        result = run_trial(trial, channel)
+        taken.append(some(result.billed_phase_seconds))
+        return result
+
     monkeypatch.setattr(StackedRun, "step", breaks)
+    monkeypatch.setattr(gang, "run_trial", noting)
     results = run_gang(specs, reports)
     assert [result.status for result in results] == ["completed"] * 3
     assert_equal(results, alone(specs))
     assert results[0].gang_size == 3
-    for result in results[1:]:
+    for result, alone_took in zip(results[1:], taken, strict=True):
         assert [point.step for point in reports.points[result.uuid]] == [point.step for point in result.curve]
         assert result.gang_size == 1
-        own, billed = result.phase_seconds, result.billed_phase_seconds or {}
-        assert billed["train"] > own["train"], "what the gang took of it is billed too"
+        assert result.phase_seconds["train"] == pytest.approx(2 * 17 * COST.step_seconds)
+        billed = some(result.billed_phase_seconds)
+        assert billed["train"] > alone_took["train"], "what the gang took of it is billed too"
+        assert "idle" not in billed
     assert [uuid for uuid, _ in reports.said] == [result.uuid for result in results[1:]]
     assert "broke down (RuntimeError: something broke)" in reports.said[0][1]
 
@@ -313,6 +359,10 @@ def test_each_member_goes_on_alone_from_its_own_checkpoint(tmp_path: Path, setti
     with pytest.raises(StorageError, match="cut short"):
         run_gang(specs, Cut())
     assert len(list(tmp_path.glob("*.ckpt"))) == 4
+    bills = [some(checkpoint.kept(tmp_path, one.uuid, 1)) for one in specs]
+    for kept in bills:
+        assert kept.charged["train"] == pytest.approx(34 * COST.step_seconds)
+        assert 0 < some(kept.billed)["train"] < 10
     again = [
         replace(one, checkpoint=CheckpointPlan(str(tmp_path), 1e9, attempt=2, charged_seconds=(100.0,)))
         for one in specs
@@ -322,6 +372,7 @@ def test_each_member_goes_on_alone_from_its_own_checkpoint(tmp_path: Path, setti
     assert_equal(resumed, alone([replace(one, checkpoint=None) for one in specs]))
     for one in resumed:
         assert one.curve[0].charged_device_seconds < 0, "an earlier attempt reached it"
+        assert one.phase_seconds["train"] == pytest.approx((3 * 17 - 34) * COST.step_seconds), "the rest of its steps"
 
 
 @pytest.mark.parametrize(

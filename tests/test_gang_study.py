@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from lrsearch.analysis.exported import read_trials
 from lrsearch.analysis.held import held_time
 from lrsearch.cache import remember
 from lrsearch.config import load_study
-from lrsearch.rehearsal import LARGEST_GANG, Rehearsal
+from lrsearch.rehearsal import LARGEST_GANG, Rehearsal, Solo
 from lrsearch.report import render
 from lrsearch.storage.export import export_rows, write_rows
 from lrsearch.storage.store import open_store
 from lrsearch.strategies.default_rate import DefaultRate
 from lrsearch.study import _gang_requests, run_study
-from lrsearch.trial import CurvePoint, History, Proposal, StudyRecord, TrialRecord
+from lrsearch.trial import CurvePoint, History, Proposal, SoloCost, StudyRecord, TrialRecord
 from tests.records import some
 from tests.test_gang import OWN_GRADIENT
 from tests.test_study import Quiet
@@ -159,8 +160,15 @@ def test_a_gang_s_trials_are_charged_what_each_takes_alone_and_all_seconds_are_o
     for trial in others:
         for phase in ("setup", "train", "evaluate"):
             assert trial.phase_seconds[phase] == pytest.approx(first.phase_seconds[phase])
+    [charged_by] = [event.data for event in together.events if event.kind == "charged_by"]
+    [cost] = charged_by["costs"].values()
+    for trial in together.trials:
+        if trial.stage == "train":
+            steps = some(trial.result).train_steps
+            assert trial.phase_seconds["train"] == pytest.approx(steps * cost["step_seconds"]), "also of those alone"
     solo = [trial for trial in together.trials if trial.gang_size == 1]
-    assert all(trial.billed_device_seconds == pytest.approx(trial.charged_device_seconds) for trial in solo)
+    assert solo
+    assert all(trial.attempts[-1].billed_phase_seconds for trial in solo)
     [run] = [event.data for event in together.events if event.kind == "run"]
     billed = sum(attempt.billed_seconds for trial in together.trials for attempt in trial.attempts)
     assert billed == pytest.approx(run["held_seconds"], rel=0.01)
@@ -375,6 +383,40 @@ def test_ctrl_c_in_a_gang_charges_every_member_and_the_same_command_goes_on(tmp_
     assert min(lost) > 0
     assert max(lost) == pytest.approx(min(lost), rel=0.05)
     assert {trial.status for trial in record.trials} == {"completed"}
+
+
+def test_a_study_that_goes_on_charges_by_what_was_timed_when_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is 50 times as slow by then; what was cut short goes on from its checkpoint."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "gangs: auto\ncheckpoint: {every_seconds: 0.0001}\n", Impatient())
+    cost = Solo.cost
+
+    def slower(solo: Solo, validation_seconds: float) -> SoloCost:
+        found = cost(solo, validation_seconds)
+        return replace(found, step_seconds=50 * found.step_seconds)
+
+    monkeypatch.setattr(Solo, "cost", slower)
+    record = run(tmp_path, "gangs: auto\ncheckpoint: {every_seconds: 0.0001}\n")
+    [charged_by] = [event.data for event in record.events if event.kind == "charged_by"]
+    [found] = charged_by["costs"].values()
+    assert record.finished
+    for trial in record.trials:
+        if trial.stage == "train":
+            steps = some(trial.result).train_steps
+            assert trial.phase_seconds["train"] == pytest.approx(steps * found["step_seconds"])
+    assert {len(trial.attempts) for trial in record.trials} == {1, 2}
+    assert some(held_time(record)).share == pytest.approx(1, abs=0.02)
+
+
+def test_where_no_trials_train_together_each_is_charged_what_it_took(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(FILE.format(workload=DIGITS, name="together", seeds="[0]") + "gangs: auto\n")
+    remembered(tmp_path, size=1)
+    record = run(tmp_path, "gangs: auto\nbudget: {device_hours: 1}\n", seeds="[0]")
+    assert {trial.gang_size for trial in record.trials} == {1}
+    assert not [event for event in record.events if event.kind == "charged_by"]
+    assert all(attempt.billed_phase_seconds is None for trial in record.trials for attempt in trial.attempts)
 
 
 def test_a_model_that_cannot_be_stacked_trains_alone_and_the_study_says_why(tmp_path: Path) -> None:

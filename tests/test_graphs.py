@@ -245,7 +245,7 @@ def test_a_gang_evaluates_with_the_statistics_of_its_last_step(recorded: list[st
 
 
 def test_a_trial_with_graphs_gives_what_it_gives_without_and_records_in_its_warm_up(recorded: list[str]) -> None:
-    trial = spec(0, 0.05, Choice("triangular2", {"cycles": 1}))
+    trial = replace(spec(0, 0.05, Choice("triangular2", {"cycles": 1})), solo=None)
     [plain] = run_trials([trial], Listener())
     [replayed] = run_trials([replace(trial, training=replace(trial.training, compile="graphs"))], Listener())
     assert recorded
@@ -267,7 +267,7 @@ class Told(Listener):
 
 
 def test_a_scheduled_momentum_is_not_replayed_and_its_steps_are_no_warm_up(recorded: list[str]) -> None:
-    trial = spec(0, 0.05, Choice("one_cycle", {"base_momentum": 0.85, "max_momentum": 0.95}))
+    trial = replace(spec(0, 0.05, Choice("one_cycle", {"base_momentum": 0.85, "max_momentum": 0.95})), solo=None)
     [plain] = run_trials([trial], Listener())
     [replayed] = run_trials([replace(trial, training=replace(trial.training, compile="graphs"))], listener := Told())
     assert not recorded

@@ -22,6 +22,7 @@ from lrsearch.trial import (
     CHARGED_PHASES,
     FINISHED_STATUSES,
     PHASES,
+    SAME_ON_BOTH_BILLS,
     AttemptRecord,
     Choice,
     CurvePoint,
@@ -35,6 +36,7 @@ from lrsearch.trial import (
     TrialResult,
     TrialStatus,
     WorkloadFacts,
+    charged_seconds,
 )
 
 NEEDED = ("strategy", "seed", "validation_metric", "charged_device_seconds")
@@ -317,8 +319,8 @@ def _summed_attempts(
         device=device,
     )
     size, billed = _whole(row.get("gang_size")) or 1, plain_number(row.get("billed_device_seconds"))
-    if size > 1 and billed is not None:
-        undivided = phases.get("idle", 0.0) + phases.get("lost", 0.0)
+    if billed is not None and (size > 1 or not math.isclose(billed, charged_seconds(phases))):
+        undivided = sum(phases.get(phase, 0.0) for phase in SAME_ON_BOTH_BILLS)
         last = replace(last, gang_size=size, billed_phase_seconds={"train": billed - undivided})
     return (*lost, last) if count else ()
 

@@ -8,7 +8,6 @@ from lrsearch.analysis import wording
 from lrsearch.analysis.budget import equal_budget
 from lrsearch.analysis.compare import Improvement, Ratio, mean_difference, speed_up
 from lrsearch.analysis.details import Duel, duels
-from lrsearch.analysis.pace import distortion
 from lrsearch.analysis.searches import metric_range, searches
 from lrsearch.analysis.summary import StudySummary, summarise
 from lrsearch.analysis.verdict import interval_text
@@ -33,15 +32,9 @@ def _lines(record: StudyRecord, summary: StudySummary, one: str, other: str) -> 
     a, b = summary.way(one), summary.way(other)
     goal = "cost to target" if summary.target is not None else "cost of a search"
     if a.outcomes and b.outcomes:
-        unlike = distortion(record, other, one)
-        alike = (
-            ""
-            if unlike is None
-            else f"; the machine was not equally fast for both: priced alike {unlike:.2g} times that"
-        )
-        yield goal, f"{other} costs {_ratio(speed_up(b.outcomes, a.outcomes), one)}{alike}"
+        yield goal, f"{other} costs {_ratio(speed_up(b.outcomes, a.outcomes), one)}"
         whole = speed_up(b.charged_costs, a.charged_costs)
-        yield "whole searches", f"{other} costs {_ratio(whole, one)}{alike}"
+        yield "whole searches", f"{other} costs {_ratio(whole, one)}"
     else:
         yield goal, "not comparable: no finished searches on one kind of device"
     if a.tests and b.tests:

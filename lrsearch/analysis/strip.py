@@ -28,6 +28,8 @@ class Together:
     """What they really took."""
     charged_seconds: float
     """What each would have taken alone."""
+    step_seconds: tuple[float, ...]
+    """What a step alone takes, of each kind of trials, by which all are charged; empty where nobody noted it."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,12 @@ def _together(record: StudyRecord) -> Together | None:
         max(trial.gang_size for trial in members),
         sum(trial.billed_device_seconds for trial in members),
         sum(trial.charged_device_seconds for trial in members),
+        tuple(
+            cost["step_seconds"]
+            for event in record.events
+            if event.kind == "charged_by"
+            for cost in event.data["costs"].values()
+        ),
     )
 
 
@@ -173,6 +181,9 @@ def _trained_together(together: Together | None) -> list[tuple[str, str]]:
         f"{wording.significant(together.billed_seconds)} s; all costs below charge what each takes alone, "
         f"{wording.significant(together.charged_seconds)} s"
     )
+    if together.step_seconds:
+        steps = " or ".join(f"{wording.significant(1e3 * seconds)}" for seconds in together.step_seconds)
+        text += f", by {steps} ms a step, timed before the study"
     return [("Trained together", text)]
 
 

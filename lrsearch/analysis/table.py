@@ -165,8 +165,7 @@ def _speed_up(row: WaySummary) -> Cell:
         return NOTHING
     if ratio.method == "never_reached":
         return Cell("–", ("one never reached it",))
-    alike = () if row.distortion is None else (f"priced alike {wording.times(ratio.value * row.distortion)}",)
-    return Cell(wording.times(ratio.value), (f"{_interval(ratio)}, {_n(ratio.slow_count, ratio.fast_count)}", *alike))
+    return Cell(wording.times(ratio.value), (f"{_interval(ratio)}, {_n(ratio.slow_count, ratio.fast_count)}",))
 
 
 def _interval(ratio: Ratio) -> str:

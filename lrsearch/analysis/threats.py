@@ -8,7 +8,7 @@ from statistics import fmean
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.details import grid_orders
-from lrsearch.analysis.pace import held_up
+from lrsearch.analysis.pace import beside_what_is_charged, held_up
 from lrsearch.analysis.power import RATIO_WORTH_KNOWING
 from lrsearch.analysis.searches import searches, tests_once
 from lrsearch.analysis.strip import EXCLUSIVE_BELOW, busy_with_others, package_versions
@@ -123,12 +123,20 @@ def _edges(summary: StudySummary) -> Iterator[str]:
 
 def _records(record: StudyRecord) -> Iterator[str]:
     count, ratio = held_up(record)
+    charged = beside_what_is_charged(record)
     if count:
         up_to, them = ("", "it") if count == 1 else ("up to ", "them")
+        noisy = "costs carry" if charged is None else "what is billed carries"
         yield (
             f"{wording.counted(count, 'trial').capitalize()} took {up_to}{wording.times(ratio)} the median time per "
-            f"training step of trials like {them}: something held {them} up, such as another program, and costs carry "
+            f"training step of trials like {them}: something held {them} up, such as another program, and {noisy} "
             "that noise."
+        )
+    if charged is not None and max(charged, 1 / charged) > RATIO_WORTH_KNOWING:
+        yield (
+            f"Trials alone took {wording.times(charged)} what they are charged for their steps: the machine was not as "
+            "fast as when a step was timed before the study. All ways are charged alike by that, so that their ratios "
+            "hold; seconds are those of the machine as it was then."
         )
     busy = busy_with_others(record)
     if busy is not None and busy >= EXCLUSIVE_BELOW:

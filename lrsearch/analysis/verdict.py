@@ -44,8 +44,6 @@ class Claim:
     """1: the CLR run is better; -1: worse; 0: not distinguished."""
     grade: Grade
     sentence: str
-    is_distorted: bool = False
-    """Whether the machine was not equally fast for the trials of both."""
 
 
 @dataclass(frozen=True)
@@ -152,18 +150,11 @@ def _cost_claim(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> 
     grade = _cost_grade(rival, clr, ratio, speed_up(rival.outcomes, clr.outcomes, confidence=together))
     direction = 0 if grade in ("not distinguished", "not shown") else 1 if ratio.value > 1 else -1
     restarts = " (expected with restarts)" if _missed(clr, rival) else ""
-    why = ""
-    if rival.distortion is not None:
-        direction, grade = 0, "not shown"
-        why = (
-            ", as trials that trained together are charged by steps timed before the study and those alone by theirs, "
-            f"and the machine was not equally fast: priced alike it would be {rival.distortion:.2g} times that"
-        )
     sentence = (
         f"{terms.goal}: {_cost(clr, terms)} with {clr.key} and {_cost(rival, terms)} with the cheapest search over "
-        f"rates, {rival.key}{restarts}; {_ratio_text(ratio)}: {grade}{why}."
+        f"rates, {rival.key}{restarts}; {_ratio_text(ratio)}: {grade}."
     )
-    return Claim(rival.key, direction, grade, sentence, is_distorted=bool(why))
+    return Claim(rival.key, direction, grade, sentence)
 
 
 def _cost_grade(rival: WaySummary, clr: WaySummary, alone: Ratio, together: Ratio) -> Grade:
@@ -203,8 +194,7 @@ def _whole_search(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -
         f"Run to the end, with as many trials as the study file gives it: "
         f"{wording.significant(fmean(clr.charged_costs))} {terms.seconds} with {clr.key} "
         f"(n = {len(clr.charged_costs)}) and {wording.significant(fmean(rival.charged_costs))} with "
-        f"the cheapest search over rates, {rival.key} (n = {len(rival.charged_costs)}); "
-        f"{_ratio_text(ratio)}{_priced_alike(rival)}."
+        f"the cheapest search over rates, {rival.key} (n = {len(rival.charged_costs)}); {_ratio_text(ratio)}."
     ]
 
 
@@ -273,9 +263,7 @@ def _headline(clr: WaySummary, cost: Claim, accuracy: Claim, terms: Terms) -> st
         -1: f"costs more{goal} than the cheapest search over rates",
         0: f"is not distinguished in cost{goal} from the cheapest search over rates",
     }[cost.direction]
-    if cost.is_distorted:
-        cost_words = "is not judged by its cost, as the machine was not equally fast for trials alone and together"
-    elif cost.grade == "not shown":
+    if cost.grade == "not shown":
         cost_words = "did not reach the target, and neither did any search over rates"
     accuracy_words = {
         1: f"has a better test {terms.metric} than the best of them",
@@ -296,13 +284,9 @@ def _note(row: WaySummary, clr: WaySummary, terms: Terms) -> str:
         return f"{kind} {shape} ({row.key}) gave no model to compare."
     difference = mean_difference(clr.tests, row.tests, within=terms.within)
     return (
-        f"{kind} {shape} ({row.key}): {_cost(row, terms)}, {_ratio_text(row.speed_up)}{_priced_alike(row)}; "
+        f"{kind} {shape} ({row.key}): {_cost(row, terms)}, {_ratio_text(row.speed_up)}; "
         f"test {terms.metric} {_value(row)}, {_difference_text(difference)}."
     )
-
-
-def _priced_alike(row: WaySummary) -> str:
-    return "" if row.distortion is None else f", priced alike {row.distortion:.2g} times that"
 
 
 def _missed(*rows: WaySummary) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from lrsearch.analysis.compare import Mean, Ratio, mean_of, speed_up
 from lrsearch.analysis.confirm import Confirmed, confirmed
 from lrsearch.analysis.cost import Bill, bill, device_models, price_of
-from lrsearch.analysis.pace import distortion
 from lrsearch.analysis.searches import Search, metric_range, searches, target_value
 from lrsearch.analysis.target import Outcome, ReachSummary, reach_summary
 from lrsearch.analysis.ways import Way, clr_way, ways
@@ -57,8 +56,6 @@ class WaySummary:
     """Test value of the chosen settings over fresh seeds; None without confirmation runs."""
     speed_up: Ratio | None = None
     """How many times as much as the CLR run this way costs to the target; None for the CLR run itself."""
-    distortion: float | None = None
-    """How many times `speed_up` would be what it is, were all trials charged alike (pace.py); None where about once."""
 
     @property
     def key(self) -> str:
@@ -73,9 +70,7 @@ def summarise_ways(record: StudyRecord) -> list[WaySummary]:
     if clr is None or not clr.outcomes:
         return rows
     return [
-        replace(row, speed_up=speed_up(row.outcomes, clr.outcomes), distortion=distortion(record, row.key, clr.key))
-        if row is not clr and row.outcomes
-        else row
+        replace(row, speed_up=speed_up(row.outcomes, clr.outcomes)) if row is not clr and row.outcomes else row
         for row in rows
     ]
 

@@ -48,7 +48,7 @@ def over_workloads(summaries: Sequence[StudySummary]) -> list[OverWorkloads]:
     ratios: dict[str, dict[str, float]] = {}
     for name, summary in zip(study_names(summaries), summaries, strict=True):
         for way in summary.ways:
-            if way.speed_up is not None and way.distortion is None:
+            if way.speed_up is not None:
                 ratios.setdefault(way.key, {})[name] = way.speed_up.value
     return [OverWorkloads(key, found) for key, found in ratios.items()]
 

@@ -18,8 +18,10 @@ from lrsearch.trial import (
     APART_PHASES,
     CHARGED_PHASES,
     FINISHED_STATUSES,
+    Bills,
     Proposal,
     WorkloadFacts,
+    billed_device_seconds,
     charged_seconds,
 )
 
@@ -60,7 +62,7 @@ class LostAttempt:
     number: int
     attempt: int
     seconds: float
-    """Charged, up to the last heartbeat."""
+    """Billed, up to the last heartbeat."""
 
     def __str__(self) -> str:
         return f"{self.strategy}, seed {self.seed}, trial {self.number} (attempt {self.attempt}, {self.seconds:.1f} s)"
@@ -230,33 +232,31 @@ def close_attempt(
     connection.execute(closed.values(status=status, finished_at=at, **values))
 
 
-def close_lost(connection: Connection, row: Row[Any], now: datetime, kept: Mapping[str, float]) -> LostAttempt:
+def close_lost(connection: Connection, row: Row[Any], now: datetime, kept: Bills | None) -> LostAttempt:
     """Close a running attempt whose process is dead; `row` is the attempt's with its trial's and search's names.
 
-    `kept` are its seconds up to its checkpoint: they stay what they are, and what came after them is lost.
+    `kept` is what it cost up to its checkpoint: that stays what it is, and what came after it is lost.
     """
     stored = phase_seconds_of(connection, row.id)
-    phases = dict(kept) or stored
-    apart = sum(phases.get(name, 0.0) for name in APART_PHASES)
     # Heartbeats bring the seconds so far, as `lost`, from a clock that nobody sets; those of older versions did not.
     elapsed = stored.get("lost", (row.heartbeat_at - row.started_at).total_seconds())
-    seconds = max(charged_seconds(phases), elapsed - apart)
-    lost = as_lost(phases) if not kept else phases
-    replace_phases(connection, row.id, {**lost, "lost": seconds - charged_seconds(kept)})
+    if kept is None:
+        phases = as_lost(stored)
+        apart = sum(phases.values()) - phases["lost"]
+        bills = Bills({**phases, "lost": max(phases["lost"], elapsed - apart)})
+    else:
+        bills = kept.with_lost(elapsed)
+    replace_phases(connection, row.id, bills.charged)
     error = "The process that ran it died; its seconds are those up to its last heartbeat."
-    close_attempt(connection, row.id, "lost", now, {"estimated": True, "error": error})
+    values = {"estimated": True, "error": error, "billed_phase_seconds": bills.billed}
+    close_attempt(connection, row.id, "lost", now, values)
     plan_again(connection, row.trial_id)
+    seconds = billed_device_seconds(bills.charged, bills.billed)
     return LostAttempt(row.uuid, row.strategy, row.seed, row.trial_number, row.number, seconds)
 
 
 def plan_again(connection: Connection, trial_id: int) -> None:
     connection.execute(sa.update(trial).where(trial.c.id == trial_id).values(status="planned"))
-
-
-def kept_and_lost(kept: Mapping[str, float], phase_seconds: Mapping[str, float]) -> dict[str, float]:
-    """Return the seconds of an attempt that was cut short: those up to its checkpoint as they are, the rest as lost."""
-    lost = as_lost(phase_seconds)
-    return {**lost, **kept, "lost": max(0.0, sum(lost.values()) - sum(kept.values()))} if kept else lost
 
 
 def as_lost(phase_seconds: Mapping[str, float]) -> dict[str, float]:

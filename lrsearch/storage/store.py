@@ -49,6 +49,7 @@ from lrsearch.storage.statements import (
     Begun,
     LostAttempt,
     StudyRow,
+    as_lost,
     attempt_for_update,
     begun_with,
     charged_seconds_by_study,
@@ -61,7 +62,6 @@ from lrsearch.storage.statements import (
     insert_event,
     insert_rows,
     insert_trial,
-    kept_and_lost,
     latest_study,
     one_at_a_time,
     phase_seconds_of,
@@ -78,7 +78,7 @@ from lrsearch.storage.statements import (
     to_study_row,
     trial_counts,
 )
-from lrsearch.trial import CurvePoint, Proposal, StudyRecord, TrialRecord, TrialResult, WorkloadFacts
+from lrsearch.trial import Bills, CurvePoint, Proposal, StudyRecord, TrialRecord, TrialResult, WorkloadFacts
 
 __all__ = [
     "Beat",
@@ -444,13 +444,13 @@ class Store:
         phase_seconds: Mapping[str, float],
         core_seconds: float | None,
         *,
-        kept: Mapping[str, float] | None = None,
+        kept: Bills | None = None,
         error: str | None = None,
     ) -> None:
         """Close an attempt that was cut short and plan its trial again. Its charged seconds are `lost` ones.
 
-        `kept` are those up to its checkpoint: they stay what they are. Without an `error` a signal stopped the study;
-        with one the attempt's own process died of it, and the attempt is lost.
+        `kept` is what it cost up to its checkpoint: that stays what it is. Without an `error` a signal stopped the
+        study; with one the attempt's own process died of it, and the attempt is lost.
         """
         finished_at = datetime.now(UTC)
         status = "interrupted" if error is None else "lost"
@@ -460,9 +460,10 @@ class Store:
             if row.status == status and row.token == token:
                 return
             check_token(row, token)
-            values = {"core_seconds": core_seconds, "error": error}
+            bills = kept.with_lost(sum(phase_seconds.values())) if kept else Bills(as_lost(phase_seconds))
+            values = {"core_seconds": core_seconds, "error": error, "billed_phase_seconds": bills.billed}
             close_attempt(connection, attempt_id, status, finished_at, values)
-            replace_phases(connection, attempt_id, kept_and_lost(kept or {}, phase_seconds))
+            replace_phases(connection, attempt_id, bills.charged)
             plan_again(connection, row.trial_id)
 
         self._write(work)
@@ -470,7 +471,7 @@ class Store:
     def reconcile(
         self,
         study_id: int,
-        kept: Callable[[str, int], Mapping[str, float]] = lambda uuid, attempt: {},
+        kept: Callable[[str, int], Bills | None] = lambda uuid, attempt: None,
         alive: Collection[str] | None = None,
     ) -> list[LostAttempt]:
         """Close the attempts that a dead process left running, and plan their trials again. The caller holds the lease.
@@ -479,8 +480,8 @@ class Store:
         and only those whose own lease has run out.
 
         An attempt is charged up to its last heartbeat, marked as estimated, all on the phase `lost`; seconds of the
-        phases that are shown apart stay apart, and so do those that `kept` gives for it (by the trial's UUID and the
-        attempt's number): its seconds up to a checkpoint from which the trial will go on.
+        phases that are shown apart stay apart. What `kept` gives for it (by the trial's UUID and the attempt's number),
+        its cost up to a checkpoint from which the trial will go on, stays what it is.
         """
         now = datetime.now(UTC)
 

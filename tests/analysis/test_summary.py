@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 
 from lrsearch.analysis import StudySummary, WaySummary, clr_way, power_of_costs, summarise
-from lrsearch.analysis.pair import compare_ways
 from lrsearch.analysis.table import columns, row_cells
 from lrsearch.analysis.target import OutcomeLike
 from lrsearch.analysis.threats import threats
-from lrsearch.analysis.workloads import over_workloads
 from lrsearch.storage.export import export_rows, write_rows
 from lrsearch.trial import Choice, StudyRecord, TrialRecord
 from tests.records import CPU, GPU, SEVEN_WAYS, PlainTrial, make_record, plain_record, some, unfinished
@@ -436,55 +434,40 @@ def test_nodes_of_a_cluster_are_a_threat() -> None:
 
 
 def charged_by(record: StudyRecord, factor: float) -> StudyRecord:
-    """Return the study as if its searches' trials had trained together, a step alone timed so much slower before."""
+    """Return the study with its CLR runs charged by steps that were timed before, so much slower than they were."""
     trials = []
     for trial in record.trials:
-        result = some(trial.result)
-        if trial.strategy != "clr":
-            seconds = {phase: factor * spent for phase, spent in result.phase_seconds.items()}
-            trial = replace(trial, result=replace(result, gang_size=2, phase_seconds=seconds))
+        if trial.strategy == "clr":
+            [attempt] = trial.attempts
+            charged = {phase: factor * spent for phase, spent in attempt.phase_seconds.items()}
+            attempt = replace(attempt, phase_seconds=charged, billed_phase_seconds=attempt.phase_seconds)
+            trial = replace(trial, attempts=(attempt,))
         trials.append(trial)
     return replace(record, trials=tuple(trials))
 
 
-@pytest.mark.parametrize(("factor", "told"), [(1.0, None), (1.2, None), (0.8, None), (2.0, "0.5"), (0.2, "5")])
-def test_a_machine_that_was_not_equally_fast_for_trials_alone_and_together_has_no_cost_verdict(
-    factor: float, told: str | None
-) -> None:
-    verdict = summarise(charged_by(study(ways_of(), ways_of()), factor)).verdict
-    assert ("not equally fast" in verdict.headline) == (told is not None)
-    assert ("not equally fast" in verdict.sentences[0]) == (told is not None)
-    if told:
-        assert verdict.grade == "not shown"
-        assert verdict.sentences[0].endswith(f"priced alike it would be {told} times that.")
+@pytest.mark.parametrize(("factor", "told"), [(1.0, None), (1.2, None), (0.8, None), (2.0, "0.50×"), (0.2, "5.0×")])
+def test_a_machine_that_was_faster_or_slower_than_before_the_study_is_told(factor: float, told: str | None) -> None:
+    record = charged_by(study(ways_of(), ways_of()), factor)
+    found = [text for text in threats(record, summarise(record)) if text.startswith("Trials alone took")]
+    assert [text.split(" what they are charged")[0] for text in found] == (
+        [f"Trials alone took {told}"] if told else []
+    )
 
 
-def test_a_ratio_that_the_machine_has_bent_is_nowhere_printed_alone() -> None:
-    record = charged_by(study(ways_of(), ways_of()), 0.2)
-    summary = summarise(record)
-    shown = columns(summary)
-    [cell] = [
-        cell
-        for column, cell in zip(shown, row_cells(shown, summary.way("random")), strict=True)
-        if column.title == "Times CLR's cost"
-    ]
-    assert cell.text == "1.0×"
-    assert "priced alike 5.0×" in cell.notes
-    lines = dict(compare_ways(record, "clr", "random"))
-    assert "random costs 1.0× as much as clr" in lines["cost to target"]
-    assert lines["cost to target"].endswith("priced alike 5 times that")
-    assert over_workloads([summary]) == []
-    whole = next(one for one in summary.verdict.sentences if one.startswith("Run to the end"))
-    assert whole.endswith("priced alike 5 times that.")
-
-
-def test_few_trials_that_were_held_up_take_no_verdict() -> None:
-    record = charged_by(study(ways_of(), ways_of()), 0.2)
-    trials = [
-        replace(trial, result=replace(some(trial.result), gang_size=2)) if trial.seed else trial
-        for trial in record.trials
-    ]
-    assert "not equally fast" not in summarise(replace(record, trials=tuple(trials))).verdict.headline
+def test_trials_that_were_held_up_are_told_by_what_they_took() -> None:
+    record = charged_by(study(ways_of(), ways_of()), 0.9)
+    slow = next(trial for trial in record.trials if trial.strategy == "clr" and trial.stage == "train")
+    [attempt] = slow.attempts
+    billed = {**some(attempt.billed_phase_seconds), "train": 10 * attempt.phase_seconds["train"]}
+    trials = tuple(
+        replace(one, attempts=(replace(attempt, billed_phase_seconds=billed),)) if one is slow else one
+        for one in record.trials
+    )
+    record = replace(record, trials=trials)
+    [held] = [text for text in threats(record, summarise(record)) if "median time per training step" in text]
+    assert held.startswith("1 trial took 9.0× the median time")
+    assert "what is billed carries that noise" in held
 
 
 def test_a_way_whose_metrics_are_no_numbers_is_named() -> None:

@@ -22,7 +22,7 @@ from lrsearch.storage import engine as engine_module
 from lrsearch.storage.engine import make_engine, parse_url, writer
 from lrsearch.storage.schema import attempt, curve_point, event, phase, study, trial
 from lrsearch.storage.store import Beat, Begun, Claim, End, Store, open_store, this_owner
-from lrsearch.trial import StudyRecord, TrialRecord
+from lrsearch.trial import Bills, StudyRecord, TrialRecord
 from tests.records import make_record, some
 from tests.storage.bulk import write_record
 from tests.storage.samples import (
@@ -173,8 +173,8 @@ class TestStudies:
         assert (empty.trials, empty.charged_device_seconds) == ({}, 0.0)
 
 
-def _given(phase_seconds: dict[str, float], uuid: str, attempt: int) -> dict[str, float]:
-    return phase_seconds
+def _given(bills: Bills | None, uuid: str, attempt: int) -> Bills | None:
+    return bills
 
 
 class TestLease:
@@ -433,14 +433,30 @@ class TestFaults:
     def test_a_clock_that_is_set_changes_no_cost(self, store: Store, engine: sa.Engine) -> None:
         """The seconds so far come with each heartbeat, from a clock that only goes forward."""
         row = held_study(store)
-        cases: list[tuple[int, dict[str, float]]] = [(1, {}), (-1, {}), (1, {"train": 2.0, "data": 1.0})]
-        for hours, checkpointed in cases:
+        for hours, checkpointed in ((1, None), (-1, None), (1, Bills({"train": 2.0, "data": 1.0}))):
             begun = begin(store, row)
             store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"lost": 2.5}, None)])
             store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"lost": 3.5}, None)])
             _execute(engine, sa.update(attempt).values(heartbeat_at=datetime.now(UTC) + timedelta(hours=hours)))
             [lost] = store.reconcile(row.id, partial(_given, checkpointed))
-            assert lost.seconds == 3.5 - checkpointed.get("data", 0.0)
+            assert lost.seconds == 3.5 - (1.0 if checkpointed else 0.0)
+
+    @pytest.mark.parametrize("killed", [True, False])
+    def test_what_a_checkpoint_keeps_stays_on_both_bills(self, store: Store, *, killed: bool) -> None:
+        """A trial that trained beside others: 2 of its 5 seconds are after its checkpoint."""
+        row = held_study(store)
+        begun = begin(store, row)
+        kept = Bills({"train": 24.0, "data": 0.5, "idle": 0.25}, {"train": 2.25, "data": 0.5})
+        if killed:
+            store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"lost": 5.0}, None)])
+            [lost] = store.reconcile(row.id, partial(_given, kept))
+            assert lost.seconds == 4.5
+        else:
+            store.interrupt_attempt(begun.attempt_id, begun.token, {"lost": 5.0}, None, kept=kept)
+        [attempt] = _only(store.record("digits")).attempts
+        assert attempt.phase_seconds == {"train": 24.0, "data": 0.5, "idle": 0.25, "lost": 2.0}
+        assert (attempt.charged_device_seconds, attempt.billed_seconds) == (26.25, 5.0)
+        assert attempt.billed_device_seconds == 4.5
 
     def test_attempts_that_are_alive_or_whose_lease_holds_are_left_alone(self, store: Store, engine: sa.Engine) -> None:
         row = held_study(store)
