@@ -134,9 +134,9 @@ def _records(record: StudyRecord) -> Iterator[str]:
         )
     if charged is not None and max(charged, 1 / charged) > RATIO_WORTH_KNOWING:
         yield (
-            f"Trials alone took {wording.times(charged)} what they are charged for their steps: the machine was not as "
-            "fast as when a step was timed before the study. All ways are charged alike by that, so that their ratios "
-            "hold; seconds are those of the machine as it was then."
+            f"Trials alone took {wording.times(charged)} what they are charged: the machine was not as fast as when "
+            "their steps were timed before the study. All ways are charged alike by that, so that their ratios hold; "
+            "seconds are those of the machine as it was then."
         )
     busy = busy_with_others(record)
     if busy is not None and busy >= EXCLUSIVE_BELOW:
