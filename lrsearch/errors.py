@@ -15,6 +15,7 @@
     +-- ClusterError              9   the Ray cluster cannot be joined, or has no room (left) for the study
     +-- WorkerDiedError           1   the process of a trial has died; the study loop repeats the trial
         +-- MachineLostError      1   the machine that it ran on does not answer
+        +-- DeviceFaultError      1   its device failed, and no process that used it can go on
 
 Every message says the rule, the value and the way out. A trial that diverges is a result, not an error.
 """
@@ -113,6 +114,10 @@ class WorkerDiedError(LrsearchError):
 
     from_outside = False
     """Whether it was SIGKILL, which says less about the trial than a fault or an exit of its own."""
+
+
+class DeviceFaultError(WorkerDiedError):
+    """The device stopped at a fault, such as a kernel's assertion: for the process that used it there is no way on."""
 
 
 class MachineLostError(WorkerDiedError):

@@ -6,6 +6,7 @@ ended, was pruned or has diverged leaves, and the others go on without it.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from lrsearch.training import (
     device_info,
     finite,
     first_non_finite,
+    forget_peak_memory,
     load,
     new_run,
     peak_memory,
@@ -189,12 +191,13 @@ def _in_gangs(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]
         return run_gang(specs, channel)
     except OutOfDeviceMemoryError:
         half = len(specs) // 2
-        return [*_in_gangs(specs[:half], channel), *_in_gangs(specs[half:], channel)]
+        parts = [specs[:half], specs[half:]]
     except CannotGangError:
-        crowds = _by_crowd(specs).values()
-        if len(crowds) == 1:
-            return [run_trial(spec, channel) for spec in specs]
-        return [result for crowd in crowds for result in _in_gangs(crowd, channel)]
+        parts = list(_by_crowd(specs).values())
+        if len(parts) == 1:
+            parts = [[spec] for spec in specs]
+    gc.collect()  # out here, where no error holds on to the gang: the parts need its memory
+    return [result for part in parts for result in _in_gangs(part, channel)]
 
 
 def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
@@ -206,6 +209,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     check_alike(specs)
     crowds = _by_crowd(specs)
     device = pick_device(specs[0].training.device)
+    forget_peak_memory(device)
     meter, watch = EnergyMeter(device), DeviceStopwatch(synchronizer(device))
     bill = _Bill(watch)
     watch.start("data")
@@ -220,7 +224,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         climbers = [_Climber(spec=spec, outcome=Outcome(facts=own.facts)) for spec, own in placed]
         members, work = climbers, partial(_climb, climbers)
     told = _Reported(channel)
-    broken, kept = "", None
+    broken, kept, run = "", None, None
     try:
         runs = {crowd: new_run(loaded[crowd], specs[0].training, device, repeat_seed(*crowd)) for crowd in crowds}
         kept = Contents(next(iter(runs.values())).model, *(own.loss for own in loaded.values()), copies=True)
@@ -241,6 +245,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         if not told.anything:
             raise cannot_gang(error) from error
         broken = what_stops(error)
+    run = None  # those that are left to train alone need its memory
     left = [member for member in members if not member.ended]
     bill.share(left or members[:1])
     watch.stop()

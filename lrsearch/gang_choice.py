@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -300,7 +301,10 @@ def member_seconds(workload: Choice, training: TrainingPlan, seed: int, size: in
     loaded = load(workload, device, seed)
     if size < SMALLEST_GANG:
         run = new_run(loaded, training, device, seed)
-        return statistics.median(call_seconds(block_of(run), synchronizer(device), LAYOUT_BLOCKS)) / BLOCK_STEPS
+        return (
+            statistics.median(call_seconds(block_of(partial(run.step, 0.0)), synchronizer(device), LAYOUT_BLOCKS))
+            / BLOCK_STEPS
+        )
     if why_alone(training):
         return math.inf
     try:

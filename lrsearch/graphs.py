@@ -5,6 +5,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,9 @@ import torch
 
 UNRECORDED_STEPS = 3
 """Taken as they are first: libraries choose kernels and optimisers make their state then."""
+
+FAILED: list[str] = []
+"""Why no step is recorded in this process any more; empty while it may be."""
 
 Layout = tuple[tuple[torch.Size, torch.dtype], ...]
 Work = Callable[..., torch.Tensor]
@@ -34,6 +38,12 @@ def record(
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = work()
     return graph.replay, result
+
+
+@functools.cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """Return the one on which all steps are recorded: libraries keep memory for each stream that they have seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
 
 class FasterSteps:
@@ -66,9 +76,7 @@ class Replayed(FasterSteps):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
+        self._stream = _stream_of(device) if device.type == "cuda" else None
         self._steps = 0
         self._layout: Layout | None = None
         self._arguments: tuple[torch.Tensor, ...] = ()
@@ -96,10 +104,18 @@ class Replayed(FasterSteps):
 
     def _record(self, work: Work, tensors: tuple[torch.Tensor, ...], layout: Layout) -> None:
         self._arguments, self._layout = tuple(tensor.clone() for tensor in tensors), layout
+        if FAILED:
+            self.give_up(FAILED[0])
+            return
+        here = None if self._stream is None else torch.cuda.current_stream(self._stream.device)
         try:
             self._way, self._result = record(partial(work, *self._arguments), self._stream)
         except RuntimeError as error:
-            self.give_up(" ".join(str(error).split())[:200])
+            reason = " ".join(str(error).split())[:200]
+            self.give_up(reason)
+            if here is not None:  # torch before 2.13 stays on the other stream, and its allocator in the recording
+                torch.cuda.set_stream(here)
+                FAILED.append(f"in this process recording has failed before ({reason})")
 
     def _beside(self, work: Work, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Carry the step out on the stream of the recording, as torch asks for before what has gradients."""

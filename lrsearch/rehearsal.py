@@ -30,7 +30,16 @@ from lrsearch.gang_check import (
 from lrsearch.interfaces import BLOCK_STEPS, PROBE_SHARE, LoadedWorkload, Split
 from lrsearch.stacked_run import CannotGangError, StackedRun, what_stops
 from lrsearch.timing import synchronizer
-from lrsearch.training import GRAPH_STEPS, TOLERANCE, Run, new_run, one_line, pick_precision, repeat_seed
+from lrsearch.training import (
+    GRAPH_STEPS,
+    TOLERANCE,
+    Run,
+    is_out_of_memory,
+    new_run,
+    one_line,
+    pick_precision,
+    repeat_seed,
+)
 from lrsearch.trial import CompiledGang, SoloCost, TrainingPlan
 
 LARGEST_GANG = 16
@@ -60,12 +69,12 @@ CHECKED_RATE = 1e-4
 """Of the steps after which a stacked model is compared with the model alone."""
 
 
-def block_of(run: Run) -> Callable[[], None]:
-    """Return what takes a block of steps that change nothing."""
+def block_of(step: Callable[[], None]) -> Callable[[], None]:
+    """Return what takes a block of steps."""
 
     def block() -> None:
         for _ in range(BLOCK_STEPS):
-            run.step(0.0)
+            step()
 
     return block
 
@@ -96,7 +105,7 @@ class Solo:
         began = time.perf_counter()
         self._losses = self._first_losses(run)
         self._first_seconds = time.perf_counter() - began
-        self._blocks = call_seconds(block_of(run), wait, GLANCE_BLOCKS)
+        self._blocks = call_seconds(block_of(partial(run.step, 0.0)), wait, GLANCE_BLOCKS)
         self.glance = min(self._blocks) / BLOCK_STEPS
         """Seconds of a step."""
         self._fastest = math.inf
@@ -125,7 +134,7 @@ class Solo:
         """Seconds of a step, as exactly as there is time for."""
         run = self._new_run()
         self._first_losses(run)
-        block = block_of(run)
+        block = block_of(partial(run.step, 0.0))
         self._blocks += call_seconds(block, self._wait, self._fewest_blocks - GLANCE_BLOCKS)
         seconds = self._share(statistics.median(self._blocks) / BLOCK_STEPS)
         self._blocks += call_seconds(block, self._wait, 0, min(SOLO_SECONDS, seconds) - sum(self._blocks))
@@ -193,12 +202,20 @@ class Rehearsal:
         They halve from the largest on, until no seconds are `left` to spend; the smallest comes last.
         """
         measured: list[tuple[int, float]] = []
+        too_large = ""
         hopeless, began = HOPELESS * glance, time.perf_counter()
         ends = began + left
         try:
             for size in _candidates(most):
                 seconds = (ends - time.perf_counter()) / 6
-                measured.append((size, self.seconds_per_member(size, crowds, seconds=seconds, hopeless=hopeless)))
+                try:
+                    each = self.seconds_per_member(size, crowds, seconds=seconds, hopeless=hopeless)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    too_large = what_stops(error)
+                    continue  # with a smaller one
+                measured.append((size, each))
                 ends = min(ends, began + left * measured[-1][1] / glance)
                 if time.perf_counter() >= ends or (len(measured) > 1 and measured[-1][1] > measured[-2][1]):
                     break
@@ -212,7 +229,7 @@ class Rehearsal:
             return tuple(measured), "" if measured else what_stops(error)
         finally:
             self.spent += time.perf_counter() - began
-        return tuple(measured), ""
+        return tuple(measured), "" if measured else too_large
 
     def check(self, crowds: int, size: int = SMALLEST_GANG, compiled: CompiledGang | None = None) -> str:
         """Return how a gang trains or evaluates otherwise than its members alone; nothing where it does not.
@@ -226,7 +243,8 @@ class Rehearsal:
             rounds = pick_precision(self.training.precision, self.device) != "float32"
             if told is None or (not told and rounds):
                 told = self._difference(crowds, size, compiled, None if told is None else FewRows(self.loaded))
-            if not told and rounds and not compiled:
+            # Convolutions of a GPU round in float32, too: to TF32.
+            if not told and (rounds or self.device.type == "cuda") and not compiled:
                 told = self._spoils(crowds)
             return told
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
@@ -388,6 +406,9 @@ class Rehearsal:
         if fastest > hopeless:
             return fastest
         step = partial(run.step, torch.zeros_like(rates))
+        if self.device.type == "cuda":  # where waiting after each step takes as long as a small one
+            _, *blocks = call_seconds(block_of(step), wait, 3, GANG_SECONDS[0])
+            return statistics.median(blocks) / BLOCK_STEPS / size
         few, some = GANG_STEPS
         fewest = some if seconds is None or some * size * fastest <= seconds else few
         least, longest = GANG_SECONDS

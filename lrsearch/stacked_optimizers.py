@@ -49,7 +49,11 @@ class StackedOptimizer:
         precise = torch.float32 if first.device.type == "mps" else torch.float64
         self._steps = torch.zeros((), dtype=precise, device=first.device)
         found = getattr(torch, f"_fused_{self.name}_", None) if self.name != "sgd" else None
-        self._kernel = found if first.device.type == "cpu" and not self.as_tensors else None
+        # CUDA's takes a rate that is on the device in float32 only.
+        fits = first.device.type == "cpu" or (first.device.type == "cuda" and first.dtype != torch.float64)
+        self._kernel = found if fits and not self.as_tensors else None
+        self._reads_rates = first.device.type == "cpu"
+        """Whether the kernel is given them as numbers: elsewhere that would wait for the device."""
         self._copies: list[list[tuple[torch.Tensor, ...]]] = []
         """Of parameters and state, the part of each copy, for the kernel."""
         self._has_momentum = self.name != "sgd" or any(one["momentum"] for one in self.settings)
@@ -154,7 +158,7 @@ class StackedOptimizer:
 
     def _adam(self, gradients: list[torch.Tensor], rates: torch.Tensor, beta1: torch.Tensor | None) -> None:
         """torch.optim.Adam and AdamW, https://pytorch.org/docs/stable/generated/torch.optim.AdamW.html."""
-        if self._kernel is not None:
+        if self._kernel is not None and (beta1 is None or self._reads_rates):
             self._adam_by_copy(self._kernel, gradients, rates, beta1)
             return
         first, second = self._tensors("exp_avg"), self._tensors("exp_avg_sq")
@@ -183,7 +187,7 @@ class StackedOptimizer:
         rates: torch.Tensor,
         beta1: torch.Tensor | None,
     ) -> None:
-        """Take the step of each copy in one pass over its numbers, as torch's own optimiser does on a processor."""
+        """Take the step of each copy in one pass over its numbers, as torch's own optimiser does."""
         fixed1, beta2 = self._common["betas"]
         beta1s = [fixed1] * len(rates) if beta1 is None else beta1.tolist()
         for index, (gradient, parameter) in enumerate(zip(gradients, self.parameters, strict=True)):
@@ -197,7 +201,8 @@ class StackedOptimizer:
         groups = {
             alike: [place for place, own in enumerate(self.multipliers) if own == alike] for alike in self.multipliers
         }
-        for row, (rate, own_beta1) in enumerate(zip(rates.tolist(), beta1s, strict=True)):
+        each_rate = rates.tolist() if self._reads_rates else rates.unbind()
+        for row, (rate, own_beta1) in enumerate(zip(each_rate, beta1s, strict=True)):
             for (by, decay_by), indices in groups.items():
                 parameters, first, second, own = ([part[index][row] for index in indices] for part in tensors)
                 kernel(

@@ -21,7 +21,7 @@ from lrsearch.interfaces import FitsMetric, HasOwnChance, HasStackedLoss, Loaded
 from lrsearch.stacked_optimizers import StackedOptimizer
 from lrsearch.stacked_values import side_by_side
 from lrsearch.stacking import StackedModel
-from lrsearch.training import Run, autocast, finite, one_line, own_generators
+from lrsearch.training import Run, autocast, finite, is_out_of_memory, one_line, own_generators
 from lrsearch.trial import OF_EACH_MEMBER, CompiledGang
 
 
@@ -56,9 +56,7 @@ def what_stops(error: Exception) -> str:
 def cannot_gang(error: Exception) -> CannotGangError:
     if isinstance(error, CannotGangError):
         return error
-    # The processor's allocator raises a plain RuntimeError.
-    no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
-    return (OutOfDeviceMemoryError if no_memory else CannotGangError)(what_stops(error))
+    return (OutOfDeviceMemoryError if is_out_of_memory(error) else CannotGangError)(what_stops(error))
 
 
 @dataclass

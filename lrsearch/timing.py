@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lrsearch.errors import DeviceFaultError
 from lrsearch.trial import PHASES, charged_seconds
 
 if TYPE_CHECKING:
@@ -134,11 +135,17 @@ class DeviceStopwatch:
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
-    """Return what waits until all work handed to `device` is done."""
+    """Return what waits until all work handed to `device` is done; it raises DeviceFaultError where that cannot be."""
     import torch
 
+    def synchronize() -> None:
+        try:
+            torch.cuda.synchronize(device)
+        except torch.AcceleratorError as error:
+            raise DeviceFaultError(f"its device failed: {str(error).partition(chr(10))[0]}") from error
+
     if device.type == "cuda":
-        return lambda: torch.cuda.synchronize(device)
+        return synchronize
     if device.type == "mps":
         return torch.mps.synchronize
     return lambda: None

@@ -523,7 +523,7 @@ class Run:
             # It would warn of the steps that are not recorded.
             self.optimizer._warned_capturable_if_run_uncaptured = True
             self._replayed = graphs.Replayed(self.device)
-        self._optimizer_step: Callable[[], object] = self._first_optimizer_step
+        self._optimizer_step: Callable[[], object] | None = None
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def step(self, learning_rate: float, momentum: float | None = None) -> None:
@@ -580,7 +580,7 @@ class Run:
         loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
         if self.training.gradient_clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip_norm)
-        self._optimizer_step()
+        (self._optimizer_step or self._first_optimizer_step)()
         return loss.detach()
 
     def take_losses(self) -> list[float]:
@@ -773,7 +773,7 @@ def run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
     except (Exception, SystemExit) as error:
         outcome.status = "failed"
         outcome.error = one_line(error) + user_line(error)
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             outcome.error = f"Out of device memory; lower workload.batch_size or take a smaller model. {outcome.error}"
         outcome.traceback = traceback.format_exc()
     watch.stop()
@@ -801,9 +801,13 @@ def run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
     )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Torch raises a plain RuntimeError when it is the processor's."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+NO_MEMORY = ("can't allocate memory", "STATUS_ALLOC_FAILED", "out of memory")
+"""In plain errors: of the processor, of cuBLAS and cuDNN, of CUDA itself."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY))
 
 
 def _resumed(
@@ -827,8 +831,7 @@ def _resumed(
 def set_up(spec: TrialSpec, loaded: LoadedWorkload, device: torch.device) -> tuple[Run, PlannedSchedule | None]:
     """Build model, optimiser and schedule; the schedule is None for a range test."""
     proposal, planned = spec.proposal, plan_of(spec, loaded.facts)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    forget_peak_memory(device)
     repeat = proposal.range_test.repeat if proposal.range_test else 0
     return new_run(loaded, spec.training, device, repeat_seed(spec.seed, repeat)), planned
 
@@ -1040,6 +1043,12 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Have `peak_memory` be of what comes from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
@@ -1063,4 +1072,9 @@ class EnergyMeter:
             self._read = None
 
     def joules(self) -> float | None:
-        return None if self._read is None else (self._read() - self._began) / 1000.0
+        if self._read is None:
+            return None
+        try:
+            return (self._read() - self._began) / 1000.0
+        except Exception:  # the driver was restarted, or the card fell off the bus: its energy is not known
+            return None

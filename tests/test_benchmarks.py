@@ -19,6 +19,7 @@ from benchmarks.programs import in_turn
 from lrsearch.config import load_study
 from lrsearch.timing import core_seconds
 from lrsearch.trial import CurvePoint
+from lrsearch.workloads import models
 from lrsearch.workloads.digits import Digits
 
 DIGITS = tasks.Options("digits", 1_438, 32, 2, "float32", 0, (0.01, 0.05))
@@ -131,6 +132,11 @@ class TestTheSameWork:
     def test_each_gang_is_of_models_that_fit_their_images(self) -> None:
         for case in (gangs.CASES | gangs.GPU_CASES).values():
             assert case.images * (1 - tasks.VALIDATION_FRACTION) >= case.batch_size
+
+    @pytest.mark.parametrize("model", gangs.GPU_MODELS)
+    def test_each_model_of_a_gpu_can_be_built(self, model: str) -> None:
+        channels, size = (1, 8) if gangs.GPU_MODELS[model][0] == "digits" else (3, 32)
+        assert models.build(model, (channels, size, size), 10)
 
 
 class TestChoice:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -269,10 +271,12 @@ def test_members_of_a_gang_that_breaks_down_train_on_alone(monkeypatch: pytest.M
     """One has ended by then and keeps what it has; the others tell no point twice."""
     specs = [replace(spec(0, 0.01), training=replace(spec(0, 0.01).training, epochs=1)), spec(1, 0.02), spec(2, 0.05)]
     step, steps, reports = StackedRun.step, 0, Reports()
+    stacked: list[weakref.ref[StackedRun]] = []
 
     def breaks(run: StackedRun, *arguments: Any) -> None:
         nonlocal steps
         steps += 1
+        stacked.append(weakref.ref(run))
         if steps == 30:  # of two epochs of 17
             raise RuntimeError("something broke")
         step(run, *arguments)
@@ -280,6 +284,8 @@ def test_members_of_a_gang_that_breaks_down_train_on_alone(monkeypatch: pytest.M
     taken: list[Mapping[str, float]] = []
 
     def noting(trial: TrialSpec, channel: Channel) -> TrialResult:
+        gc.collect()
+        assert stacked[0]() is None, "its memory is needed"
         result = run_trial(trial, channel)
         taken.append(some(result.billed_phase_seconds))
         return result
@@ -313,11 +319,19 @@ class Reports(Listener):
 
 
 def test_where_memory_is_short_two_smaller_gangs_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By then nothing is left of the larger one, which would take the memory that they need."""
+    failed: list[weakref.ref[Any]] = []
+
     class Large(stacked_run.StackedRun):
         def __init__(self, run: Any, settings: Sequence[Any], compiled: Any = None) -> None:
-            if len(settings) > 2:
-                raise torch.OutOfMemoryError("as many as this do not fit")
+            assert not any(one() for one in failed)
             super().__init__(run, settings, compiled)
+
+        def step(self, *arguments: Any) -> None:
+            if len(arguments[0]) > 2:
+                failed.append(weakref.ref(self))
+                raise torch.OutOfMemoryError("as many as this do not fit")
+            super().step(*arguments)
 
     monkeypatch.setattr(gang, "StackedRun", Large)
     results = run_trials([spec(n, 0.01, epochs=1) for n in range(5)], Listener())
@@ -329,6 +343,7 @@ def test_where_memory_is_short_two_smaller_gangs_train(monkeypatch: pytest.Monke
         1,
     ]
     assert {one.status for one in results} == {"completed"}
+    assert len(failed) == 2
 
 
 class Cut(Listener):

@@ -279,6 +279,22 @@ def test_a_short_search_times_the_largest_and_the_smallest_size_only() -> None:
     assert [size for size, _ in chosen.measured] == [16, 2]
 
 
+@pytest.mark.parametrize(("fitting", "sizes", "told"), [(4, [4, 2], ""), (1, [], "OutOfMemoryError: of 2")])
+def test_gangs_that_the_device_has_not_the_memory_for_are_passed_over(
+    fitting: int, sizes: list[int], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(rehearsal: Rehearsal, size: int, crowds: int, **limits: Any) -> float:
+        if size > fitting:
+            raise torch.OutOfMemoryError(f"of {size}")
+        return 1 / size
+
+    device = torch.device("cpu")
+    monkeypatch.setattr(Rehearsal, "seconds_per_member", timed)
+    plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
+    measured, reason = Rehearsal(load(DIGITS, device, 0), plan, device, 0, []).times(16, 1, 1e9, 1.0)
+    assert ([size for size, _ in measured], reason) == (sizes, told)
+
+
 @pytest.mark.parametrize(
     ("seconds", "measured"),
     [

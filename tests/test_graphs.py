@@ -199,6 +199,17 @@ def test_the_batches_that_come_after_the_first_ones_decide_what_is_recorded(reco
     assert recorded == ["recorded"]
 
 
+def test_after_a_recording_that_failed_on_the_device_none_is_tried(
+    recorded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its allocator may not have come back from that."""
+    monkeypatch.setattr(graphs, "FAILED", ["recording has failed before"])
+    run = new_run(WithModel(0, Dropping, torch.float32), replace(PLAN, compile="graphs"), CPU, 0)
+    after(run, GRAPH_STEPS)
+    assert not recorded
+    assert run.why_not_replayed == "recording has failed before"
+
+
 def test_batches_that_are_no_tensors_are_not_recorded_and_told(recorded: list[str]) -> None:
     with pytest.raises(WorkloadError, match="cannot be recorded: the batches are no tensors"):
         training.check_graphs(Listed(0, Dropping, torch.float32), PLAN, CPU, 0)

@@ -660,8 +660,8 @@ SETTINGS: dict[str, tuple[str, list[dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("case", SETTINGS)
 @pytest.mark.parametrize("scheduled", [False, True])
-@pytest.mark.parametrize("as_tensors", [False, True])
-def test_each_copy_steps_as_torch_s_optimizer_does(case: str, scheduled: bool, as_tensors: bool) -> None:
+@pytest.mark.parametrize("how", ["by numbers", "as tensors", "as on a GPU"])
+def test_each_copy_steps_as_torch_s_optimizer_does(case: str, scheduled: bool, how: str) -> None:
     name, settings = SETTINGS[case]
     if scheduled and case == "dampened":
         pytest.skip("says nothing new")
@@ -674,7 +674,9 @@ def test_each_copy_steps_as_torch_s_optimizer_does(case: str, scheduled: bool, a
     parameters = [draw(3, *shape) for shape in shapes]
     parameters[0] = parameters[0].mT.contiguous().mT  # lies otherwise than its gradients
     alone = [[parameter[row].clone() for parameter in parameters] for row in range(3)]
-    stacked = StackedOptimizer(name, settings, parameters, multipliers, as_tensors)
+    stacked = StackedOptimizer(name, settings, parameters, multipliers, how == "as tensors")
+    if how == "as on a GPU":  # whose kernel gets the rates where they lie
+        stacked._reads_rates = False
     optimizers = [
         torch_optimizer(name, own, tensors, multipliers) for own, tensors in zip(settings, alone, strict=True)
     ]

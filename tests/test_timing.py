@@ -3,8 +3,10 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
-from lrsearch.timing import DeviceStopwatch, core_seconds
+from lrsearch.errors import DeviceFaultError
+from lrsearch.timing import DeviceStopwatch, core_seconds, synchronizer
 from lrsearch.trial import PHASES, charged_seconds
 
 
@@ -38,6 +40,15 @@ def test_the_device_is_waited_for_before_each_reading_of_the_clock() -> None:
     watch.switch("train")
     watch.stop()
     assert order == ["wait", "read"] * 3
+
+
+def test_a_device_that_has_stopped_at_a_fault_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered\nFor debugging consider ...")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    with pytest.raises(DeviceFaultError, match=r"^its device failed: CUDA error: device-side assert triggered$"):
+        synchronizer(torch.device("cuda"))()
 
 
 def test_two_devices_held_for_a_second_cost_two() -> None:

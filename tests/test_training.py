@@ -15,8 +15,17 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from lrsearch import training
 from lrsearch.engine import run_trials
-from lrsearch.errors import DataError, MissingExtraError, UsageError, WorkloadError
+from lrsearch.errors import (
+    DataError,
+    DeviceFaultError,
+    MissingExtraError,
+    StudyFailedError,
+    UsageError,
+    WorkloadError,
+)
+from lrsearch.executors.inline import Inline
 from lrsearch.optimizers import OPTIMIZERS as SETTINGS
 from lrsearch.range_test import evaluation_count
 from lrsearch.strategies.default_rate import USUAL_RATES
@@ -498,6 +507,41 @@ def test_a_model_that_raises_is_a_failed_trial_that_names_the_users_line(callabl
     assert "Broken" in result.traceback
     with pytest.raises(WorkloadError, match="no forward today"):
         prepare(callable_workload(source), TrainingPlan(1, SGD, device="cpu"), 0)
+
+
+def test_a_device_that_stops_at_a_fault_is_no_result_and_ends_a_process_that_trains_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each call that waits for it raises again: no trial that comes after is to blame."""
+    waits = 0
+
+    def fails() -> None:
+        nonlocal waits
+        waits += 1
+        if waits > 3:
+            raise DeviceFaultError("its device failed: device-side assert triggered")
+
+    monkeypatch.setattr(training, "synchronizer", lambda device: fails)
+    with pytest.raises(
+        StudyFailedError, match=r"w, seed 0, trial 0 cannot end, nor can others .* its device failed: .*"
+    ):
+        Inline().start("cpu").submit(run_trials, [spec()], Listener())
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("the tokenizer is out of memory slots"), False),
+    ],
+)
+def test_what_says_that_memory_is_short(error: Exception, expected: bool) -> None:
+    assert training.is_out_of_memory(error) == expected
 
 
 def test_a_model_that_exits_does_not_take_the_study_with_it(callable_workload: Any) -> None:

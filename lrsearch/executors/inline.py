@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from lrsearch.errors import DeviceFaultError, StudyFailedError
 from lrsearch.interfaces import Channel, RunTrials, Settings
 from lrsearch.trial import TrialResult, TrialSpec
 
@@ -36,7 +37,14 @@ class InlineExecutor:
         self, run_trials: RunTrials, specs: Sequence[TrialSpec], channel: Channel, slot: int = 0
     ) -> Future[Sequence[TrialResult]]:
         future: Future[Sequence[TrialResult]] = Future()
-        future.set_result(run_trials(specs, channel))
+        try:
+            future.set_result(run_trials(specs, channel))
+        except DeviceFaultError as error:
+            trial = f"{specs[0].strategy}, seed {specs[0].seed}, trial {specs[0].number}"
+            raise StudyFailedError(
+                f"{trial} cannot end, nor can others in this process: {error}. With `executor: {{name: process}}` it "
+                "takes no other with it, and counts as failed."
+            ) from error
         return future
 
     def close(self) -> None:

@@ -73,7 +73,11 @@ class Worker(ABC):
             elif kind == "done":
                 return content[0]
             elif kind == "error":
-                raise _told(*content)
+                error = _told(*content)
+                if isinstance(error, WorkerDiedError):  # it says so itself, before it is of no more use
+                    self.kill()
+                    self.bury()
+                raise error
 
     def _next(self, *, watched: bool) -> tuple[Any, ...]:
         began = time.monotonic()

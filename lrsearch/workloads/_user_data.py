@@ -266,7 +266,10 @@ def _moved(loader: Any, device: torch.device) -> Iterator[Batch]:
 def _on_device(value: Any, device: torch.device) -> Any:
     """Return `value` with every tensor in it, however deep in dicts, lists and tuples, on `device`."""
     if isinstance(value, torch.Tensor):
-        return _single_precision(value).to(device)
+        own = _single_precision(value)
+        if device.type == "cuda" and own.device.type == "cpu":
+            return own.pin_memory().to(device, non_blocking=True)  # the next batch is made meanwhile
+        return own.to(device)
     if isinstance(value, Mapping):
         return {key: _on_device(item, device) for key, item in value.items()}
     if isinstance(value, tuple | list):

@@ -89,7 +89,9 @@ def blamed_on(what: str) -> Iterator[None]:
 def seeded(seed: int) -> Iterator[None]:
     """Run with every global generator seeded, and put them back as they were."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    # What has not been used yet has no state to keep, and is not begun for that.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]  # torch's
+    with torch.random.fork_rng(devices):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

@@ -19,7 +19,7 @@ import pytest
 
 from lrsearch import checkpoint
 from lrsearch.environment import SECRETS
-from lrsearch.errors import LrsearchError, StorageError, WorkerDiedError, WorkloadError
+from lrsearch.errors import DeviceFaultError, LrsearchError, StorageError, WorkerDiedError, WorkloadError
 from lrsearch.interfaces import Channel, Executor, Watched
 from lrsearch.trial import CheckpointPlan, Choice, CurvePoint, DeviceInfo, TrialResult, TrialSpec
 from tests.resuming import UUID, spec
@@ -100,6 +100,9 @@ class Does:
         found = checkpoint.newest(Path(specs[0].checkpoint.folder), UUID)
         return found is not None and bytes(found[1]) == LARGE
 
+    def _broken(self, specs: Any, channel: Channel | None) -> None:
+        raise DeviceFaultError("its device failed: device-side assert triggered")
+
     def _prints(self, specs: Any, channel: Channel | None) -> None:
         print("the user's own words")  # noqa: T201
 
@@ -127,17 +130,18 @@ class SlotsContract:
         [
             ("segfault", r"was ended by SIGSEGV: a fault in compiled code"),
             ("exit", r"ended by itself with exit code 3"),
+            ("broken", r"^its device failed: device-side assert triggered$"),
             ("hang", r"no progress for 2 s and was stopped as hung; executor\.patience_seconds"),
         ],
     )
     def test_a_process_that_dies_or_hangs_is_told_and_another_takes_its_place(
         self, executor: Executor, what: str, told: str
     ) -> None:
-        other = do(executor, "pid", 1)
+        dies, other = do(executor, "pid", 0), do(executor, "pid", 1)
         with pytest.raises(WorkerDiedError, match=told) as error:
             do(executor, what)
         assert not error.value.from_outside
-        assert isinstance(do(executor, "pid", 0), int)
+        assert do(executor, "pid", 0) not in (dies, other)
         assert do(executor, "pid", 1) == other
 
     def test_a_process_that_is_killed_from_outside_is_told(self, executor: Executor) -> None:
