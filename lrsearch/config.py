@@ -517,11 +517,15 @@ def _problems(file: YamlFile, mistakes: list[ErrorDetails]) -> Iterator[Problem]
         misspelt = any(other[:-1] == path[:-1] and did_you_mean(str(other[-1]), [str(path[-1])]) for other in unknown)
         if details["type"] == "missing" and misspelt:
             continue
-        if not any(refused[: len(path)] == path for refused in file.refused):
-            yield _problem(file, path, details)
+        if any(refused[: len(path)] == path for refused in file.refused):
+            continue
+        # What a value breaks of each of the things that it may be, such as a word or a number, comes one by one.
+        same = [own for own_path, own in zip(paths, mistakes, strict=True) if own_path == path]
+        if details is same[0]:
+            yield _problem(file, path, details, same[1:])
 
 
-def _problem(file: YamlFile, path: KeyPath, details: ErrorDetails) -> Problem:
+def _problem(file: YamlFile, path: KeyPath, details: ErrorDetails, others: Sequence[ErrorDetails]) -> Problem:
     if details["type"] == "missing":
         return Problem(file.key_position(path[:-1]), f"{dotted(path)}is missing; add it")
     if details["type"] == "extra_forbidden":
@@ -530,7 +534,9 @@ def _problem(file: YamlFile, path: KeyPath, details: ErrorDetails) -> Problem:
         return Problem(file.key_position(path), f"{dotted(path)}unknown key; known: {', '.join(known)}.{nearest}")
     of_key = details["loc"][-1:] == ("[key]",)
     position = file.key_position(path) if of_key else file.value_position(path)
-    return Problem(position, f"{dotted(path)}{_rule(details)}")
+    first, got, value = _rule(details).partition(", got ")
+    rules = dict.fromkeys(_rule(other).partition(", got ")[0].removeprefix("must be ") for other in others)
+    return Problem(position, f"{dotted(path)}{' or '.join([first, *rules])}{got}{value}")
 
 
 def _path_in(values: Any, details: ErrorDetails) -> KeyPath:

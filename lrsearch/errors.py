@@ -131,6 +131,16 @@ class MachineLostError(WorkerDiedError):
         """How long ago it was last heard from."""
 
 
+def typed(value: object) -> str:
+    """Return what kind of thing the value is, with its article.
+
+    >>> typed(3), typed("three")
+    ('an int', 'a str')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known name nearest to `name`, or an empty string."""
     nearest = difflib.get_close_matches(name, list(known), n=1)

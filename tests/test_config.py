@@ -127,6 +127,11 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
          "version, workload. Did you mean 'price'?"),
         ("  epochs: 5", "  epochs: 5\n  groups: [{patern: '*'}]", "7:13: training.groups.0.patern: unknown key; known: "
          "pattern, rate_multiplier, weight_decay_multiplier. Did you mean 'pattern'?"),
+        (
+            "seeds: [0, 1]\n",
+            "seeds: [0, 1]\nexecutor: {name: process, slots: 0}\n",
+            "8:34: executor.slots: must be greater than or equal to 1 or 'auto', got 0.",
+        ),
         ("  epochs: 5\n", "", "5:1: training.epochs: is missing; add it."),
         ("seeds: [0, 1]\n", "", "2:1: seeds: is missing; add it."),
         ("seeds: [0, 1]\n", "seeds: [0, 1]\nseeds: [2]\n", "9:1: seeds: is written twice, first in line 8; remove one."),

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from lrsearch.errors import UsageError
+from lrsearch.errors import UsageError, typed
 from lrsearch.interfaces import Schedule
 from lrsearch.schedules._run import ProperFraction, check_steps
 
@@ -104,7 +104,7 @@ def _function(reference: str) -> Callable[[int], float]:
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"schedule.amplitude {reference!r} is not to be had: {error}.") from error
     if not callable(found):
-        raise UsageError(f"schedule.amplitude {reference!r} must be a function, got a {type(found).__name__}.")
+        raise UsageError(f"schedule.amplitude {reference!r} must be a function, got {typed(found)}.")
     return found  # type: ignore[no-any-return]  # a callable of the user's, of unknown signature
 
 

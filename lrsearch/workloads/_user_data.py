@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from lrsearch.errors import WorkloadError
+from lrsearch.errors import WorkloadError, typed
 from lrsearch.interfaces import Batch
 from lrsearch.workloads._splits import evaluation_rows
 from lrsearch.workloads.user_code import blamed_on
@@ -279,4 +279,4 @@ def _on_device(value: Any, device: torch.device) -> Any:
 
 def _name_type(value: object) -> str:
     count = f" of {len(value)}" if isinstance(value, tuple | list) else ""
-    return f"a {type(value).__name__}{count}"
+    return f"{typed(value)}{count}"

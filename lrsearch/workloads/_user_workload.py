@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrsearch.errors import WorkloadError
+from lrsearch.errors import WorkloadError, typed
 from lrsearch.interfaces import Batch
 from lrsearch.trial import WorkloadFacts
 from lrsearch.workloads._classification import accuracy, chance, cross_entropy
@@ -109,9 +109,7 @@ def _build(function: Callable[[], Any], settings: CallableWorkload) -> torch.nn.
     with blamed_on(f"workload.model {settings.model!r}"):
         model = function()
     if not isinstance(model, torch.nn.Module):
-        raise WorkloadError(
-            f"workload.model {settings.model!r} must return a torch.nn.Module, got a {type(model).__name__}."
-        )
+        raise WorkloadError(f"workload.model {settings.model!r} must return a torch.nn.Module, got {typed(model)}.")
     return started(model, settings)
 
 
@@ -174,7 +172,7 @@ def _check_batch(
     with blamed_on(f"workload.loss {loss_name!r}"):
         value = loss(outputs, targets)
     if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
-        got = f"a {type(value).__name__}"
+        got = typed(value)
         if isinstance(value, torch.Tensor):
             got = f"shape {tuple(value.shape)}" if value.ndim else "one without a gradient"
         raise WorkloadError(f"workload.loss {loss_name!r} must return a scalar tensor to differentiate, got {got}.")
@@ -191,7 +189,7 @@ def _probe_batch(data: UserData, device: torch.device) -> Batch:
 def _check_class_outputs(outputs: Any, targets: torch.Tensor, class_count: int, settings: CallableWorkload) -> None:
     who = f"The model of {settings.model!r}"
     if not isinstance(outputs, torch.Tensor):
-        raise WorkloadError(f"{who} must return a tensor of (rows, classes), got a {type(outputs).__name__}.")
+        raise WorkloadError(f"{who} must return a tensor of (rows, classes), got {typed(outputs)}.")
     expected = (len(targets), "classes", *targets.shape[1:])
     if outputs.ndim != len(expected) or (len(outputs), *outputs.shape[2:]) != tuple(targets.shape):
         shape = f"({', '.join(map(str, expected))})"

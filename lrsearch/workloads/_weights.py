@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from lrsearch.errors import DataError, WorkloadError
+from lrsearch.errors import DataError, WorkloadError, typed
 from lrsearch.workloads._settings import WorkloadSettings
 
 SHOWN = 3
@@ -74,7 +74,7 @@ def _read_version(path: Path, size: int, time_ns: int) -> _Weights:
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         keys = f" with the keys {_listed(map(str, state))}" if isinstance(state, Mapping) else ""
         raise DataError(
-            f"workload.start_from {path} must hold a state_dict (names and tensors), got a {type(state).__name__}"
+            f"workload.start_from {path} must hold a state_dict (names and tensors), got {typed(state)}"
             f"{keys}: write it with torch.save(model.state_dict(), path)."
         )
     return _Weights(state, hashlib.sha256(content).hexdigest())

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrsearch.errors import WorkloadError, did_you_mean
+from lrsearch.errors import WorkloadError, did_you_mean, typed
 from lrsearch.interfaces import CODE_COPY_VARIABLE
 
 FOREIGN = tuple(
@@ -48,7 +48,7 @@ def resolve(role: str, reference: str, python_path: Path | None) -> Callable[...
             )
         found = getattr(found, name)
     if not callable(found):
-        raise WorkloadError(f"workload.{role} {reference!r} must be a function, got a {type(found).__name__}.")
+        raise WorkloadError(f"workload.{role} {reference!r} must be a function, got {typed(found)}.")
     return found  # type: ignore[no-any-return]  # a callable of the user's, of unknown signature
 
 

@@ -332,7 +332,7 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         r"no module 'no_such_module' in .* set workload.python_path",
     ),
     "misspelt function": ("", {"data": "dta"}, r"has no 'dta'; it has .*Did you mean 'data'\?"),
-    "not a function": ("nets = 3", {"model": "nets"}, r"must be a function, got a int"),
+    "not a function": ("nets = 3", {"model": "nets"}, r"must be a function, got an int"),
     "data raises": ("def own():\n    return 1 / 0", {"data": "own"}, r"ZeroDivisionError: .*\.py:\d+, in own\)"),
     "data exits": ("def own():\n    raise SystemExit(3)", {"data": "own"}, r"raised SystemExit: 3 .*in own\)"),
     "data in numpy": (
