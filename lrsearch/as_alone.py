@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,17 +51,23 @@ def tensors_of(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[to
 class AsAlone(TorchFunctionMode):
     """Has what vmap calls drop what one copy alone would, and refuses questions that vmap answers wrongly.
 
-    So it does the model's `own` tensors: a copy that computes with them would never see what it has learned.
+    So it does the models' `own` tensors: a copy that computes with them would never see what it has learned. Matrices
+    of shapes that are `turned` lie otherwise than alone, and so would what is drawn like them.
     """
 
-    def __init__(self, own: frozenset[int]) -> None:
+    def __init__(self, own: Collection[int], turned: Collection[tuple[int, ...]] = ()) -> None:
         super().__init__()
-        self._own = own
+        self._own, self._turned = own, turned
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in DESCRIBING and not self._own.isdisjoint(map(id, tensors_of(args, kwargs))):
+        if func not in DESCRIBING and _has(self._own, args, kwargs):
             raise ValueError("the model computes with a weight that something else holds, such as a list or a function")
+        if func in DRAWING and any(
+            one.ndim == 2 and tuple(one.shape) in self._turned and one.stride() == (1, len(one))
+            for one in tensors_of(args, kwargs)
+        ):
+            raise ValueError("the model draws chance in the order in which a weight alone lies in memory")
         if func in GRADIENT_QUESTIONS:
             caller = sys._getframe(1).f_globals.get("__name__", "")
             if not caller.startswith("torch."):
@@ -69,6 +75,10 @@ class AsAlone(TorchFunctionMode):
         instead = _INSTEAD.get(func)
         found = NotImplemented if instead is None else instead(func, *args, **kwargs)
         return func(*args, **kwargs) if found is NotImplemented else found
+
+
+def _has(own: Collection[int], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    return any(id(one) in own for one in tensors_of(args, kwargs))
 
 
 def _is_of_copies(*tensors: Any) -> bool:
@@ -116,6 +126,11 @@ def _fill(func: Any, x: torch.Tensor, *others: Any, **keywords: Any) -> Any:
     if not _is_of_copies(x) or tensors_of(others, keywords):
         return NotImplemented
     return x.copy_(func(_lying_as_alone(x), *others, **keywords))
+
+
+def _normalize(func: Any, *arguments: Any, out: torch.Tensor | None = None, **keywords: Any) -> Any:
+    """Write into `out`, as spectral norm does, what torch cannot write there for copies."""
+    return NotImplemented if out is None else out.copy_(func(*arguments, **keywords))
 
 
 def _recurrent(func: Any, *arguments: Any) -> Any:
@@ -209,17 +224,17 @@ def _multinomial(func: Any, input: torch.Tensor, num_samples: int, replacement: 
 DRAWS_OTHERWISE = "the model draws chance by numbers that it has computed, which a gang does otherwise than one alone"
 
 
-class ModesOnly(TorchFunctionMode):
-    """Refuses a change of mode that computes with the model's `own` tensors, which no copy has: merged weights, say."""
+class Without(TorchFunctionMode):
+    """Refuses, in these `words`, what computes with the models' `own` tensors, which no copy has."""
 
-    def __init__(self, own: frozenset[int]) -> None:
+    def __init__(self, own: Collection[int], words: str) -> None:
         super().__init__()
-        self._own = own
+        self._own, self._words = own, words
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in (*DESCRIBING, *FREEZING) and not self._own.isdisjoint(map(id, tensors_of(args, kwargs))):
-            raise ValueError("the model computes with its weights or buffers when it changes its mode")
+        if func not in (*DESCRIBING, *FREEZING) and _has(self._own, args, kwargs):
+            raise ValueError(self._words)
         return func(*args, **kwargs)
 
 
@@ -227,11 +242,17 @@ class LossesAsAlone(TorchFunctionMode):
     """Has losses of copies, which vmap calls, computed as that of one copy alone, and no slower to begin with.
 
     Some lose autocast's float32 there; and torch takes the usual cross-entropy apart for vmap, for which it first
-    imports what its compiler knows of shapes, for a second.
+    imports what its compiler knows of shapes, for a second. What computes with the models' `own` tensors is refused.
     """
+
+    def __init__(self, own: Collection[int] = ()) -> None:
+        super().__init__()
+        self._own = own
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func not in DESCRIBING and _has(self._own, args, kwargs):
+            raise ValueError(LOSS_WITH_WEIGHTS)
         if func is F.gaussian_nll_loss:
             return _gaussian_nll_loss(*args, **kwargs)
         if func not in LOSSES_WITHOUT_AUTOCAST:
@@ -253,6 +274,7 @@ def _in_full(one: Any) -> Any:
     return one
 
 
+LOSS_WITH_WEIGHTS = "the loss computes with weights of a model that it knows, and not with each trial's own"
 LOSSES_WITHOUT_AUTOCAST = (
     *(F.cross_entropy, F.nll_loss, F.hinge_embedding_loss, F.binary_cross_entropy_with_logits),
     *(F.cosine_embedding_loss, F.poisson_nll_loss),
@@ -314,7 +336,16 @@ _INSTEAD: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.multinomial, torch.Tensor.multinomial), _multinomial),
     **dict.fromkeys(RECURRENT, _recurrent),
     torch._pack_padded_sequence: _packed,
+    F.normalize: _normalize,
     **dict.fromkeys(CELLS, _cell),
 }
 """By function of torch, what does its work for copies: called with the function and what that gets, it returns
 NotImplemented where torch does it as well."""
+
+DRAWING = frozenset(
+    (
+        *(F.dropout, torch.dropout, torch.native_dropout, F.alpha_dropout, torch.alpha_dropout, torch.bernoulli),
+        *(torch.rand_like, torch.randn_like, torch.randint_like, torch.normal, torch.Tensor.bernoulli, torch.poisson),
+    )
+)
+"""What draws a number for each of a tensor's."""

@@ -64,6 +64,10 @@ class Contents:
                         members += [(member, foreign) for member in _members(thing, held)]
             level = members
 
+    @property
+    def arrays(self) -> list[torch.Tensor | np.ndarray[Any, Any]]:
+        return [thing for thing, _ in self._kept if isinstance(thing, (torch.Tensor, np.ndarray))]
+
     def is_still(self) -> bool:
         """Whether what is held now is the same; the flags of training and evaluation apart.
 
@@ -150,6 +154,7 @@ def _read(thing: Any, most: int) -> Any:
     if isinstance(thing, torch.Tensor):
         version = None if thing.is_inference() else thing._version
         plain = thing.layout is torch.strided and not thing.is_quantized and thing.numel() <= most
+        plain = plain and not torch._C._functorch.is_batchedtensor(thing)  # outside of vmap it is no tensor
         return _Numbers(version, thing.detach().clone() if plain and thing.numel() else None)
     if isinstance(thing, np.ndarray):
         return _Numbers(None, thing.copy() if 0 < thing.size <= most and not thing.dtype.hasobject else None)

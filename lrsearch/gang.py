@@ -10,6 +10,7 @@ import gc
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,14 @@ from lrsearch.errors import StorageError
 from lrsearch.interfaces import Channel, LoadedWorkload, Told, Watched
 from lrsearch.schedules.plan import PlannedSchedule
 from lrsearch.stacked_optimizers import STACKABLE
-from lrsearch.stacked_run import CannotGangError, OutOfDeviceMemoryError, StackedRun, cannot_gang, what_stops
+from lrsearch.stacked_run import (
+    CannotGangError,
+    OutOfDeviceMemoryError,
+    StackedRun,
+    UnevenError,
+    cannot_gang,
+    what_stops,
+)
 from lrsearch.timing import DeviceStopwatch, synchronizer
 from lrsearch.training import (
     Climb,
@@ -192,10 +200,12 @@ def _in_gangs(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]
     except OutOfDeviceMemoryError:
         half = len(specs) // 2
         parts = [specs[:half], specs[half:]]
+    except UnevenError:
+        parts = list(_by_ends(specs).values())
     except CannotGangError:
         parts = list(_by_crowd(specs).values())
-        if len(parts) == 1:
-            parts = [[spec] for spec in specs]
+    if len(parts) == 1:
+        parts = [[spec] for spec in specs]
     gc.collect()  # out here, where no error holds on to the gang: the parts need its memory
     return [result for part in parts for result in _in_gangs(part, channel)]
 
@@ -285,6 +295,14 @@ def _by_crowd(specs: Sequence[TrialSpec]) -> dict[tuple[int, int], list[TrialSpe
     return crowds
 
 
+def _by_ends(specs: Sequence[TrialSpec]) -> dict[str, list[TrialSpec]]:
+    """Return the trials that are evaluated after the same steps."""
+    groups: dict[str, list[TrialSpec]] = {}
+    for spec in specs:
+        groups.setdefault(repr((spec.proposal.schedule, spec.training.epochs)), []).append(spec)
+    return groups
+
+
 def _alone(member: _Member, so_far: TrialResult, channel: Channel, reason: str) -> TrialResult:
     """Train a member alone whose gang broke down; what the gang took of it is billed beside what it takes alone."""
     if isinstance(channel, Told):
@@ -356,8 +374,9 @@ def _train(members: Sequence[_Trained], run: StackedRun, watch: DeviceStopwatch,
     keeper = _Keeper([member.spec for member in members], watch, bill)
     if keeper.writes:
         run.keep_place()
-    step = 0
-    for end in sorted({end for member in members for end in member.ends}):
+    step, ends = 0, sorted({end for member in members for end in member.ends})
+    even = all(member.ends == [end for end in ends if end <= member.ends[-1]] for member in members)
+    for end in ends:
         if not live:
             return
         watch.switch("warmup" if run.is_warming else "train")
@@ -366,7 +385,7 @@ def _train(members: Sequence[_Trained], run: StackedRun, watch: DeviceStopwatch,
         watch.switch("evaluate")
         for member, losses in zip(live, run.take_losses(), strict=True):
             member.losses += losses
-        found = run.evaluate("validation")
+        found = run.evaluate("validation", for_all=even)
         bill.share(live)
         leaving = [
             row for row, member in enumerate(live) if end in member.ends and not _goes_on(member, end, found[row], told)
@@ -466,7 +485,8 @@ def _judge_leaving(leaving: Sequence[_Member], rows: Sequence[int], run: Stacked
     """Give each that leaves alive its values on the test split."""
     if all(member.outcome.status == "diverged" for member in leaving):
         return
-    found = run.evaluate("test")
+    with run.undone() if len(leaving) < run.live else nullcontext():
+        found = run.evaluate("test")
     for member, row in zip(leaving, rows, strict=True):
         if member.outcome.status != "diverged":
             member.outcome.test_loss, member.outcome.test_metric = found[row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -36,7 +37,9 @@ def rule_of(node: fx.Node, model: nn.Module, constants: Mapping[str, torch.Tenso
         return _constant(constants[name]) if name in constants else _attribute(name, model)
     if node.op == "call_module":
         name = str(node.target)
-        return _module_rule(name, model.get_submodule(name))
+        module = model.get_submodule(name)
+        rule = _module_rule(name, module)
+        return _given_in_order(rule, module) if node.kwargs else rule
     if node.op == "call_method":
         method = str(node.target)
         if method in ("size", "dim"):
@@ -48,6 +51,22 @@ def rule_of(node: fx.Node, model: nn.Module, constants: Mapping[str, torch.Tenso
         if function is getattr:
             return _read_attribute
     return function_rule(function)
+
+
+def _given_in_order(rule: Rule, module: nn.Module) -> Rule:
+    """Return the rule for a call that names what the layer cannot do without, such as `layer(input=x)`."""
+    needed = [
+        name
+        for name, one in inspect.signature(module.forward).parameters.items()
+        if one.default is inspect.Parameter.empty
+    ]
+
+    def ordered(stacked: Copies, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        named = [name for name in needed[len(arguments) :] if name in keywords]
+        others = {name: one for name, one in keywords.items() if name not in named}
+        return rule(stacked, [*arguments, *(keywords[name] for name in named)], others)
+
+    return ordered
 
 
 def _constant(tensor: torch.Tensor) -> Rule:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
+from traceback import walk_tb
 from typing import Any
 
 import torch
 from torch.func import vmap
 
 from lrsearch import chance
-from lrsearch.as_alone import DRAWS_OTHERWISE, LossesAsAlone, ModesOnly
+from lrsearch.as_alone import DRAWS_OTHERWISE, LOSS_WITH_WEIGHTS, LossesAsAlone, Without
 from lrsearch.batches import Batches
 from lrsearch.compiled_step import CompiledSteps
-from lrsearch.contents import Contents
+from lrsearch.contents import Contents, is_equal
 from lrsearch.errors import LrsearchError
 from lrsearch.graphs import Replayed
-from lrsearch.interfaces import FitsMetric, HasOwnChance, HasStackedLoss, LoadedWorkload, Split
+from lrsearch.interfaces import Batch, FitsMetric, HasOwnChance, HasStackedLoss, LoadedWorkload, Split
 from lrsearch.stacked_optimizers import StackedOptimizer
 from lrsearch.stacked_values import side_by_side
-from lrsearch.stacking import StackedModel
+from lrsearch.stacking import StackedModel, made_anew
 from lrsearch.training import Run, autocast, finite, is_out_of_memory, one_line, own_generators
 from lrsearch.trial import OF_EACH_MEMBER, CompiledGang
 
@@ -29,11 +31,20 @@ class CannotGangError(LrsearchError):
     """These trials, or this model, cannot be trained together; the text says why."""
 
 
+class UnevenError(CannotGangError):
+    """All of them cannot, but those that are evaluated after the same steps may."""
+
+
 class OutOfDeviceMemoryError(CannotGangError):
     """So many cannot, but fewer may."""
 
 
+MODE_WITH_WEIGHTS = "the model computes with its weights or buffers when it changes its mode"
+DATA_WITH_WEIGHTS = "the data are made with weights of a model that they know, and not with each trial's own"
+METRIC_WITH_WEIGHTS = "the metric computes with weights of a model that it knows, and not with each trial's own"
 IN_OUR_WORDS = {
+    "type object 'Tensor' has no attribute 'forward'": "a part of the model is compiled by torch.jit",
+    "ninitialized parameter": "the model has lazy layers, which make their weights in the first pass",
     "escaped from inside a function being vmapped": (
         "the model or the loss keeps what it has computed, which is of all trials at once"
     ),
@@ -48,9 +59,15 @@ IN_OUR_WORDS = {
 
 def what_stops(error: Exception) -> str:
     """Return what stops a gang, in a line."""
-    if isinstance(error, CannotGangError):
+    if isinstance(error, CannotGangError) or (type(error) is ValueError and _is_ours(error)):
         return str(error)
     return next((ours for words, ours in IN_OUR_WORDS.items() if words in str(error)), one_line(error))
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether lrsearch has raised it."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("lrsearch.")
 
 
 def cannot_gang(error: Exception) -> CannotGangError:
@@ -66,6 +83,41 @@ class _Crowd:
     loaded: LoadedWorkload
     batches: Batches
     rows: slice
+    has_own_data: bool
+    """Whether the batches are made by the user's code."""
+
+
+class _Before:
+    """What an evaluation may change of what later steps go by: chance, buffers, what model, loss and data hold."""
+
+    def __init__(self, stacked: StackedModel, crowds: Sequence[_Crowd]) -> None:
+        self._stacked = stacked
+        self._own = [one for crowd in crowds for one in own_generators(crowd.loaded, stacked.model)]
+        self._chance = chance.snapshot(self._own)
+        self._buffers = {name: buffer.clone() for name, buffer in stacked.buffers.items()}
+        others = [thing for crowd in crowds for thing in (crowd.loaded.loss, _sources(crowd.loaded))]
+        self._contents = Contents(stacked.model, *others, copies=True)
+        parts = stacked.model.modules()
+        self._anew = [(vars(part), name, vars(part).get(name)) for part in parts for name in made_anew(part)]
+
+    def is_still(self) -> bool:
+        for held, name, before in self._anew:
+            held[name] = before
+        return (
+            chance.is_alike(self._chance, chance.snapshot(self._own))
+            and all(is_equal(self._stacked.buffers[name], before) for name, before in self._buffers.items())
+            and self._contents.is_still()
+        )
+
+    def restore(self) -> None:
+        """Raises CannotGangError for what cannot be put back."""
+        chance.restore(self._chance, self._own)
+        with torch.no_grad():
+            for name, before in self._buffers.items():
+                self._stacked.buffers[name].copy_(before)
+        self._contents.restore()
+        if self._contents.has_moved_on:
+            raise CannotGangError("an evaluation asks an iterator for another value, which only a model alone may")
 
 
 class StackedRun:
@@ -81,7 +133,8 @@ class StackedRun:
         self, runs: Sequence[Run], settings: Sequence[Mapping[str, Any]], compiled: CompiledGang | None = None
     ) -> None:
         self._compiled = compiled if all(own is runs[0] for own in runs) else None
-        self._live = len(runs)
+        self.live = len(runs)
+        """How many members are there."""
         copies = [-1] * self._copies()
         runs, settings = [*runs, *(runs[row] for row in copies)], [*settings, *(settings[row] for row in copies)]
         run, count = runs[0], len(runs)
@@ -92,7 +145,7 @@ class StackedRun:
         for _, group in groupby(runs, key=id):
             own, *others = group
             rows = slice(first, first + 1 + len(others))
-            self._crowds.append(_Crowd(own.loaded, own.batches, rows))
+            self._crowds.append(_Crowd(own.loaded, own.batches, rows, isinstance(own.loaded, HasOwnChance)))
             if own is not run:
                 self.stacked.begin_as(own.model, rows)
             first = rows.stop
@@ -115,7 +168,7 @@ class StackedRun:
             raise CannotGangError("what it trains is complex")
         if len({parameter.dtype for parameter in self._parameters()}) > 1:
             raise CannotGangError("what it trains is of several number types")
-        self._compiling = CompiledSteps() if self._compiled and self._compiled.fits(self._live) else None
+        self._compiling = CompiledSteps() if self._compiled and self._compiled.fits(self.live) else None
         recurrent = (torch.nn.RNNBase, torch.nn.RNNCellBase)
         if self._compiling is not None and any(isinstance(part, recurrent) for part in run.model.modules()):
             # A GRU of 64 steps takes the compiler more than two minutes on a processor.
@@ -140,16 +193,16 @@ class StackedRun:
 
     def _copies(self) -> int:
         """Return how many copies of the last member are to train beside the members."""
-        return self._compiled.copies(self._live) if self._compiled else 0
+        return self._compiled.copies(self.live) if self._compiled else 0
 
     def _parameters(self) -> list[torch.Tensor]:
         return [self.stacked.parameters[name] for name in self._names]
 
     def step(self, rates: torch.Tensor, momentum: torch.Tensor | None = None) -> None:
         """Take one step of every model, each at its own of the `rates`, (models,), which lie on the device."""
-        batches = [next(crowd.batches) for crowd in self._crowds]
+        batches = [self._next(crowd, crowd.batches) for crowd in self._crowds]
         inputs, targets = zip(*batches, strict=True)
-        if copies := self.stacked.count - self._live:
+        if copies := self.stacked.count - self.live:
             rates = torch.cat([rates, rates[-1:].expand(copies)])
             momentum = None if momentum is None else torch.cat([momentum, momentum[-1:].expand(copies)])
         if self._replayed is not None and self.stacked.replaces_buffers:
@@ -164,6 +217,13 @@ class StackedRun:
         self._check_chance(self._chance.keys() & {"torch", "cuda"})  # the others, which take longer, at evaluations
         self._losses.append(losses)
         self.progressed()
+
+    def _next(self, crowd: _Crowd, batches: Iterator[Batch]) -> Batch:
+        """Return the next batch. Raises ValueError where the user's data are made with weights of the model."""
+        if not crowd.has_own_data:
+            return next(batches)
+        with Without(self.stacked.own, DATA_WITH_WEIGHTS):
+            return next(batches)
 
     def _recorded_step(self, *arguments: torch.Tensor) -> torch.Tensor:
         count = len(self._crowds)
@@ -243,7 +303,7 @@ class StackedRun:
             targets = own[0].expand(len(outputs), *own[0].shape) if shared else torch.stack(self._of_each(own))
             return loaded.stacked_loss(outputs, targets)
         losses: torch.Tensor
-        with LossesAsAlone():
+        with LossesAsAlone(self.stacked.own):
             if shared:
                 losses = vmap(lambda one: loaded.loss(one, own[0]), randomness="same")(outputs)
             else:
@@ -266,39 +326,55 @@ class StackedRun:
 
     def take_losses(self) -> list[list[float]]:
         """Return each model's losses since the last call."""
-        losses: list[list[float]] = torch.stack(self._losses, 1)[: self._live].tolist()
+        losses: list[list[float]] = torch.stack(self._losses, 1)[: self.live].tolist()
         self._losses.clear()
         if self.why_not_compiled and self._compiling:
             self._compiled = self._compiling = None
-            if self.stacked.count > self._live:
-                self.keep(range(self._live))  # without copies
+            if self.stacked.count > self.live:
+                self.keep(range(self.live))  # without copies
         return losses
 
-    def evaluate(self, split: Split) -> list[tuple[float | None, float | None]]:
-        """Return loss and metric of each model over its own split, as `Run.evaluate` does for one."""
+    def evaluate(self, split: Split, *, for_all: bool = True) -> list[tuple[float | None, float | None]]:
+        """Return loss and metric of each model over its own split, as `Run.evaluate` does for one.
+
+        Raises UnevenError where it is not `for_all` of them, some would not be evaluated here alone, and steps to come
+        go by what it has changed.
+        """
+        untouched = None if for_all else _Before(self.stacked, self._crowds)
         compiled = self._compiling is not None and not self._compiling.is_warming
         before = Contents(self.stacked.model) if compiled else None
-        with ModesOnly(self.stacked.own):
+        with Without(self.stacked.own, MODE_WITH_WEIGHTS):
             self._switch(training=False)
         self.stacked.look_again()
         found = [one for crowd in self._crowds for one in self._evaluate(crowd, split)]
         if len(self._crowds) > 1 and not self.stacked.is_still():
             raise CannotGangError("an evaluation changes what the model holds, which each seed has for itself")
-        with ModesOnly(self.stacked.own):
+        with Without(self.stacked.own, MODE_WITH_WEIGHTS):
             self._switch(training=True)
         self.stacked.look_again()
         if self._compiling is not None and before is not None and not before.is_still():
             self.why_not_compiled = "an evaluation changes what the model holds"
             self._compiling.give_up(self.why_not_compiled)
         self._check_chance()
+        if untouched is not None and not untouched.is_still():
+            raise UnevenError(
+                "an evaluation draws chance or changes something, and alone they have theirs at other steps"
+            )
         return found
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Have an evaluation inside leave nothing behind that steps to come go by."""
+        before = _Before(self.stacked, self._crowds)
+        yield
+        before.restore()
 
     def _evaluate(self, crowd: _Crowd, split: Split) -> Iterator[tuple[float | None, float | None]]:
         loaded, outputs, targets = crowd.loaded, [], []
-        rows = slice(crowd.rows.start, min(crowd.rows.stop, self._live))
+        rows = slice(crowd.rows.start, min(crowd.rows.stop, self.live))
         part = self.stacked if rows == slice(0, self.stacked.count) else self.stacked.part(rows)
         with torch.inference_mode(), self._autocast():
-            for batch_inputs, batch_targets in loaded.evaluation_batches(split):
+            for batch_inputs, batch_targets in self._evaluation_batches(crowd, split):
                 outputs.append(part(batch_inputs))
                 targets.append(batch_targets)
                 self.progressed()
@@ -312,11 +388,20 @@ class StackedRun:
                 self._metrics[row] = loaded.fit_metric(own, all_targets)
             metric = self._metrics[row] or loaded.metric
             held = Contents(nothing, loaded.loss) if row == rows.start else None
-            loss = finite(float(loaded.loss(own, all_targets)))
+            with Without(self.stacked.own, LOSS_WITH_WEIGHTS):
+                loss = finite(float(loaded.loss(own, all_targets)))
             if held is not None and not held.is_still():
                 raise CannotGangError("the loss of an evaluation changes what it holds, once for each member")
-            yield loss, finite(metric(own, all_targets))
+            with Without(self.stacked.own, METRIC_WITH_WEIGHTS):
+                value = finite(metric(own, all_targets))
+            yield loss, value
             draws = draws or (row == rows.start and chance.has_drawn(drawn))
+
+    def _evaluation_batches(self, crowd: _Crowd, split: Split) -> Iterator[Batch]:
+        batches = iter(crowd.loaded.evaluation_batches(split))
+        with suppress(StopIteration):
+            while True:
+                yield self._next(crowd, batches)
 
     def state(self, row: int, losses: Sequence[float]) -> dict[str, Any]:
         """Return what `Run.state` of that model alone would; `losses` were taken since its last point."""
@@ -356,11 +441,11 @@ class StackedRun:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Let the other models go; their losses must have been taken."""
-        self._live = len(rows)
+        self.live = len(rows)
         rows = [*rows, *[rows[-1]] * self._copies()]
         self._replayed = self._new_replayed()  # what was recorded goes on with tensors that are no more
         if self._compiling is not None:
-            if self._compiled and self._compiled.fits(self._live):
+            if self._compiled and self._compiled.fits(self.live):
                 self._compiling.renew()
             else:
                 self._compiling = None
@@ -388,10 +473,14 @@ class StackedRun:
         return autocast(self.training, self.device)
 
 
+def _sources(loaded: LoadedWorkload) -> list[object]:
+    """Return what of the user's makes the batches."""
+    return list(loaded.random_sources) if isinstance(loaded, HasOwnChance) else []
+
+
 def _has_own_chance(run: Run) -> bool:
     """Whether the data may draw from whatever they like, or the model has generators of its own."""
-    sources = run.loaded.random_sources if isinstance(run.loaded, HasOwnChance) else ()
-    return bool(sources) or bool(own_generators(run.loaded, run.model))
+    return bool(_sources(run.loaded)) or bool(own_generators(run.loaded, run.model))
 
 
 def _clipped(gradients: Sequence[torch.Tensor], limit: float) -> list[torch.Tensor]:

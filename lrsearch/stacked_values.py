@@ -33,7 +33,7 @@ class Copies(Protocol):
     count: int
     parameters: dict[str, torch.Tensor]
     buffers: dict[str, torch.Tensor]
-    own: frozenset[int]
+    own: set[int]
 
 
 Rule = Callable[[Copies, list[Any], dict[str, Any]], Any]

@@ -7,6 +7,7 @@ copies side by side in the channels, convolutions in groups); anything else goes
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from copy import copy
@@ -19,6 +20,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lrsearch import chance
 from lrsearch.as_alone import AsAlone
@@ -62,6 +66,8 @@ class StackedModel:
             for kind in MULTIPLIED
             if isinstance(module, kind)
         }
+        self._turned = frozenset(tuple(one.shape) for name, one in model.named_parameters() if name in turned)
+        _check_memory(model)
         self.parameters = {
             name: _copies(one.mT.contiguous(), count).mT if name in turned else _copies(one, count)
             for name, one in model.named_parameters()
@@ -69,8 +75,9 @@ class StackedModel:
         self.buffers = {name: _copies(one, count) for name, one in model.named_buffers()}
         for name, parameter in model.named_parameters():
             self.parameters[name].requires_grad_(parameter.requires_grad)
-        self.own = frozenset(map(id, (*model.parameters(), *model.buffers())))
-        """The tensors of `model`, with which no copy computes."""
+        self.own: set[int] = set()
+        """The ids of the tensors of all models that it was made of, with which no copy computes."""
+        self._note_own(model)
         self._first = [*model.parameters(), *model.buffers()]
         self._trained = [one.requires_grad for one in model.parameters()]
         self._programs: dict[bool, Program | None] = {}
@@ -78,6 +85,19 @@ class StackedModel:
         first = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
         everywhere = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
         self._own_name = {name: first[id(one)] for name, one in everywhere}
+        # A part that goes by several names is one place: torch would put back what it has put there itself.
+        self._places = {
+            f"{prefix}.{name}".removeprefix("."): first[id(one)]
+            for prefix, part in model.named_modules()
+            for name, one in (*part._parameters.items(), *part._buffers.items())
+            if one is not None
+        }
+        """By each place of a weight or buffer, its name."""
+
+    def _note_own(self, model: nn.Module) -> None:
+        for tensor in (*model.parameters(), *model.buffers()):
+            self.own.add(id(tensor))
+            weakref.finalize(tensor, self.own.discard, id(tensor)).atexit = False  # another may have it afterwards
 
     def __call__(self, inputs: Any) -> torch.Tensor:
         training = self.model.training
@@ -90,9 +110,10 @@ class StackedModel:
             return program.run(self, inputs if isinstance(inputs, Value) else Value(Layout.SHARED, inputs))
 
         def call(own: dict[str, torch.Tensor], inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            with AsAlone(self.own):
-                outputs = functional_call(self.model, own, (inputs,))
-            return outputs, {name: own[name] for name in self.buffers}  # functional_call puts replaced ones there
+            placed = {place: own[name] for place, name in self._places.items()}
+            with AsAlone(self.own, self._turned):
+                outputs = functional_call(self.model, placed, (inputs,), tie_weights=False)
+            return outputs, {name: placed[name] for name in self.buffers}  # functional_call puts replaced ones there
 
         own = self.parameters | self.buffers
         if isinstance(inputs, Value):
@@ -135,6 +156,7 @@ class StackedModel:
         if not _made_alike(model, self.model):
             raise ValueError("with another seed the model is made in another way")
         own = dict((*model.named_parameters(), *model.named_buffers()))
+        self._note_own(model)
         with torch.no_grad():
             for name, tensor in (self.parameters | self.buffers).items():
                 tensor[rows] = own[name]
@@ -176,9 +198,52 @@ class StackedModel:
 def _check_kept(model: nn.Module) -> None:
     """Raise ValueError when a part of the model keeps what vmap has computed: outside of vmap it is no tensor."""
     for part in model.modules():
-        for name, kept in vars(part).items():
-            if isinstance(kept, torch.Tensor) and torch._C._functorch.is_batchedtensor(kept):
+        others = {name: kept for name, kept in vars(part).items() if name not in made_anew(part)}
+        for name, kept in others.items():
+            found = (
+                kept.values() if isinstance(kept, dict) else kept if isinstance(kept, (list, tuple, deque)) else [kept]
+            )
+            if any(isinstance(one, torch.Tensor) and torch._C._functorch.is_batchedtensor(one) for one in found):
                 raise ValueError(f"the model keeps what it has computed as an attribute, {name}, that is no buffer")
+
+
+def made_anew(part: nn.Module) -> set[str]:
+    """Return the attributes that torch puts there before each call, such as a normed weight."""
+    hooks = part._forward_pre_hooks.values()
+    return {
+        *(("_flat_weights",) if isinstance(part, nn.RNNBase) else ()),
+        *(hook.name for hook in hooks if isinstance(hook, (WeightNorm, SpectralNorm))),
+        *(hook._tensor_name for hook in hooks if isinstance(hook, BasePruningMethod)),
+    }
+
+
+def _check_memory(model: nn.Module) -> None:
+    """Raise ValueError when something else lies in the memory of a weight or buffer: a copy has another memory."""
+    own = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
+    anew = {id(vars(part).get(name)) for part in model.modules() for name in made_anew(part)}
+    places = sorted(
+        (*place, id(one)) for one in Contents(model).arrays if id(one) not in anew and (place := _memory_of(one))
+    )
+    ends, last = 0, 0
+    for begin, end, found in places:
+        if begin < ends and (name := own.get(found) or own.get(last)):
+            raise ValueError(f"something that the model holds lies in the memory of its {name}")
+        if end > ends:
+            ends, last = end, found
+
+
+def _memory_of(array: Any) -> tuple[int, int] | None:
+    """Return where a tensor or an array begins and ends in memory; None for one without numbers of its own there."""
+    if isinstance(array, np.ndarray):
+        return np.lib.array_utils.byte_bounds(array) if array.size else None
+    if array.layout is not torch.strided or not array.numel() or array.is_meta:
+        return None
+    try:
+        begin = array.data_ptr()
+    except RuntimeError:  # a kind of tensor that lies nowhere
+        return None
+    reach = sum((size - 1) * stride for size, stride in zip(array.shape, array.stride(), strict=True)) + 1
+    return begin, begin + reach * array.element_size()
 
 
 def _made_alike(one: nn.Module, other: nn.Module) -> bool:

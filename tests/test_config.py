@@ -130,7 +130,7 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         (
             "seeds: [0, 1]\n",
             "seeds: [0, 1]\nexecutor: {name: process, slots: 0}\n",
-            "8:34: executor.slots: must be greater than or equal to 1 or 'auto', got 0.",
+            "9:34: executor.slots: must be greater than or equal to 1 or 'auto', got 0.",
         ),
         ("  epochs: 5\n", "", "5:1: training.epochs: is missing; add it."),
         ("seeds: [0, 1]\n", "", "2:1: seeds: is missing; add it."),

@@ -267,6 +267,44 @@ def test_a_model_that_goes_by_its_data_trains_alone_and_the_choice_says_why(tmp_
     assert "control flow" in chosen.reason or "vmap" in chosen.reason
 
 
+DICING = """
+import torch
+import torch.nn.functional as F
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.seen = torch.nn.Linear(5, 16), torch.nn.Linear(16, 2), 0
+    def forward(self, inputs):
+        self.seen += 1
+        return self.last(F.dropout(torch.relu(self.first(inputs)), 0.3, training=True)) / (1 + 0.001 * self.seen)
+def model():
+    return Net()
+def data():
+    inputs = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    targets = (inputs[:, 0] > 0).long()
+    return (inputs[:160], targets[:160]), (inputs[160:], targets[160:])
+"""
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_evaluations_that_change_something_are_made_where_each_makes_them_alone(
+    tmp_path: Path, *, pruned: bool
+) -> None:
+    """Those of the others, or a test evaluation of one that leaves, would change what its later steps draw."""
+    (tmp_path / "dicing.py").write_text(DICING)
+    settings = {"model": "dicing:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    cyclic = CONSTANT if pruned else Choice("triangular2", {"cycles": 3})
+    specs = [
+        replace(spec(number, 0.02 * (number + 1), schedule, epochs=4), workload=Choice("callable", settings))
+        for number, schedule in enumerate((CONSTANT, cyclic, CONSTANT, cyclic))
+    ]
+    stopped = [specs[1].uuid] if pruned else []
+    results = run_trials(specs, Listener(stopped))
+    assert [one.status for one in results] == ["completed", "pruned" if pruned else "completed", *["completed"] * 2]
+    assert {one.gang_size for one in results} == {4 if pruned else 2}
+    assert_equal(results, alone(specs, Listener(stopped)))
+
+
 def test_members_of_a_gang_that_breaks_down_train_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """One has ended by then and keeps what it has; the others tell no point twice."""
     specs = [replace(spec(0, 0.01), training=replace(spec(0, 0.01).training, epochs=1)), spec(1, 0.02), spec(2, 0.05)]
