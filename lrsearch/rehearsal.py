@@ -398,10 +398,10 @@ class Rehearsal:
             raise CannotGangError(f"the step could not be compiled: {run.why_not_compiled}")
         tolerance = TOLERANCE[pick_precision(self.training.precision, self.device)]
         for losses, own, place in zip(run.take_losses(), alone, places, strict=True):
-            for step, (found, expected) in enumerate(zip(losses, own, strict=True)):
+            for number, (found, expected) in enumerate(zip(losses, own, strict=True)):
                 slack = tolerance * max(1.0, abs(expected))
                 if not abs(found - expected) <= slack:  # batch norm of few rows may make as much of rounding
-                    slack += ROUNDED * abs(self._losses_alone(place, shaken=True)[step] - expected)
+                    slack += ROUNDED * abs(self._losses_alone(place, shaken=True)[number] - expected)
                 if not abs(found - expected) <= slack:
                     raise CannotGangError(f"together the model gives the loss {found:.6g}, alone {expected:.6g}")
         fastest = min(first) / size

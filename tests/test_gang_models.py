@@ -503,7 +503,8 @@ class Pruned(Net):
 class SpectrallyNormed(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last = nn.utils.spectral_norm(self.first), nn.utils.parametrizations.spectral_norm(self.last)
+        self.first = nn.utils.spectral_norm(self.first)
+        nn.utils.parametrizations.spectral_norm(self.last)
 
 
 AGREE: tuple[type[Net], ...] = (
@@ -969,6 +970,11 @@ class Knowing(WithModel):
         return float(self.weight("metric"))
 
 
+def step_and_evaluate(stacked: StackedRun) -> None:
+    stacked.step(torch.tensor([0.01, 0.02], dtype=torch.float64))
+    stacked.evaluate("validation")
+
+
 @pytest.mark.parametrize("who", ["data", "loss", "metric"])
 @pytest.mark.parametrize("seeds", [(3, 3), (3, 8)])
 def test_what_computes_with_a_model_that_it_knows_is_refused(
@@ -981,7 +987,7 @@ def test_what_computes_with_a_model_that_it_knows_is_refused(
     with pytest.raises(
         ValueError, match=rf"the {who} (computes|are made) with weights of a model that (it knows|they know)"
     ):
-        _ = stacked.step(torch.tensor([0.01, 0.02], dtype=torch.float64)), stacked.evaluate("validation")
+        step_and_evaluate(stacked)
 
 
 class Hidden(Net):
