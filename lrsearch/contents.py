@@ -64,10 +64,6 @@ class Contents:
                         members += [(member, foreign) for member in _members(thing, held)]
             level = members
 
-    @property
-    def arrays(self) -> list[torch.Tensor | np.ndarray[Any, Any]]:
-        return [thing for thing, _ in self._kept if isinstance(thing, (torch.Tensor, np.ndarray))]
-
     def is_still(self) -> bool:
         """Whether what is held now is the same; the flags of training and evaluation apart.
 

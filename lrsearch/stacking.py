@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import partial
 from types import FunctionType, ModuleType
@@ -26,7 +26,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from lrsearch import chance
 from lrsearch.as_alone import AsAlone
-from lrsearch.contents import Contents
+from lrsearch.contents import LARGEST_COLLECTION, Contents
 from lrsearch.stacked_program import Program
 from lrsearch.stacked_values import Layout, Value, to_stacked
 
@@ -220,16 +220,29 @@ def made_anew(part: nn.Module) -> set[str]:
 def _check_memory(model: nn.Module) -> None:
     """Raise ValueError when something else lies in the memory of a weight or buffer: a copy has another memory."""
     own = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
-    anew = {id(vars(part).get(name)) for part in model.modules() for name in made_anew(part)}
-    places = sorted(
-        (*place, id(one)) for one in Contents(model).arrays if id(one) not in anew and (place := _memory_of(one))
-    )
+    held: dict[int, Any] = {}
+    for part in model.modules():
+        anew = made_anew(part)
+        others = [one for name, one in vars(part).items() if name not in anew]
+        held |= {id(array): array for one in others for array in _arrays_in(one)}
+    places = sorted((*place, number) for number, array in held.items() if (place := _memory_of(array)))
     ends, last = 0, 0
     for begin, end, found in places:
         if begin < ends and (name := own.get(found) or own.get(last)):
             raise ValueError(f"something that the model holds lies in the memory of its {name}")
         if end > ends:
             ends, last = end, found
+
+
+def _arrays_in(held: Any, depth: int = DEEPEST) -> Iterator[Any]:
+    """Yield the tensors and arrays in an attribute, in its collections and in what these hold."""
+    if isinstance(held, (torch.Tensor, np.ndarray)):
+        yield held
+    elif depth and not isinstance(held, (type, ModuleType, FunctionType, nn.Module)):
+        collection = isinstance(held, (dict, list, tuple, set, deque))
+        inside = held if collection else getattr(held, "__dict__", ())
+        for one in () if len(inside) > LARGEST_COLLECTION else inside.values() if isinstance(inside, dict) else inside:
+            yield from _arrays_in(one, depth - 1)
 
 
 def _memory_of(array: Any) -> tuple[int, int] | None:

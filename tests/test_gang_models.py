@@ -834,6 +834,22 @@ class ViewingAsBuffer(Viewing):
         return outputs + self.get_buffer("window").sum()
 
 
+KNOWN = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+
+
+class BegunFromKnown(Net):
+    """Takes what the whole program knows for its first weights, as embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.weight = nn.Parameter(KNOWN.T)
+        self.recurrent, self.tied, self.ones = nn.LSTM(16, 16), [self.last.weight], torch.ones(1).expand(16)
+
+
+def test_what_the_program_beside_the_model_holds_is_no_reason_to_refuse_it() -> None:
+    assert StackedModel(BegunFromKnown(), 2).count == 2
+
+
 @pytest.mark.parametrize("build", [Viewing, ViewingAsArray, ViewingAsBuffer])
 def test_what_lies_in_the_memory_of_a_weight_is_refused(build: type[Net]) -> None:
     """In float64, in which models are compared, it would be another memory."""
