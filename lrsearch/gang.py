@@ -19,7 +19,7 @@ import torch
 
 from lrsearch.checkpoint import newest
 from lrsearch.contents import Contents
-from lrsearch.errors import StorageError
+from lrsearch.errors import DeviceFaultError, StorageError
 from lrsearch.interfaces import Channel, LoadedWorkload, Told, Watched
 from lrsearch.schedules.plan import PlannedSchedule
 from lrsearch.stacked_optimizers import STACKABLE
@@ -58,6 +58,7 @@ from lrsearch.trial import (
     TrainingPlan,
     TrialResult,
     TrialSpec,
+    added,
     as_billed,
     charged_seconds,
     likeness,
@@ -219,11 +220,11 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     check_alike(specs)
     crowds = _by_crowd(specs)
     device = pick_device(specs[0].training.device)
-    forget_peak_memory(device)
     meter, watch = EnergyMeter(device), DeviceStopwatch(synchronizer(device))
     bill = _Bill(watch)
     watch.start("data")
     loaded = {(seed, repeat): load(specs[0].workload, device, seed) for seed, repeat in crowds}
+    forget_peak_memory(device)
     watch.switch("setup")
     placed = [(spec, loaded[crowd]) for crowd, own in crowds.items() for spec in own]
     members: Sequence[_Member]
@@ -247,9 +248,10 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         if isinstance(channel, Watched):
             run.progressed = channel.progressed
         work(run, watch, bill, told)
-    except StorageError:
+    except (StorageError, DeviceFaultError):
         raise
     except Exception as error:
+        watch.lap()  # raises DeviceFaultError where the device is of no more use
         if kept is not None:  # what is left of a gang is of no use to a trial alone
             kept.restore()
         if not told.anything:
@@ -309,14 +311,12 @@ def _alone(member: _Member, so_far: TrialResult, channel: Channel, reason: str) 
         channel.message(member.spec.uuid, f"what trained together broke down ({reason}); it trains alone now")
     curve = member.outcome.curve
     result = run_trial(member.spec, _Rest(channel, curve[-1].step if curve else 0))
-    billed = dict(so_far.billed_phase_seconds or {})
-    for phase, seconds in (result.billed_phase_seconds or as_billed(result.phase_seconds)).items():
-        billed[phase] = billed.get(phase, 0.0) + seconds
+    own = result.billed_phase_seconds or as_billed(result.phase_seconds)
     joules = [one.energy_joules for one in (so_far, result) if one.energy_joules is not None]
     return replace(
         result,
         core_seconds=result.core_seconds + so_far.core_seconds,
-        billed_phase_seconds=billed,
+        billed_phase_seconds=added(so_far.billed_phase_seconds or {}, own),
         energy_joules=sum(joules) if joules else None,
     )
 

@@ -105,10 +105,13 @@ class DeviceStopwatch:
         assert phase in PHASES
         self._synchronize()
         now = self._clock()
-        spent = (now - self._since) / 1e9 * self._device_count
-        self.phase_seconds[self._phase] = self.phase_seconds.get(self._phase, 0.0) + spent
+        self.add(self._phase, (now - self._since) / 1e9 * self._device_count)
         self._since = now
         self._phase = phase
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Count seconds that were spent before `start`, or elsewhere."""
+        self.phase_seconds[phase] = self.phase_seconds.get(phase, 0.0) + seconds
 
     def lap(self) -> None:
         """Bring `phase_seconds` up to date; the same phase goes on."""

@@ -70,6 +70,7 @@ from lrsearch.trial import (
     TrialResult,
     TrialSpec,
     WorkloadFacts,
+    added,
     as_billed,
     charged_seconds,
     likeness,
@@ -698,6 +699,8 @@ class Checkpoints:
         self._plan = plan
         self._folder = Path(plan.folder)
         self._watch = watch
+        self._billed_before: Mapping[str, float] = {}
+        """What the gang that this attempt began in was billed for it."""
         self._due = time.monotonic() + plan.every_seconds
 
     def after_step(self, run: Run, outcome: Outcome) -> None:
@@ -705,7 +708,10 @@ class Checkpoints:
         if time.monotonic() < self._due:
             return
         self._watch.switch("idle")
-        write_checkpoint(self._spec.uuid, self._plan, bills(self._spec, run, self._watch), run.state(), outcome)
+        both = bills(self._spec, run, self._watch)
+        if both.billed is not None:
+            both = replace(both, billed=added(both.billed, self._billed_before))
+        write_checkpoint(self._spec.uuid, self._plan, both, run.state(), outcome)
         self._watch.switch("train")
         self._due = time.monotonic() + self._plan.every_seconds
 
@@ -726,6 +732,8 @@ class Checkpoints:
         outcome.train_steps = header.step
         if header.attempt == self._plan.attempt:  # its gang broke down; all its work is on one bill
             run.steps_taken, run.evaluations = header.step, len(points)
+            self._billed_before = header.billed_phase_seconds or {}
+            self._watch.add("idle", header.phase_seconds.get("idle", 0.0))
         if points:
             outcome.validation_loss, outcome.validation_metric = (
                 points[-1].validation_loss,
@@ -737,9 +745,9 @@ class Checkpoints:
 def bills(spec: TrialSpec, run: Run | None, watch: DeviceStopwatch) -> Bills:
     """Return what the attempt is charged up to now, and what it took where that is not the same.
 
-    A trial that could not begin is charged what it took, as is one whose steps should have been replayed and were not.
+    A trial that could not begin is charged what it took.
     """
-    if spec.solo is None or run is None or run.why_not_replayed:
+    if spec.solo is None or run is None:
         return Bills(dict(watch.phase_seconds))
     stage, taken = spec.proposal.stage, watch.phase_seconds
     return Bills(spec.solo.phases(stage, run.steps_taken, run.evaluations, taken), as_billed(taken))

@@ -61,6 +61,15 @@ def billed_device_seconds(phase_seconds: Mapping[str, float], billed: Mapping[st
     return billed_seconds(phase_seconds, billed) - sum(apart.get(phase, 0.0) for phase in APART_PHASES)
 
 
+def added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Return the sums of seconds by phase.
+
+    >>> added({"train": 2.0, "setup": 0.5}, {"train": 1.0, "evaluate": 0.25})
+    {'train': 3.0, 'setup': 0.5, 'evaluate': 0.25}
+    """
+    return {phase: one.get(phase, 0.0) + other.get(phase, 0.0) for phase in dict.fromkeys((*one, *other))}
+
+
 def as_billed(taken: Mapping[str, float]) -> dict[str, float]:
     """Return of the seconds that were taken those that are billed beside what is charged for them."""
     return {phase: seconds for phase, seconds in taken.items() if phase not in SAME_ON_BOTH_BILLS}

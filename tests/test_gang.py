@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 
 from lrsearch import checkpoint, gang, stacked_run
 from lrsearch.engine import run_trials
-from lrsearch.errors import StorageError
+from lrsearch.errors import DeviceFaultError, StorageError
 from lrsearch.gang import check_alike, run_gang
 from lrsearch.gang_choice import choose
 from lrsearch.interfaces import Channel
@@ -343,6 +344,63 @@ def test_members_of_a_gang_that_breaks_down_train_on_alone(monkeypatch: pytest.M
         assert "idle" not in billed
     assert [uuid for uuid, _ in reports.said] == [result.uuid for result in results[1:]]
     assert "broke down (RuntimeError: something broke)" in reports.said[0][1]
+
+
+def test_a_member_that_goes_on_from_its_gang_s_checkpoint_has_all_its_work_on_both_bills_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the checkpoints that it writes alone, from which its cost is known when it is killed."""
+    write, steps = checkpoint.write, 0
+
+    def slow(folder: Path, header: checkpoint.Header, write_state: Any) -> Path:
+        if not Breaking.ended:
+            time.sleep(0.05)
+        return write(folder, header, write_state)
+
+    class Breaking(StackedRun):
+        ended = False
+
+        def step(self, *arguments: Any) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == 40:  # of three epochs of 17
+                Breaking.ended = True
+                raise RuntimeError("something broke")
+            super().step(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write", slow)
+    monkeypatch.setattr(gang, "StackedRun", Breaking)
+    cost = replace(COST, step_seconds=1e-3, setup_seconds=1e-3)
+    specs = [
+        replace(spec(n, 0.01, epochs=3), solo=cost, checkpoint=CheckpointPlan(str(tmp_path), 0.0)) for n in range(2)
+    ]
+    for one in run_gang(specs, Listener()):
+        charged = [point.charged_device_seconds for point in one.curve]
+        assert charged == sorted(charged)
+        assert charged[-1] == pytest.approx(charged_seconds(one.phase_seconds), abs=0.05)
+        assert one.phase_seconds["idle"] > 39 * 0.025, "its half of the waiting for the gang's checkpoints"
+        kept, billed = some(checkpoint.kept(tmp_path, one.uuid, 1)), some(one.billed_phase_seconds)
+        assert kept.charged["train"] == one.phase_seconds["train"] == pytest.approx(51 * 1e-3)
+        assert some(kept.billed)["train"] == pytest.approx(billed["train"], rel=0.3), "up to the last step"
+
+
+def test_a_device_that_stops_at_a_fault_is_of_no_more_use_to_a_gang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever torch says first, and what else fails on the way: the process has to end."""
+    broken = False
+
+    def synchronize() -> None:
+        if broken:
+            raise DeviceFaultError("its device failed: device-side assert triggered")
+
+    def asserts(run: StackedRun, *arguments: Any) -> None:
+        nonlocal broken
+        broken = True
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(gang, "synchronizer", lambda device: synchronize)
+    monkeypatch.setattr(StackedRun, "step", asserts)
+    with pytest.raises(DeviceFaultError, match="its device failed"):
+        run_trials([spec(0, 0.01), spec(1, 0.02)], Listener())
 
 
 class Reports(Listener):
