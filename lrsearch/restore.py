@@ -9,7 +9,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import FrameType, ModuleType
+from types import FrameType, ModuleType, UnionType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -140,14 +140,18 @@ class Snapshot:
 
 
 def find_generators(source: object) -> list[object]:
-    """Return the generators that `source` is or holds: in its attributes, and in lists, tuples and dicts of these."""
+    return find(source, GENERATORS)
+
+
+def find(source: object, kinds: type | UnionType) -> list[Any]:
+    """Return what of these kinds `source` is or holds: in its attributes, and in lists, tuples and dicts of these."""
     found: list[object] = []
     seen: dict[int, object] = {}
     level = [source]
     for _ in range(DEEPEST_MEMBER):
         new = {id(item): item for item in level if id(item) not in seen}
         seen |= new
-        found += [item for item in new.values() if isinstance(item, GENERATORS)]
+        found += [item for item in new.values() if isinstance(item, kinds)]
         level = [member for item in new.values() for member in _members(item)]
     return found
 

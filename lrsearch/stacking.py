@@ -6,14 +6,15 @@ copies side by side in the channels, convolutions in groups); anything else goes
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
 from functools import partial
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from lrsearch import chance
 from lrsearch.as_alone import AsAlone
-from lrsearch.contents import LARGEST_COLLECTION, Contents
+from lrsearch.contents import Contents, is_equal
+from lrsearch.restore import find
 from lrsearch.stacked_program import Program
 from lrsearch.stacked_values import Layout, Value, to_stacked
 
@@ -67,7 +69,6 @@ class StackedModel:
             if isinstance(module, kind)
         }
         self._turned = frozenset(tuple(one.shape) for name, one in model.named_parameters() if name in turned)
-        _check_memory(model)
         self.parameters = {
             name: _copies(one.mT.contiguous(), count).mT if name in turned else _copies(one, count)
             for name, one in model.named_parameters()
@@ -78,6 +79,11 @@ class StackedModel:
         self.own: set[int] = set()
         """The ids of the tensors of all models that it was made of, with which no copy computes."""
         self._note_own(model)
+        self._shared = {name: (self.parameters | self.buffers)[name].detach()[:1].clone() for name in _shared(model)}
+        """What shares its memory with something else, as it begins: it may not change."""
+        for name in self._shared:
+            if name in self.parameters and self.parameters[name].requires_grad:
+                raise ValueError(f"something that the model holds lies in the memory of its {name}")
         self._first = [*model.parameters(), *model.buffers()]
         self._trained = [one.requires_grad for one in model.parameters()]
         self._programs: dict[bool, Program | None] = {}
@@ -113,6 +119,8 @@ class StackedModel:
             placed = {place: own[name] for place, name in self._places.items()}
             with AsAlone(self.own, self._turned):
                 outputs = functional_call(self.model, placed, (inputs,), tie_weights=False)
+            if any(placed[place] is not own[name] for place, name in self._places.items() if place != name):
+                raise ValueError("the model puts another tensor in the place of a buffer that goes by two names")
             return outputs, {name: placed[name] for name in self.buffers}  # functional_call puts replaced ones there
 
         own = self.parameters | self.buffers
@@ -145,6 +153,10 @@ class StackedModel:
             raise ValueError("the model puts other weights or buffers in the place of its own")
         if self.model.training and self._trained != [one.requires_grad for one in self.model.parameters()]:
             raise ValueError("the model freezes weights on the way, or trains what was frozen")
+        for name, before in self._shared.items():
+            now = (self.parameters | self.buffers)[name]
+            if not is_equal(now, before.expand_as(now)):
+                raise ValueError(f"something that the model holds lies in the memory of its {name}, which changes")
 
     @property
     def replaces_buffers(self) -> bool:
@@ -198,8 +210,10 @@ class StackedModel:
 def _check_kept(model: nn.Module) -> None:
     """Raise ValueError when a part of the model keeps what vmap has computed: outside of vmap it is no tensor."""
     for part in model.modules():
-        others = {name: kept for name, kept in vars(part).items() if name not in made_anew(part)}
-        for name, kept in others.items():
+        anew = made_anew(part)
+        for name, kept in vars(part).items():
+            if name in anew:
+                continue
             found = (
                 kept.values() if isinstance(kept, dict) else kept if isinstance(kept, (list, tuple, deque)) else [kept]
             )
@@ -217,46 +231,72 @@ def made_anew(part: nn.Module) -> set[str]:
     }
 
 
-def _check_memory(model: nn.Module) -> None:
-    """Raise ValueError when something else lies in the memory of a weight or buffer: a copy has another memory."""
+def _shared(model: nn.Module) -> set[str]:
+    """Return the names of the weights and buffers with which something else that the model holds shares a number.
+
+    A copy's lie in another memory, so that this would know nothing of what they become.
+    """
     own = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
-    held: dict[int, Any] = {}
-    for part in model.modules():
-        anew = made_anew(part)
-        others = [one for name, one in vars(part).items() if name not in anew]
-        held |= {id(array): array for one in others for array in _arrays_in(one)}
-    places = sorted((*place, number) for number, array in held.items() if (place := _memory_of(array)))
-    ends, last = 0, 0
-    for begin, end, found in places:
-        if begin < ends and (name := own.get(found) or own.get(last)):
-            raise ValueError(f"something that the model holds lies in the memory of its {name}")
-        if end > ends:
-            ends, last = end, found
+    parts = [(vars(part), made_anew(part)) for part in model.modules()]
+    sources = [[one for name, one in held.items() if name not in anew] for held, anew in parts]
+    shared, before = set[str](), list[tuple[_Place, Any]]()
+    for place, array in sorted(
+        ((place, one) for one in find(sources, torch.Tensor | np.ndarray) if (place := _place_of(one))),
+        key=lambda placed: placed[0],
+    ):
+        before = [(other, one) for other, one in before if other.memory == place.memory and other.end > place.begin]
+        for other, one in before:
+            names = {own[id(each)] for each in (array, one) if id(each) in own}
+            if not names <= shared and _overlap(_outline(place, array), _outline(other, one)):
+                shared |= names
+        before.append((place, array))
+    return shared
 
 
-def _arrays_in(held: Any, depth: int = DEEPEST) -> Iterator[Any]:
-    """Yield the tensors and arrays in an attribute, in its collections and in what these hold."""
-    if isinstance(held, (torch.Tensor, np.ndarray)):
-        yield held
-    elif depth and not isinstance(held, (type, ModuleType, FunctionType, nn.Module)):
-        collection = isinstance(held, (dict, list, tuple, set, deque))
-        inside = held if collection else getattr(held, "__dict__", ())
-        for one in () if len(inside) > LARGEST_COLLECTION else inside.values() if isinstance(inside, dict) else inside:
-            yield from _arrays_in(one, depth - 1)
+class _Place(NamedTuple):
+    """Where a tensor or an array begins and ends, in which memory."""
+
+    memory: tuple[str, int]
+    begin: int
+    end: int
 
 
-def _memory_of(array: Any) -> tuple[int, int] | None:
-    """Return where a tensor or an array begins and ends in memory; None for one without numbers of its own there."""
+def _place_of(array: Any) -> _Place | None:
+    """Return None for one without numbers of its own there."""
     if isinstance(array, np.ndarray):
-        return np.lib.array_utils.byte_bounds(array) if array.size else None
+        return _Place(("cpu", 0), *np.lib.array_utils.byte_bounds(array)) if array.size else None
     if array.layout is not torch.strided or not array.numel() or array.is_meta:
         return None
     try:
-        begin = array.data_ptr()
+        begin, memory = array.data_ptr(), ("cpu", 0)
     except RuntimeError:  # a kind of tensor that lies nowhere
         return None
+    if array.device.type != "cpu":  # where an address may be that of something else
+        begin = FAR_FROM_NOTHING + array.storage_offset() * array.element_size()
+        memory = (str(array.device), array.untyped_storage()._cdata)
     reach = sum((size - 1) * stride for size, stride in zip(array.shape, array.stride(), strict=True)) + 1
-    return begin, begin + reach * array.element_size()
+    return _Place(memory, begin, begin + reach * array.element_size())
+
+
+FAR_FROM_NOTHING = 2**20
+"""An address that numpy takes for one."""
+
+
+def _outline(place: _Place, array: Any) -> np.ndarray[Any, Any]:
+    """Return an array with numbers in the same places, none of which is ever read."""
+    if isinstance(array, np.ndarray):
+        return array
+    size = array.element_size()
+    memory = (ctypes.c_char * (place.end - place.begin)).from_address(place.begin)
+    strides = [stride * size for stride in array.stride()]
+    return np.ndarray(tuple(array.shape), f"V{size}", memory, strides=strides)  # type: ignore[arg-type]  # it is one
+
+
+def _overlap(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
+    try:
+        return bool(np.shares_memory(one, other, max_work=100_000))  # type: ignore[arg-type]  # any number will do
+    except np.exceptions.TooHardError:
+        return True
 
 
 def _made_alike(one: nn.Module, other: nn.Module) -> bool:

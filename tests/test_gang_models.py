@@ -846,8 +846,75 @@ class BegunFromKnown(Net):
         self.recurrent, self.tied, self.ones = nn.LSTM(16, 16), [self.last.weight], torch.ones(1).expand(16)
 
 
-def test_what_the_program_beside_the_model_holds_is_no_reason_to_refuse_it() -> None:
-    assert StackedModel(BegunFromKnown(), 2).count == 2
+class Interleaved(Net):
+    """Has buffers that lie between each other, and one mask seen twice, none of which changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        cosine, sine = torch.randn(16, 2, generator=torch.Generator().manual_seed(0)).double().unbind(1)
+        mask = torch.ones(4, 4).tril().double()
+        for name, buffer in {"cosine": cosine, "sine": sine, "mask": mask, "seen": mask.view(1, 4, 4)}.items():
+            self.register_buffer(name, buffer)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden * self.get_buffer("cosine") + self.get_buffer("sine")) * self.get_buffer("seen").mean()
+
+
+class FrozenView(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.known = torch.randn(5, 16)
+        self.table = nn.Embedding.from_pretrained(self.known)  # type: ignore[no-untyped-call]  # torch's
+
+
+class ChangingView(Net):
+    """Counts in a buffer what it reads by another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(3, dtype=torch.float64))
+        self.seen = [self.get_buffer("count")[1:]]
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.get_buffer("count").add_(1.0)
+        return outputs * (1 + 0.01 * self.seen[0].sum())
+
+
+@pytest.mark.parametrize("build", [BegunFromKnown, Interleaved, FrozenView])
+def test_memory_that_no_weight_shares_and_nobody_writes_is_no_reason_to_refuse_a_model(build: type[Net]) -> None:
+    assert StackedModel(build(), 2).count == 2
+
+
+def test_what_lies_in_the_memory_of_a_buffer_that_changes_is_refused_before_anything_is_told() -> None:
+    model = ChangingView().double()
+    model.seen = [model.get_buffer("count")[1:]]
+    stacked = StackedModel(model, 2)
+    stacked(torch.ones(3, 8, 8, dtype=torch.float64))
+    model.eval()
+    with pytest.raises(ValueError, match="lies in the memory of its count, which changes"):
+        stacked.look_again()
+
+
+class Swapping(Net):
+    """Counts in a buffer of two names, in a new tensor at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.other = nn.Module()
+        self.other.register_buffer("count", self.get_buffer("count"))
+
+    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.other.count = self.other.get_buffer("count") + 1.0
+        return outputs * (1 + 0.01 * self.other.get_buffer("count"))
+
+
+def test_a_buffer_of_two_names_for_which_another_is_put_is_refused() -> None:
+    """In float64, in which models are compared, the two are no longer one."""
+    with pytest.raises(ValueError, match="a buffer that goes by two names"):
+        StackedModel(Swapping(), 2)(torch.ones(3, 8, 8))
 
 
 @pytest.mark.parametrize("build", [Viewing, ViewingAsArray, ViewingAsBuffer])
