@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from lrsearch.convolution import CONVOLUTIONS, convolve
 from lrsearch.recurrence import cell_of_one, recurrent_of_one
@@ -231,9 +231,27 @@ class Without(TorchFunctionMode):
         super().__init__()
         self._own, self._words = own, words
 
+    def __enter__(self) -> Self:
+        self._before = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # torch's
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave; what a generator inside has entered and not left would be taken for this otherwise.
+
+        Raises ValueError where there is such a thing: the next batch would find it gone.
+        """
+        under = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # torch's
+        found = [_pop_mode() for _ in under][::-1]  # type: ignore[no-untyped-call]
+        left = [mode for mode in found if mode is not self]
+        for mode in left:
+            _push_mode(mode)  # type: ignore[no-untyped-call]
+        if error[0] is None and left != self._before:
+            raise ValueError("the data are made under a mode of torch that stays from one batch to the next")
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in (*DESCRIBING, *FREEZING) and _has(self._own, args, kwargs):
+        if func not in ASKING and _has(self._own, args, kwargs):
             raise ValueError(self._words)
         return func(*args, **kwargs)
 
@@ -322,6 +340,7 @@ GRADIENT_QUESTIONS = (
     torch.Tensor.register_hook,
 )
 FREEZING = (torch.Tensor.requires_grad.__set__, torch.Tensor.requires_grad_)  # type: ignore[attr-defined]
+ASKING = DESCRIBING | frozenset(FREEZING)
 _INSTEAD: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(CONVOLUTIONS, convolve),
     F.dropout: _dropout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.overrides import _get_current_function_mode_stack
 
 from lrsearch.interfaces import Batch, Split
 from lrsearch.rehearsal import Rehearsal
@@ -1056,6 +1058,24 @@ class Knowing(WithModel):
 def step_and_evaluate(stacked: StackedRun) -> None:
     stacked.step(torch.tensor([0.01, 0.02], dtype=torch.float64))
     stacked.evaluate("validation")
+
+
+class UnderAMode(Knowing):
+    """Makes all batches of an epoch under one mode of torch."""
+
+    def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        with torch.device("cpu"):
+            yield from super().train_batches(generator)
+
+
+def test_a_mode_of_the_data_that_stays_between_batches_keeps_trials_apart_and_stays_where_it_is() -> None:
+    stacked = StackedRun([begun(Net, kind=UnderAMode)] * 2, [SGD.settings] * 2)
+    with pytest.raises(ValueError, match="under a mode of torch that stays from one batch to the next"):
+        stacked.step(torch.tensor([0.01, 0.02], dtype=torch.float64))
+    assert len(_get_current_function_mode_stack()) == 1, "as their generator expects"  # type: ignore[no-untyped-call]
+    del stacked
+    gc.collect()
+    assert not _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("who", ["data", "loss", "metric"])
