@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -201,8 +201,8 @@ def _in_gangs(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]
     except OutOfDeviceMemoryError:
         half = len(specs) // 2
         parts = [specs[:half], specs[half:]]
-    except UnevenError:
-        parts = list(_by_ends(specs).values())
+    except UnevenError as error:
+        parts = list(_by_ends(specs, error.ends).values())
     except CannotGangError:
         parts = list(_by_crowd(specs).values())
     if len(parts) == 1:
@@ -297,11 +297,11 @@ def _by_crowd(specs: Sequence[TrialSpec]) -> dict[tuple[int, int], list[TrialSpe
     return crowds
 
 
-def _by_ends(specs: Sequence[TrialSpec]) -> dict[str, list[TrialSpec]]:
+def _by_ends(specs: Sequence[TrialSpec], ends: Mapping[str, tuple[int, ...]]) -> dict[tuple[int, ...], list[TrialSpec]]:
     """Return the trials that are evaluated after the same steps."""
-    groups: dict[str, list[TrialSpec]] = {}
+    groups: dict[tuple[int, ...], list[TrialSpec]] = {}
     for spec in specs:
-        groups.setdefault(repr((spec.proposal.schedule, spec.training.epochs)), []).append(spec)
+        groups.setdefault(ends[spec.uuid], []).append(spec)
     return groups
 
 
@@ -369,13 +369,15 @@ class _Reported:
 
 
 def _train(members: Sequence[_Trained], run: StackedRun, watch: DeviceStopwatch, bill: _Bill, told: _Reported) -> None:
-    """Train until the last member has ended."""
+    """Train until the last member has ended. Raises UnevenError where they cannot all be evaluated at once."""
     live = list(members)
     keeper = _Keeper([member.spec for member in members], watch, bill)
     if keeper.writes:
         run.keep_place()
     step, ends = 0, sorted({end for member in members for end in member.ends})
     even = all(member.ends == [end for end in ends if end <= member.ends[-1]] for member in members)
+    if not even and _kind(members) in UNEVEN:
+        raise _uneven(members)
     for end in ends:
         if not live:
             return
@@ -385,7 +387,11 @@ def _train(members: Sequence[_Trained], run: StackedRun, watch: DeviceStopwatch,
         watch.switch("evaluate")
         for member, losses in zip(live, run.take_losses(), strict=True):
             member.losses += losses
-        found = run.evaluate("validation", for_all=even)
+        try:
+            found = run.evaluate("validation", for_all=even)
+        except UnevenError as error:
+            UNEVEN.add(_kind(members))
+            raise _uneven(members) from error
         bill.share(live)
         leaving = [
             row for row, member in enumerate(live) if end in member.ends and not _goes_on(member, end, found[row], told)
@@ -400,6 +406,19 @@ def _train(members: Sequence[_Trained], run: StackedRun, watch: DeviceStopwatch,
             live = [live[row] for row in stay]
             if live:
                 run.keep(stay)
+
+
+UNEVEN: set[str] = set()
+"""Kinds of trials whose evaluations change what later steps go by, as this process has found."""
+
+
+def _kind(members: Sequence[_Trained]) -> str:
+    return likeness(members[0].spec.workload, members[0].spec.training)
+
+
+def _uneven(members: Sequence[_Trained]) -> UnevenError:
+    ends = {member.spec.uuid: tuple(member.ends) for member in members}
+    return UnevenError("an evaluation changes what later steps go by, and they have theirs after other steps", ends)
 
 
 class _Keeper:

@@ -34,6 +34,11 @@ class CannotGangError(LrsearchError):
 class UnevenError(CannotGangError):
     """All of them cannot, but those that are evaluated after the same steps may."""
 
+    def __init__(self, text: str, ends: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        super().__init__(text)
+        self.ends = ends or {}
+        """By trial, these steps, as far as they are known where it is raised."""
+
 
 class OutOfDeviceMemoryError(CannotGangError):
     """So many cannot, but fewer may."""

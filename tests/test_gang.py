@@ -306,6 +306,33 @@ def test_evaluations_that_change_something_are_made_where_each_makes_them_alone(
     assert_equal(results, alone(specs, Listener(stopped)))
 
 
+def test_trials_of_other_schedules_that_are_evaluated_after_the_same_steps_stay_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the next such trials are not tried together first."""
+    (tmp_path / "dicing.py").write_text(DICING)
+    settings = {"model": "dicing:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    schedules = (CONSTANT, Choice("triangular", {"cycles": 3}), CONSTANT, Choice("triangular2", {"cycles": 3}))
+    specs = [
+        replace(spec(number, 0.02 * (number + 1), schedule, epochs=4), workload=Choice("callable", settings))
+        for number, schedule in enumerate(schedules)
+    ]
+    sizes: list[int] = []
+    evaluate = StackedRun.evaluate
+
+    def noting(run: StackedRun, *arguments: Any, **keywords: Any) -> Any:
+        sizes.append(run.live)
+        return evaluate(run, *arguments, **keywords)
+
+    monkeypatch.setattr(StackedRun, "evaluate", noting)
+    for tried in (1, 0):
+        sizes.clear()
+        results = run_trials(specs, Listener())
+        assert {one.gang_size for one in results} == {2}
+        assert sizes.count(4) == tried
+    assert_equal(results, alone(specs))
+
+
 def test_members_of_a_gang_that_breaks_down_train_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """One has ended by then and keeps what it has; the others tell no point twice."""
     specs = [replace(spec(0, 0.01), training=replace(spec(0, 0.01).training, epochs=1)), spec(1, 0.02), spec(2, 0.05)]
