@@ -520,7 +520,11 @@ def _problems(file: YamlFile, mistakes: list[ErrorDetails]) -> Iterator[Problem]
         if any(refused[: len(path)] == path for refused in file.refused):
             continue
         # What a value breaks of each of the things that it may be, such as a word or a number, comes one by one.
-        same = [own for own_path, own in zip(paths, mistakes, strict=True) if own_path == path]
+        same = [
+            own
+            for own_path, own in zip(paths, mistakes, strict=True)
+            if own_path == path and _is_of_key(own) == _is_of_key(details)
+        ]
         if details is same[0]:
             yield _problem(file, path, details, same[1:])
 
@@ -532,11 +536,15 @@ def _problem(file: YamlFile, path: KeyPath, details: ErrorDetails, others: Seque
         known = _known_keys(path[:-1], file.values)
         nearest = did_you_mean(str(path[-1]), known)
         return Problem(file.key_position(path), f"{dotted(path)}unknown key; known: {', '.join(known)}.{nearest}")
-    of_key = details["loc"][-1:] == ("[key]",)
-    position = file.key_position(path) if of_key else file.value_position(path)
+    position = file.key_position(path) if _is_of_key(details) else file.value_position(path)
     first, got, value = _rule(details).partition(", got ")
     rules = dict.fromkeys(_rule(other).partition(", got ")[0].removeprefix("must be ") for other in others)
     return Problem(position, f"{dotted(path)}{' or '.join([first, *rules])}{got}{value}")
+
+
+def _is_of_key(details: ErrorDetails) -> bool:
+    """Whether it is the key that breaks a rule, and not its value."""
+    return details["loc"][-1:] == ("[key]",)
 
 
 def _path_in(values: Any, details: ErrorDetails) -> KeyPath:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import cast
 
 import numpy as np
@@ -397,11 +397,12 @@ class Rehearsal:
         if run.why_not_compiled:
             raise CannotGangError(f"the step could not be compiled: {run.why_not_compiled}")
         tolerance = TOLERANCE[pick_precision(self.training.precision, self.device)]
+        shaken = cache(partial(self._losses_alone, shaken=True))
         for losses, own, place in zip(run.take_losses(), alone, places, strict=True):
             for number, (found, expected) in enumerate(zip(losses, own, strict=True)):
                 slack = tolerance * max(1.0, abs(expected))
                 if not abs(found - expected) <= slack:  # batch norm of few rows may make as much of rounding
-                    slack += ROUNDED * abs(self._losses_alone(place, shaken=True)[number] - expected)
+                    slack += ROUNDED * abs(shaken(place)[number] - expected)
                 if not abs(found - expected) <= slack:
                     raise CannotGangError(f"together the model gives the loss {found:.6g}, alone {expected:.6g}")
         fastest = min(first) / size

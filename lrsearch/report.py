@@ -30,10 +30,10 @@ THREATS_AT_ONCE = 3
 MOST_PROBLEMS = 200
 MOST_CURVE_POINTS = 5_000
 MOST_EVALUATIONS = 20_000
-BOOKKEEPING = ("search_done", "charged_by")
-"""Events that the page says otherwise, if at all."""
 """Points of learning curves up to which a page carries its table of curves, and up to which its table of trials has
 every column; what a bigger study lacks is left to `lrsearch export`."""
+BOOKKEEPING = ("search_done", "charged_by")
+"""Events that the page says otherwise, if at all."""
 
 
 def write_report(record: StudyRecord, path: Path) -> Path:

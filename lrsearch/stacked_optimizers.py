@@ -49,8 +49,8 @@ class StackedOptimizer:
         precise = torch.float32 if first.device.type == "mps" else torch.float64
         self._steps = torch.zeros((), dtype=precise, device=first.device)
         found = getattr(torch, f"_fused_{self.name}_", None) if self.name != "sgd" else None
-        # CUDA's takes a rate that is on the device in float32 only.
-        fits = first.device.type == "cpu" or (first.device.type == "cuda" and first.dtype != torch.float64)
+        # CUDA's takes a rate that is on the device, which has the parameters' type, in float32 only.
+        fits = first.device.type == "cpu" or (first.device.type == "cuda" and first.dtype == torch.float32)
         self._kernel = found if fits and not self.as_tensors else None
         self._reads_rates = first.device.type == "cpu"
         """Whether the kernel is given them as numbers: elsewhere that would wait for the device."""

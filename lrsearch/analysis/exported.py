@@ -320,8 +320,12 @@ def _summed_attempts(
     )
     size, billed = _whole(row.get("gang_size")) or 1, plain_number(row.get("billed_device_seconds"))
     if billed is not None and (size > 1 or not math.isclose(billed, charged_seconds(phases))):
-        undivided = sum(phases.get(phase, 0.0) for phase in SAME_ON_BOTH_BILLS)
-        last = replace(last, gang_size=size, billed_phase_seconds={"train": billed - undivided})
+        # Their sum is all that the table has; it is taken to have gone where what is charged has.
+        charged = {phase: phases.get(phase, 0.0) for phase in CHARGED_PHASES if phase not in SAME_ON_BOTH_BILLS}
+        undivided, total = sum(phases.get(phase, 0.0) for phase in SAME_ON_BOTH_BILLS), sum(charged.values())
+        factor = max(0.0, billed - undivided) / total if total else 0.0
+        own = {phase: factor * seconds for phase, seconds in charged.items()}
+        last = replace(last, gang_size=size, billed_phase_seconds=own)
     return (*lost, last) if count else ()
 
 

@@ -132,11 +132,11 @@ def _records(record: StudyRecord) -> Iterator[str]:
             f"training step of trials like {them}: something held {them} up, such as another program, and {noisy} "
             "that noise."
         )
-    if charged is not None and max(charged, 1 / charged) > RATIO_WORTH_KNOWING:
+    if charged is not None and not 1 / RATIO_WORTH_KNOWING <= charged <= RATIO_WORTH_KNOWING:
         yield (
             f"Trials alone took {wording.times(charged)} what they are charged: the machine was not as fast as when "
-            "their steps were timed before the study. All ways are charged alike by that, so that their ratios hold; "
-            "seconds are those of the machine as it was then."
+            "their steps were timed before the study. Trials of their kind are charged alike by that, together or "
+            "alone, so that their ratios hold; seconds are those of the machine as it was then."
         )
     busy = busy_with_others(record)
     if busy is not None and busy >= EXCLUSIVE_BELOW:

@@ -268,7 +268,8 @@ def _on_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, torch.Tensor):
         own = _single_precision(value)
         if device.type == "cuda" and own.device.type == "cpu":
-            return own.pin_memory().to(device, non_blocking=True)  # the next batch is made meanwhile
+            # The next batch is made meanwhile; but what the user has pinned may be used again for that.
+            return own.pin_memory().to(device, non_blocking=not own.is_pinned())
         return own.to(device)
     if isinstance(value, Mapping):
         return {key: _on_device(item, device) for key, item in value.items()}

@@ -455,6 +455,18 @@ def test_a_machine_that_was_faster_or_slower_than_before_the_study_is_told(facto
     )
 
 
+def test_trials_that_are_billed_nothing_are_told_as_such() -> None:
+    record = charged_by(study(ways_of(), ways_of()), 1.0)
+    trials = tuple(
+        replace(one, attempts=(replace(one.attempts[0], billed_phase_seconds={"train": 0.0}),))
+        if one.strategy == "clr"
+        else one
+        for one in record.trials
+    )
+    record = replace(record, trials=trials)
+    assert any(text.startswith("Trials alone took 0") for text in threats(record, summarise(record)))
+
+
 def test_trials_that_were_held_up_are_told_by_what_they_took() -> None:
     record = charged_by(study(ways_of(), ways_of()), 0.9)
     slow = next(trial for trial in record.trials if trial.strategy == "clr" and trial.stage == "train")
