@@ -80,7 +80,9 @@ def further_columns(summary: StudySummary) -> list[Column]:
             _whole_searches(summary),
         ]
     if any(row.billed for row in summary.ways):
-        together = "what trials that trained together took, each its share, where charged is what each takes alone"
+        together = (
+            "what trials took, those that trained together each its share, where charged is what each takes alone"
+        )
         found.append(Column("Really billed", f"{together}; mean ± sd", _billed))
     found += [
         Column("Overhead", "charged / the chosen training run alone; mean ± sd", _overhead),

@@ -9,7 +9,7 @@ seconds x devices held, times are UTC in ISO 8601, an empty cell is a value that
   model_guided; optimizer with optimizer_settings (JSON), batch_size and planned epochs; the last attempt's train_steps,
   diverged_step, validation_* and test_* (of the end of the run; `metric` names the metric), gang_size, device_*,
   peak_device_memory_bytes, energy_joules and error. Over all attempts: attempts (how many), charged_device_seconds, one
-  <phase>_seconds per phase, billed_device_seconds (what trials that trained together really took, each its share; the
+  <phase>_seconds per phase, billed_device_seconds (what it really took, of trials that trained together its share; the
   charged ones are what each would have taken alone), core_seconds, estimated (whether any seconds were read off a
   heartbeat), started_at of the first and finished_at of the last.
   The rest is what `lrsearch analyze` needs to compute the report's tables from this one: target, higher_is_better,
