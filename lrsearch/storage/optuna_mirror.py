@@ -83,6 +83,9 @@ class OptunaMirror:
         if self._is_sqlite:
             event.listen(storage.engine, "connect", set_pragmas)
             storage.engine.dispose()  # the constructor's own connection came before the pragmas
+        # Optuna asks for each value of a trial whether it is there before it adds it; no answer needs those just added.
+        storage.remove_session()
+        storage.scoped_session.configure(autoflush=False)
         return storage
 
     def close(self) -> None:
