@@ -16,7 +16,7 @@ from lrsearch.page import write_page as write_whole
 from lrsearch.range_test import RangeTestVerdict, combine_verdicts, judge
 from lrsearch.strategies import RangeTested
 from lrsearch.text_chart import text_chart
-from lrsearch.trial import CurvePoint, History, RangeTestPoint, TrialSpec, WorkloadFacts, charged_seconds
+from lrsearch.trial import CurvePoint, History, RangeTestPoint, TrainingPlan, TrialSpec, WorkloadFacts, charged_seconds
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -84,12 +84,13 @@ def run_range_test(
     from lrsearch import training
 
     way, strategy = _strategy(config, way)
+    plan = config.training_plan() if way is None else config.training_plan_of(way)
     seed = config.seeds[0]
     tell("Preparing workload and device ...")
-    facts = training.prepare(config.workload_choice(), config.training_plan(), seed).facts
+    facts = training.prepare(config.workload_choice(), plan, seed).facts
     tests = []
     for number in range(repeats):
-        tests.append(_one_test(config, strategy, way or strategy.name, seed + number, facts))
+        tests.append(_one_test(config, strategy, way or strategy.name, plan, seed + number, facts))
         tell(f"[{number + 1}/{repeats}] seed {seed + number}: {headline(tests[-1].verdict)}, {tests[-1].seconds:.2f} s")
     return RangeTestRun(config.name, way, tuple(tests), combine_verdicts([test.verdict for test in tests]))
 
@@ -104,10 +105,11 @@ def _strategy(config: StudyConfig, way: str | None) -> tuple[str | None, RangeTe
     return way, tested[way]
 
 
-def _one_test(config: StudyConfig, strategy: RangeTested, key: str, seed: int, facts: WorkloadFacts) -> OneTest:
+def _one_test(
+    config: StudyConfig, strategy: RangeTested, key: str, plan: TrainingPlan, seed: int, facts: WorkloadFacts
+) -> OneTest:
     from lrsearch.engine import run_trials
 
-    plan = config.training_plan()
     history = History(
         config.name, key, seed, config.rates.low, config.rates.high, plan.optimizer, plan.epochs, facts, trials=()
     )

@@ -57,9 +57,11 @@ def range_tests(record: StudyRecord, strategy: str | None = None) -> list[RangeT
 
 @once_per_record
 def _range_tests(record: StudyRecord) -> list[RangeTest]:
-    optimizer = str(record.config["training"]["optimizer"]["name"])
+    studys = str(record.config["training"]["optimizer"]["name"])
     return [
-        RangeTest(trial, plan, result.range_test, record.facts, optimizer)
+        RangeTest(
+            trial, plan, result.range_test, record.facts, own.name if (own := trial.proposal.optimizer) else studys
+        )
         for trial in record.trials
         if (plan := trial.proposal.range_test) and (result := trial.result) and result.range_test and record.facts
     ]
