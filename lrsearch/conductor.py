@@ -448,7 +448,7 @@ class Conductor:
     def run(self) -> bool:
         """Run what is left of the study; return False when its budget ended it first."""
         record = self._store.record(self._study.name, self._study.version)
-        self._observer.study_started(record, planned_trials(self._config))
+        self._observer.study_started(record, self._config.planned_trials())
         self._store.set_facts(self._study.id, self._facts)
         self._remove_stale_checkpoints(record)
         if self._mirror is not None:
@@ -1199,12 +1199,3 @@ def _finished(attempt: _Attempt, result: TrialResult, owner: str) -> TrialRecord
 def _versions() -> dict[str, str]:
     packages = ("lrsearch", "torch", "torchvision", "optuna", "numpy")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
-
-
-def planned_trials(config: StudyConfig) -> dict[str, int]:
-    """Return, for each strategy, how many trials all its searches together will run, as far as known beforehand."""
-    planned = {key: strategy.planned_trials * len(config.seeds) for key, strategy in config.strategies.items()}
-    for key, strategy in config.strategies.items():
-        if isinstance(strategy, SharesTests) and strategy.tests_once:
-            planned[key] -= (strategy.planned_trials - 1) * (len(config.seeds) - 1)
-    return planned

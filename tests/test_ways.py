@@ -13,7 +13,7 @@ from lrsearch.analysis.threats import threats
 from lrsearch.config import load_study
 from lrsearch.storage.export import export_rows
 from lrsearch.storage.store import open_store
-from lrsearch.study import forecast, planned_trials, run_study
+from lrsearch.study import forecast, run_study
 from lrsearch.trial import StudyRecord, TrialRecord
 from tests.test_study import Quiet, outcome
 
@@ -65,7 +65,7 @@ def test_one_range_test_serves_all_seeds_and_is_on_every_bill(record: StudyRecor
     assert second.curve.costs[0] == pytest.approx(second.charged_device_seconds)
     a, b = (search.trials[-1].proposal for search in (first, second))
     assert (a.base_lr, a.max_lr) == (b.base_lr, b.max_lr)
-    assert planned_trials(load_study(file))["once"] == 4 == len(first.trials) + len(second.trials)
+    assert load_study(file).planned_trials()["once"] == 4 == len(first.trials) + len(second.trials)
     # The seconds that the way took are counted once.
     bill = summarise(record).way("once").bill
     assert bill is not None
