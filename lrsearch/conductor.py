@@ -927,7 +927,7 @@ class Conductor:
 
     def _note_done(self, search: Search) -> None:
         """Store that a search has nothing more to try, where the order of the trials does not say so."""
-        if self._executor.slot_count > 1:
+        if self._executor.slot_count > 1 or self._config.gangs == "auto":
             self._store.add_event(self._study.id, "search_done", {"strategy": search.key, "seed": search.seed})
 
     def _note_run(self, began: float) -> None:
