@@ -846,14 +846,14 @@ class Conductor:
             search.note(record)
             search.waiting.appendleft(record)
 
-    def _has_failed(self, attempt: _Attempt, error: BaseException) -> bool:
+    def _has_failed(self, attempt: _Attempt, error: WorkerDiedError) -> bool:
         """Whether the trial's process has died too often without getting any further."""
         found = checkpoint.newest(self._folder, attempt.trial.uuid, self._observer.message)
         step = found[0].step if found else 0
         at, deaths = self._deaths.get(attempt.trial.uuid, (step, 0))
         deaths = deaths + 1 if at == step else 1
         self._deaths[attempt.trial.uuid] = step, deaths
-        return deaths >= (KILLS_TO_FAIL if getattr(error, "from_outside", False) else DEATHS_TO_FAIL)
+        return deaths >= (KILLS_TO_FAIL if error.from_outside else DEATHS_TO_FAIL)
 
     def _dead(self, attempt: _Attempt, spent: float, error: BaseException) -> TrialResult:
         """Return the result of a trial whose process dies each time; this time after `spent` seconds."""
