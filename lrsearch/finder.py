@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 
 from lrsearch.analysis import wording
 from lrsearch.errors import UsageError
-from lrsearch.range_test import Ladder, Policy, RangeTestVerdict, judge
+from lrsearch.range_test import RangeTestVerdict, judge
 from lrsearch.range_test import ladder as make_ladder
 from lrsearch.restore import Snapshot, find_generators, seed_generators
 from lrsearch.torch_schedule import given_rates, rate_ratios, set_rate
 from lrsearch.training import climb
-from lrsearch.trial import RangeTestPlan, RangeTestPoint, WorkloadFacts
+from lrsearch.trial import Ladder, Policy, RangeTestPlan, RangeTestPoint, WorkloadFacts
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -150,7 +150,7 @@ def write_page(run: RangeTestRun, path: Path) -> None:
 
 def _row(point: RangeTestPoint) -> tuple[str, ...]:
     values = (point.train_loss, point.validation_loss, point.validation_metric)
-    return (wording.rate(point.learning_rate), *("–" if one is None else wording.metric(one) for one in values))
+    return (wording.rate(point.learning_rate), *(wording.or_dash(one, wording.metric) for one in values))
 
 
 def description(run: RangeTestRun, width: int) -> list[str]:

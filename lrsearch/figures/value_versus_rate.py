@@ -201,7 +201,7 @@ def table(record: StudyRecord) -> Table:
             str(trial.number),
             wording.rate(highest_rate(trial) or 0.0),
             trial.status,
-            "–" if final_value(trial) is None else wording.metric(final_value(trial) or 0.0),
+            wording.or_dash(final_value(trial), wording.metric),
             wording.significant(trial.charged_device_seconds),
         )
         for key, trials in thinned(numbers(record)).items()
