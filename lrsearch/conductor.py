@@ -8,6 +8,7 @@ import platform
 import signal
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -137,7 +138,7 @@ class Search:
     seed: int
     strategy: Strategy
     trials: list[Trial] = field(default_factory=list)
-    """In the order of their numbers, which are their places."""
+    """In the order of their numbers, among which those of runs that confirmed a choice are missing."""
     waiting: deque[TrialRecord] = field(default_factory=deque)
     """Trials that were cut short, to be run again first."""
     proposed: deque[Proposal] = field(default_factory=deque)
@@ -164,19 +165,26 @@ class Search:
             optimizer=plan.optimizer,
             epochs=plan.epochs,
             facts=facts,
-            trials=tuple(self.trials[:before]),
+            trials=tuple(self.trials if before is None else self.trials[: self._place(before)]),
             shared_tests=self.shared_tests,
         )
 
     def note(self, record: TrialRecord) -> None:
         """Keep what strategies may see of a trial that has begun or ended."""
-        self.trials[record.number : record.number + 1] = [_as_strategies_see_it(record)]
+        self._put(_as_strategies_see_it(record))
+
+    def _put(self, trial: Trial) -> None:
+        place = self._place(trial.number)
+        self.trials[place : place + 1] = [trial]
+
+    def _place(self, number: int) -> int:
+        return bisect_left(self.trials, number, key=lambda trial: trial.number)
 
     def reserve(self, turn: Turn) -> None:
         """Go on as if the turn's trial had begun, until `release`; of several turns the last is released first."""
         self.running += 1
-        number = len(self.trials) if turn.record is None else turn.record.number
-        self.trials[number : number + 1] = [Trial(number, turn.proposal, "running")]
+        following = self.trials[-1].number + 1 if self.trials else 0
+        self._put(Trial(following if turn.record is None else turn.record.number, turn.proposal, "running"))
 
     def release(self, turn: Turn) -> None:
         self.running -= 1

@@ -155,6 +155,30 @@ def test_more_confirmation_is_an_extension(record: StudyRecord, file: Path, url:
     assert outcome(extended) == outcome(record)
 
 
+@pytest.mark.parametrize("gangs", ["off", "auto"])
+def test_more_trials_after_confirmation_are_those_of_a_study_that_began_with_them(tmp_path: Path, gangs: str) -> None:
+    """Runs that confirm a choice take numbers of the search that made it, and are no trials of it."""
+    head = FILE.partition("strategies:")[0].replace("epochs: 3", "epochs: 1") + f"gangs: {gangs}\nstrategies:\n"
+    ways = "  {way}: {{name: {name}, trials: {trials}{more}}}\n"
+
+    def ran(folder: str, *numbers: int) -> StudyRecord:
+        with open_store(f"sqlite:///{tmp_path}/{folder}.db") as store:
+            for trials in numbers:
+                file = tmp_path / "more.yaml"
+                file.write_text(
+                    head
+                    + ways.format(way="random", name="random_search", trials=trials, more="")
+                    + ways.format(way="tpe", name="optuna_search", trials=trials, more=", startup_trials: 2")
+                )
+                record = run_study(load_study(file), store, observer=Quiet(), extend=True)
+        return record
+
+    extended, whole = ran("extended", 3, 6), ran("whole", 6)
+    assert len(extended.trials) == len(whole.trials) == 2 * 2 * 6
+    if gangs == "off":  # else equal up to rounding, which TPE goes by
+        assert [trial.proposal for trial in extended.trials] == [trial.proposal for trial in whole.trials]
+
+
 def test_a_study_cut_short_anywhere_ends_the_same(record: StudyRecord, file: Path, tmp_path: Path) -> None:
     class Stop(Quiet):
         def trial_finished(self, trial) -> None:  # type: ignore[no-untyped-def]
