@@ -11,6 +11,7 @@ from lrsearch.analysis import wording
 from lrsearch.config import StudyConfig
 from lrsearch.errors import StudyFailedError, UsageError, did_you_mean
 from lrsearch.figures import Table
+from lrsearch.finder_figure import draw_range_test, headline
 from lrsearch.page import plot, render_page
 from lrsearch.page import write_page as write_whole
 from lrsearch.range_test import RangeTestVerdict, combine_verdicts, judge
@@ -33,8 +34,6 @@ class OneTest:
     """Charged device seconds."""
 
     def figure(self) -> go.Figure:
-        from lrsearch.finder_figure import draw_range_test
-
         return draw_range_test(self.points, self.verdict, title=f"Seed {self.seed}: {headline(self.verdict)}")
 
     def chart(self, width: int) -> list[str]:
@@ -64,13 +63,6 @@ class RangeTestRun:
     @property
     def seconds(self) -> float:
         return sum(test.seconds for test in self.tests)
-
-
-def headline(verdict: RangeTestVerdict) -> str:
-    """Return "base_lr 0.003, max_lr 0.05", or why there is neither."""
-    if verdict.base_lr is None or verdict.max_lr is None:
-        return verdict.status.replace("_", " ")
-    return f"base_lr {wording.rate(verdict.base_lr)}, max_lr {wording.rate(verdict.max_lr)}"
 
 
 def run_range_test(
