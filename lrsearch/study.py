@@ -433,7 +433,6 @@ def forecast(config: StudyConfig) -> Forecast:
     prepared = training.prepare(workload, plan, seed)
     probe = training.probe(workload, plan, seed)
     trials = config.planned_trials()
-    steps = round(plan.epochs * prepared.facts.steps_per_epoch)
     seconds = {}
     for key, strategy in config.strategies.items():
         epochs = config.training_plan_of(key).epochs
@@ -452,6 +451,7 @@ def forecast(config: StudyConfig) -> Forecast:
         device=f"{prepared.device.name} ({prepared.device.kind}, {prepared.device.threads} threads)",
         probe=(
             f"{probe.step_seconds * 1e3:.2f} ms per step of {prepared.facts.batch_size}, "
-            f"{probe.validation_seconds * 1e3:.1f} ms per evaluation, {steps} steps per trial"
+            f"{probe.validation_seconds * 1e3:.1f} ms per evaluation, "
+            f"{planned_steps(plan, prepared.facts)} steps per trial"
         ),
     )
