@@ -296,9 +296,14 @@ class Turns:
         return None if search.done or not self._has_its_tests(search) else self._turn_of(search)
 
     def _has_its_tests(self, search: Search) -> bool:
-        """Whether a search that goes by the range tests of the first seed's can have them."""
+        """Whether a search that goes by the range tests of the first seed's can have them.
+
+        One that began as the first goes by its own, also where an extension has put other seeds before it.
+        """
         first = self._first[search.key]
         if search is first or not (isinstance(search.strategy, SharesTests) and search.strategy.tests_once):
+            return True
+        if any(trial.proposal.stage == "range_test" for trial in search.trials):
             return True
         search.shared_tests = tuple(trial for trial in first.trials if trial.proposal.stage == "range_test")
         return first.done

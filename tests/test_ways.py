@@ -155,6 +155,22 @@ def test_more_confirmation_is_an_extension(record: StudyRecord, file: Path, url:
     assert outcome(extended) == outcome(record)
 
 
+def test_a_search_that_has_tested_pays_for_no_other_test_when_a_seed_is_put_before_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "before.yaml"
+    head = FILE.partition("confirmation_seeds")[0].replace("epochs: 3", "epochs: 1")
+    way = "{once: {name: range_tested, test: once_per_study, min_steps: 40}}"
+    with open_store(f"sqlite:///{tmp_path}/before.db") as store:
+        for seeds in ("[0]", "[5, 0, 7]"):
+            studied = head.replace("[0, 1]", seeds)
+            file.write_text(f"{studied}rates: {{low: 1e-4, high: 10}}\nstrategies: {way}\n")
+            record = run_study(load_study(file), store, observer=Quiet(), extend=True)
+    new, old, last = searches(record, "once")
+    assert [[trial.stage for trial in one.trials] for one in (new, old)] == [["range_test", "train"]] * 2
+    assert (new.shared, old.shared) == ((), ())
+    assert [trial.stage for trial in last.trials] == ["train"]
+    assert last.shared == new.trials[:1]
+
+
 @pytest.mark.parametrize("gangs", ["off", "auto"])
 def test_more_trials_after_confirmation_are_those_of_a_study_that_began_with_them(tmp_path: Path, gangs: str) -> None:
     """Runs that confirm a choice take numbers of the search that made it, and are no trials of it."""

@@ -130,7 +130,7 @@ def _searches(record: StudyRecord, strategy: str) -> list[Search]:
             tuple(trials),
             _is_done(record, strategy, by_seed, seed),
             higher,
-            shared=() if trials is first else shared,
+            shared=() if any(trial.stage == "range_test" for trial in trials) else shared,
         )
         for seed, trials in by_seed.items()
     ]
