@@ -397,8 +397,7 @@ def validate(file: StudyFile) -> None:
 
     _forget_passwords()
     config = load_study(file)
-    trials = sum(strategy.planned_trials for strategy in config.strategies.values()) * len(config.seeds)
-    ways = len(config.strategies)
+    trials, ways = sum(config.planned_trials().values()), len(config.strategies)
     typer.echo(f"{file}: valid. Study {config.name}: {ways} ways x {len(config.seeds)} seeds, {trials} trials.")
 
 

@@ -8,6 +8,7 @@ import platform
 import signal
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -137,7 +138,7 @@ class Search:
     seed: int
     strategy: Strategy
     trials: list[Trial] = field(default_factory=list)
-    """In the order of their numbers, which are their places."""
+    """In the order of their numbers, among which those of runs that confirmed a choice are missing."""
     waiting: deque[TrialRecord] = field(default_factory=deque)
     """Trials that were cut short, to be run again first."""
     proposed: deque[Proposal] = field(default_factory=deque)
@@ -164,19 +165,26 @@ class Search:
             optimizer=plan.optimizer,
             epochs=plan.epochs,
             facts=facts,
-            trials=tuple(self.trials[:before]),
+            trials=tuple(self.trials if before is None else self.trials[: self._place(before)]),
             shared_tests=self.shared_tests,
         )
 
     def note(self, record: TrialRecord) -> None:
         """Keep what strategies may see of a trial that has begun or ended."""
-        self.trials[record.number : record.number + 1] = [_as_strategies_see_it(record)]
+        self._put(_as_strategies_see_it(record))
+
+    def _put(self, trial: Trial) -> None:
+        place = self._place(trial.number)
+        self.trials[place : place + 1] = [trial]
+
+    def _place(self, number: int) -> int:
+        return bisect_left(self.trials, number, key=lambda trial: trial.number)
 
     def reserve(self, turn: Turn) -> None:
         """Go on as if the turn's trial had begun, until `release`; of several turns the last is released first."""
         self.running += 1
-        number = len(self.trials) if turn.record is None else turn.record.number
-        self.trials[number : number + 1] = [Trial(number, turn.proposal, "running")]
+        following = self.trials[-1].number + 1 if self.trials else 0
+        self._put(Trial(following if turn.record is None else turn.record.number, turn.proposal, "running"))
 
     def release(self, turn: Turn) -> None:
         self.running -= 1
@@ -288,9 +296,14 @@ class Turns:
         return None if search.done or not self._has_its_tests(search) else self._turn_of(search)
 
     def _has_its_tests(self, search: Search) -> bool:
-        """Whether a search that goes by the range tests of the first seed's can have them."""
+        """Whether a search that goes by the range tests of the first seed's can have them.
+
+        One that began as the first goes by its own, also where an extension has put other seeds before it.
+        """
         first = self._first[search.key]
         if search is first or not (isinstance(search.strategy, SharesTests) and search.strategy.tests_once):
+            return True
+        if any(trial.proposal.stage == "range_test" for trial in search.trials):
             return True
         search.shared_tests = tuple(trial for trial in first.trials if trial.proposal.stage == "range_test")
         return first.done
@@ -448,7 +461,7 @@ class Conductor:
     def run(self) -> bool:
         """Run what is left of the study; return False when its budget ended it first."""
         record = self._store.record(self._study.name, self._study.version)
-        self._observer.study_started(record, planned_trials(self._config))
+        self._observer.study_started(record, self._config.planned_trials())
         self._store.set_facts(self._study.id, self._facts)
         self._remove_stale_checkpoints(record)
         if self._mirror is not None:
@@ -846,14 +859,14 @@ class Conductor:
             search.note(record)
             search.waiting.appendleft(record)
 
-    def _has_failed(self, attempt: _Attempt, error: BaseException) -> bool:
+    def _has_failed(self, attempt: _Attempt, error: WorkerDiedError) -> bool:
         """Whether the trial's process has died too often without getting any further."""
         found = checkpoint.newest(self._folder, attempt.trial.uuid, self._observer.message)
         step = found[0].step if found else 0
         at, deaths = self._deaths.get(attempt.trial.uuid, (step, 0))
         deaths = deaths + 1 if at == step else 1
         self._deaths[attempt.trial.uuid] = step, deaths
-        return deaths >= (KILLS_TO_FAIL if getattr(error, "from_outside", False) else DEATHS_TO_FAIL)
+        return deaths >= (KILLS_TO_FAIL if error.from_outside else DEATHS_TO_FAIL)
 
     def _dead(self, attempt: _Attempt, spent: float, error: BaseException) -> TrialResult:
         """Return the result of a trial whose process dies each time; this time after `spent` seconds."""
@@ -927,7 +940,7 @@ class Conductor:
 
     def _note_done(self, search: Search) -> None:
         """Store that a search has nothing more to try, where the order of the trials does not say so."""
-        if self._executor.slot_count > 1:
+        if self._executor.slot_count > 1 or self._config.gangs == "auto":
             self._store.add_event(self._study.id, "search_done", {"strategy": search.key, "seed": search.seed})
 
     def _note_run(self, began: float) -> None:
@@ -1199,12 +1212,3 @@ def _finished(attempt: _Attempt, result: TrialResult, owner: str) -> TrialRecord
 def _versions() -> dict[str, str]:
     packages = ("lrsearch", "torch", "torchvision", "optuna", "numpy")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
-
-
-def planned_trials(config: StudyConfig) -> dict[str, int]:
-    """Return, for each strategy, how many trials all its searches together will run, as far as known beforehand."""
-    planned = {key: strategy.planned_trials * len(config.seeds) for key, strategy in config.strategies.items()}
-    for key, strategy in config.strategies.items():
-        if isinstance(strategy, SharesTests) and strategy.tests_once:
-            planned[key] -= (strategy.planned_trials - 1) * (len(config.seeds) - 1)
-    return planned

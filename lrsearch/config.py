@@ -35,7 +35,7 @@ from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCu
 
 from lrsearch.errors import LrsearchError, UsageError, did_you_mean
 from lrsearch.executors import EXECUTORS, Inline, Process
-from lrsearch.interfaces import ExecutorSettings, Settings, Strategy
+from lrsearch.interfaces import ExecutorSettings, Settings, SharesTests, Strategy
 from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.registry import lookup, names
 from lrsearch.schedules import SCHEDULES, schedule_settings
@@ -437,10 +437,17 @@ class StudyConfig(Settings):
         """Return how many trials of all searches together may run at the same time."""
         return sum(map(at_once, self.strategies.values())) * len(self.seeds)
 
+    def planned_trials(self) -> dict[str, int]:
+        """Return, for each strategy, how many trials all its searches together will run, as far as known beforehand."""
+        planned = {key: strategy.planned_trials * len(self.seeds) for key, strategy in self.strategies.items()}
+        for key, strategy in self.strategies.items():
+            if isinstance(strategy, SharesTests) and strategy.tests_once:
+                planned[key] -= (strategy.planned_trials - 1) * (len(self.seeds) - 1)
+        return planned
+
     def planned_epochs(self) -> float:
         """Return about how many epochs all searches together will train; a range test counts as a run."""
-        ways = self.strategies.items()
-        return sum(way.planned_trials * self.training_plan_of(key).epochs for key, way in ways) * len(self.seeds)
+        return sum(count * self.training_plan_of(key).epochs for key, count in self.planned_trials().items())
 
     def variants(self) -> list[tuple[Choice | None, int | None]]:
         """Return the optimizers (None: the study's) and batch sizes other than the study's that its ways train with.

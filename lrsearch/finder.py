@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 
 from lrsearch.analysis import wording
 from lrsearch.errors import UsageError
-from lrsearch.range_test import Ladder, Policy, RangeTestVerdict, judge
+from lrsearch.range_test import RangeTestVerdict, judge
 from lrsearch.range_test import ladder as make_ladder
 from lrsearch.restore import Snapshot, find_generators, seed_generators
 from lrsearch.torch_schedule import given_rates, rate_ratios, set_rate
 from lrsearch.training import climb
-from lrsearch.trial import RangeTestPlan, RangeTestPoint, WorkloadFacts
+from lrsearch.trial import Ladder, Policy, RangeTestPlan, RangeTestPoint, WorkloadFacts
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -53,9 +53,9 @@ class RangeTest:
 
     def figure(self) -> go.Figure:
         """Return a plotly figure of the curve, with its bounds."""
-        from lrsearch.finder_figure import draw_range_test
+        from lrsearch.finder_figure import draw_range_test, headline
 
-        return draw_range_test(self.curve, self.verdict, title=self._headline())
+        return draw_range_test(self.curve, self.verdict, title=headline(self.verdict))
 
     def __str__(self) -> str:
         return "\n".join([self._title(), *(f"  {name:<12} {text}" for name, text in self._lines())])
@@ -66,12 +66,6 @@ class RangeTest:
     def _title(self) -> str:
         took = f"{len(self.curve)} of {self.steps} steps" if len(self.curve) < self.steps else f"{self.steps} steps"
         return f"Range test from {wording.rate(self.low)} to {wording.rate(self.high)}, {took}; {self.setting}"
-
-    def _headline(self) -> str:
-        found = self.verdict
-        if found.max_lr is None or found.base_lr is None:
-            return found.status.replace("_", " ")
-        return f"base_lr {wording.rate(found.base_lr)}, max_lr {wording.rate(found.max_lr)}"
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         found = self.verdict

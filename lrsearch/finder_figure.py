@@ -16,6 +16,13 @@ STYLE = WayStyle(CLR_COLOR, "diamond", "solid")
 LOWER, UPPER = (0.0, 0.5), (0.56, 1.0)
 
 
+def headline(verdict: RangeTestVerdict) -> str:
+    """Return "base_lr 0.003, max_lr 0.05", or why there is neither."""
+    if verdict.base_lr is None or verdict.max_lr is None:
+        return verdict.status.replace("_", " ")
+    return f"base_lr {wording.rate(verdict.base_lr)}, max_lr {wording.rate(verdict.max_lr)}"
+
+
 def draw_range_test(points: Sequence[RangeTestPoint], verdict: RangeTestVerdict, title: str) -> go.Figure:
     """Draw the loss over the rate, above it the metric if there is one, and shade the band from base to max."""
     has_metric = any(point.validation_metric is not None for point in points)

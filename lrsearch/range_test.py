@@ -19,11 +19,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from lrsearch.errors import UsageError
-from lrsearch.trial import RangeTestPlan, RangeTestPoint, WorkloadFacts
+from lrsearch.trial import Ladder, Policy, RangeTestPlan, RangeTestPoint, WorkloadFacts
 
 Kind = Literal["loss", "metric"]
-Ladder = Literal["exponential", "linear"]
-Policy = Literal["default", "smith2015"]
 Signal = Literal["validation_metric", "validation_loss", "train_loss"]
 Confidence = Literal["low", "medium", "high"]
 Status = Literal["ok", "too_short", "diverges_at_once", "never_learns", "metric_saturated"]

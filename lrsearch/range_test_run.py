@@ -11,12 +11,13 @@ from lrsearch.analysis import wording
 from lrsearch.config import StudyConfig
 from lrsearch.errors import StudyFailedError, UsageError, did_you_mean
 from lrsearch.figures import Table
+from lrsearch.finder_figure import draw_range_test, headline
 from lrsearch.page import plot, render_page
 from lrsearch.page import write_page as write_whole
 from lrsearch.range_test import RangeTestVerdict, combine_verdicts, judge
 from lrsearch.strategies import RangeTested
 from lrsearch.text_chart import text_chart
-from lrsearch.trial import CurvePoint, History, RangeTestPoint, TrialSpec, WorkloadFacts, charged_seconds
+from lrsearch.trial import CurvePoint, History, RangeTestPoint, TrainingPlan, TrialSpec, WorkloadFacts, charged_seconds
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -33,8 +34,6 @@ class OneTest:
     """Charged device seconds."""
 
     def figure(self) -> go.Figure:
-        from lrsearch.finder_figure import draw_range_test
-
         return draw_range_test(self.points, self.verdict, title=f"Seed {self.seed}: {headline(self.verdict)}")
 
     def chart(self, width: int) -> list[str]:
@@ -66,13 +65,6 @@ class RangeTestRun:
         return sum(test.seconds for test in self.tests)
 
 
-def headline(verdict: RangeTestVerdict) -> str:
-    """Return "base_lr 0.003, max_lr 0.05", or why there is neither."""
-    if verdict.base_lr is None or verdict.max_lr is None:
-        return verdict.status.replace("_", " ")
-    return f"base_lr {wording.rate(verdict.base_lr)}, max_lr {wording.rate(verdict.max_lr)}"
-
-
 def run_range_test(
     config: StudyConfig, *, way: str | None = None, repeats: int = 1, tell: Callable[[str], None] = lambda text: None
 ) -> RangeTestRun:
@@ -84,12 +76,13 @@ def run_range_test(
     from lrsearch import training
 
     way, strategy = _strategy(config, way)
+    plan = config.training_plan() if way is None else config.training_plan_of(way)
     seed = config.seeds[0]
     tell("Preparing workload and device ...")
-    facts = training.prepare(config.workload_choice(), config.training_plan(), seed).facts
+    facts = training.prepare(config.workload_choice(), plan, seed).facts
     tests = []
     for number in range(repeats):
-        tests.append(_one_test(config, strategy, way or strategy.name, seed + number, facts))
+        tests.append(_one_test(config, strategy, way or strategy.name, plan, seed + number, facts))
         tell(f"[{number + 1}/{repeats}] seed {seed + number}: {headline(tests[-1].verdict)}, {tests[-1].seconds:.2f} s")
     return RangeTestRun(config.name, way, tuple(tests), combine_verdicts([test.verdict for test in tests]))
 
@@ -104,10 +97,11 @@ def _strategy(config: StudyConfig, way: str | None) -> tuple[str | None, RangeTe
     return way, tested[way]
 
 
-def _one_test(config: StudyConfig, strategy: RangeTested, key: str, seed: int, facts: WorkloadFacts) -> OneTest:
+def _one_test(
+    config: StudyConfig, strategy: RangeTested, key: str, plan: TrainingPlan, seed: int, facts: WorkloadFacts
+) -> OneTest:
     from lrsearch.engine import run_trials
 
-    plan = config.training_plan()
     history = History(
         config.name, key, seed, config.rates.low, config.rates.high, plan.optimizer, plan.epochs, facts, trials=()
     )
@@ -148,7 +142,7 @@ def write_page(run: RangeTestRun, path: Path) -> None:
 
 def _row(point: RangeTestPoint) -> tuple[str, ...]:
     values = (point.train_loss, point.validation_loss, point.validation_metric)
-    return (wording.rate(point.learning_rate), *("–" if one is None else wording.metric(one) for one in values))
+    return (wording.rate(point.learning_rate), *(wording.or_dash(one, wording.metric) for one in values))
 
 
 def description(run: RangeTestRun, width: int) -> list[str]:

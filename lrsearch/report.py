@@ -122,7 +122,7 @@ def _row_of(problem: Problem) -> tuple[str, ...]:
         str(problem.trial),
         problem.stage.replace("_", " "),
         problem.status,
-        "–" if problem.learning_rate is None else wording.rate(problem.learning_rate),
+        wording.or_dash(problem.learning_rate, wording.rate),
         wording.significant(problem.charged_device_seconds),
         problem.what_happened,
     )

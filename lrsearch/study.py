@@ -20,7 +20,6 @@ from lrsearch.conductor import (
     Signals,
     Terminated,
     kind_of,
-    planned_trials,
     with_batch_size,
 )
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
@@ -52,7 +51,7 @@ from lrsearch.trial import (
 LOOK_SECONDS = 2.0
 """How often a process that waits for a study looks whether its turn has come."""
 
-__all__ = ["Forecast", "Terminated", "forecast", "planned_trials", "run_study"]
+__all__ = ["Forecast", "Terminated", "forecast", "run_study"]
 
 
 def run_study(
@@ -433,8 +432,7 @@ def forecast(config: StudyConfig) -> Forecast:
     plan, workload, seed = config.training_plan(), config.workload_choice(), config.seeds[0]
     prepared = training.prepare(workload, plan, seed)
     probe = training.probe(workload, plan, seed)
-    trials = planned_trials(config)
-    steps = round(plan.epochs * prepared.facts.steps_per_epoch)
+    trials = config.planned_trials()
     seconds = {}
     for key, strategy in config.strategies.items():
         epochs = config.training_plan_of(key).epochs
@@ -453,6 +451,7 @@ def forecast(config: StudyConfig) -> Forecast:
         device=f"{prepared.device.name} ({prepared.device.kind}, {prepared.device.threads} threads)",
         probe=(
             f"{probe.step_seconds * 1e3:.2f} ms per step of {prepared.facts.batch_size}, "
-            f"{probe.validation_seconds * 1e3:.1f} ms per evaluation, {steps} steps per trial"
+            f"{probe.validation_seconds * 1e3:.1f} ms per evaluation, "
+            f"{planned_steps(plan, prepared.facts)} steps per trial"
         ),
     )

@@ -21,6 +21,9 @@ ResultStatus = Literal["completed", "diverged", "pruned", "failed"]
 """How a trial ended. `diverged` is a result (the loss became non-finite); `failed` is an error."""
 TrialStatus = Literal["planned", "running", "completed", "diverged", "pruned", "failed"]
 Precision = Literal["float32", "bfloat16"]
+Ladder = Literal["exponential", "linear"]
+Policy = Literal["default", "smith2015"]
+"""How the rates of a range test rise, and how its lower bound is taken."""
 Compiling = Literal["off", "on", "gangs", "graphs"]
 """`on`: torch.compile. `gangs`: the same for gangs only. `graphs`: the steps are recorded as a CUDA graph and
 replayed."""
@@ -103,10 +106,10 @@ class RangeTestPlan:
 
     low: float
     high: float
-    ladder: Literal["exponential", "linear"] = "exponential"
+    ladder: Ladder = "exponential"
     epochs: float = 2.0
     min_steps: int = 100
-    policy: Literal["default", "smith2015"] = "default"
+    policy: Policy = "default"
     repeat: int = 0
     """Each repeat has weights and a data order of its own; the validation split stays that of the trial's seed."""
 

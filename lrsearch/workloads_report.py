@@ -9,7 +9,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from lrsearch.analysis import StudySummary, summarise, wording
-from lrsearch.analysis.profile import Profile
+from lrsearch.analysis.profile import RMAX, Profile
 from lrsearch.analysis.workloads import (
     FEWEST_FOR_PROFILE,
     OverWorkloads,
@@ -23,8 +23,6 @@ from lrsearch.figures import Table
 from lrsearch.figures._style import legend_entry, new_figure, of_way, styles_of, way_line
 from lrsearch.page import Plot, plot, render_page, write_page
 from lrsearch.trial import StudyRecord
-
-RMAX = 4.0
 
 
 def write_workloads_report(records: Sequence[StudyRecord], path: Path) -> Path:

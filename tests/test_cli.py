@@ -197,6 +197,8 @@ def test_version_and_validate_say_one_line(tmp_path: Path) -> None:
     answer = lrsearch(tmp_path, "validate", write(tmp_path, STUDY))
     assert answer.stdout == f"study.yaml: valid. Study tiny: 2 ways x 2 seeds, {TRIALS} trials.\n"
     assert (answer.returncode, answer.stderr) == (0, "")
+    once = write(tmp_path, STUDY.replace("name: range_tested", "name: range_tested, test: once_per_study"))
+    assert f"{TRIALS - 1} trials" in lrsearch(tmp_path, "validate", once).stdout, "the second seed tests no more"
 
 
 def test_schema_is_json(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def test_other_momenta_and_decays_are_the_same_step(compiled: list[torch.fx.Grap
     assert len(compiled) == 1
 
 
-def test_a_gang_that_does_not_stay_compiled_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gang_that_does_not_stay_compiled_is_not_chosen() -> None:
     tried = Rehearsal(WithModel(3, Switching, torch.float64), replace(PLAN, compile="off"), CPU, 3, [])
     assert tried.check(1, 4, CompiledGang(4, 4)) == "an evaluation changes what the model holds"
 
@@ -481,7 +481,7 @@ def test_left_open_the_study_says_whether_its_gangs_are_compiled(
 
 
 def test_left_open_what_cannot_be_compiled_is_not_tried_again(
-    monkeypatch: pytest.MonkeyPatch, timed: list[tuple[int, bool]], failing: list[str]
+    timed: list[tuple[int, bool]], failing: list[str]
 ) -> None:
     for _ in range(2):
         chosen = choose(

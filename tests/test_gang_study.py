@@ -14,7 +14,7 @@ import torch
 from torch import get_num_threads
 
 from lrsearch import gang_choice
-from lrsearch.analysis import summarise
+from lrsearch.analysis import searches, summarise
 from lrsearch.analysis.exported import read_trials
 from lrsearch.analysis.held import held_time
 from lrsearch.cache import remember
@@ -336,6 +336,21 @@ def test_a_budget_holds_when_trials_train_together(tmp_path: Path) -> None:
     assert record.finished
     assert [trial.status for trial in record.trials] == ["completed"] * 120
     assert {len(trial.attempts) for trial in record.trials} == {1}
+
+
+def test_searches_of_several_seeds_that_a_budget_ends_half_way_are_not_done(tmp_path: Path) -> None:
+    """They advance side by side, so that what a later seed has begun says nothing of those before."""
+    studied = FILE.format(workload=DIGITS, name="half", seeds="[0, 1, 2]")
+    file, start = tmp_path / "study.yaml", studied.partition("strategies:")[0]
+    ways = "{short: {name: grid, points: 2}, tpe: {name: optuna_search, trials: 300, startup_trials: 300}}"
+    file.write_text(f"{start}strategies: {ways}\ngangs: auto\nbudget: {{device_hours: 0.0003}}\n")
+    with open_store(f"sqlite:///{tmp_path}/study.db") as store:
+        record = run_study(load_study(file), store, observer=Quiet())
+    assert not record.finished
+    assert max(sizes(record, "tpe")) > 2
+    assert [search.done for search in searches(record, "tpe")] == [False] * 3
+    assert [outcome.ended for search in searches(record, "tpe") for outcome in [search.outcome(1.0)]] == ["budget"] * 3
+    assert searches(record, "short")[0].done
 
 
 def test_the_page_and_its_table_say_both_bills(together: StudyRecord) -> None:

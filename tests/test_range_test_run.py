@@ -69,6 +69,15 @@ def test_a_way_brings_its_own_settings(config: StudyConfig) -> None:
         run_range_test(config, way="smit")
 
 
+def test_a_way_s_own_optimizer_takes_its_steps(config: StudyConfig, tmp_path: Path) -> None:
+    adam = "optimizer: {name: adam, weight_decay: 0.01}"
+    own = load_study(written(tmp_path, STUDY.replace("{name: range_tested}", f"{{name: range_tested, {adam}}}")))
+    studys = load_study(written(tmp_path, STUDY.replace("optimizer: {name: sgd, momentum: 0.9}", adam)))
+    found, expected = (run_range_test(one, way="clr").tests[0] for one in (own, studys))
+    assert (found.points, found.verdict) == (expected.points, expected.verdict)
+    assert found.points != run_range_test(config, way="clr").tests[0].points
+
+
 def test_a_study_without_a_range_tested_way_is_tested_over_its_rates(tmp_path: Path) -> None:
     config = load_study(written(tmp_path, STUDY.split("  clr:")[0]))
     run = run_range_test(config)

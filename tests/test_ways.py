@@ -13,7 +13,7 @@ from lrsearch.analysis.threats import threats
 from lrsearch.config import load_study
 from lrsearch.storage.export import export_rows
 from lrsearch.storage.store import open_store
-from lrsearch.study import forecast, planned_trials, run_study
+from lrsearch.study import forecast, run_study
 from lrsearch.trial import StudyRecord, TrialRecord
 from tests.test_study import Quiet, outcome
 
@@ -65,7 +65,7 @@ def test_one_range_test_serves_all_seeds_and_is_on_every_bill(record: StudyRecor
     assert second.curve.costs[0] == pytest.approx(second.charged_device_seconds)
     a, b = (search.trials[-1].proposal for search in (first, second))
     assert (a.base_lr, a.max_lr) == (b.base_lr, b.max_lr)
-    assert planned_trials(load_study(file))["once"] == 4 == len(first.trials) + len(second.trials)
+    assert load_study(file).planned_trials()["once"] == 4 == len(first.trials) + len(second.trials)
     # The seconds that the way took are counted once.
     bill = summarise(record).way("once").bill
     assert bill is not None
@@ -153,6 +153,46 @@ def test_more_confirmation_is_an_extension(record: StudyRecord, file: Path, url:
         extended = run_study(more, store, observer=Quiet(), extend=True)
     assert len([one for one in extended.confirmations if one.strategy == "adam"]) == 3
     assert outcome(extended) == outcome(record)
+
+
+def test_a_search_that_has_tested_pays_for_no_other_test_when_a_seed_is_put_before_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "before.yaml"
+    head = FILE.partition("confirmation_seeds")[0].replace("epochs: 3", "epochs: 1")
+    way = "{once: {name: range_tested, test: once_per_study, min_steps: 40}}"
+    with open_store(f"sqlite:///{tmp_path}/before.db") as store:
+        for seeds in ("[0]", "[5, 0, 7]"):
+            studied = head.replace("[0, 1]", seeds)
+            file.write_text(f"{studied}rates: {{low: 1e-4, high: 10}}\nstrategies: {way}\n")
+            record = run_study(load_study(file), store, observer=Quiet(), extend=True)
+    new, old, last = searches(record, "once")
+    assert [[trial.stage for trial in one.trials] for one in (new, old)] == [["range_test", "train"]] * 2
+    assert (new.shared, old.shared) == ((), ())
+    assert [trial.stage for trial in last.trials] == ["train"]
+    assert last.shared == new.trials[:1]
+
+
+@pytest.mark.parametrize("gangs", ["off", "auto"])
+def test_more_trials_after_confirmation_are_those_of_a_study_that_began_with_them(tmp_path: Path, gangs: str) -> None:
+    """Runs that confirm a choice take numbers of the search that made it, and are no trials of it."""
+    head = FILE.partition("strategies:")[0].replace("epochs: 3", "epochs: 1") + f"gangs: {gangs}\nstrategies:\n"
+    ways = "  {way}: {{name: {name}, trials: {trials}{more}}}\n"
+
+    def ran(folder: str, *numbers: int) -> StudyRecord:
+        with open_store(f"sqlite:///{tmp_path}/{folder}.db") as store:
+            for trials in numbers:
+                file = tmp_path / "more.yaml"
+                file.write_text(
+                    head
+                    + ways.format(way="random", name="random_search", trials=trials, more="")
+                    + ways.format(way="tpe", name="optuna_search", trials=trials, more=", startup_trials: 2")
+                )
+                record = run_study(load_study(file), store, observer=Quiet(), extend=True)
+        return record
+
+    extended, whole = ran("extended", 3, 6), ran("whole", 6)
+    assert len(extended.trials) == len(whole.trials) == 2 * 2 * 6
+    if gangs == "off":  # else equal up to rounding, which TPE goes by
+        assert [trial.proposal for trial in extended.trials] == [trial.proposal for trial in whole.trials]
 
 
 def test_a_study_cut_short_anywhere_ends_the_same(record: StudyRecord, file: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from lrsearch.analysis.searches import (
     searches,
     target_value,
 )
-from lrsearch.analysis.select import MODEL_STATUSES
+from lrsearch.analysis.select import final_value
 from lrsearch.analysis.summary import summarise
 from lrsearch.analysis.target import meets, reach_summary
 from lrsearch.analysis.way_summary import WaySummary
@@ -106,12 +106,6 @@ def chance_level(record: StudyRecord) -> float | None:
         return record.facts.chance
     values = [value for trial in record.trials if (value := final_value(trial)) is not None]
     return (min if higher_is_better(record) else max)(values, default=None)
-
-
-def final_value(trial: TrialRecord) -> float | None:
-    """Return the validation value of a training run that ended with a model."""
-    has_model = trial.stage == "train" and trial.status in MODEL_STATUSES and trial.result is not None
-    return trial.result.validation_metric if has_model and trial.result else None
 
 
 def trained(search: Search) -> list[TrialRecord]:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from lrsearch.errors import UsageError
 
+RMAX = 4.0
+"""METHOD section 4: up to so many times the cheapest way's cost a profile is drawn and scored."""
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -24,7 +27,7 @@ class Profile:
 
 
 def performance_profile(
-    costs_by_way_and_workload: Mapping[str, Mapping[Hashable, float | None]], *, rmax: float = 4.0
+    costs_by_way_and_workload: Mapping[str, Mapping[Hashable, float | None]], *, rmax: float = RMAX
 ) -> dict[str, Profile]:
     """Return the performance profile and its score of each way (Dolan & Moré 2002; the score is AlgoPerf's, Dahl et al.
     2023, 2306.07179, section 4.5).

@@ -130,7 +130,7 @@ def _searches(record: StudyRecord, strategy: str) -> list[Search]:
             tuple(trials),
             _is_done(record, strategy, by_seed, seed),
             higher,
-            shared=() if trials is first else shared,
+            shared=() if any(trial.stage == "range_test" for trial in trials) else shared,
         )
         for seed, trials in by_seed.items()
     ]
@@ -144,12 +144,13 @@ def tests_once(settings: Mapping[str, Any]) -> bool:
 def _is_done(record: StudyRecord, strategy: str, by_seed: Mapping[int, list[TrialRecord]], seed: int) -> bool:
     """In an unfinished study: all trials have ended and a later seed of the way has begun (seeds run in file order).
 
-    Where seeds run side by side the study loop has noted it; what it noted before an extension no longer holds.
+    Where seeds run side by side, on several slots or in gangs, the study loop has noted it; what it noted before an
+    extension no longer holds.
     """
     if record.finished:
         return True
     executor: Mapping[str, Any] = record.config.get("executor") or {}
-    if executor.get("slots", 1) > 1:
+    if executor.get("slots", 1) > 1 or record.config.get("gangs") == "auto":
         kinds = [event.kind for event in record.events]
         since = record.events[len(kinds) - kinds[::-1].index("extended") if "extended" in kinds else 0 :]
         return any(e.kind == "search_done" and e.data == {"strategy": strategy, "seed": seed} for e in since)

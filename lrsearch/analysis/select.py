@@ -28,7 +28,7 @@ class Incumbent:
 
     @property
     def validation_value(self) -> float:
-        value = _value(self.trial)
+        value = final_value(self.trial)
         assert value is not None, "only a trial with a model is chosen"
         return value
 
@@ -39,10 +39,10 @@ def incumbent(trials: Sequence[TrialRecord], *, lower_is_better: bool = False) -
     Only trials that ended with a model take part: completed and pruned ones (METHOD section 3). The edge is flagged
     from three different rates on, diverged and failed ones included: they were tried.
     """
-    models = [trial for trial in trials if _value(trial) is not None]
+    models = [trial for trial in trials if final_value(trial) is not None]
     if not models:
         return None
-    best = models[first_best([_value(trial) for trial in models], lower_is_better=lower_is_better)]
+    best = models[first_best([final_value(trial) for trial in models], lower_is_better=lower_is_better)]
     return Incumbent(best, edge_of(best.proposal.learning_rate, (trial.proposal.learning_rate for trial in trials)))
 
 
@@ -154,7 +154,7 @@ def _tried(trial: TrialRecord | Tried | Mapping[str, Any]) -> Tried | None:
         if trial.stage != "train" or trial.is_confirmation:
             return None
         test = trial.result.test_metric if trial.result else None
-        return Tried(trial.proposal.learning_rate, _value(trial), test, (trial.strategy, trial.seed))
+        return Tried(trial.proposal.learning_rate, final_value(trial), test, (trial.strategy, trial.seed))
     if trial.get("stage") not in (None, "", "train"):
         return None
     has_model = trial.get("status") in (None, "", *MODEL_STATUSES)
@@ -191,6 +191,7 @@ def edge_of(rate: float | None, tried: Iterable[float | None]) -> Edge | None:
     return "low" if rate <= min(rates) else None
 
 
-def _value(trial: TrialRecord) -> float | None:
-    has_model = trial.status in MODEL_STATUSES and trial.result is not None
+def final_value(trial: TrialRecord) -> float | None:
+    """Return the validation value of a training run that ended with a model; a range test has none."""
+    has_model = trial.stage == "train" and trial.status in MODEL_STATUSES
     return trial.result.validation_metric if has_model and trial.result else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 THIN_SPACE = "\u2009"
@@ -24,6 +25,15 @@ def significant(value: float, digits: int = 3) -> str:
         return f"{value:.{digits - 1}e}".replace("-", MINUS)
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}".replace(",", THIN_SPACE).replace("-", MINUS)
+
+
+def or_dash(value: float | None, text: Callable[[float], str]) -> str:
+    """Return a number in the words of `text`, and a dash for one that is not there.
+
+    >>> or_dash(0.1, rate), or_dash(None, rate)
+    ('0.1', '–')
+    """
+    return "–" if value is None else text(value)
 
 
 def rate(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,6 @@ from lrsearch.figures._style import (
     way_styles,
 )
 from lrsearch.trial import StudyRecord
-
-Styles = Mapping[str, WayStyle]
 
 
 @dataclass(frozen=True)

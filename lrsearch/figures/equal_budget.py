@@ -15,7 +15,7 @@ def caption(record: StudyRecord) -> str:
         "Mean test value of the model that a search would hand over once it has spent this multiple of what the CLR "
         "run costs (its dearest search); in brackets how many searches have a model by then (no mean until all have), "
         "■ where all have finished. Mean regret: how far the value lies from the best test value that any search of "
-        f"this study handed over ({'–' if best is None else wording.metric(best)}), averaged from once to eight times "
+        f"this study handed over ({wording.or_dash(best, wording.metric)}), averaged from once to eight times "
         "that cost, over seconds and over their logarithm; before its first model a search is worth chance."
     )
 
@@ -34,7 +34,7 @@ def _row(key: str, budgets: Budgets) -> tuple[str, ...]:
 
 
 def _cell(point: AtBudget) -> str:
-    value = "–" if point.value is None else wording.metric(point.value)
+    value = wording.or_dash(point.value, wording.metric)
     return f"{value} ({point.count}/{point.total}){' ■' if point.finished == point.total else ''}"
 
 

@@ -76,16 +76,18 @@ def caption(record: StudyRecord) -> str:
 
 def table(record: StudyRecord) -> Table:
     rows = [
-        (key, str(k), wording.metric(mean.value), _number(mean.low), _number(mean.high), str(mean.count))
+        (
+            key,
+            str(k),
+            wording.metric(mean.value),
+            *(wording.or_dash(end, wording.metric) for end in (mean.low, mean.high)),
+            str(mean.count),
+        )
         for key, means in random_best(record).items()
         for k, mean in enumerate(means, start=1)
         if k <= 20 or k == len(means) or k % 10 == 0
     ]
     return Table(("Way", "k", "Expected best", "95 % from", "95 % to", "n"), rows)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else wording.metric(value)
 
 
 EXPECTED_BEST = Drawing("Expected best of k random trials", caption, draw, table)

@@ -31,7 +31,7 @@ def _row(key: str, one: Premium) -> tuple[str, ...]:
         str(one.trials),
         str(one.good),
         wording.seconds_or_never(one.expected_cost),
-        "–" if one.premium is None else wording.times(one.premium),
+        wording.or_dash(one.premium, wording.times),
     )
 
 

@@ -25,7 +25,7 @@ def table(record: StudyRecord) -> Table:
 
 
 def _row(rank: int, entry: Entry) -> tuple[str, ...]:
-    usd = ["–" if value is None else wording.usd(value) for value in (entry.expected_usd, entry.fastest_usd)]
+    usd = [wording.or_dash(value, wording.usd) for value in (entry.expected_usd, entry.fastest_usd)]
     times = [wording.seconds_or_never(value) for value in (entry.expected, entry.fastest)]
     return (entry.way, str(rank), *times, *usd, f"{entry.reached}/{entry.total}")
 

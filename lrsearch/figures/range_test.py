@@ -57,9 +57,11 @@ def range_tests(record: StudyRecord, strategy: str | None = None) -> list[RangeT
 
 @once_per_record
 def _range_tests(record: StudyRecord) -> list[RangeTest]:
-    optimizer = str(record.config["training"]["optimizer"]["name"])
+    studys = str(record.config["training"]["optimizer"]["name"])
     return [
-        RangeTest(trial, plan, result.range_test, record.facts, optimizer)
+        RangeTest(
+            trial, plan, result.range_test, record.facts, own.name if (own := trial.proposal.optimizer) else studys
+        )
         for trial in record.trials
         if (plan := trial.proposal.range_test) and (result := trial.result) and result.range_test and record.facts
     ]
@@ -183,19 +185,15 @@ def _row(test: RangeTest) -> tuple[str, ...]:
         test.trial.strategy,
         str(test.trial.seed),
         verdict.status.replace("_", " "),
-        _rate(verdict.base_lr),
-        _rate(verdict.max_lr),
-        f"{_rate(interval[0])} to {_rate(interval[1])}" if interval else "–",
+        wording.or_dash(verdict.base_lr, wording.rate),
+        wording.or_dash(verdict.max_lr, wording.rate),
+        f"{wording.rate(interval[0])} to {wording.rate(interval[1])}" if interval else "–",
         verdict.reason or "–",
-        _rate(verdict.onset_lr),
-        _rate(verdict.knee_lr),
+        wording.or_dash(verdict.onset_lr, wording.rate),
+        wording.or_dash(verdict.knee_lr, wording.rate),
         verdict.confidence,
         verdict.signal.replace("_", " "),
     )
-
-
-def _rate(value: float | None) -> str:
-    return "–" if value is None else wording.rate(value)
 
 
 RANGE_TEST = Drawing("The range test and its bounds", caption, draw, table)

@@ -121,16 +121,15 @@ def table(record: StudyRecord) -> Table:
             key,
             str(trial.seed),
             trial.proposal.schedule.name if trial.proposal.schedule else "–",
-            *(_rate(rate) for rate in (trial.proposal.learning_rate, trial.proposal.base_lr, trial.proposal.max_lr)),
+            *(
+                wording.or_dash(rate, wording.rate)
+                for rate in (trial.proposal.learning_rate, trial.proposal.base_lr, trial.proposal.max_lr)
+            ),
         )
         for key, trials in chosen_runs(record).items()
         for trial in trials
     ]
     return Table(("Way", "Seed", "Schedule", "Proposed rate", "Base rate", "Max rate"), rows)
-
-
-def _rate(value: float | None) -> str:
-    return "–" if value is None else wording.rate(value)
 
 
 SCHEDULES = Drawing("Schedules of the chosen runs", caption, draw, table)

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.searches import higher_is_better, metric_name, target_value
+from lrsearch.analysis.select import final_value
 from lrsearch.analysis.ways import CYCLICAL, clr_way
 from lrsearch.figures._drawing import Drawing, Table
 from lrsearch.figures._style import (
@@ -53,7 +54,7 @@ def highest_rate(trial: TrialRecord) -> float | None:
 def draw(record: StudyRecord) -> go.Figure | None:
     """Draw a symbol per trial, crosses for diverged and stars for failed ones along the bottom."""
     by_way, styles, target = thinned(numbers(record)), way_styles(record), target_value(record)
-    values = [value for trials in by_way.values() for trial in trials if (value := _value(trial)) is not None]
+    values = [value for trials in by_way.values() for trial in trials if (value := final_value(trial)) is not None]
     if not values:
         return None
     low, high = padded(_on_the_axis(record, values if target is None else [*values, target]))
@@ -130,7 +131,7 @@ def _on_the_axis(record: StudyRecord, values: Sequence[float]) -> list[float]:
 
 
 def _models(key: str, trials: Sequence[TrialRecord], style: WayStyle, low: float, high: float) -> go.Scatter:
-    shown = [(trial, value) for trial in trials if (value := _value(trial)) is not None]
+    shown = [(trial, value) for trial in trials if (value := final_value(trial)) is not None]
     return go.Scatter(
         x=[highest_rate(trial) for trial, _ in shown],
         y=[min(max(value, low), high) for _, value in shown],
@@ -168,10 +169,6 @@ def _without_value(key: str, trials: Sequence[TrialRecord], style: WayStyle, y: 
     return drawn
 
 
-def _value(trial: TrialRecord) -> float | None:
-    return trial.result.validation_metric if trial.result and trial.status in ("completed", "pruned") else None
-
-
 def caption(record: StudyRecord) -> str:
     trials = [trial for group in numbers(record).values() for trial in group]
     shown = sum(map(len, thinned(numbers(record)).values()))
@@ -204,7 +201,7 @@ def table(record: StudyRecord) -> Table:
             str(trial.number),
             wording.rate(highest_rate(trial) or 0.0),
             trial.status,
-            "–" if _value(trial) is None else wording.metric(_value(trial) or 0.0),
+            wording.or_dash(final_value(trial), wording.metric),
             wording.significant(trial.charged_device_seconds),
         )
         for key, trials in thinned(numbers(record)).items()

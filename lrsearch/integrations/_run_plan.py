@@ -53,7 +53,7 @@ def plan_run(
     Raises UsageError when the range test found no bounds, or when the length of the run is not known and needed.
     """
     if callable(schedule):
-        return PlannedSchedule(schedule, _whole(total_steps) or 0, (), math.nan, momentum)
+        return PlannedSchedule(schedule, _whole(total_steps) or 0, (), momentum)
     total, epoch = _whole(total_steps), _whole(epoch_steps)
     if total is None or epoch is None:
         raise UsageError("A named schedule needs a run of known length: say how many epochs, and steps per epoch.")

@@ -41,7 +41,6 @@ class PlannedSchedule:
     cycle_ends: tuple[int, ...]
     """The numbers of steps after which a cycle has just ended, where the model may be judged; the last is
     `train_steps`. A decaying run is one such fall; a constant rate has none."""
-    peak_learning_rate: float
     momentum: Schedule | None = None
     """Momentum (Adam: beta 1) by step; None leaves the optimizer's alone."""
 
@@ -77,18 +76,15 @@ def plan_schedule(
     warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
     length = _length(choice.name, needed, settings, total_steps - warmup_steps, steps_per_epoch)
     own = own_settings(factory, settings)
-    factors = [1.0]
     if "stages" in own:
         length = _stages(rates, length.train_steps, own["stages"])
-        factors = [stage.rate_factor for stage in own["stages"]]
     rate = factory(**rates, **length.argument, **own)
     momentum = _momentum(choice.name, settings, {**length.argument, **own})
     return PlannedSchedule(
         with_warmup(rate, warmup_steps) if warmup_steps else rate,
         warmup_steps + length.train_steps,
         tuple(warmup_steps + end for end in length.cycle_ends),
-        peak_learning_rate=max(rates.values()) * max(factors),
-        momentum=(lambda step: momentum(max(0, step - warmup_steps))) if momentum else None,
+        (lambda step: momentum(max(0, step - warmup_steps))) if momentum else None,
     )
 
 

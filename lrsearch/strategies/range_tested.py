@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from lrsearch.errors import UsageError
 from lrsearch.interfaces import Settings
 from lrsearch.strategies._template import ScheduleTemplate, TrainingStrategy
-from lrsearch.trial import History, Proposal, RangeTestPlan, Trial
+from lrsearch.trial import History, Ladder, Policy, Proposal, RangeTestPlan, Trial
 
 if TYPE_CHECKING:
     from lrsearch.range_test import RangeTestVerdict
@@ -51,8 +51,8 @@ class RangeTested(TrainingStrategy):
     schedule: ScheduleTemplate = ScheduleTemplate(name="triangular2", cycles=2)
     range_epochs: Positive = 2.0
     min_steps: Annotated[int, Field(ge=20)] = 100
-    ladder: Literal["exponential", "linear"] = "exponential"
-    policy: Literal["default", "smith2015"] = "default"
+    ladder: Ladder = "exponential"
+    policy: Policy = "default"
     low: Positive | None = None
     high: Positive | None = None
     repeats: Annotated[int, Field(ge=1)] = 1

@@ -72,3 +72,17 @@ class ImageWorkload(WorkloadSettings):
         from lrsearch.workloads._images import load_images
 
         return load_images(self, device, seed)
+
+
+class FolderWorkload(ImageWorkload):
+    """Images in files of one folder, which are decoded."""
+
+    data_root: Path
+    test_fraction: float | None = Field(default=None, gt=0, lt=1)
+    image_size: int | None = Field(default=None, ge=1)
+    """Cut to the central square and resize to this many pixels; None: as they are, all of one size."""
+    color: Literal["rgb", "grayscale"] = "rgb"
+
+    @property
+    def label(self) -> str:
+        return self.data_root.name or self.title

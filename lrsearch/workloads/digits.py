@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from lrsearch.errors import StorageError
 from lrsearch.workloads._settings import ImageWorkload
 
 if TYPE_CHECKING:
@@ -21,9 +23,6 @@ class Digits(ImageWorkload):
 
     def read(self) -> DecodedImages:
         """Return the images from the cache: scikit-learn takes a second and a half to import, for nothing else."""
-        from contextlib import suppress
-
-        from lrsearch.errors import StorageError
         from lrsearch.workloads._image_cache import cached
         from lrsearch.workloads._scikit_learn import datasets_folder
 

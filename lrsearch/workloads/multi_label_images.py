@@ -19,32 +19,20 @@ validation outputs and then holds for the test set. Chance is the micro-F1 of th
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from lrsearch.workloads._settings import ImageWorkload
+from lrsearch.workloads._settings import FolderWorkload
 
 if TYPE_CHECKING:
     from lrsearch.workloads._image_cache import DecodedImages
 
 
-class MultiLabelImages(ImageWorkload):
+class MultiLabelImages(FolderWorkload):
     """The module's docstring describes the files. All images lie on the device, one byte per pixel and channel."""
 
     title: ClassVar[str] = "multi-label images"
     name: Literal["multi_label_images"] = "multi_label_images"
-    data_root: Path
     model: str = "small_cnn"
-    test_fraction: float | None = Field(default=None, gt=0, lt=1)
-    image_size: int | None = Field(default=None, ge=1)
-    """Cut to the central square and resize to this many pixels; None: as they are, all of one size."""
-    color: Literal["rgb", "grayscale"] = "rgb"
-
-    @property
-    def label(self) -> str:
-        return self.data_root.name or self.title
 
     def read(self) -> DecodedImages:
         from lrsearch.workloads._labelled_images import read_labelled

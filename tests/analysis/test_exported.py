@@ -377,7 +377,7 @@ def test_two_studies_in_one_table_are_refused() -> None:
         record_of_rows(rows)
 
 
-def test_rows_of_the_json_export_are_read_as_well(tmp_path: Path) -> None:
+def test_rows_of_the_json_export_are_read_as_well() -> None:
     record = make_record(seeds=[0, 1])
     rows = export_rows(record, "trials")
     assert study_document(record_of_rows(rows)) == study_document(through_csv(record))

@@ -101,8 +101,9 @@ def test_every_schedule_starts_from_given_bounds_or_from_max_lr_alone(name: str)
             total_steps=200,
             steps_per_epoch=20,
         )
-        assert planned.peak_learning_rate == 0.1
-        assert max(planned.rate(step) for step in range(planned.train_steps)) == pytest.approx(0.1, rel=0.02)
+        peak = max(planned.rate(step) for step in range(planned.train_steps))
+        assert peak == pytest.approx(0.1, rel=0.02)
+        assert peak <= 0.1 * (1 + 1e-12)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class TestTreeWithTestFolder(ImageContract):
         assert grey.facts.input_shape == (1, 12, 12)
         assert grey.facts.description == "birds, 90 images 12x12x1, model lenet"
 
-    def test_a_size_is_cut_from_the_centre(self, tmp_path: Path, workload: ImageFolder) -> None:
+    def test_a_size_is_cut_from_the_centre(self, tmp_path: Path) -> None:
         for part in ("train", "test"):
             write_tree(tmp_path / "wide" / part, 3, size=(32, 16))
         images = ImageFolder(data_root=tmp_path / "wide", model="mlp", image_size=16).read()
