@@ -490,6 +490,12 @@ def _has_own_chance(run: Run) -> bool:
 
 def _clipped(gradients: Sequence[torch.Tensor], limit: float) -> list[torch.Tensor]:
     """Return the gradients with each model's norm at most `limit`, as torch.nn.utils.clip_grad_norm_ does for one."""
-    squares = torch.stack([gradient.reshape(len(gradient), -1).square().sum(1) for gradient in gradients])
-    factors = (limit / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+    norms = torch.stack([_norms(gradient) for gradient in gradients])
+    factors = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     return [gradient * factors.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
+
+
+def _norms(gradient: torch.Tensor) -> torch.Tensor:
+    """Return that of each model's part, as it lies: a copy of a transposed one takes far longer."""
+    dimensions = tuple(range(1, gradient.ndim))
+    return torch.linalg.vector_norm(gradient, dim=dimensions) if dimensions else gradient.abs()
