@@ -93,13 +93,18 @@ class _Crowd:
 
 
 class _Before:
-    """What an evaluation may change of what later steps go by: chance, buffers, what model, loss and data hold."""
+    """What an evaluation may change of what later steps go by: chance, weights, buffers, and what else is held.
 
-    def __init__(self, stacked: StackedModel, crowds: Sequence[_Crowd]) -> None:
+    Weights can be put back where it is known that evaluations write to them.
+    """
+
+    def __init__(self, stacked: StackedModel, crowds: Sequence[_Crowd], *, writes_weights: bool) -> None:
         self._stacked = stacked
+        self._versions = None if writes_weights else stacked.versions()
         self._own = [one for crowd in crowds for one in own_generators(crowd.loaded, stacked.model)]
         self._chance = chance.snapshot(self._own)
-        self._buffers = {name: buffer.clone() for name, buffer in stacked.buffers.items()}
+        numbers = stacked.parameters | stacked.buffers if writes_weights else stacked.buffers
+        self._numbers = {name: one.detach().clone() for name, one in numbers.items()}
         others = [thing for crowd in crowds for thing in (crowd.loaded.loss, _sources(crowd.loaded))]
         self._contents = Contents(stacked.model, *others, copies=True)
         parts = stacked.model.modules()
@@ -108,18 +113,23 @@ class _Before:
     def is_still(self) -> bool:
         for held, name, before in self._anew:
             held[name] = before
+        own = self._stacked.parameters | self._stacked.buffers
         return (
             chance.is_alike(self._chance, chance.snapshot(self._own))
-            and all(is_equal(self._stacked.buffers[name], before) for name, before in self._buffers.items())
+            and self._versions in (None, self._stacked.versions())
+            and all(is_equal(own[name], before) for name, before in self._numbers.items())
             and self._contents.is_still()
         )
 
     def restore(self) -> None:
         """Raises CannotGangError for what cannot be put back."""
+        if self._versions not in (None, self._stacked.versions()):
+            raise CannotGangError("an evaluation writes to the model's weights, which those before it did not")
         chance.restore(self._chance, self._own)
+        own = self._stacked.parameters | self._stacked.buffers
         with torch.no_grad():
-            for name, before in self._buffers.items():
-                self._stacked.buffers[name].copy_(before)
+            for name, before in self._numbers.items():
+                own[name].copy_(before)
         self._contents.restore()
         if self._contents.has_moved_on:
             raise CannotGangError("an evaluation asks an iterator for another value, which only a model alone may")
@@ -187,6 +197,8 @@ class StackedRun:
         """Why steps that were to be compiled could not be; None where they were, or have not been tried."""
         self._losses: list[torch.Tensor] = []
         self._metrics: list[Callable[[Any, Any], float] | None] = [None] * count
+        self._writes_weights = False
+        """Whether an evaluation has written to weights so far."""
 
     @property
     def is_warming(self) -> bool:
@@ -345,13 +357,14 @@ class StackedRun:
         Raises UnevenError where it is not `for_all` of them, some would not be evaluated here alone, and steps to come
         go by what it has changed.
         """
-        untouched = None if for_all else _Before(self.stacked, self._crowds)
+        untouched, versions = None if for_all else self._before(), self.stacked.versions()
         compiled = self._compiling is not None and not self._compiling.is_warming
         before = Contents(self.stacked.model) if compiled else None
         with Without(self.stacked.own, MODE_WITH_WEIGHTS):
             self._switch(training=False)
         self.stacked.look_again()
         found = [one for crowd in self._crowds for one in self._evaluate(crowd, split)]
+        self._writes_weights |= versions != self.stacked.versions()
         if len(self._crowds) > 1 and not self.stacked.is_still():
             raise CannotGangError("an evaluation changes what the model holds, which each seed has for itself")
         with Without(self.stacked.own, MODE_WITH_WEIGHTS):
@@ -367,10 +380,13 @@ class StackedRun:
             )
         return found
 
+    def _before(self) -> _Before:
+        return _Before(self.stacked, self._crowds, writes_weights=self._writes_weights)
+
     @contextmanager
     def undone(self) -> Iterator[None]:
         """Have an evaluation inside leave nothing behind that steps to come go by."""
-        before = _Before(self.stacked, self._crowds)
+        before = self._before()
         yield
         before.restore()
 

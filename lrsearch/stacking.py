@@ -147,6 +147,10 @@ class StackedModel:
         """Whether the model holds what it did when it was last looked at."""
         return self._seen.is_still()
 
+    def versions(self) -> list[int]:
+        """Return numbers that tell whether something has written to the parameters since."""
+        return [one._version for one in self.parameters.values()]
+
     def _check_own(self) -> None:
         own = [*self.model.parameters(), *self.model.buffers()]
         if len(own) != len(self._first) or any(a is not b for a, b in zip(own, self._first, strict=True)):
