@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import torch
@@ -58,6 +59,8 @@ class AsAlone(TorchFunctionMode):
     def __init__(self, own: Collection[int], turned: Collection[tuple[int, ...]] = ()) -> None:
         super().__init__()
         self._own, self._turned = own, turned
+        self._made: dict[int, torch.Tensor] = {}
+        """What the model has made of numbers alone, and has no view of."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -72,9 +75,37 @@ class AsAlone(TorchFunctionMode):
             caller = sys._getframe(1).f_globals.get("__name__", "")
             if not caller.startswith("torch."):
                 raise ValueError("the model asks whether a tensor needs gradients, says so, or has hooks on them")
+        if self._made and args and id(args[0]) in self._made and _writes(func):
+            _become_of_copies(args[0], tensors_of(args[1:], kwargs))
         instead = _INSTEAD.get(func)
         found = NotImplemented if instead is None else instead(func, *args, **kwargs)
-        return func(*args, **kwargs) if found is NotImplemented else found
+        result = func(*args, **kwargs) if found is NotImplemented else found
+        if self._made and func not in DESCRIBING:
+            self._forget_viewed(tensors_of(args, kwargs), result)
+        if func in MAKING and not (_is_of_copies(result) or result.requires_grad or "out" in kwargs):
+            self._made[id(result)] = result
+        return result
+
+    def _forget_viewed(self, given: Sequence[torch.Tensor], result: Any) -> None:
+        """Let go of what may lie in the memory of a result, too."""
+        for one in given:
+            if id(one) in self._made and not (result is None or result is one or _is_of_copies(result)):
+                del self._made[id(one)]
+
+
+def _writes(func: Any) -> bool:
+    """Whether the function changes its first argument in place."""
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+
+
+def _become_of_copies(x: torch.Tensor, others: Sequence[torch.Tensor]) -> None:
+    """Give each copy its own `x`, into which one of the others is to be written, where that is of copies."""
+    like = next((one for one in others if _is_of_copies(one)), None)
+    if like is not None and not _is_of_copies(x):
+        own = like.new_empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
+        with suppress(RuntimeError):  # autograd holds it: then torch says why nothing can be written there
+            torch.utils.swap_tensors(x, own)  # type: ignore[no-untyped-call]  # torch's
 
 
 def _has(own: Collection[int], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -200,6 +231,11 @@ def _lying_as_alone(x: torch.Tensor) -> torch.Tensor:
 def _strides_alone(x: torch.Tensor) -> tuple[int, ...]:
     """Return how what is made like `x` lies in memory alone."""
     return torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
+
+
+def _data(func: Any, x: torch.Tensor) -> Any:
+    """Return what lies in the same memory; where that is written to, autograd may say so, as it does not alone."""
+    return x.detach() if _is_of_copies(x) else NotImplemented
 
 
 def _bernoulli(func: Any, input: torch.Tensor, *others: Any, **keywords: Any) -> Any:  # noqa: A002  # torch's name
@@ -356,10 +392,20 @@ _INSTEAD: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(RECURRENT, _recurrent),
     torch._pack_padded_sequence: _packed,
     F.normalize: _normalize,
+    torch.Tensor.data.__get__: _data,  # type: ignore[attr-defined]  # it is a property
     **dict.fromkeys(CELLS, _cell),
 }
 """By function of torch, what does its work for copies: called with the function and what that gets, it returns
 NotImplemented where torch does it as well."""
+
+MAKING = frozenset(
+    (
+        *(torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.clone, torch.Tensor.clone),
+        *(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like),
+        *(torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_full, torch.Tensor.new_empty),
+    )
+)
+"""What gives a tensor in new memory."""
 
 DRAWING = frozenset(
     (

@@ -47,6 +47,11 @@ class OutOfDeviceMemoryError(CannotGangError):
 MODE_WITH_WEIGHTS = "the model computes with its weights or buffers when it changes its mode"
 DATA_WITH_WEIGHTS = "the data are made with weights of a model that they know, and not with each trial's own"
 METRIC_WITH_WEIGHTS = "the metric computes with weights of a model that it knows, and not with each trial's own"
+GOES_BY_NUMBERS = (
+    "the model or the loss goes by numbers that it has computed, as its control flow or by .item(), and each trial has "
+    "others"
+)
+SHARED_BY_TRIALS = "the model or the loss writes what it has computed into a tensor, or a view, that all trials share"
 IN_OUR_WORDS = {
     "type object 'Tensor' has no attribute 'forward'": "a part of the model is compiled by torch.jit",
     "ninitialized parameter": "the model has lazy layers, which make their weights in the first pass",
@@ -58,6 +63,18 @@ IN_OUR_WORDS = {
         "(https://pytorch.org/docs/stable/notes/extending.func.html)"
     ),
     "same randomness with a batched tensor": DRAWS_OTHERWISE,
+    "data-dependent control flow": GOES_BY_NUMBERS,
+    "calling .item() on a Tensor": GOES_BY_NUMBERS,
+    "dynamic shape": (
+        "the model or the loss makes tensors whose size goes by numbers that it has computed, as in x[x > 0]"
+    ),
+    "is not possible because there exists a Tensor": SHARED_BY_TRIALS,
+    "match the broadcast shape": SHARED_BY_TRIALS,
+    "`.data` under vmap": "the model puts another tensor in the place of .data, which .data.copy_() need not",
+    "does not require grad and does not have a grad_fn": (
+        "the model or the loss asks torch.autograd for gradients, which serves one trial only, unlike torch.func.grad"
+    ),
+    "cannot register a hook": "the model has hooks on its gradients, which only a model alone calls",
 }
 """Of what torch says that stops a gang."""
 

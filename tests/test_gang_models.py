@@ -144,6 +144,39 @@ class Boxed(Net):
         return torch.relu(hidden)
 
 
+class BoxedByData(Net):
+    """Does so as older code does."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.last.weight.data.clamp_(-0.1, 0.1)
+        return torch.relu(hidden) * (1 + 0.1 * hidden.data.sign())
+
+
+class Collecting(Net):
+    """Writes what it computes into tensors that it has made of numbers alone."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        found, total = torch.zeros(hidden.shape, dtype=hidden.dtype), torch.ones_like(hidden.new_zeros(16))
+        for column in range(16):
+            found[:, column] = torch.relu(hidden[:, column])
+        total.index_add_(0, torch.arange(16), hidden.mean(0))
+        found += total
+        return F.dropout(found, 0.2, self.training)
+
+
+class Hiding(Net):
+    """Trains what it puts in the place of some of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.linspace(0, 1, 64))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        shown = inputs.flatten(1).clone()
+        shown[::3] = self.token
+        return super().forward(shown)
+
+
 class Following(Net):
     """Has a layer that follows another one slowly."""
 
@@ -511,6 +544,7 @@ class SpectrallyNormed(Net):
 
 AGREE: tuple[type[Net], ...] = (
     *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
+    *(BoxedByData, Collecting, Hiding),
     *(Limited, TensorCooling, ArrayCooling, SlotCounting, ClosureCounting, DroppingExpanded, RectifyingReshaped),
     *(ListCounting, DataCooling, Accumulating, AddingInPlace, AddingToAShape),
     *(Filling, AddingToItself, FreezingAlways, SpareHead, Averaging, Gating, Choosing),
@@ -974,9 +1008,52 @@ class Packing(Net):
         return self.layers(packed)[1][0][-1].repeat(1, 2)  # type: ignore[no-any-return]
 
 
+class Deciding(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden) if hidden.mean() > 0 else hidden
+
+
+class Picking(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden) + hidden[hidden > 0].mean()
+
+
+class WritingIntoAView(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        found = torch.zeros(len(hidden), 4, 4)
+        flat = found.flatten(1)
+        found[:] = hidden.view(-1, 4, 4)
+        return flat
+
+
+class WritingIntoASlice(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        found = torch.zeros(len(hidden), 16)
+        found[:, 0].copy_(hidden[:, 0])
+        return found + hidden
+
+
+class PuttingData(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.last.weight.data = self.last.weight.data.clamp(-0.1, 0.1)
+        return torch.relu(hidden)
+
+
+class Differentiating(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            return hidden + torch.autograd.grad(hidden.square().sum(), hidden, create_graph=True)[0]
+
+
 @pytest.mark.parametrize(
     ("build", "told"),
     [
+        (Deciding, "the model or the loss goes by numbers that it has computed"),
+        (Picking, "the model or the loss makes tensors whose size goes by numbers"),
+        (WritingIntoAView, "the model or the loss writes what it has computed into"),
+        (WritingIntoASlice, "the model or the loss writes what it has computed into"),
+        (PuttingData, "the model puts another tensor in the place of .data"),
+        (Differentiating, "the model or the loss asks torch.autograd for gradients"),
         (MakingLater, "the model makes a buffer or parameter in its first pass"),
         (Signs, "an autograd.Function serves one trial only, as it has no setup_context"),
         (Noise, "the model draws chance by numbers that it has computed"),
