@@ -53,7 +53,6 @@ GOES_BY_NUMBERS = (
 )
 SHARED_BY_TRIALS = "the model or the loss writes what it has computed into a tensor, or a view, that all trials share"
 IN_OUR_WORDS = {
-    "type object 'Tensor' has no attribute 'forward'": "a part of the model is compiled by torch.jit",
     "ninitialized parameter": "the model has lazy layers, which make their weights in the first pass",
     "escaped from inside a function being vmapped": (
         "the model or the loss keeps what it has computed, which is of all trials at once"

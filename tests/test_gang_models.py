@@ -26,7 +26,9 @@ from lrsearch.trial import Choice, TrainingPlan
 from tests.test_gang import SGD
 from tests.test_gang_across_seeds import ADAMW, CPU, WithModel, farthest
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning", f"ignore:{SLOW_IN_VMAP}")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(weight_norm|jit.script).* is deprecated:FutureWarning", f"ignore:{SLOW_IN_VMAP}"
+)
 
 
 class Net(nn.Module):
@@ -820,6 +822,25 @@ def test_each_member_trains_and_is_evaluated_as_alone(build: type[Net], optimize
             assert found[0] == pytest.approx(run.evaluate(split)[0], abs=1e-9)
 
 
+class WithNames(WithModel):
+    """Gives its inputs a name."""
+
+    def _cast(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for inputs, targets in super()._cast(batches):
+            yield {"pixels": inputs}, targets
+
+
+class ByName(Net):
+    def forward(self, inputs: Any) -> torch.Tensor:
+        return super().forward(inputs["mask"] if inputs.get("mask") is not None else inputs.pop("pixels"))
+
+
+def test_a_model_that_takes_a_dictionary_trains_together() -> None:
+    stacked, single, together, alone = histories(ByName, kind=WithNames)
+    assert farthest(stacked, single) <= 1e-9
+    assert_agree(together, alone)
+
+
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=lambda one: one.name)
 def test_weights_that_take_no_part_have_no_state_in_a_checkpoint_as_alone(optimizer: Choice) -> None:
     stacked, (single, _), *_ = histories(SpareHead, optimizer)
@@ -1008,6 +1029,30 @@ class Packing(Net):
         return self.layers(packed)[1][0][-1].repeat(1, 2)  # type: ignore[no-any-return]
 
 
+class ScriptedCount(nn.Module):
+    """Counts its calls where nothing in Python sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        return hidden * (1.0 + 0.01 * self.seen)
+
+
+class Scripted(Net):
+    """Goes through vmap as a whole, as it has a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = torch.jit.script(ScriptedCount())
+        self.first.register_forward_hook(lambda *given: None)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.part(hidden))
+
+
 class Deciding(Net):
     def between(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.relu(hidden) if hidden.mean() > 0 else hidden
@@ -1048,6 +1093,7 @@ class Differentiating(Net):
 @pytest.mark.parametrize(
     ("build", "told"),
     [
+        (Scripted, "a part of the model is compiled by torch.jit"),
         (Deciding, "the model or the loss goes by numbers that it has computed"),
         (Picking, "the model or the loss makes tensors whose size goes by numbers"),
         (WritingIntoAView, "the model or the loss writes what it has computed into"),
