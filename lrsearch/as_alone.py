@@ -58,9 +58,7 @@ class AsAlone(TorchFunctionMode):
 
     def __init__(self, own: Collection[int], turned: Collection[tuple[int, ...]] = ()) -> None:
         super().__init__()
-        self._own, self._turned = own, turned
-        self._made: dict[int, torch.Tensor] = {}
-        """What the model has made of numbers alone, and has no view of."""
+        self._own, self._turned, self._made = own, turned, _Made()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -75,22 +73,33 @@ class AsAlone(TorchFunctionMode):
             caller = sys._getframe(1).f_globals.get("__name__", "")
             if not caller.startswith("torch."):
                 raise ValueError("the model asks whether a tensor needs gradients, says so, or has hooks on them")
-        if self._made and args and id(args[0]) in self._made and _writes(func):
-            _become_of_copies(args[0], tensors_of(args[1:], kwargs))
+        self._made.before(func, args, kwargs)
         instead = _INSTEAD.get(func)
         found = NotImplemented if instead is None else instead(func, *args, **kwargs)
         result = func(*args, **kwargs) if found is NotImplemented else found
-        if self._made and func not in DESCRIBING:
-            self._forget_viewed(tensors_of(args, kwargs), result)
-        if func in MAKING and not (_is_of_copies(result) or result.requires_grad or "out" in kwargs):
-            self._made[id(result)] = result
+        self._made.after(func, args, kwargs, result)
         return result
 
-    def _forget_viewed(self, given: Sequence[torch.Tensor], result: Any) -> None:
-        """Let go of what may lie in the memory of a result, too."""
-        for one in given:
-            if id(one) in self._made and not (result is None or result is one or _is_of_copies(result)):
-                del self._made[id(one)]
+
+class _Made:
+    """What the user's code has made of numbers alone, and has no view of: each copy gets its own to write into."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[int, torch.Tensor] = {}
+
+    def before(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Prepare what the function is about to write to."""
+        if self._tensors and args and id(args[0]) in self._tensors and _writes(func):
+            _become_of_copies(args[0], tensors_of(args[1:], kwargs))
+
+    def after(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Note what the function has made, and let go of what may lie in the memory of its result, too."""
+        if self._tensors and func not in DESCRIBING and result is not None and not _is_of_copies(result):
+            for one in tensors_of(args, kwargs):
+                if one is not result:
+                    self._tensors.pop(id(one), None)
+        if func in MAKING and not (_is_of_copies(result) or result.requires_grad or "out" in kwargs):
+            self._tensors[id(result)] = result
 
 
 def _writes(func: Any) -> bool:
@@ -301,12 +310,22 @@ class LossesAsAlone(TorchFunctionMode):
 
     def __init__(self, own: Collection[int] = ()) -> None:
         super().__init__()
-        self._own = own
+        self._own, self._made = own, _Made()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in DESCRIBING and _has(self._own, args, kwargs):
             raise ValueError(LOSS_WITH_WEIGHTS)
+        self._made.before(func, args, kwargs)
+        result = self._computed(func, args, kwargs)
+        self._made.after(func, args, kwargs, result)
+        return result
+
+    def _computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func in GRADIENT_QUESTIONS and _is_of_copies(*args):
+            if func != NEEDS_GRADIENT:
+                raise ValueError("the loss asks for the history of a tensor's gradients, or has hooks on them")
+            return torch._C._functorch.get_unwrapped(args[0]).requires_grad
         if func is F.gaussian_nll_loss:
             return _gaussian_nll_loss(*args, **kwargs)
         if func not in LOSSES_WITHOUT_AUTOCAST:
@@ -370,6 +389,7 @@ def _gaussian_nll_loss(
     return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
+NEEDS_GRADIENT = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]  # it is a property
 GRADIENT_QUESTIONS = (
     *(getattr(torch.Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")),
     torch.Tensor.requires_grad.__set__,  # type: ignore[attr-defined]  # it is a property
@@ -400,7 +420,7 @@ NotImplemented where torch does it as well."""
 
 MAKING = frozenset(
     (
-        *(torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.clone, torch.Tensor.clone),
+        *(torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.tensor, torch.clone, torch.Tensor.clone),
         *(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like),
         *(torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_full, torch.Tensor.new_empty),
     )

@@ -1415,6 +1415,26 @@ def test_a_loss_that_changes_something_in_evaluations_is_refused() -> None:
         histories(Tempered, kind=TemperingAlways)
 
 
+class CountingSteps(WithModel):
+    """Smooths its targets after some training steps, which it tells from evaluations by what needs gradients."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.steps = 0
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.steps += outputs.requires_grad and not outputs.detach().requires_grad
+        total = torch.zeros((), dtype=outputs.dtype)
+        total += F.cross_entropy(outputs, targets, label_smoothing=0.2 if self.steps > 12 else 0.0)
+        return total
+
+
+def test_a_loss_that_counts_the_training_steps_and_sums_up_is_that_of_one_alone() -> None:
+    stacked, single, together, alone = histories(Net, kind=CountingSteps)
+    assert farthest(stacked, single) <= 1e-9
+    assert_agree(together, alone)
+
+
 class Demanding(WithModel):
     """Has a metric that takes no fewer rows than there are."""
 
