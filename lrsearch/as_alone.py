@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import torch
@@ -57,7 +58,7 @@ class AsAlone(TorchFunctionMode):
 
     def __init__(self, own: Collection[int], turned: Collection[tuple[int, ...]] = ()) -> None:
         super().__init__()
-        self._own, self._turned = own, turned
+        self._own, self._turned, self._made = own, turned, _Made()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -72,9 +73,48 @@ class AsAlone(TorchFunctionMode):
             caller = sys._getframe(1).f_globals.get("__name__", "")
             if not caller.startswith("torch."):
                 raise ValueError("the model asks whether a tensor needs gradients, says so, or has hooks on them")
+        self._made.before(func, args, kwargs)
         instead = _INSTEAD.get(func)
         found = NotImplemented if instead is None else instead(func, *args, **kwargs)
-        return func(*args, **kwargs) if found is NotImplemented else found
+        result = func(*args, **kwargs) if found is NotImplemented else found
+        self._made.after(func, args, kwargs, result)
+        return result
+
+
+class _Made:
+    """What the user's code has made of numbers alone, and has no view of: each copy gets its own to write into."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[int, torch.Tensor] = {}
+
+    def before(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Prepare what the function is about to write to."""
+        if self._tensors and args and id(args[0]) in self._tensors and _writes(func):
+            _become_of_copies(args[0], tensors_of(args[1:], kwargs))
+
+    def after(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Note what the function has made, and let go of what may lie in the memory of its result, too."""
+        if self._tensors and func not in DESCRIBING and result is not None and not _is_of_copies(result):
+            for one in tensors_of(args, kwargs):
+                if one is not result:
+                    self._tensors.pop(id(one), None)
+        if func in MAKING and not (_is_of_copies(result) or result.requires_grad or "out" in kwargs):
+            self._tensors[id(result)] = result
+
+
+def _writes(func: Any) -> bool:
+    """Whether the function changes its first argument in place."""
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+
+
+def _become_of_copies(x: torch.Tensor, others: Sequence[torch.Tensor]) -> None:
+    """Give each copy its own `x`, into which one of the others is to be written, where that is of copies."""
+    like = next((one for one in others if _is_of_copies(one)), None)
+    if like is not None and not _is_of_copies(x):
+        own = like.new_empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
+        with suppress(RuntimeError):  # autograd holds it: then torch says why nothing can be written there
+            torch.utils.swap_tensors(x, own)  # type: ignore[no-untyped-call]  # torch's
 
 
 def _has(own: Collection[int], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -202,6 +242,11 @@ def _strides_alone(x: torch.Tensor) -> tuple[int, ...]:
     return torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
 
 
+def _data(func: Any, x: torch.Tensor) -> Any:
+    """Return what lies in the same memory; where that is written to, autograd may say so, as it does not alone."""
+    return x.detach() if _is_of_copies(x) else NotImplemented
+
+
 def _bernoulli(func: Any, input: torch.Tensor, *others: Any, **keywords: Any) -> Any:  # noqa: A002  # torch's name
     """Return what torch.bernoulli does for each copy, with its gradients of 0; no number where that raises."""
     if not _is_of_copies(input, *others):
@@ -265,12 +310,22 @@ class LossesAsAlone(TorchFunctionMode):
 
     def __init__(self, own: Collection[int] = ()) -> None:
         super().__init__()
-        self._own = own
+        self._own, self._made = own, _Made()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in DESCRIBING and _has(self._own, args, kwargs):
             raise ValueError(LOSS_WITH_WEIGHTS)
+        self._made.before(func, args, kwargs)
+        result = self._computed(func, args, kwargs)
+        self._made.after(func, args, kwargs, result)
+        return result
+
+    def _computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func in GRADIENT_QUESTIONS and _is_of_copies(*args):
+            if func != NEEDS_GRADIENT:
+                raise ValueError("the loss asks for the history of a tensor's gradients, or has hooks on them")
+            return torch._C._functorch.get_unwrapped(args[0]).requires_grad
         if func is F.gaussian_nll_loss:
             return _gaussian_nll_loss(*args, **kwargs)
         if func not in LOSSES_WITHOUT_AUTOCAST:
@@ -334,6 +389,7 @@ def _gaussian_nll_loss(
     return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
+NEEDS_GRADIENT = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]  # it is a property
 GRADIENT_QUESTIONS = (
     *(getattr(torch.Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")),
     torch.Tensor.requires_grad.__set__,  # type: ignore[attr-defined]  # it is a property
@@ -356,10 +412,20 @@ _INSTEAD: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(RECURRENT, _recurrent),
     torch._pack_padded_sequence: _packed,
     F.normalize: _normalize,
+    torch.Tensor.data.__get__: _data,  # type: ignore[attr-defined]  # it is a property
     **dict.fromkeys(CELLS, _cell),
 }
 """By function of torch, what does its work for copies: called with the function and what that gets, it returns
 NotImplemented where torch does it as well."""
+
+MAKING = frozenset(
+    (
+        *(torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.tensor, torch.clone, torch.Tensor.clone),
+        *(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like),
+        *(torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_full, torch.Tensor.new_empty),
+    )
+)
+"""What gives a tensor in new memory."""
 
 DRAWING = frozenset(
     (

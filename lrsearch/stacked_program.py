@@ -88,6 +88,8 @@ class Program:
         output = next(node for node in nodes if node.op == "output")
         if len(placeholders) != 1 or not isinstance(output.args[0], fx.Node):
             return None
+        if any(node.op == "call_method" and not hasattr(torch.Tensor, str(node.target)) for node in nodes):
+            return None  # it takes no tensor but a dictionary, say
         aliases = _Aliases(nodes, model)
         if aliases.may_write_into(tracer.constants):
             return None

@@ -47,8 +47,12 @@ class OutOfDeviceMemoryError(CannotGangError):
 MODE_WITH_WEIGHTS = "the model computes with its weights or buffers when it changes its mode"
 DATA_WITH_WEIGHTS = "the data are made with weights of a model that they know, and not with each trial's own"
 METRIC_WITH_WEIGHTS = "the metric computes with weights of a model that it knows, and not with each trial's own"
+GOES_BY_NUMBERS = (
+    "the model or the loss goes by numbers that it has computed, as its control flow or by .item(), and each trial has "
+    "others"
+)
+SHARED_BY_TRIALS = "the model or the loss writes what it has computed into a tensor, or a view, that all trials share"
 IN_OUR_WORDS = {
-    "type object 'Tensor' has no attribute 'forward'": "a part of the model is compiled by torch.jit",
     "ninitialized parameter": "the model has lazy layers, which make their weights in the first pass",
     "escaped from inside a function being vmapped": (
         "the model or the loss keeps what it has computed, which is of all trials at once"
@@ -58,6 +62,18 @@ IN_OUR_WORDS = {
         "(https://pytorch.org/docs/stable/notes/extending.func.html)"
     ),
     "same randomness with a batched tensor": DRAWS_OTHERWISE,
+    "data-dependent control flow": GOES_BY_NUMBERS,
+    "calling .item() on a Tensor": GOES_BY_NUMBERS,
+    "dynamic shape": (
+        "the model or the loss makes tensors whose size goes by numbers that it has computed, as in x[x > 0]"
+    ),
+    "is not possible because there exists a Tensor": SHARED_BY_TRIALS,
+    "match the broadcast shape": SHARED_BY_TRIALS,
+    "`.data` under vmap": "the model puts another tensor in the place of .data, which .data.copy_() need not",
+    "does not require grad and does not have a grad_fn": (
+        "the model or the loss asks torch.autograd for gradients, which serves one trial only, unlike torch.func.grad"
+    ),
+    "cannot register a hook": "the model has hooks on its gradients, which only a model alone calls",
 }
 """Of what torch says that stops a gang."""
 
@@ -93,13 +109,18 @@ class _Crowd:
 
 
 class _Before:
-    """What an evaluation may change of what later steps go by: chance, buffers, what model, loss and data hold."""
+    """What an evaluation may change of what later steps go by: chance, weights, buffers, and what else is held.
 
-    def __init__(self, stacked: StackedModel, crowds: Sequence[_Crowd]) -> None:
+    Weights can be put back where it is known that evaluations write to them.
+    """
+
+    def __init__(self, stacked: StackedModel, crowds: Sequence[_Crowd], *, writes_weights: bool) -> None:
         self._stacked = stacked
+        self._versions = None if writes_weights else stacked.versions()
         self._own = [one for crowd in crowds for one in own_generators(crowd.loaded, stacked.model)]
         self._chance = chance.snapshot(self._own)
-        self._buffers = {name: buffer.clone() for name, buffer in stacked.buffers.items()}
+        numbers = stacked.parameters | stacked.buffers if writes_weights else stacked.buffers
+        self._numbers = {name: one.detach().clone() for name, one in numbers.items()}
         others = [thing for crowd in crowds for thing in (crowd.loaded.loss, _sources(crowd.loaded))]
         self._contents = Contents(stacked.model, *others, copies=True)
         parts = stacked.model.modules()
@@ -108,18 +129,23 @@ class _Before:
     def is_still(self) -> bool:
         for held, name, before in self._anew:
             held[name] = before
+        own = self._stacked.parameters | self._stacked.buffers
         return (
             chance.is_alike(self._chance, chance.snapshot(self._own))
-            and all(is_equal(self._stacked.buffers[name], before) for name, before in self._buffers.items())
+            and self._versions in (None, self._stacked.versions())
+            and all(is_equal(own[name], before) for name, before in self._numbers.items())
             and self._contents.is_still()
         )
 
     def restore(self) -> None:
         """Raises CannotGangError for what cannot be put back."""
+        if self._versions not in (None, self._stacked.versions()):
+            raise CannotGangError("an evaluation writes to the model's weights, which those before it did not")
         chance.restore(self._chance, self._own)
+        own = self._stacked.parameters | self._stacked.buffers
         with torch.no_grad():
-            for name, before in self._buffers.items():
-                self._stacked.buffers[name].copy_(before)
+            for name, before in self._numbers.items():
+                own[name].copy_(before)
         self._contents.restore()
         if self._contents.has_moved_on:
             raise CannotGangError("an evaluation asks an iterator for another value, which only a model alone may")
@@ -187,6 +213,8 @@ class StackedRun:
         """Why steps that were to be compiled could not be; None where they were, or have not been tried."""
         self._losses: list[torch.Tensor] = []
         self._metrics: list[Callable[[Any, Any], float] | None] = [None] * count
+        self._writes_weights = False
+        """Whether an evaluation has written to weights so far."""
 
     @property
     def is_warming(self) -> bool:
@@ -345,13 +373,14 @@ class StackedRun:
         Raises UnevenError where it is not `for_all` of them, some would not be evaluated here alone, and steps to come
         go by what it has changed.
         """
-        untouched = None if for_all else _Before(self.stacked, self._crowds)
+        untouched, versions = None if for_all else self._before(), self.stacked.versions()
         compiled = self._compiling is not None and not self._compiling.is_warming
         before = Contents(self.stacked.model) if compiled else None
         with Without(self.stacked.own, MODE_WITH_WEIGHTS):
             self._switch(training=False)
         self.stacked.look_again()
         found = [one for crowd in self._crowds for one in self._evaluate(crowd, split)]
+        self._writes_weights |= versions != self.stacked.versions()
         if len(self._crowds) > 1 and not self.stacked.is_still():
             raise CannotGangError("an evaluation changes what the model holds, which each seed has for itself")
         with Without(self.stacked.own, MODE_WITH_WEIGHTS):
@@ -367,10 +396,13 @@ class StackedRun:
             )
         return found
 
+    def _before(self) -> _Before:
+        return _Before(self.stacked, self._crowds, writes_weights=self._writes_weights)
+
     @contextmanager
     def undone(self) -> Iterator[None]:
         """Have an evaluation inside leave nothing behind that steps to come go by."""
-        before = _Before(self.stacked, self._crowds)
+        before = self._before()
         yield
         before.restore()
 
@@ -490,6 +522,12 @@ def _has_own_chance(run: Run) -> bool:
 
 def _clipped(gradients: Sequence[torch.Tensor], limit: float) -> list[torch.Tensor]:
     """Return the gradients with each model's norm at most `limit`, as torch.nn.utils.clip_grad_norm_ does for one."""
-    squares = torch.stack([gradient.reshape(len(gradient), -1).square().sum(1) for gradient in gradients])
-    factors = (limit / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+    norms = torch.stack([_norms(gradient) for gradient in gradients])
+    factors = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     return [gradient * factors.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
+
+
+def _norms(gradient: torch.Tensor) -> torch.Tensor:
+    """Return that of each model's part, as it lies: a copy of a transposed one takes far longer."""
+    dimensions = tuple(range(1, gradient.ndim))
+    return torch.linalg.vector_norm(gradient, dim=dimensions) if dimensions else gradient.abs()

@@ -51,7 +51,8 @@ class StackedModel:
     `model`'s own, whose weights are never used. A call with inputs for all copies, or with a Value that holds each
     one's own, returns the outputs, (K, N, ...).
 
-    Raises ValueError for a model with hooks on its gradients: nobody would call them.
+    Raises ValueError for a model with hooks on its gradients, which nobody would call, or with a part that torch.jit
+    has compiled, as nobody sees what that holds.
     """
 
     def __init__(self, model: nn.Module, count: int) -> None:
@@ -59,6 +60,8 @@ class StackedModel:
             one._backward_hooks or getattr(one, "_post_accumulate_grad_hooks", None) for one in model.parameters()
         ):
             raise ValueError("the model has hooks on its gradients, which only a model alone calls")
+        if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+            raise ValueError("a part of the model is compiled by torch.jit")
         self.model = model
         self.count = count
         # A product's gradient comes out transposed; where weights lie so too, an optimiser goes through both in order.
@@ -146,6 +149,10 @@ class StackedModel:
     def is_still(self) -> bool:
         """Whether the model holds what it did when it was last looked at."""
         return self._seen.is_still()
+
+    def versions(self) -> list[int]:
+        """Return numbers that tell whether something has written to the parameters since."""
+        return [one._version for one in self.parameters.values()]
 
     def _check_own(self) -> None:
         own = [*self.model.parameters(), *self.model.buffers()]

@@ -287,13 +287,31 @@ def data():
 """
 
 
+SHRINKING = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(5, 16), torch.nn.Linear(16, 2)
+    def forward(self, inputs):
+        with torch.no_grad():
+            self.last.weight.mul_(0.9)
+        return self.last(torch.relu(self.first(inputs)))
+def model():
+    return Net()
+"""
+"""Takes from its weights in each pass, also when it is evaluated."""
+
+
 @pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("kind", ["dicing", "shrinking"])
 def test_evaluations_that_change_something_are_made_where_each_makes_them_alone(
-    tmp_path: Path, *, pruned: bool
+    tmp_path: Path, kind: str, *, pruned: bool
 ) -> None:
-    """Those of the others, or a test evaluation of one that leaves, would change what its later steps draw."""
+    """Those of the others, or a test evaluation of one that leaves, would change what its later steps go by."""
     (tmp_path / "dicing.py").write_text(DICING)
-    settings = {"model": "dicing:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    (tmp_path / "shrinking.py").write_text(SHRINKING)
+    settings = {"model": f"{kind}:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
     cyclic = CONSTANT if pruned else Choice("triangular2", {"cycles": 3})
     specs = [
         replace(spec(number, 0.02 * (number + 1), schedule, epochs=4), workload=Choice("callable", settings))

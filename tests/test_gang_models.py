@@ -26,7 +26,9 @@ from lrsearch.trial import Choice, TrainingPlan
 from tests.test_gang import SGD
 from tests.test_gang_across_seeds import ADAMW, CPU, WithModel, farthest
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning", f"ignore:{SLOW_IN_VMAP}")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(weight_norm|jit.script).* is deprecated:FutureWarning", f"ignore:{SLOW_IN_VMAP}"
+)
 
 
 class Net(nn.Module):
@@ -142,6 +144,39 @@ class Boxed(Net):
             for weight in self.last.parameters():
                 weight.copy_(weight.clamp(-0.1, 0.1))
         return torch.relu(hidden)
+
+
+class BoxedByData(Net):
+    """Does so as older code does."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.last.weight.data.clamp_(-0.1, 0.1)
+        return torch.relu(hidden) * (1 + 0.1 * hidden.data.sign())
+
+
+class Collecting(Net):
+    """Writes what it computes into tensors that it has made of numbers alone."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        found, total = torch.zeros(hidden.shape, dtype=hidden.dtype), torch.ones_like(hidden.new_zeros(16))
+        for column in range(16):
+            found[:, column] = torch.relu(hidden[:, column])
+        total.index_add_(0, torch.arange(16), hidden.mean(0))
+        found += total
+        return F.dropout(found, 0.2, self.training)
+
+
+class Hiding(Net):
+    """Trains what it puts in the place of some of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.linspace(0, 1, 64))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        shown = inputs.flatten(1).clone()
+        shown[::3] = self.token
+        return super().forward(shown)
 
 
 class Following(Net):
@@ -511,6 +546,7 @@ class SpectrallyNormed(Net):
 
 AGREE: tuple[type[Net], ...] = (
     *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
+    *(BoxedByData, Collecting, Hiding),
     *(Limited, TensorCooling, ArrayCooling, SlotCounting, ClosureCounting, DroppingExpanded, RectifyingReshaped),
     *(ListCounting, DataCooling, Accumulating, AddingInPlace, AddingToAShape),
     *(Filling, AddingToItself, FreezingAlways, SpareHead, Averaging, Gating, Choosing),
@@ -786,6 +822,25 @@ def test_each_member_trains_and_is_evaluated_as_alone(build: type[Net], optimize
             assert found[0] == pytest.approx(run.evaluate(split)[0], abs=1e-9)
 
 
+class WithNames(WithModel):
+    """Gives its inputs a name."""
+
+    def _cast(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for inputs, targets in super()._cast(batches):
+            yield {"pixels": inputs}, targets
+
+
+class ByName(Net):
+    def forward(self, inputs: Any) -> torch.Tensor:
+        return super().forward(inputs["mask"] if inputs.get("mask") is not None else inputs.pop("pixels"))
+
+
+def test_a_model_that_takes_a_dictionary_trains_together() -> None:
+    stacked, single, together, alone = histories(ByName, kind=WithNames)
+    assert farthest(stacked, single) <= 1e-9
+    assert_agree(together, alone)
+
+
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=lambda one: one.name)
 def test_weights_that_take_no_part_have_no_state_in_a_checkpoint_as_alone(optimizer: Choice) -> None:
     stacked, (single, _), *_ = histories(SpareHead, optimizer)
@@ -974,9 +1029,77 @@ class Packing(Net):
         return self.layers(packed)[1][0][-1].repeat(1, 2)  # type: ignore[no-any-return]
 
 
+class ScriptedCount(nn.Module):
+    """Counts its calls where nothing in Python sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        return hidden * (1.0 + 0.01 * self.seen)
+
+
+class Scripted(Net):
+    """Goes through vmap as a whole, as it has a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = torch.jit.script(ScriptedCount())
+        self.first.register_forward_hook(lambda *given: None)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.part(hidden))
+
+
+class Deciding(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden) if hidden.mean() > 0 else hidden
+
+
+class Picking(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden) + hidden[hidden > 0].mean()
+
+
+class WritingIntoAView(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        found = torch.zeros(len(hidden), 4, 4)
+        flat = found.flatten(1)
+        found[:] = hidden.view(-1, 4, 4)
+        return flat
+
+
+class WritingIntoASlice(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        found = torch.zeros(len(hidden), 16)
+        found[:, 0].copy_(hidden[:, 0])
+        return found + hidden
+
+
+class PuttingData(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.last.weight.data = self.last.weight.data.clamp(-0.1, 0.1)
+        return torch.relu(hidden)
+
+
+class Differentiating(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            return hidden + torch.autograd.grad(hidden.square().sum(), hidden, create_graph=True)[0]
+
+
 @pytest.mark.parametrize(
     ("build", "told"),
     [
+        (Scripted, "a part of the model is compiled by torch.jit"),
+        (Deciding, "the model or the loss goes by numbers that it has computed"),
+        (Picking, "the model or the loss makes tensors whose size goes by numbers"),
+        (WritingIntoAView, "the model or the loss writes what it has computed into"),
+        (WritingIntoASlice, "the model or the loss writes what it has computed into"),
+        (PuttingData, "the model puts another tensor in the place of .data"),
+        (Differentiating, "the model or the loss asks torch.autograd for gradients"),
         (MakingLater, "the model makes a buffer or parameter in its first pass"),
         (Signs, "an autograd.Function serves one trial only, as it has no setup_context"),
         (Noise, "the model draws chance by numbers that it has computed"),
@@ -1290,6 +1413,26 @@ def test_a_model_reads_what_its_loss_changes() -> None:
 def test_a_loss_that_changes_something_in_evaluations_is_refused() -> None:
     with pytest.raises(CannotGangError, match="the loss of an evaluation changes"):
         histories(Tempered, kind=TemperingAlways)
+
+
+class CountingSteps(WithModel):
+    """Smooths its targets after some training steps, which it tells from evaluations by what needs gradients."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.steps = 0
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.steps += outputs.requires_grad and not outputs.detach().requires_grad
+        total = torch.zeros((), dtype=outputs.dtype)
+        total += F.cross_entropy(outputs, targets, label_smoothing=0.2 if self.steps > 12 else 0.0)
+        return total
+
+
+def test_a_loss_that_counts_the_training_steps_and_sums_up_is_that_of_one_alone() -> None:
+    stacked, single, together, alone = histories(Net, kind=CountingSteps)
+    assert farthest(stacked, single) <= 1e-9
+    assert_agree(together, alone)
 
 
 class Demanding(WithModel):
