@@ -595,7 +595,7 @@ def test_the_dashboard_shows_the_study_to_this_machine_alone(copied: Path) -> No
         status, body = ask(f"{url}reports")
         assert (status, b'<a href="/reports/1">tiny version 1</a>, finished' in body) == (200, True)
         with urllib.request.urlopen(f"{url}reports/1", timeout=30) as report:  # noqa: S310  # http
-            assert report.headers["Content-Security-Policy"].startswith("sandbox allow-scripts;")
+            assert report.headers["Content-Security-Policy"].startswith("sandbox allow-scripts allow-downloads;")
             assert "<title>" in report.read().decode()
         assert ask(f"{url}reports/2")[0] == 404
         assert ask(f"{url}reports/1", Host="evil.example")[0] == 403
@@ -608,6 +608,23 @@ def test_the_dashboard_shows_the_study_to_this_machine_alone(copied: Path) -> No
     with sqlite3.connect(copied / "lrsearch.db") as database:
         assert database.execute("select count(*) from studies").fetchone() == (4,)
     database.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "written"), [("127.0.0.2", "127.0.0.2"), ("::1", "[::1]"), ("localhost", "localhost")]
+)
+def test_the_dashboard_is_where_it_says_on_each_address_of_loopback(copied: Path, host: str, written: str) -> None:
+    command = [sys.executable, "-m", "lrsearch", "dashboard", "--port", "0", "--host", host]
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=copied, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.search(rf"Dashboard: (http://{re.escape(written)}:\d+/)", process.stdout.readline())
+        assert found
+        assert ask(f"{found[1]}reports")[0] == 200
+        assert ask(f"{found[1]}reports", Host="evil.example")[0] == 403
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])  # noqa: S104  # refused
