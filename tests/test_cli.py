@@ -690,5 +690,7 @@ def test_several_studies_make_one_page(copied: Path) -> None:
     assert "2 studies: what each way" in (copied / "reports/studies.html").read_text()
     twice = lrsearch(copied, "report", "tiny", "tiny")
     assert (twice.returncode, "once, got tiny, tiny" in twice.stderr) == (2, True)
+    in_the_way = lrsearch(copied, "report", "tiny", "--output", ".")
+    assert (in_the_way.returncode, in_the_way.stderr.endswith("Choose another --output.\n")) == (4, True)
     refused = lrsearch(copied, "report", "tiny", "other", "--png", "a.png")
     assert (refused.returncode, "for one study" in refused.stderr) == (2, True)
