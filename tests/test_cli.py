@@ -540,6 +540,38 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+DROPPED = """
+import signal, sys, time, weakref
+from lrsearch import __main__, conductor
+
+class Thing:
+    pass
+
+def run():
+    thing, signals = Thing(), conductor.Signals()
+    with signals.handled(), signals.interruptible():
+        callback = weakref.ref(thing, lambda _: (signal.raise_signal({number}), sum([])))
+        del thing
+        for _ in range(50):
+            time.sleep(0.1)
+        print("went on")
+
+__main__._run, sys.argv = run, ["lrsearch", "ls"]
+try:
+    __main__.main()
+except conductor.Terminated:
+    sys.exit(143)
+"""
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_where_python_drops_exceptions_stops_all_the_same(number: int, exit_code: int) -> None:
+    command = [sys.executable, "-c", DROPPED.format(number=int(number))]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (answer.returncode, answer.stdout) == (exit_code, ""), answer.stderr
+    assert "ignored" not in answer.stderr
+
+
 @pytest.mark.parametrize(
     ("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
