@@ -361,6 +361,15 @@ def test_a_browser_draws_all_figures_in_silence(
 
 
 @pytest.mark.slow
+def test_on_a_telephone_no_legend_scrolls_however_few_ways_there_are(browser: Browser, tmp_path: Path) -> None:
+    record = make_record({way: SEVEN_WAYS[way] for way in ("grid", "clr")})
+    page, _ = opened(browser, write_report(record, tmp_path / "page.html"), width=380)
+    bars = "[...document.querySelectorAll('.plot .legend .scrollbar')].map(bar => bar.getBoundingClientRect().height)"
+    assert page.locator(".plot .legend").count() >= 6
+    assert max(page.evaluate(bars)) == 0
+
+
+@pytest.mark.slow
 def test_no_button_sends_data_anywhere(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
     """plotly.js 4 has a "Share chart" button that uploads the figure: no policy of a page can forbid that."""
     page, _ = opened(browser, write_report(record, tmp_path / "page.html"))
