@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+STOPS = {"KeyboardInterrupt": signal.SIGINT, "Terminated": signal.SIGTERM}
+"""The signals of what ends a command, by the exceptions that they raise."""
+AGAIN_SECONDS = 0.01
 
 
 def main() -> None:
     """Run the command line."""
+    sys.unraisablehook = _stop_again
     try:
         if sys.argv[1:2] == ["run-study"]:
             _run_study()
@@ -15,6 +27,15 @@ def main() -> None:
     except KeyboardInterrupt:  # while the command line was being imported
         sys.stderr.write("Stopped.\n")
         sys.exit(130)
+
+
+def _stop_again(unraisable: UnraisableHookArgs) -> None:
+    """Send a signal once more that came where Python drops exceptions: in a weak reference's callback, in `__del__`."""
+    number = STOPS.get(unraisable.exc_type.__name__)
+    if number is None:
+        sys.__unraisablehook__(unraisable)
+    else:
+        threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
 
 
 def _run_study() -> None:

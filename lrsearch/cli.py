@@ -553,7 +553,7 @@ def write_report(
     with _existing(database) as store:
         records = [store.record(study, study_version) for study in studies]
     page = output or Path("reports") / f"{'studies' if len(records) > 1 else records[0].name}.html"
-    _check_writable(page)
+    _check_writable(page, "--output")
     if len(records) > 1:
         from lrsearch.workloads_report import write_workloads_report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -88,12 +89,14 @@ class Study:
         return f'<img alt="What was bought for what it cost" width="900" src="{source}">'
 
 
-def open_study(name: str, *, database: str = DEFAULT_DATABASE, version: int | None = None) -> Study:
+def open_study(name: str, *, database: str | None = None, version: int | None = None) -> Study:
     """Return a stored study, by default its newest version, for a notebook or a script.
 
+    Without a `database` it is that of the command line: LRSEARCH_DATABASE, else `lrsearch.db` in the current folder.
     Raises UnknownNameError, which lists the known studies, and StorageError when there is no such database.
     """
     from lrsearch.storage.store import open_store
 
-    with open_store(database, must_exist=True) as store:
+    url = database or os.environ.get("LRSEARCH_DATABASE") or DEFAULT_DATABASE
+    with open_store(url, must_exist=True) as store:
         return Study(store.record(name, version))

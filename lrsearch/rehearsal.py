@@ -55,6 +55,9 @@ SOLO_SECONDS = 2.0
 """and no more than so long: a machine that others share is now faster, now slower."""
 SOLO_EVALUATIONS = 3
 """Of each split; fewer where that share of the study has passed, but one, of the validation split when preparing."""
+SOON = 0.02
+"""Seconds within which that many are made in any study: one alone says nothing where a moment of another program may
+take ten times as long."""
 GANG_STEPS = (2, 4)
 """Steps of a gang that are timed at least, where they take more time than the study leaves and where not,"""
 GANG_SECONDS = (0.01, 0.5)
@@ -151,7 +154,10 @@ class Solo:
 
     def _evaluation(self, split: Split) -> float:
         evaluate, seconds = partial(self._new_run().evaluate, split), self._share(self.step) / 2
-        return statistics.median(call_seconds(evaluate, self._wait, 1, seconds, most=SOLO_EVALUATIONS))
+        found = call_seconds(evaluate, self._wait, 1, seconds, most=SOLO_EVALUATIONS)
+        if sum(found) < SOON:
+            found += call_seconds(evaluate, self._wait, SOLO_EVALUATIONS - len(found))
+        return statistics.median(found)
 
     def cost(self, validation_seconds: float) -> SoloCost:
         """Return what all of a trial takes; an evaluation of so many seconds has been made, if more than 0."""

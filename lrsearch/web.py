@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Callable, Iterable
 from html import escape
 from http import HTTPStatus
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from lrsearch.storage.store import Store
 
 HOST = "127.0.0.1"
-LOCAL_NAMES = ("127.0.0.1", "localhost")
 PATIENCE_SECONDS = 5.0
 """How long a request waits for a database that is away."""
-SANDBOX = "sandbox allow-scripts; frame-ancestors 'none'"
-"""A report's own scripts may draw, but not act on this origin, where the dashboard would obey them."""
+SANDBOX = "sandbox allow-scripts allow-downloads; frame-ancestors 'none'"
+"""A report's own scripts may draw, and its tables be saved, but they do not act on this origin, where the dashboard
+would obey them."""
 
 
 def serve_dashboard(
@@ -50,13 +51,15 @@ def serve_dashboard(
     with open_store(database, must_exist=True, patience_seconds=PATIENCE_SECONDS) as store:
         application = only_local(_with_reports(store, _dashboard(database)))
         try:
-            server = make_server(host, port, application, server_class=_Server, handler_class=_QuietHandler)
+            kind = _ServerOf6 if ":" in host else _Server
+            server = make_server(host, port, application, server_class=kind, handler_class=_QuietHandler)
         except OSError as error:
             raise UsageError(
                 f"Port {port} of {host} cannot be used: {error.strerror}. Choose another --port, or 0."
             ) from error
         with server:
-            announce(f"http://{HOST}:{server.server_port}/")
+            own = host if _is_loopback(host) else HOST
+            announce(f"http://{f'[{own}]' if ':' in own else own}:{server.server_port}/")
             server.serve_forever()
 
 
@@ -140,7 +143,7 @@ def only_local(application: WSGIApplication) -> WSGIApplication:
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         origin = environ.get("HTTP_ORIGIN")
         host = urlsplit(f"//{environ.get('HTTP_HOST', '')}")
-        if host.hostname in LOCAL_NAMES and (origin is None or urlsplit(origin).netloc == host.netloc):
+        if _is_loopback(host.hostname or "") and (origin is None or urlsplit(origin).netloc == host.netloc):
             return application(environ, start_response)
         start_response("403 Forbidden", [("Content-Type", "text/plain")])
         return [b"Only pages of this machine may use the dashboard.\n"]
@@ -150,6 +153,10 @@ def only_local(application: WSGIApplication) -> WSGIApplication:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+
+class _ServerOf6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _QuietHandler(WSGIRequestHandler):

@@ -542,6 +542,38 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+DROPPED = """
+import signal, sys, time, weakref
+from lrsearch import __main__, conductor
+
+class Thing:
+    pass
+
+def run():
+    thing, signals = Thing(), conductor.Signals()
+    with signals.handled(), signals.interruptible():
+        callback = weakref.ref(thing, lambda _: (signal.raise_signal({number}), sum([])))
+        del thing
+        for _ in range(50):
+            time.sleep(0.1)
+        print("went on")
+
+__main__._run, sys.argv = run, ["lrsearch", "ls"]
+try:
+    __main__.main()
+except conductor.Terminated:
+    sys.exit(143)
+"""
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_where_python_drops_exceptions_stops_all_the_same(number: int, exit_code: int) -> None:
+    command = [sys.executable, "-c", DROPPED.format(number=int(number))]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (answer.returncode, answer.stdout) == (exit_code, ""), answer.stderr
+    assert "ignored" not in answer.stderr
+
+
 @pytest.mark.parametrize(
     ("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
@@ -597,7 +629,7 @@ def test_the_dashboard_shows_the_study_to_this_machine_alone(copied: Path) -> No
         status, body = ask(f"{url}reports")
         assert (status, b'<a href="/reports/1">tiny version 1</a>, finished' in body) == (200, True)
         with urllib.request.urlopen(f"{url}reports/1", timeout=30) as report:  # noqa: S310  # http
-            assert report.headers["Content-Security-Policy"].startswith("sandbox allow-scripts;")
+            assert report.headers["Content-Security-Policy"].startswith("sandbox allow-scripts allow-downloads;")
             assert "<title>" in report.read().decode()
         assert ask(f"{url}reports/2")[0] == 404
         assert ask(f"{url}reports/1", Host="evil.example")[0] == 403
@@ -610,6 +642,23 @@ def test_the_dashboard_shows_the_study_to_this_machine_alone(copied: Path) -> No
     with sqlite3.connect(copied / "lrsearch.db") as database:
         assert database.execute("select count(*) from studies").fetchone() == (4,)
     database.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "written"), [("127.0.0.2", "127.0.0.2"), ("::1", "[::1]"), ("localhost", "localhost")]
+)
+def test_the_dashboard_is_where_it_says_on_each_address_of_loopback(copied: Path, host: str, written: str) -> None:
+    command = [sys.executable, "-m", "lrsearch", "dashboard", "--port", "0", "--host", host]
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=copied, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.search(rf"Dashboard: (http://{re.escape(written)}:\d+/)", process.stdout.readline())
+        assert found
+        assert ask(f"{found[1]}reports")[0] == 200
+        assert ask(f"{found[1]}reports", Host="evil.example")[0] == 403
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])  # noqa: S104  # refused
@@ -675,5 +724,7 @@ def test_several_studies_make_one_page(copied: Path) -> None:
     assert "2 studies: what each way" in (copied / "reports/studies.html").read_text()
     twice = lrsearch(copied, "report", "tiny", "tiny")
     assert (twice.returncode, "once, got tiny, tiny" in twice.stderr) == (2, True)
+    in_the_way = lrsearch(copied, "report", "tiny", "--output", ".")
+    assert (in_the_way.returncode, in_the_way.stderr.endswith("Choose another --output.\n")) == (4, True)
     refused = lrsearch(copied, "report", "tiny", "other", "--png", "a.png")
     assert (refused.returncode, "for one study" in refused.stderr) == (2, True)

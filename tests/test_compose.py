@@ -397,7 +397,7 @@ def test_the_services_work_together_in_the_order_of_the_file(stage: Stage) -> No
     assert "composed/grid/0" in _ask(f"{url}/api/studies")[2]
     assert '<a href="/reports/1">composed version 1</a>, finished' in _ask(f"{url}/reports")[2]
     status, headers, page = _ask(f"{url}/reports/1")
-    assert (status, headers["Content-Security-Policy"].split(";")[0]) == (200, "sandbox allow-scripts")
+    assert (status, headers["Content-Security-Policy"].split(";")[0]) == (200, "sandbox allow-scripts allow-downloads")
     assert "composed" in page
     assert PASSWORD not in page
     assert _ask(f"{url}/reports/2")[0] == 404

@@ -17,7 +17,7 @@ from lrsearch import gang_choice, rehearsal, stacked_run
 from lrsearch.cache import remember
 from lrsearch.gang_choice import choose
 from lrsearch.interfaces import Split
-from lrsearch.rehearsal import Rehearsal
+from lrsearch.rehearsal import Rehearsal, Solo
 from lrsearch.training import Run, load
 from lrsearch.trial import (
     Choice,
@@ -148,6 +148,24 @@ def test_an_evaluation_that_takes_longer_than_there_is_time_for_is_not_made_agai
     assert ("validation" in splits) == is_made_again
     if not is_made_again:  # the two splits of digits have the same number of rows
         assert found.solo.validation_seconds == min(known, found.solo.range_test_seconds)
+
+
+def test_a_moment_of_another_program_is_on_no_range_tests_bill_however_short_the_study(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest, seen = Run.evaluate, []
+
+    def held_up(run: Run, split: Split) -> tuple[float | None, float | None]:
+        seen.append(split)
+        if seen.count(split) == 1:
+            time.sleep(0.01)
+        return honest(run, split)
+
+    monkeypatch.setattr(Run, "evaluate", held_up)
+    device, plan = torch.device("cpu"), TrainingPlan(20, SGD, device="cpu")
+    cost = Solo(load(DIGITS, device, 0), plan, device, 0, search_steps=0, slots=1).cost(1.0)
+    assert seen == ["range_test"] * 3
+    assert cost.validation_seconds == cost.range_test_seconds < 0.01
 
 
 def test_what_several_processes_find_out_about_a_trial_alone_is_taken_together() -> None:

@@ -38,6 +38,19 @@ def test_a_stored_study_is_opened_and_shown(tmp_path: Path) -> None:
         lrsearch.open_study("digits", database=f"sqlite:///{tmp_path / 'none.db'}")
 
 
+def test_without_a_database_it_is_that_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LRSEARCH_DATABASE", raising=False)
+    write_record(f"sqlite:///{tmp_path / 'elsewhere.db'}", make_record(seeds=[0], failures=False))
+    with pytest.raises(StorageError, match="no database lrsearch"):
+        lrsearch.open_study("digits")
+    monkeypatch.setenv("LRSEARCH_DATABASE", f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    assert lrsearch.open_study("digits").record.name == "digits"
+    (tmp_path / "elsewhere.db").rename("lrsearch.db")
+    monkeypatch.setenv("LRSEARCH_DATABASE", "")
+    assert lrsearch.open_study("digits").record.name == "digits"
+
+
 @can_draw
 @pytest.mark.slow
 def test_a_notebook_shows_the_table_and_the_first_figure_as_a_picture() -> None:

@@ -32,6 +32,7 @@ from lrsearch.figures import FIGURES
 from lrsearch.page import content_security_policy
 from lrsearch.report import render, write_report
 from lrsearch.trial import Event, StudyRecord
+from lrsearch.web import SANDBOX
 from tests.records import CPU, GPU, SEVEN_WAYS, make_record, some, unfinished
 
 if TYPE_CHECKING:
@@ -360,6 +361,15 @@ def test_a_browser_draws_all_figures_in_silence(
 
 
 @pytest.mark.slow
+def test_on_a_telephone_no_legend_scrolls_however_few_ways_there_are(browser: Browser, tmp_path: Path) -> None:
+    record = make_record({way: SEVEN_WAYS[way] for way in ("grid", "clr")})
+    page, _ = opened(browser, write_report(record, tmp_path / "page.html"), width=380)
+    bars = "[...document.querySelectorAll('.plot .legend .scrollbar')].map(bar => bar.getBoundingClientRect().height)"
+    assert page.locator(".plot .legend").count() >= 6
+    assert max(page.evaluate(bars)) == 0
+
+
+@pytest.mark.slow
 def test_no_button_sends_data_anywhere(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
     """plotly.js 4 has a "Share chart" button that uploads the figure: no policy of a page can forbid that."""
     page, _ = opened(browser, write_report(record, tmp_path / "page.html"))
@@ -465,6 +475,22 @@ def test_on_paper_all_but_long_tables_are_open_and_figures_fit(
     assert page.locator("details[open]").count() < page.locator("details").count()
     assert page.pdf()[:5] == b"%PDF-"
     assert trouble == []
+
+
+@pytest.mark.slow
+def test_downloads_work_where_the_dashboard_serves_the_page(browser: Browser, record: StudyRecord) -> None:
+    headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": SANDBOX}
+    page = browser.new_context(accept_downloads=True).new_page()
+    page.route("http://127.0.0.1/reports/1", lambda route: route.fulfill(body=render(record), headers=headers))
+    page.goto("http://127.0.0.1/reports/1")
+    page.wait_for_selector(".plot .main-svg")
+    page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
+    with page.expect_download(timeout=10_000) as begun:
+        page.locator("a[download$='-trials.csv.gz']").click()
+    assert gzip.decompress(Path(begun.value.path()).read_bytes()).startswith(b"study,version,")
+    with page.expect_download(timeout=10_000) as begun:
+        page.locator(".plot .modebar-btn[data-title='Download plot as a PNG']").first.dispatch_event("click")
+    assert Path(begun.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ def significant(value: float, digits: int = 3) -> str:
 
     >>> significant(0.00123456), significant(12.345), significant(123456.7), significant(float("inf"))
     ('0.00123', '12.3', '123\u2009457', '∞')
+    >>> significant(0.09996), significant(0.9996), significant(9.96, 2), significant(99.96), significant(999.6)
+    ('0.100', '1.00', '10', '100', '1\u2009000')
     """
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "∞" if value > 0 else f"{MINUS}∞"
@@ -23,7 +25,8 @@ def significant(value: float, digits: int = 3) -> str:
         return "0"
     if not 1e-6 <= abs(value) < 1e9:
         return f"{value:.{digits - 1}e}".replace("-", MINUS)
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    rounded = abs(float(f"{value:.{digits - 1}e}"))  # 0.09996 is 0.100, with the digits of 0.1
+    decimals = max(0, digits - 1 - math.floor(math.log10(rounded)))
     return f"{value:,.{decimals}f}".replace(",", THIN_SPACE).replace("-", MINUS)
 
 

@@ -26,6 +26,8 @@ PHASE_COLORS = {
     "lost": "#8c3b4a",
 }
 """In the order of the bars."""
+LEGEND_LINE = 18
+"""Pixels: on a telephone each name of the legend has a line of its own."""
 WASTE = "in vain: diverged, failed, pruned or lost"
 
 
@@ -103,7 +105,9 @@ def draw(record: StudyRecord) -> go.Figure | None:
             xshift=6,
             font_size=12,
         )
-    figure.update_layout(barmode="stack", bargap=0.35, legend_traceorder="normal", meta={"narrow_room": 1.35})
+    entries = sum(trace.showlegend is not False for trace in figure.data)
+    narrow = {"narrow_room": 1.35, "narrow_height": LEGEND_LINE * entries}
+    figure.update_layout(barmode="stack", bargap=0.35, legend_traceorder="normal", meta=narrow)
     figure.update_xaxes(range=(0, max(cost.charged.value for cost in costs) * 1.28))
     figure.update_yaxes(autorange="reversed", ticks="", showgrid=False)
     return figure

@@ -35,6 +35,10 @@
     layout.margin = { l: 8, r: 8, t: 8, b: 40 };
     if (layout.meta && layout.meta.narrow_room) layout.xaxis.range = [0, layout.xaxis.range[1] * layout.meta.narrow_room];
     layout.legend = Object.assign({}, layout.legend, { font: { size: 11 } });
+    if (layout.meta && layout.meta.narrow_height) {
+      layout.height += layout.meta.narrow_height;
+      layout.legend.maxheight = layout.height; // by itself it would take half of the figure, and scroll
+    }
     for (const name of Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key))) {
       const axis = layout[name];
       if (axis.title) axis.title.font = { size: 11 };
