@@ -295,7 +295,7 @@ def _draw(title: str, bars: Mapping[str, Spread], axis: str, path: Path) -> Path
     import plotly.graph_objects as go
 
     from lrsearch.errors import LrsearchError
-    from lrsearch.images import picture
+    from lrsearch.images import pictures
 
     figure = go.Figure(
         go.Bar(
@@ -318,7 +318,7 @@ def _draw(title: str, bars: Mapping[str, Spread], axis: str, path: Path) -> Path
     )
     try:
         drawing = path.with_suffix(".png")
-        drawing.write_bytes(picture(figure, "png"))
+        drawing.write_bytes(*pictures([figure], "png"))
     except LrsearchError:
         drawing = path.with_suffix(".html")
         figure.write_html(drawing, include_plotlyjs=True)

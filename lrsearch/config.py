@@ -49,10 +49,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 PASSING = ("budget", "checkpoint", "gangs")
 """Keys of a study file that may change while its study runs."""
-NAME_PATTERN = r"^[A-Za-z0-9._-]+$"
+NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"
 PATTERN_RULES = {
-    NAME_PATTERN: "must be made of letters, digits, '.', '_' and '-'",
+    NAME_PATTERN: "must be made of letters, digits, '.', '_' and '-', the first a letter, a digit or '_'",
     DEVICE_PATTERN: "must be auto, cpu, cuda, cuda:N or mps",
 }
 TYPE_RULES = {

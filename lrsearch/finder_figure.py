@@ -23,18 +23,28 @@ def headline(verdict: RangeTestVerdict) -> str:
     return f"base_lr {wording.rate(verdict.base_lr)}, max_lr {wording.rate(verdict.max_lr)}"
 
 
-def draw_range_test(points: Sequence[RangeTestPoint], verdict: RangeTestVerdict, title: str) -> go.Figure:
+def draw_range_test(
+    points: Sequence[RangeTestPoint], verdict: RangeTestVerdict, title: str, metric: str = "metric"
+) -> go.Figure:
     """Draw the loss over the rate, above it the metric if there is one, and shade the band from base to max."""
     has_metric = any(point.validation_metric is not None for point in points)
+    has_both = any(point.validation_loss is not None for point in points)
+    loss = "loss" if has_both else "training loss"
     figure = new_figure(
-        x="learning rate (log scale)", y="loss", height=480 if has_metric else 360, showlegend=False, title=plain(title)
+        x="learning rate (log scale)",
+        y=loss,
+        height=480 if has_metric else 360,
+        showlegend=has_both,
+        title=plain(title),
     )
-    figure.update_layout(margin={"t": 84})
+    figure.update_layout(
+        margin={"t": 84}, legend={"y": LOWER[1] if has_metric else 1.0, "yanchor": "top", "bgcolor": "rgba(0,0,0,0)"}
+    )
     for signal, color in (("validation_loss", INK), ("train_loss", CLR_COLOR)):
         figure.add_trace(_line(points, signal, color, yaxis="y"))
     if has_metric:
         figure.add_trace(_line(points, "validation_metric", CLR_COLOR, yaxis="y2"))
-        upper = {**axis("metric"), "domain": UPPER, "anchor": "x"}
+        upper = {**axis(f"validation {metric}"), "domain": UPPER, "anchor": "x"}
         figure.update_layout(yaxis={"domain": LOWER}, yaxis2=upper)
     if losses := [point.train_loss for point in points if point.train_loss is not None]:
         figure.layout.yaxis.range = _loss_range(losses)
@@ -45,12 +55,14 @@ def draw_range_test(points: Sequence[RangeTestPoint], verdict: RangeTestVerdict,
 
 def _line(points: Sequence[RangeTestPoint], signal: str, color: str, yaxis: str) -> go.Scatter:
     measured = [(point.learning_rate, value) for point in points if (value := getattr(point, signal)) is not None]
-    name = signal.replace("_", " ")
+    name = signal.replace("_", " ").replace("train ", "training ")
     return go.Scatter(
         x=[rate for rate, _ in measured],
         y=[value for _, value in measured],
         yaxis=yaxis,
         mode="lines",
+        name=name,
+        showlegend=yaxis == "y",
         line={"color": color, "width": 1.8},
         hovertemplate=f"{name} %{{y:.4f}} at rate %{{x:.3g}}<extra></extra>",
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,26 +45,44 @@ def write_images(figures: Mapping[str, go.Figure], path: Path, kind: str) -> lis
     if path.suffix:
         figures = {path.stem: next(iter(figures.values()))}
     folder = path.parent if path.suffix else path
-    pictures = {folder / f"{key}.{kind}": picture(figure, kind) for key, figure in figures.items()}
+    drawn = {
+        folder / f"{key}.{kind}": content
+        for key, content in zip(figures, pictures(figures.values(), kind), strict=True)
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for place, content in pictures.items():
+        for place, content in drawn.items():
             place.write_bytes(content)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror}. Choose another --{kind}.") from error
-    return list(pictures)
+    return list(drawn)
 
 
-def picture(figure: go.Figure, kind: str) -> bytes:
-    """Return a figure on white as PNG or SVG. Raises MissingExtraError, and UsageError without a browser."""
+def pictures(figures: Iterable[go.Figure], kind: str) -> list[bytes]:
+    """Return figures on white as PNG or SVG, by one browser, which asks no network for anything.
+
+    Raises MissingExtraError, and UsageError without a browser.
+    """
     if importlib.util.find_spec("kaleido") is None:
         raise MissingExtraError("Writing images", "images")
     from choreographer.errors import BrowserFailedError, ChromeNotFoundError
 
-    drawn = type(figure)(figure).update_layout(ON_WHITE).update_annotations(bgcolor="rgba(255,255,255,0.7)")
     try:
-        return bytes(drawn.to_image(kind, width=WIDTH, scale=SCALE if kind == "png" else 1))
+        with ThreadPoolExecutor(1) as beside:  # a notebook has a loop of its own here
+            return beside.submit(asyncio.run, _drawn(figures, kind)).result()
     except (ChromeNotFoundError, BrowserFailedError) as error:
         raise UsageError(
             "Images need a Chromium or Chrome that starts: apt-get install chromium, or name one in BROWSER_PATH."
         ) from error
+
+
+async def _drawn(figures: Iterable[go.Figure], kind: str) -> list[bytes]:
+    from kaleido import Kaleido
+
+    size = {"format": kind, "width": WIDTH, "scale": SCALE if kind == "png" else 1}
+    async with Kaleido(mathjax=False) as browser:
+        return [bytes(await browser.calc_fig(_on_white(figure), size)) for figure in figures]
+
+
+def _on_white(figure: go.Figure) -> go.Figure:
+    return type(figure)(figure).update_layout(ON_WHITE).update_annotations(bgcolor="rgba(255,255,255,0.7)")

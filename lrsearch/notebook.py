@@ -79,10 +79,10 @@ class Study:
         import base64
 
         from lrsearch.errors import LrsearchError
-        from lrsearch.images import picture
+        from lrsearch.images import pictures
 
         try:
-            svg = picture(self.figure(), "svg")
+            [svg] = pictures([self.figure()], "svg")
         except LrsearchError:
             return ""
         source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"

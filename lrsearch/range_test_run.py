@@ -32,9 +32,10 @@ class OneTest:
     verdict: RangeTestVerdict
     seconds: float
     """Charged device seconds."""
+    metric: str
 
     def figure(self) -> go.Figure:
-        return draw_range_test(self.points, self.verdict, title=f"Seed {self.seed}: {headline(self.verdict)}")
+        return draw_range_test(self.points, self.verdict, f"Seed {self.seed}: {headline(self.verdict)}", self.metric)
 
     def chart(self, width: int) -> list[str]:
         """Return the curve that was judged as lines of text."""
@@ -112,7 +113,7 @@ def _one_test(
         raise StudyFailedError(f"The range test with seed {seed} failed: {result.error}")
     assert proposal.range_test is not None, "the first proposal of range_tested"
     verdict = judge(result.range_test, result.facts or facts, proposal.range_test, plan.optimizer.name)
-    return OneTest(seed, result.range_test, verdict, charged_seconds(result.phase_seconds))
+    return OneTest(seed, result.range_test, verdict, charged_seconds(result.phase_seconds), facts.metric)
 
 
 class _Silent:

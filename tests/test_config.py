@@ -135,7 +135,7 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         ("  epochs: 5\n", "", "5:1: training.epochs: is missing; add it."),
         ("seeds: [0, 1]\n", "", "2:1: seeds: is missing; add it."),
         ("seeds: [0, 1]\n", "seeds: [0, 1]\nseeds: [2]\n", "9:1: seeds: is written twice, first in line 8; remove one."),
-        ("  grid:", "  gr id:", "13:3: strategies.gr id: must be made of letters, digits, '.', '_' and '-', got 'gr id'."),
+        ("  grid:", "  gr id:", "13:3: strategies.gr id: must be made of letters, digits, '.', '_' and '-', the first a letter, a digit or '_', got 'gr id'."),
         # Names.
         ("{name: grid", "{name: gird", "13:16: strategies.grid.name: unknown strategy 'gird'; known: default_rate, grid, "
          "hyperband, optuna_search, random_search, range_tested, successive_halving. Did you mean 'grid'?"),
@@ -148,9 +148,12 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
          "optuna_search, random_search, range_tested, successive_halving."),
         ("{name: constant}", "constant", "13:43: strategies.grid.schedule: must be a mapping such as {name: constant}, "
          "got 'constant'."),
-        ("name: small", "name: two words", "3:7: name: must be made of letters, digits, '.', '_' and '-', got "
+        ("name: small", "name: two words", "3:7: name: must be made of letters, digits, '.', '_' and '-', the first a letter, a digit or '_', got "
          "'two words'."),
+        ("name: small", "name: ..", "3:7: name: must be made of letters, digits, '.', '_' and '-', the first a letter, a digit or '_', got "
+         "'..'."),
         # Numbers.
+        ("points: 4", "points: 100000000", "13:30: strategies.grid.points: must be less than or equal to 100000, got 100000000."),
         ("epochs: 5", "epochs: '5'", "6:11: training.epochs: must be a number, got '5'; remove the quotes."),
         ("epochs: 5", "epochs: five", "6:11: training.epochs: must be a number, got 'five'."),
         ("epochs: 5", "epochs: true", "6:11: training.epochs: must be a number, got true."),
@@ -298,7 +301,7 @@ def positive(largest: float = 1e6) -> st.SearchStrategy[float]:
     return st.floats(min_value=1e-12, max_value=largest, allow_subnormal=False)
 
 
-KEYS = st.text("abcXYZ019._-", min_size=1, max_size=12)
+KEYS = st.text("abcXYZ019._-", min_size=1, max_size=12).filter(lambda key: key[0] not in ".-")
 SCHEDULE = st.sampled_from(
     [{"name": "constant"}, {"name": "linear_to_zero"}, {"name": "triangular2", "cycles": 3}, {"name": "one_cycle"}]
 )
@@ -437,7 +440,7 @@ def test_the_schema_offers_every_registered_name_and_its_settings() -> None:
     assert choices(schema, way) == names("strategy", STRATEGIES)
     grid = next(one for one in way["oneOf"] if one["properties"]["name"]["const"] == "grid")
     assert choices(schema, grid["properties"]["schedule"]) == names("schedule", SCHEDULES)
-    assert grid["properties"]["points"]["anyOf"][0] == {"minimum": 2, "type": "integer"}
+    assert grid["properties"]["points"]["anyOf"][0] == {"minimum": 2, "maximum": 100_000, "type": "integer"}
 
 
 PLUG_IN = """

@@ -691,10 +691,12 @@ def test_it_prints_what_it_found_and_what_that_holds_for() -> None:
 def test_the_figure_shows_the_curve_and_the_bounds() -> None:
     found, _ = digits_test(sgd, 3)
     figure = found.figure()
-    losses = next(trace for trace in figure.data if "train loss" in trace.hovertemplate)
+    losses = next(trace for trace in figure.data if "training loss" in trace.hovertemplate)
     assert list(losses.y) == [point.train_loss for point in found.curve if point.train_loss is not None]
     metric = next(trace for trace in figure.data if "validation metric" in trace.hovertemplate)
     assert list(metric.y) == [point.validation_metric for point in found.curve]
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["validation loss", "training loss"]
+    assert figure.layout.showlegend == any(point.validation_loss is not None for point in found.curve)
     assert found.verdict.max_lr in [shape.x0 for shape in figure.layout.shapes]
     assert found.verdict.base_lr in [shape.x0 for shape in figure.layout.shapes]
     assert "max_lr" in figure.layout.title.text

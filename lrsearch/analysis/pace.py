@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from statistics import median
 
-from lrsearch.trial import AttemptRecord, StudyRecord, TrialRecord, as_billed, charged_seconds
+from lrsearch.trial import AttemptRecord, Stage, StudyRecord, TrialRecord, as_billed, charged_seconds
 
 STEP_TIME_RATIO = 1.5  # assumed: trials differ in their rates alone, so that their steps should take equally long
 
@@ -23,17 +23,17 @@ def held_up(record: StudyRecord) -> tuple[int, float]:
     return sum(ratio > STEP_TIME_RATIO for ratio in ratios), max(ratios, default=1.0)
 
 
-def beside_what_is_charged(record: StudyRecord) -> float | None:
-    """Return how many times what they are charged trials alone took, the median over them.
+def beside_what_is_charged(record: StudyRecord) -> dict[Stage, float]:
+    """Return how many times what they are charged trials alone took, by stage the median over them.
 
-    None where none is charged by what was timed before the study: where no trials train together.
+    Empty where none is charged by what was timed before the study: where no trials train together.
     """
-    ratios = [
-        _working(attempt.billed_phase_seconds) / charged
-        for _, attempt in _alone(record)
-        if attempt.billed_phase_seconds and (charged := _working(attempt.phase_seconds)) > 0
-    ]
-    return median(ratios) if ratios else None
+    ratios: dict[Stage, list[float]] = {}
+    for trial, attempt in _alone(record):
+        charged = _working(attempt.phase_seconds)
+        if attempt.billed_phase_seconds and charged > 0:
+            ratios.setdefault(trial.stage, []).append(_working(attempt.billed_phase_seconds) / charged)
+    return {stage: median(own) for stage, own in ratios.items()}
 
 
 def _working(phase_seconds: Mapping[str, float]) -> float:

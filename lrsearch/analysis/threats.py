@@ -126,15 +126,22 @@ def _records(record: StudyRecord) -> Iterator[str]:
     charged = beside_what_is_charged(record)
     if count:
         up_to, them = ("", "it") if count == 1 else ("up to ", "them")
-        noisy = "costs carry" if charged is None else "what is billed carries"
+        noisy = "what is billed carries" if charged else "costs carry"
         yield (
             f"{wording.counted(count, 'trial').capitalize()} took {up_to}{wording.times(ratio)} the median time per "
             f"training step of trials like {them}: something held {them} up, such as another program, and {noisy} "
             "that noise."
         )
-    if charged is not None and not 1 / RATIO_WORTH_KNOWING <= charged <= RATIO_WORTH_KNOWING:
+    tests, runs = charged.get("range_test", 1.0), charged.get("train", 1.0)
+    if min(tests, runs) > 0 and len(charged) > 1 and _is_far_off(tests / runs):
         yield (
-            f"Trials alone took {wording.times(charged)} what they are charged: the machine was not as fast as when "
+            f"Range tests alone took {wording.times(tests)} what they are charged, training runs alone "
+            f"{wording.times(runs)}: what was timed before the study does not hold alike for both, and what a range "
+            "test costs beside a training run may be as far off."
+        )
+    elif (off := max(filter(_is_far_off, charged.values()), default=None)) is not None:
+        yield (
+            f"Trials alone took {wording.times(off)} what they are charged: the machine was not as fast as when "
             "their steps were timed before the study. Trials of their kind are charged alike by that, together or "
             "alone, so that their ratios hold; seconds are those of the machine as it was then."
         )
@@ -151,3 +158,7 @@ def _records(record: StudyRecord) -> Iterator[str]:
     differing = {name for name, found in package_versions(record).items() if len(found) > 1}
     if differing:
         yield f"Attempts ran with different versions of {', '.join(sorted(differing))}."
+
+
+def _is_far_off(ratio: float) -> bool:
+    return not 1 / RATIO_WORTH_KNOWING <= ratio <= RATIO_WORTH_KNOWING

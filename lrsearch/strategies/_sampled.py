@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lrsearch.strategies._template import TrainingStrategy
+from lrsearch.strategies._template import MOST_TRIALS, TrainingStrategy
 from lrsearch.strategies.space import Number, Searched, with_values
 from lrsearch.trial import History, Proposal, Trial
 
@@ -20,7 +20,7 @@ class SampledSearch(TrainingStrategy):
     schedule, and `batch_size`.
     """
 
-    trials: Annotated[int, Field(ge=1)]
+    trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
     search: dict[str, Searched] = Field(default_factory=dict)
 
     @property

@@ -34,6 +34,8 @@ class OptimizerTemplate(Template):
 
 
 CONSTANT = ScheduleTemplate(name="constant")
+MOST_TRIALS = 100_000
+"""Of a search: what plans, stores and draws them is made for far fewer."""
 
 
 class TrainingStrategy(Settings):

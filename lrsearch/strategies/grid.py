@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lrsearch.errors import UsageError
-from lrsearch.strategies._template import TrainingStrategy
+from lrsearch.strategies._template import MOST_TRIALS, TrainingStrategy
 from lrsearch.trial import History, Proposal
 
 
@@ -24,7 +24,7 @@ class Grid(TrainingStrategy):
     """
 
     name: Literal["grid"] = "grid"
-    points: Annotated[int, Field(ge=2)] | None = None
+    points: Annotated[int, Field(ge=2, le=MOST_TRIALS)] | None = None
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")

@@ -455,6 +455,20 @@ def test_a_machine_that_was_faster_or_slower_than_before_the_study_is_told(facto
     )
 
 
+def test_range_tests_whose_price_fits_otherwise_than_that_of_training_runs_are_told() -> None:
+    record = charged_by(make_record(failures=False), 1.0)
+    trials = []
+    for trial in record.trials:
+        if trial.stage == "range_test" and trial.strategy == "clr":
+            [attempt] = trial.attempts
+            charged = {phase: 4 * spent for phase, spent in attempt.phase_seconds.items()}
+            trial = replace(trial, attempts=(replace(attempt, phase_seconds=charged),))
+        trials.append(trial)
+    record = replace(record, trials=tuple(trials))
+    [told] = [text for text in threats(record, summarise(record)) if "what they are charged" in text]
+    assert told.startswith("Range tests alone took 0.25× what they are charged, training runs alone 1.0×: ")
+
+
 def test_trials_that_are_billed_nothing_are_told_as_such() -> None:
     record = charged_by(study(ways_of(), ways_of()), 1.0)
     trials = tuple(
