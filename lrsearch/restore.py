@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -144,7 +144,7 @@ def find_generators(source: object) -> list[object]:
 
 
 def find(source: object, kinds: type | UnionType) -> list[Any]:
-    """Return what of these kinds `source` is or holds: in its attributes, and in lists, tuples and dicts of these."""
+    """Return what of these kinds `source` is or holds: in its attributes, and in lists, tuples, deques and dicts."""
     found: list[object] = []
     seen: dict[int, object] = {}
     level = [source]
@@ -219,7 +219,7 @@ def _members(item: object) -> Iterable[object]:
         return ()
     if isinstance(item, DataLoader):
         return item.dataset, item.sampler, item.batch_sampler, item.generator, item.collate_fn
-    if isinstance(item, Mapping | list | tuple):
+    if isinstance(item, Mapping | list | tuple | deque):
         short = len(item) <= LARGEST_COLLECTION
         return () if not short else item.values() if isinstance(item, Mapping) else item
     return getattr(item, "__dict__", {}).values()

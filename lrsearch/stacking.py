@@ -10,7 +10,7 @@ import ctypes
 import warnings
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import partial
 from types import FunctionType, ModuleType
@@ -182,7 +182,8 @@ class StackedModel:
 
     def part(self, rows: slice) -> StackedModel:
         """Return those copies as a model whose parameters are views of this one's."""
-        _check_kept(self.model)
+        for name, _ in _kept(self.model):  # outside of vmap it is no tensor
+            raise ValueError(KEEPS.format(name))
         part = copy(self)
         part.parameters = {name: tensor[rows] for name, tensor in self.parameters.items()}
         part.buffers = {name: tensor[rows] for name, tensor in self.buffers.items()}
@@ -197,9 +198,13 @@ class StackedModel:
                     tensor[rows] = part.buffers[name]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Let the other copies go. Raises ValueError where the model keeps something of them."""
-        _check_kept(self.model)
+        """Let the other copies go, also from what the model keeps of them. Raises ValueError where that cannot be."""
         index = torch.tensor(rows, device=next(iter(self.parameters.values())).device)
+        for name, kept in _kept(self.model):
+            try:
+                torch.utils.swap_tensors(kept, _rows_of_kept(kept, index))  # type: ignore[no-untyped-call]  # torch's
+            except RuntimeError as error:
+                raise ValueError(KEEPS.format(name)) from error
         for tensors in (self.parameters, self.buffers):
             for name, tensor in tensors.items():
                 kept = select_rows(tensor.detach(), index)
@@ -214,18 +219,24 @@ class StackedModel:
         return state
 
 
-def _check_kept(model: nn.Module) -> None:
-    """Raise ValueError when a part of the model keeps what vmap has computed: outside of vmap it is no tensor."""
+KEEPS = "the model keeps what it has computed as an attribute, {}, that is no buffer"
+
+
+def _kept(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what vmap has computed and a part of the model keeps, with the attribute that holds it."""
     for part in model.modules():
-        anew = made_anew(part)
-        for name, kept in vars(part).items():
-            if name in anew:
-                continue
-            found = (
-                kept.values() if isinstance(kept, dict) else kept if isinstance(kept, (list, tuple, deque)) else [kept]
-            )
-            if any(isinstance(one, torch.Tensor) and torch._C._functorch.is_batchedtensor(one) for one in found):
-                raise ValueError(f"the model keeps what it has computed as an attribute, {name}, that is no buffer")
+        not_own = {"_parameters", "_buffers", "_modules"} | made_anew(part)
+        for name, held in vars(part).items():
+            if name not in not_own:
+                yield from (
+                    (name, one) for one in find(held, torch.Tensor) if torch._C._functorch.is_batchedtensor(one)
+                )
+
+
+def _rows_of_kept(kept: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    numbers, side = torch._C._functorch.get_unwrapped(kept), torch._C._functorch.maybe_get_bdim(kept)
+    level = torch._C._functorch.maybe_get_level(kept)
+    return torch._C._functorch._add_batch_dim(numbers.index_select(side, index), side, level)
 
 
 def made_anew(part: nn.Module) -> set[str]:
