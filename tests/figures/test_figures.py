@@ -17,7 +17,7 @@ from lrsearch.figures import FIGURES, _style, accuracy_versus_cost, cost_by_phas
 from lrsearch.figures import range_test as range_test_figure
 from lrsearch.range_test import judge, suggestions_from_training_losses
 from lrsearch.trial import StudyRecord, TrialRecord, TrialResult
-from tests.records import GPU, SEVEN_WAYS, make_record, some, unfinished
+from tests.records import GPU, SEVEN_WAYS, PlainTrial, make_record, plain_record, some, unfinished
 
 MARKUP = '<b>bold</b> %{x} <a href="https://example.org">a</a>'
 
@@ -293,6 +293,23 @@ def test_what_is_hatched_is_what_gave_no_finished_model() -> None:
         expected = sum(bill(search.trials).wasted_seconds for search in found) / len(found)
         assert math.fsum(trace.x[index] for trace in bars) == pytest.approx(expected)
     assert math.fsum(trace.x[0] for trace in bars) > 0
+
+
+def test_what_a_checkpoint_kept_of_a_killed_attempt_is_not_hatched() -> None:
+    record = make_record({"grid": SEVEN_WAYS["grid"]}, seeds=[0], failures=False)
+    whole = next(trial for trial in record.trials if trial.status == "completed")
+    half = {"train": whole.attempts[0].phase_seconds["train"] / 2}
+    killed = replace(whole.attempts[0], status="interrupted", phase_seconds={**half, "lost": 0.4})
+    resumed = replace(whole, attempts=(killed, replace(whole.attempts[0], number=2, phase_seconds=half)))
+    record = replace(record, trials=tuple(resumed if trial is whole else trial for trial in record.trials))
+    [cost] = cost_by_phase.numbers(record)
+    assert cost.wasted_seconds["lost"] == 0.4
+    assert math.fsum(cost.wasted_seconds.values()) == pytest.approx(bill(record).wasted_seconds)
+
+
+def test_a_way_that_cost_nothing_has_no_bar() -> None:
+    record = plain_record({"clr": {0: [PlainTrial(1.0, 0.9, 0.9)]}, "free": {0: [PlainTrial(0.0, 0.9, 0.9)]}})
+    assert [row[0] for row in FIGURES["cost_by_phase"].table(record).rows] == ["clr"]
 
 
 def test_long_names_are_cut_before_they_push_the_drawing_aside() -> None:
