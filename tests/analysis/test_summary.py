@@ -250,6 +250,15 @@ def test_fewer_than_five_searches_suggest_at_most() -> None:
     assert summarise(study(ways_of()[:3], ways_of(3.0)[:3])).verdict.grade == "suggested"
 
 
+@pytest.mark.parametrize(("searches", "grade"), [(5, "suggested"), (10, "shown")])
+def test_where_a_search_missed_fewer_than_ten_suggest_at_most(searches: int, grade: str) -> None:
+    clr, rival = (2 * ways_of(factor) for factor in (1.0, 5.0))
+    rival[0] = (rival[0][0], 0.9, rival[0][2])
+    verdict = summarise(study(clr[:searches], rival[:searches])).verdict
+    assert verdict.sentences[0].endswith(f": {grade}.")
+    assert f"{searches - 1} of {searches} searches" in verdict.sentences[0]
+
+
 def test_one_search_per_way_shows_nothing_and_names_n() -> None:
     verdict = summarise(study(ways_of()[:1], ways_of(3.0)[:1])).verdict
     assert verdict.grade == "not shown"
