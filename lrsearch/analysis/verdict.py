@@ -107,6 +107,10 @@ def reason_not_to_judge(
             f"{searches} of {fewest.key} gave {models} with a metric that is a number, which is no spread to judge by; "
             "what became of its trials says why."
         )
+    untested = min((clr, *rivals), key=lambda row: len(row.tests))
+    if len(untested.tests) < 2:
+        values = wording.counted(len(untested.tests), "test value")
+        return f"the models of {untested.key} have {values}, which is no spread to judge by."
     return None
 
 
@@ -236,18 +240,21 @@ def _power_text(power: Power, count: int) -> str:
             f"{count} seeds per way detect {wording.times(power.detectable)} (80 % power): a larger ratio is unlikely"
         )
     more = int(float(f"{power.more:.2g}"))  # few searches tell the spread in no more than two digits
-    number = f"{more} or more" if power.searches_needed >= MOST_SEARCHES else f"about {more}"
-    return f"{number} more seeds per way would detect {wording.times(power.ratio)} (80 % power)"
+    number = _more_seeds(more, power.searches_needed >= MOST_SEARCHES)
+    return f"{number} per way would detect {wording.times(power.ratio)} (80 % power)"
 
 
 def _reach_power_text(needed: int, present: int) -> str:
     """Return "if the rates stayed as they are, about 2 more seeds per way would tell them apart"."""
-    more = needed - present
-    number = f"{more} or more" if needed >= MOST_REACH_SEARCHES else f"about {more}"
+    number = _more_seeds(needed - present, needed >= MOST_REACH_SEARCHES)
     return (
         "one of the two never reached the target, so that only the reach rates can be compared; should they stay as "
-        f"they are, {number} more {'seed' if more == 1 else 'seeds'} per way would tell them apart (80 % power)"
+        f"they are, {number} per way would tell them apart (80 % power)"
     )
+
+
+def _more_seeds(more: int, at_least: bool) -> str:
+    return f"at least {more} more seeds" if at_least else f"about {wording.counted(more, 'more seed')}"
 
 
 def _overall(claims: Sequence[Claim]) -> Grade:
@@ -289,7 +296,7 @@ def _note(row: WaySummary, clr: WaySummary, terms: Terms) -> str:
         kind = "Bounds from the file, whose finding is on no bill,"
     shape = f"with {f'{row.way.optimizer} and ' if row.way.optimizer else ''}schedule {row.way.schedule}"
     if row.test is None or row.speed_up is None or clr.test is None:
-        return f"{kind} {shape} ({row.key}) gave no model to compare."
+        return f"{kind} {shape} ({row.key}) {'has too few numbers' if row.models else 'gave no model'} to compare."
     difference = mean_difference(clr.tests, row.tests, within=terms.within)
     return (
         f"{kind} {shape} ({row.key}): {_cost(row, terms)}, {_ratio_text(row.speed_up)}; "

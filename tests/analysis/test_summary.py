@@ -174,6 +174,12 @@ def test_no_difference_is_named_that_no_accuracy_can_have() -> None:
     assert "2 seeds per way are too few to detect any difference" in some(found.verdict.power)
 
 
+def test_a_single_further_seed_is_one_seed() -> None:
+    costs = [(cost, 0.97, test) for cost, test in zip((10.2, 10.1, 10.7, 7.9), TESTS, strict=False)]
+    assert power_of_costs([c for c, _, _ in costs], [c for c, _, _ in costs]).more == 1
+    assert "about 1 more seed per way" in some(summarise(study(costs, costs)).verdict.power)
+
+
 def test_what_is_shown_needs_no_more_seeds() -> None:
     assert summarise(study(ways_of(), ways_of(3.0, better=0.01))).verdict.power is None
 
@@ -502,3 +508,11 @@ def test_a_way_whose_metrics_are_no_numbers_is_named() -> None:
     verdict = summarise(replace(record, trials=tuple(trials))).verdict
     assert verdict.grade == "not shown"
     assert "5 searches of random gave 0 models with a metric that is a number" in verdict.headline
+
+
+def test_a_table_without_test_values_is_not_judged_and_says_so() -> None:
+    record = study(ways_of(), ways_of(3.0))
+    trials = [replace(trial, result=replace(some(trial.result), test_metric=None)) for trial in record.trials]
+    verdict = summarise(replace(record, trials=tuple(trials))).verdict
+    assert verdict.grade == "not shown"
+    assert "the models of clr have 0 test values" in verdict.headline
