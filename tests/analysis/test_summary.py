@@ -404,6 +404,18 @@ def test_a_note_names_the_optimizer_of_a_way_that_has_its_own() -> None:
     assert any("with adam and schedule constant (adam_default)" in note for note in summarise(other).verdict.notes)
 
 
+def told(record: StudyRecord, words: str) -> bool:
+    return any(words in text for text in threats(record, summarise(record)))
+
+
+def test_no_threat_names_a_target_or_a_choice_of_rivals_that_the_study_does_not_have(record: StudyRecord) -> None:
+    assert told(record, "or target can turn")
+    assert not told(make_record(target=None), "target can turn")
+    assert told(record, "rival were picked")
+    for study_without in (unfinished(record, 60), study(ways_of(), ways_of()), make_record(seeds=[0])):
+        assert not told(study_without, "rival were picked")
+
+
 def test_that_all_test_values_are_of_one_test_set_is_said(record: StudyRecord) -> None:
     assert any("one test set, 360 examples" in threat for threat in threats(record, summarise(record)))
 
