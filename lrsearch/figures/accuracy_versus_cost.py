@@ -177,7 +177,7 @@ def _range_tests(line: Lines, style: WayStyle) -> list[go.Scatter]:
 
 
 def _range_test_seconds(search: Search) -> float:
-    return sum(trial.charged_device_seconds for trial in search.trials if trial.stage == "range_test")
+    return sum(trial.charged_device_seconds for trial in search.billed if trial.stage == "range_test")
 
 
 def _missed(line: Lines, target: float) -> list[Search]:

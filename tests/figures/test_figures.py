@@ -235,6 +235,33 @@ def test_the_range_tests_bounds_are_those_of_its_verdict() -> None:
     assert len(range_test_figure.range_tests(record)) == 10  # clr's and clr_linear's
 
 
+def test_the_caption_of_the_range_tests_says_what_training_made_of_them() -> None:
+    def caption(record: StudyRecord) -> str:
+        return FIGURES["range_test"].caption(record)
+
+    several = caption(STUDIES["whole"])
+    assert "a short run of clr (n = 5). Bold, with its bounds, is seed 0; the others are thin." in several
+    assert "between base and max, in which training cycles." in several
+    assert "thin" not in caption(STUDIES["one seed"])
+    assert "cycles" not in caption(make_record({"clr_linear": SEVEN_WAYS["clr_linear"]}, seeds=[0]))
+    record = make_record({"clr": SEVEN_WAYS["clr"]}, seeds=[0])
+    test, training = record.trials
+    plan = replace(some(test.proposal.range_test), repeat=1)
+    again = replace(test, number=1, proposal=replace(test.proposal, range_test=plan))
+    repeated = caption(replace(record, trials=(test, again, replace(training, number=2))))
+    assert "(n = 2). Bold, with its bounds, is the first of seed 0; the others are thin." in repeated
+    assert "between base and max; training goes by the medians of its search's tests." in repeated
+
+
+def test_a_search_that_goes_by_another_seeds_range_test_has_its_tick_too() -> None:
+    record = make_record({"clr": {**SEVEN_WAYS["clr"], "test": "once_per_study"}}, seeds=[0, 1])
+    shared = replace(record, trials=tuple(t for t in record.trials if t.seed == 0 or t.stage == "train"))
+    ticks = [
+        trace.x for trace in figure_of("accuracy_versus_cost", shared).data if trace.marker.symbol == "line-ns-open"
+    ]
+    assert [tick[0] for tick in ticks] == [record.trials[0].charged_device_seconds] * 2
+
+
 def test_a_range_test_without_bounds_is_drawn_without_them() -> None:
     record = make_record({"clr": SEVEN_WAYS["clr"], "grid": SEVEN_WAYS["grid"]}, seeds=[0, 1])
     results = [(trial, some(trial.result)) for trial in record.trials]
