@@ -262,6 +262,18 @@ def test_a_search_that_goes_by_another_seeds_range_test_has_its_tick_too() -> No
     assert [tick[0] for tick in ticks] == [record.trials[0].charged_device_seconds] * 2
 
 
+def test_captions_name_no_target_chance_or_clr_run_that_the_study_does_not_have() -> None:
+    without = STUDIES["no target, no price"]
+    no_chance = replace(without, facts=replace(some(without.facts), chance=None))
+    for key in ("accuracy_versus_cost", "target_ladder"):
+        assert re.search(r"target( on validation)?\.", FIGURES[key].caption(STUDIES["whole"]))
+        assert not re.search(r"target( on validation)?\.", FIGURES[key].caption(without))
+    for key in ("target_ladder", "expected_best"):
+        assert "chance" in FIGURES[key].caption(without)
+        assert "chance" not in FIGURES[key].caption(no_chance)
+    assert "CLR run" not in FIGURES["expected_best"].caption(STUDIES["no range test"])
+
+
 def test_a_range_test_without_bounds_is_drawn_without_them() -> None:
     record = make_record({"clr": SEVEN_WAYS["clr"], "grid": SEVEN_WAYS["grid"]}, seeds=[0, 1])
     results = [(trial, some(trial.result)) for trial in record.trials]
