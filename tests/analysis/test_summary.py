@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lrsearch.analysis import StudySummary, WaySummary, clr_way, power_of_costs, summarise
+from lrsearch.analysis.strip import strip, strip_lines
 from lrsearch.analysis.table import columns, row_cells
 from lrsearch.analysis.target import OutcomeLike
 from lrsearch.analysis.threats import threats
@@ -306,6 +307,19 @@ def test_when_nobody_reaches_the_target_nothing_is_shown() -> None:
     verdict = summarise(study(low, low)).verdict
     assert verdict.grade == "not shown"
     assert "did not reach the target" in verdict.headline
+
+
+def test_a_ratio_that_is_not_there_says_whether_one_or_neither_reached_the_target() -> None:
+    low = [(cost, 0.9, test) for cost, _, test in ways_of()]
+    for rival, words in ((low, "neither reached it"), (ways_of(), "one never reached it")):
+        summary = summarise(study(low, rival))
+        [cell] = [one.cell(summary.way("random")) for one in columns(summary) if one.title == "Times CLR's cost"]
+        assert cell.notes == (words,)
+
+
+def test_one_way_with_one_seed_is_no_plural() -> None:
+    facts = dict(strip_lines(strip(make_record({"grid": SEVEN_WAYS["grid"]}, seeds=[0]))))
+    assert facts["Searches"] == "1 of 1 done, 1 way × 1 seed"
 
 
 def test_a_search_without_a_model_still_costs() -> None:
