@@ -569,10 +569,7 @@ def _bounds(
     rates: Array, curve: _Curve, marks: _Marks, nonfinite_lr: float | None, policy: Policy, optimizer: str
 ) -> RangeTestVerdict:
     """Turn positions into rates, and the rates into bounds."""
-    end, reason = marks.end(len(rates) - 1)
-    max_lr = _rate_at(rates, end)
-    if reason == "end" and nonfinite_lr is not None:
-        max_lr, reason = min(nonfinite_lr / 2, max_lr), "non-finite"
+    max_lr, reason = _max_lr(rates, marks, nonfinite_lr)
     onset_lr = None if curve.pretrained or marks.onset is None else min(_rate_at(rates, marks.onset), max_lr)
     return RangeTestVerdict(
         "ok",
@@ -588,6 +585,14 @@ def _bounds(
         constant_lr=max_lr / (10 if curve.pretrained else 2 if optimizer.lower() == "sgd" else 5),
         flags=_flags(curve, marks, reason, max_lr, onset_lr),
     )
+
+
+def _max_lr(rates: Array, marks: _Marks, nonfinite_lr: float | None) -> tuple[float, Reason]:
+    end, reason = marks.end(len(rates) - 1)
+    max_lr = _rate_at(rates, end)
+    if reason == "end" and nonfinite_lr is not None:
+        return min(nonfinite_lr / 2, max_lr), "non-finite"
+    return max_lr, reason
 
 
 def _base_lr(max_lr: float, onset_lr: float | None, policy: Policy) -> float:
@@ -616,15 +621,16 @@ def _rate_at(rates: Array, index: float) -> float:
 
 
 def _with_intervals(verdict: RangeTestVerdict, rates: Array, curve: _Curve, draws: int, seed: int) -> RangeTestVerdict:
-    """Add the 10-90 % range of the landmarks over resampled curves, as ratios around the point estimates."""
+    """Add the 10-90 % range of the landmarks over resampled curves, as ratios around the point estimates; it ends where
+    the finite values do.
+    """
     resampled = [replace(curve, gain=gain).marks() for gain in _resampled(curve.gain, draws, seed)]
-    last = len(rates) - 1
-    maxima = [_rate_at(rates, marks.end(last)[0]) for marks in resampled]
+    maxima = [_max_lr(rates, marks, verdict.nonfinite_lr)[0] for marks in resampled]
     onsets = [_rate_at(rates, marks.onset) for marks in resampled if marks.onset is not None]
     return replace(
         verdict,
-        max_lr_interval=_interval_around(verdict.max_lr, maxima),
-        onset_lr_interval=_interval_around(verdict.onset_lr, onsets),
+        max_lr_interval=_interval_around(verdict.max_lr, maxima, rates),
+        onset_lr_interval=_interval_around(verdict.onset_lr, onsets, rates),
     )
 
 
@@ -642,11 +648,12 @@ def _resampled(gain: Array, draws: int, seed: int) -> Array:
     return np.asarray(level + (gain - level)[sources.reshape(draws, -1)[:, :n]], dtype=np.float64)
 
 
-def _interval_around(rate: float | None, draws: Sequence[float]) -> tuple[float, float] | None:
+def _interval_around(rate: float | None, draws: Sequence[float], tested: Array) -> tuple[float, float] | None:
     if rate is None or not draws:
         return None
     low, middle, high = np.quantile(np.log(draws), [0.1, 0.5, 0.9])
-    return rate * math.exp(low - middle), rate * math.exp(high - middle)
+    lowest, highest = float(tested[0]), float(tested[-1])
+    return max(rate * math.exp(low - middle), lowest), min(rate * math.exp(high - middle), highest)
 
 
 def _with_advice(verdict: RangeTestVerdict, at_most: Confidence) -> RangeTestVerdict:

@@ -9,6 +9,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from lrsearch.analysis import StudySummary, summarise, wording
+from lrsearch.analysis.compare import Ratio
 from lrsearch.analysis.profile import RMAX, Profile
 from lrsearch.analysis.workloads import (
     FEWEST_FOR_PROFILE,
@@ -100,10 +101,15 @@ def _lost(summaries: Sequence[StudySummary]) -> list[str]:
             if ratio.value == 0:
                 lines.append(f"{name}: {way.key} reached the target, the CLR run never did.")
             else:
-                firm = ratio.high is not None and ratio.high < 1
-                words = "its 95 % interval leaves out 1" if firm else "not distinguished, as its 95 % interval holds 1"
-                lines.append(f"{name}: {way.key} cost {wording.times(ratio.value)} the CLR run's; {words}.")
+                lines.append(f"{name}: {way.key} cost {wording.times(ratio.value)} the CLR run's; {_firmness(ratio)}.")
     return lines
+
+
+def _firmness(ratio: Ratio) -> str:
+    if ratio.high is None:
+        return "one search has no interval"
+    leaves_out = ratio.high < 1
+    return "its 95 % interval leaves out 1" if leaves_out else "not distinguished, as its 95 % interval holds 1"
 
 
 def _profile_plot(found: Mapping[str, Profile], summaries: Sequence[StudySummary]) -> Plot:

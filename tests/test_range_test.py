@@ -410,6 +410,16 @@ def test_the_interval_holds_the_estimate_and_grows_with_the_noise() -> None:
     assert spreads == sorted(spreads)
 
 
+@pytest.mark.parametrize("finite", [80, 100])
+def test_the_interval_ends_where_the_test_did(finite: int) -> None:
+    for seed in range(12):
+        y = loss_curve(100, 0.3, seed, 0.5)
+        y[finite:] = math.nan
+        verdict = loss(y, bootstrap=60)
+        low, high = verdict.max_lr_interval or (1.0, 1.0)
+        assert 1e-5 <= low <= high <= (verdict.nonfinite_lr or 10.0)
+
+
 def test_confidence_is_high_on_a_clean_curve_and_low_on_a_wild_one() -> None:
     clean, wild = loss(loss_curve(300, 0.01), bootstrap=100), loss(loss_curve(100, 0.5), bootstrap=100)
     assert (clean.confidence, wild.confidence) == ("high", "low")

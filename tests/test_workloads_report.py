@@ -56,6 +56,12 @@ def test_the_profile_has_the_score_that_one_reckons_by_hand() -> None:
     assert profiles(summaries(*records[:4])) == {}
 
 
+def test_a_single_search_is_given_no_interval() -> None:
+    searches = {way: {0: [PlainTrial(cost, HIT, HIT)]} for way, cost in {"clr": 4.0, "grid": 2.0}.items()}
+    text = Reader(render_workloads([plain_record(searches)])).text
+    assert "grid cost 0.50× the CLR run's; one search has no interval." in text
+
+
 def test_under_five_studies_there_is_a_table_and_no_score() -> None:
     page = render_workloads([study("a", clr=2.0, grid=8.0), study("b", clr=4.0, grid=2.0)])
     text = Reader(page).text

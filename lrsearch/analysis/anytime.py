@@ -57,15 +57,17 @@ def anytime_curve(
         )
     if not all(cost >= 0 for cost in costs):
         raise UsageError(f"Costs must be from 0 up, got {min(costs)}.")
+    totals = [0.0, *accumulate(costs)]
     steps: list[tuple[float, float]] = []
     best = math.inf if lower_is_better else -math.inf
-    for total, value, test in zip(accumulate(costs), values, tests, strict=True):
+    for total, value, test in zip(totals[1:], values, tests, strict=True):
         if value is None or not (value < best if lower_is_better else value > best):
             continue
         best = value
         if test is not None:
             steps.append((total, test))
-    return StepCurve(tuple(cost for cost, _ in steps), tuple(value for _, value in steps), float(sum(costs)))
+    # Not sum(costs): from Python 3.12 on it rounds differently, and the end may come to lie before the last step.
+    return StepCurve(tuple(cost for cost, _ in steps), tuple(value for _, value in steps), float(totals[-1]))
 
 
 @dataclass(frozen=True)

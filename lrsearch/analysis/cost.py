@@ -97,9 +97,9 @@ def bill(phases: Phases, price: float | Mapping[str, Any] | None = None) -> Bill
         device=devices[0] if devices else None,
         phase_seconds=seconds,
         wasted_seconds=sum(charge.wasted_seconds for charge in charges),
-        core_seconds=_sum_if_known(charge.core_seconds for charge in charges),
+        core_seconds=sum_if_known(charge.core_seconds for charge in charges),
         usd=None if per_hour is None else charged_seconds(seconds) / 3600 * float(per_hour),
-        energy_joules=_sum_if_known(charge.energy_joules for charge in charges),
+        energy_joules=sum_if_known(charge.energy_joules for charge in charges),
     )
 
 
@@ -122,7 +122,7 @@ def _charge(one: TrialRecord | Charge | Mapping[str, Any]) -> Charge:
         one.phase_seconds,
         wasted_seconds(one),
         tuple(device_models([one])),
-        _sum_if_known(attempt.core_seconds for attempt in one.attempts),
+        sum_if_known(attempt.core_seconds for attempt in one.attempts),
         one.result.energy_joules if one.result and alone else None,
     )
 
@@ -135,7 +135,7 @@ def _charge_of_row(row: Mapping[str, Any]) -> Charge:
         charged_seconds(seconds) if row.get("status") in WASTED_STATUSES else seconds["lost"],
         (DeviceModel(str(kind), str(row.get("device_name") or "unnamed")),) if kind else (),
         plain_number(row.get("core_seconds")),
-        plain_number(row.get("energy_joules")),
+        plain_number(row.get("energy_joules")) if (plain_number(row.get("attempts")) or 1) == 1 else None,
     )
 
 
@@ -159,7 +159,7 @@ def _is_seconds(key: str) -> bool:
     return key.endswith("_seconds") and key not in OTHER_SECONDS
 
 
-def _sum_if_known(values: Iterable[float | None]) -> float | None:
+def sum_if_known(values: Iterable[float | None]) -> float | None:
     """Return the sum; None when there is nothing to add or something is unknown."""
     found = list(values)
     known = [value for value in found if value is not None]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import fmean
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.budget import equal_budget
 from lrsearch.analysis.compare import Improvement, Ratio, mean_difference, speed_up
-from lrsearch.analysis.details import Duel, duels
-from lrsearch.analysis.searches import metric_range, searches
+from lrsearch.analysis.details import Duel, duels, finished_searches
+from lrsearch.analysis.searches import metric_range
 from lrsearch.analysis.summary import StudySummary, summarise
 from lrsearch.analysis.verdict import interval_text
 from lrsearch.errors import UnknownNameError, UsageError
@@ -74,13 +75,11 @@ def _probability(found: Improvement) -> str:
 
 def _budgets(record: StudyRecord, one: str, other: str) -> Iterator[tuple[str, str]]:
     """How good each way is once it may spend what a whole search of either costs on average."""
-    by_way = {key: [search for search in searches(record, key) if search.done] for key in (one, other)}
+    by_way = {key: finished_searches(record).get(key, []) for key in (one, other)}
+    if not all(by_way.values()):
+        return
     for key, found in by_way.items():
-        if not found or any(not by_way[way] for way in by_way):
-            return
-        cost = sum(search.charged_device_seconds for search in found) / len(found)
-        if not cost:
-            return
+        cost = fmean(search.charged_device_seconds for search in found)
         values = []
         for way, theirs in by_way.items():
             [point] = equal_budget([search.curve for search in theirs], cost, (1.0,))

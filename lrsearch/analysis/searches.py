@@ -32,7 +32,7 @@ class Search:
     @cached_property
     def charged_device_seconds(self) -> float:
         """All phases of all attempts of all trials, whatever became of them."""
-        return sum(trial.charged_device_seconds for trial in self.billed)
+        return self.curve.end
 
     @property
     def billed(self) -> tuple[TrialRecord, ...]:

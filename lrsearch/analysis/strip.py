@@ -152,7 +152,8 @@ def strip_lines(found: Strip) -> list[tuple[str, str]]:
     lines = [
         (
             "Searches",
-            f"{found.searches_done} of {found.searches_planned} done, {found.ways} ways × {found.seeds} seeds",
+            f"{found.searches_done} of {found.searches_planned} done, "
+            f"{wording.counted(found.ways, 'way')} × {wording.counted(found.seeds, 'seed')}",
         ),
         ("Trials", str(found.trials)),
         *_trained_together(found.together),

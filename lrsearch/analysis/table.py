@@ -166,7 +166,7 @@ def _speed_up(row: WaySummary) -> Cell:
     if ratio is None:
         return NOTHING
     if ratio.method == "never_reached":
-        return Cell("–", ("one never reached it",))
+        return Cell("–", ("neither reached it" if math.isnan(ratio.value) else "one never reached it",))
     return Cell(wording.times(ratio.value), (f"{_interval(ratio)}, {_n(ratio.slow_count, ratio.fast_count)}",))
 
 

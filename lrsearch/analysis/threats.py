@@ -38,7 +38,10 @@ def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
         )
     yield from _orders(record)
     yield from _lost_again(record, summary)
-    yield "One workload and one target: another model, data set or target can turn the order around."
+    if summary.target is None:
+        yield "One workload: another model or data set can turn the order around."
+    else:
+        yield "One workload and one target: another model, data set or target can turn the order around."
     if summary.is_processor_time:
         yield (
             "Seconds are of a processor. On an accelerator evaluation, start-up and training weigh differently"
@@ -55,7 +58,11 @@ def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
             f"Test values are all of one test set, {record.facts.test_count} examples: what another draw of it would "
             "give is in no interval."
         )
-    yield "The cheapest and the best rival were picked after the fact; the grade allows for that, the intervals do not."
+    if summary.verdict.sentences and sum(row.way.is_search for row in summary.ways) > 1:
+        yield (
+            "The cheapest and the best rival were picked after the fact; the grade allows for that, the intervals do "
+            "not."
+        )
     yield "Searches of one seed share their data split and initial weights; intervals treat them as independent."
     yield from _edges(summary)
     once = [key for key, settings in record.config["strategies"].items() if tests_once(settings)]
@@ -87,7 +94,7 @@ def _orders(record: StudyRecord) -> Iterator[str]:
     """A grid has no order of its own: the one that ran may have been lucky, or the opposite."""
     for key, orders in grid_orders(record).items():
         ran, expected = (fmean(getattr(one, name) for _, one in orders) for name in ("as_executed", "expected"))
-        if math.isfinite(ran) and max(ran / expected, expected / ran) > RATIO_WORTH_KNOWING:
+        if math.isfinite(ran) and max(ran, expected) > RATIO_WORTH_KNOWING * min(ran, expected):
             yield (
                 f"{key} reached the target after {wording.significant(ran)} s in the orders in which its points ran; "
                 f"over all orders the mean is {wording.significant(expected)} s. Its cost to target is partly luck."

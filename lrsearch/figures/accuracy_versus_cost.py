@@ -177,7 +177,7 @@ def _range_tests(line: Lines, style: WayStyle) -> list[go.Scatter]:
 
 
 def _range_test_seconds(search: Search) -> float:
-    return sum(trial.charged_device_seconds for trial in search.trials if trial.stage == "range_test")
+    return sum(trial.charged_device_seconds for trial in search.billed if trial.stage == "range_test")
 
 
 def _missed(line: Lines, target: float) -> list[Search]:
@@ -214,14 +214,17 @@ def _value_range(lines: Sequence[Lines], target: float | None) -> tuple[float, f
 
 def caption(record: StudyRecord) -> str:
     count, better = len(record.seeds), "up" if higher_is_better(record) else "down"
+    misses, target = "", ""
+    if target_value(record) is not None:
+        misses = " Hollow symbols on the right edge are searches that never reached the target on validation."
+        target = " and the target"
     return (
         f"Further left is cheaper, further {better} is better. Bold is the median of a way's searches "
         f"({wording.counted(count, 'search', 'searches')} each), the band around it their middle half, from where "
         "every search has a model; thin and dashed, what stays once they are over. A symbol marks the end of a "
         "search. Shown is the test value of the model with the best validation value so far, so a line can fall. On "
-        "range-tested ways a tick marks where the range test was done, dotted to the end of the training. Hollow "
-        "symbols on the right edge are searches that never reached the target on validation. The vertical axis is cut "
-        "to what the searches ended with and the target."
+        "range-tested ways a tick marks where the range test was done, dotted to the end of the training."
+        f"{misses} The vertical axis is cut to what the searches ended with{target}."
     )
 
 

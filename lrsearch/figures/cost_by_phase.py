@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 from lrsearch.analysis import wording
 from lrsearch.analysis.compare import Mean, mean_of
 from lrsearch.analysis.cost import WASTED_STATUSES, device_models
-from lrsearch.analysis.searches import Search, searches
+from lrsearch.analysis.details import finished_searches
+from lrsearch.analysis.searches import Search
 from lrsearch.figures._drawing import Drawing, Table
 from lrsearch.figures._style import INK, label, new_figure
 from lrsearch.trial import CHARGED_PHASES, PHASES, StudyRecord, TrialRecord
@@ -49,12 +50,7 @@ class WayCost:
 
 def numbers(record: StudyRecord) -> list[WayCost]:
     """Return the ways with finished searches; empty when devices of several models ran the study."""
-    if len(device_models(record.trials)) > 1:
-        return []
-    by_way = {
-        key: [search for search in searches(record, key) if search.done and search.trials] for key in record.strategies
-    }
-    return [_way_cost(key, done) for key, done in by_way.items() if done]
+    return [_way_cost(key, done) for key, done in finished_searches(record).items()]
 
 
 def _way_cost(key: str, done: list[Search]) -> WayCost:
@@ -62,7 +58,7 @@ def _way_cost(key: str, done: list[Search]) -> WayCost:
     assert charged is not None, "there are searches"
     trials = [trial for search in done for trial in search.billed]
     phases = _mean_phases([trial.phase_seconds for trial in trials], len(done))
-    wasted = _mean_phases([seconds for trial in trials for seconds in _in_vain(trial)], len(done))
+    wasted = _mean_phases([_in_vain(trial) for trial in trials], len(done))
     return WayCost(key, phases, {phase: wasted[phase] for phase in CHARGED_PHASES}, charged)
 
 
@@ -70,10 +66,9 @@ def _mean_phases(seconds: Sequence[Mapping[str, float]], count: int) -> dict[str
     return {phase: sum(one.get(phase, 0.0) for one in seconds) / count for phase in PHASES}
 
 
-def _in_vain(trial: TrialRecord) -> list[Mapping[str, float]]:
-    if trial.status in WASTED_STATUSES:
-        return [trial.phase_seconds]
-    return [one.phase_seconds for one in trial.attempts if one.status in ("lost", "interrupted")]
+def _in_vain(trial: TrialRecord) -> Mapping[str, float]:
+    """Return the seconds that gave no finished model; what a checkpoint kept of a killed attempt did."""
+    return trial.phase_seconds if trial.status in WASTED_STATUSES else {"lost": trial.phase_seconds["lost"]}
 
 
 def draw(record: StudyRecord) -> go.Figure | None:
@@ -133,8 +128,8 @@ def caption(record: StudyRecord) -> str:
     return (
         "Mean charged seconds of a whole search, every trial in it whatever became of it; ± is the standard deviation "
         "over searches. Hatched is what gave no finished model: trials that diverged, failed or were pruned, and "
-        "attempts that were killed. Idle: the device was held while the sampler thought and results were written. "
-        "Lost: an attempt that was killed and had to be repeated. Reading data and the test evaluation are apart: on "
+        "what was lost. Idle: the device was held while the sampler thought and results were written. Lost: what had "
+        "to be repeated of an attempt that was killed. Reading data and the test evaluation are apart: on "
         "nobody's bill."
     )
 

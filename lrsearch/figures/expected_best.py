@@ -64,13 +64,18 @@ def _band(key: str, means: list[Mean], style: WayStyle) -> go.Scatter:
     )
 
 
+_ACROSS = " The line across is the mean validation value of the CLR run, which trains once."
+
+
 def caption(record: StudyRecord) -> str:
+    unknown = record.facts is None or record.facts.chance is None
+    across = "" if summarise(record).clr is None else _ACROSS
     return (
         "Expected best validation value of k trials of a random search: the mean over all subsets of k of its trials "
         "(unbiased, Tang et al. 2020), then over searches, with the 95 % t interval. Failed and diverged trials count "
-        "as chance. Random search alone: trials of a sampler that learns, or of a grid, are not interchangeable. The "
-        "line across is the mean validation value of the CLR run, which trains once. The winner of many trials carries "
-        "the winner's curse: test values are in the first table."
+        f"as {'the worst value of the study' if unknown else 'chance'}. Random search alone: trials of a sampler that "
+        f"learns, or of a grid, are not interchangeable.{across} The winner of many trials carries the winner's curse: "
+        "test values are in the first table."
     )
 
 

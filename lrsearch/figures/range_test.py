@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from lrsearch.analysis import wording
 from lrsearch.analysis.once import once_per_record
 from lrsearch.analysis.searches import metric_name
-from lrsearch.analysis.ways import clr_way
+from lrsearch.analysis.ways import CYCLICAL, clr_way
 from lrsearch.figures._drawing import Drawing, Table
 from lrsearch.figures._style import WayStyle, axis, log_axis, new_figure, padded, way_line, way_styles
 from lrsearch.range_test import RangeTestVerdict, judge
@@ -153,11 +153,18 @@ def caption(record: StudyRecord) -> str:
     clr = clr_way(record)
     if not tests or clr is None:
         return ""
+    first, repeated = tests[0], any(test.plan.repeat for test in tests)
+    bold = f"Bold, with its bounds, is {'the first of ' if repeated else ''}seed {first.trial.seed}"
+    thin = "; the others are thin" if len(tests) > 1 else ""
+    shaded = ""
+    if first.verdict.base_lr and first.verdict.max_lr:
+        cycles = ", in which training cycles" if clr.schedule in CYCLICAL else ""
+        trained = "; training goes by the medians of its search's tests" if repeated else cycles
+        shaded = f" Shaded is the range between base and max{trained}."
     return (
-        f"The rate rises from step to step in one short run per search of {clr.key} (n = {len(tests)}). Bold, with its "
-        f"bounds, is seed {tests[0].trial.seed}; the other seeds are thin. Training cycles in the shaded range between "
-        "base and max. Onset (learning begins) and knee (it flattens) are shown for orientation. Both axes are cut "
-        "where the values have become worse than at the start by as much as they had become better."
+        f"The rate rises from step to step in a short run of {clr.key} (n = {len(tests)}). {bold}{thin}.{shaded} "
+        "Onset (learning begins) and knee (it flattens) are shown for orientation. Both axes are cut where the values "
+        "have become worse than at the start by as much as they had become better."
     )
 
 

@@ -56,10 +56,13 @@ def _line(key: str, rungs: list[AtTarget], style: WayStyle) -> go.Scatter:
 
 def caption(record: StudyRecord) -> str:
     shares = ", ".join(f"{100 * share:.0f}" for share in GAIN_SHARES)
+    chance = record.facts.chance if record.facts else None
+    start = "the worst first evaluation of a search" if chance is None else "chance"
+    own = "" if target_value(record) is None else ", and the study's own target"
     return (
         "Expected cost with restarts until a search is this good on validation, all seconds spent in vain included. "
         "Hollow: some searches never got there; where none did, the line ends. The rungs, at equal distances, are "
-        f"{shares} % of the gain from chance to the best validation value of the study, and the study's own target."
+        f"{shares} % of the gain from {start} to the best validation value of the study{own}."
     )
 
 

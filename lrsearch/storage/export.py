@@ -10,8 +10,8 @@ seconds x devices held, times are UTC in ISO 8601, an empty cell is a value that
   diverged_step, validation_* and test_* (of the end of the run; `metric` names the metric), gang_size, device_*,
   peak_device_memory_bytes, energy_joules and error. Over all attempts: attempts (how many), charged_device_seconds, one
   <phase>_seconds per phase, billed_device_seconds (what it really took, of trials that trained together its share; the
-  charged ones are what each would have taken alone), core_seconds, estimated (whether any seconds were read off a
-  heartbeat), started_at of the first and finished_at of the last.
+  charged ones are what each would have taken alone), core_seconds (empty where an attempt cannot say), estimated
+  (whether any seconds were read off a heartbeat), started_at of the first and finished_at of the last.
   The rest is what `lrsearch analyze` needs to compute the report's tables from this one: target, higher_is_better,
   chance, price (USD per device hour), last_attempt_seconds (charged, of the attempt that finished), seconds_to_target
   (charged seconds of the trial until an evaluation first met the target); evaluations: JSON [epoch, charged seconds of
@@ -38,7 +38,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, Literal, TextIO
 
-from lrsearch.analysis.cost import price_of
+from lrsearch.analysis.cost import price_of, sum_if_known
 from lrsearch.analysis.details import early_points
 from lrsearch.analysis.searches import evaluations_of, higher_is_better, searches, target_value
 from lrsearch.analysis.target import meets
@@ -154,7 +154,7 @@ def _trial_rows(
         "metric": facts.metric if facts else None,
         "attempts": len(trial.attempts),
         "billed_device_seconds": trial.billed_device_seconds,
-        "core_seconds": _sum([attempt.core_seconds for attempt in trial.attempts]),
+        "core_seconds": sum_if_known(attempt.core_seconds for attempt in trial.attempts),
         "estimated": any(attempt.estimated for attempt in trial.attempts),
         "started_at": _time(trial.attempts[0].started_at) if trial.attempts else None,
         "finished_at": _time(trial.attempts[-1].finished_at) if trial.attempts else None,
@@ -279,12 +279,6 @@ def _phases(phase_seconds: Mapping[str, float]) -> dict[str, float]:
 def _device(device: DeviceInfo | None) -> dict[str, Any]:
     keys = {"kind": "device_kind", "name": "device_name", "count": "device_count", "threads": "device_threads"}
     return {column: getattr(device, key, None) for key, column in keys.items()}
-
-
-def _sum(values: list[float | None]) -> float | None:
-    """Return the sum of what is known, None when nothing is."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
 
 
 def _time(at: datetime | None) -> str | None:

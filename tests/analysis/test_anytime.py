@@ -1,5 +1,6 @@
 """The anytime curve against a brute-force reading of its definition."""
 
+import math
 from itertools import accumulate
 
 import pytest
@@ -69,3 +70,12 @@ def test_the_common_grid_has_every_event() -> None:
     assert {1.0, 2.5, 3.0, 4.0, 9.0} <= set(grid)
     assert grid == sorted(grid)
     assert len(grid) > 50
+
+
+def test_a_curve_ends_at_its_last_step_however_sums_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrsearch.analysis.anytime.sum", math.fsum, raising=False)  # Python 3.12's is as exact
+    costs = [0.1, 0.1, 0.1, 0.3]
+    assert max(accumulate(costs)) > math.fsum(costs)
+    curve = anytime_curve(costs, [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4])
+    assert curve.end == curve.costs[-1]
+    assert curve.at(curve.end) == 0.4

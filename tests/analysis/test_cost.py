@@ -82,6 +82,8 @@ def test_the_exported_rows_give_the_bill_of_the_record() -> None:
     assert from_rows.wasted_seconds == pytest.approx(from_record.wasted_seconds)
     assert from_rows.usd == pytest.approx(from_record.usd)
     assert from_rows.device == from_record.device
+    assert from_rows.core_seconds is None  # nor does the record know it: an attempt was killed
+    assert from_record.core_seconds is None
 
 
 def test_energy_is_known_only_where_every_trial_says_so() -> None:
@@ -100,6 +102,7 @@ def test_the_energy_of_a_killed_attempt_is_not_known() -> None:
     ]
     assert bill(metered).energy_joules is None
     assert bill([trial for trial in metered if len(trial.attempts) == 1]).energy_joules == 2.0 * (len(metered) - 1)
+    assert bill([{"train": 1.0, "energy_joules": 2.0, "attempts": "2"}]).energy_joules is None
 
 
 def test_kinds_of_device_in_plain_rows_are_never_mixed() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lrsearch.analysis import mean_difference, speed_up, summarise, wording
 from lrsearch.analysis.pair import compare_ways
 from lrsearch.errors import UnknownNameError, UsageError
-from tests.records import PlainTrial, make_record, plain_record
+from tests.records import GPU, PlainTrial, make_record, plain_record
 
 
 def test_every_number_stands_there_with_its_interval_and_n() -> None:
@@ -31,6 +33,14 @@ def test_at_the_same_budget_each_way_has_what_it_then_had() -> None:
     lines = dict(compare_ways(plain_record(searches), "clr", "grid"))
     assert lines["for 2.00 s, a clr search"].startswith("clr test 0.9500 (2/2 with a model); grid test 0.8900")
     assert "grid test 0.9800" in lines["for 4.00 s, a grid search"]
+
+
+def test_seconds_of_different_devices_are_not_averaged_into_a_budget() -> None:
+    cpu, gpu = make_record(seeds=[0, 1]), make_record(seeds=[0, 1], device=GPU)
+    mixed = replace(cpu, trials=(*cpu.trials[:45], *gpu.trials[45:]))
+    lines = dict(compare_ways(mixed, "clr", "grid"))
+    assert lines["cost to target"].startswith("not comparable")
+    assert not [what for what in lines if what.startswith("for ")]
 
 
 def test_a_way_that_is_not_there_or_the_same_way_is_refused() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lrsearch.analysis import StudySummary, WaySummary, clr_way, power_of_costs, summarise
+from lrsearch.analysis.strip import strip, strip_lines
 from lrsearch.analysis.table import columns, row_cells
 from lrsearch.analysis.target import OutcomeLike
 from lrsearch.analysis.threats import threats
@@ -174,6 +175,12 @@ def test_no_difference_is_named_that_no_accuracy_can_have() -> None:
     assert "2 seeds per way are too few to detect any difference" in some(found.verdict.power)
 
 
+def test_a_single_further_seed_is_one_seed() -> None:
+    costs = [(cost, 0.97, test) for cost, test in zip((8.9, 9.4, 10.0, 11.5), TESTS, strict=False)]
+    assert power_of_costs([c for c, _, _ in costs], [c for c, _, _ in costs]).more == 1
+    assert "about 1 more seed per way" in some(summarise(study(costs, costs)).verdict.power)
+
+
 def test_what_is_shown_needs_no_more_seeds() -> None:
     assert summarise(study(ways_of(), ways_of(3.0, better=0.01))).verdict.power is None
 
@@ -250,6 +257,15 @@ def test_fewer_than_five_searches_suggest_at_most() -> None:
     assert summarise(study(ways_of()[:3], ways_of(3.0)[:3])).verdict.grade == "suggested"
 
 
+@pytest.mark.parametrize(("searches", "grade"), [(5, "suggested"), (10, "shown")])
+def test_where_a_search_missed_fewer_than_ten_suggest_at_most(searches: int, grade: str) -> None:
+    clr, rival = (2 * ways_of(factor) for factor in (1.0, 5.0))
+    rival[0] = (rival[0][0], 0.9, rival[0][2])
+    verdict = summarise(study(clr[:searches], rival[:searches])).verdict
+    assert verdict.sentences[0].endswith(f": {grade}.")
+    assert f"{searches - 1} of {searches} searches" in verdict.sentences[0]
+
+
 def test_one_search_per_way_shows_nothing_and_names_n() -> None:
     verdict = summarise(study(ways_of()[:1], ways_of(3.0)[:1])).verdict
     assert verdict.grade == "not shown"
@@ -291,6 +307,19 @@ def test_when_nobody_reaches_the_target_nothing_is_shown() -> None:
     verdict = summarise(study(low, low)).verdict
     assert verdict.grade == "not shown"
     assert "did not reach the target" in verdict.headline
+
+
+def test_a_ratio_that_is_not_there_says_whether_one_or_neither_reached_the_target() -> None:
+    low = [(cost, 0.9, test) for cost, _, test in ways_of()]
+    for rival, words in ((low, "neither reached it"), (ways_of(), "one never reached it")):
+        summary = summarise(study(low, rival))
+        [cell] = [one.cell(summary.way("random")) for one in columns(summary) if one.title == "Times CLR's cost"]
+        assert cell.notes == (words,)
+
+
+def test_one_way_with_one_seed_is_no_plural() -> None:
+    facts = dict(strip_lines(strip(make_record({"grid": SEVEN_WAYS["grid"]}, seeds=[0]))))
+    assert facts["Searches"] == "1 of 1 done, 1 way × 1 seed"
 
 
 def test_a_search_without_a_model_still_costs() -> None:
@@ -387,6 +416,18 @@ def test_a_note_names_the_optimizer_of_a_way_that_has_its_own() -> None:
         record, config={**record.config, "strategies": {**record.config["strategies"], "adam_default": adam}}
     )
     assert any("with adam and schedule constant (adam_default)" in note for note in summarise(other).verdict.notes)
+
+
+def told(record: StudyRecord, words: str) -> bool:
+    return any(words in text for text in threats(record, summarise(record)))
+
+
+def test_no_threat_names_a_target_or_a_choice_of_rivals_that_the_study_does_not_have(record: StudyRecord) -> None:
+    assert told(record, "or target can turn")
+    assert not told(make_record(target=None), "target can turn")
+    assert told(record, "rival were picked")
+    for study_without in (unfinished(record, 60), study(ways_of(), ways_of()), make_record(seeds=[0])):
+        assert not told(study_without, "rival were picked")
 
 
 def test_that_all_test_values_are_of_one_test_set_is_said(record: StudyRecord) -> None:
@@ -507,3 +548,11 @@ def test_a_way_whose_metrics_are_no_numbers_is_named() -> None:
     verdict = summarise(replace(record, trials=tuple(trials))).verdict
     assert verdict.grade == "not shown"
     assert "5 searches of random gave 0 models with a metric that is a number" in verdict.headline
+
+
+def test_a_table_without_test_values_is_not_judged_and_says_so() -> None:
+    record = study(ways_of(), ways_of(3.0))
+    trials = [replace(trial, result=replace(some(trial.result), test_metric=None)) for trial in record.trials]
+    verdict = summarise(replace(record, trials=tuple(trials))).verdict
+    assert verdict.grade == "not shown"
+    assert "the models of clr have 0 test values" in verdict.headline

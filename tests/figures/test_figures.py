@@ -17,7 +17,7 @@ from lrsearch.figures import FIGURES, _style, accuracy_versus_cost, cost_by_phas
 from lrsearch.figures import range_test as range_test_figure
 from lrsearch.range_test import judge, suggestions_from_training_losses
 from lrsearch.trial import StudyRecord, TrialRecord, TrialResult
-from tests.records import GPU, SEVEN_WAYS, make_record, some, unfinished
+from tests.records import GPU, SEVEN_WAYS, PlainTrial, make_record, plain_record, some, unfinished
 
 MARKUP = '<b>bold</b> %{x} <a href="https://example.org">a</a>'
 
@@ -235,6 +235,45 @@ def test_the_range_tests_bounds_are_those_of_its_verdict() -> None:
     assert len(range_test_figure.range_tests(record)) == 10  # clr's and clr_linear's
 
 
+def test_the_caption_of_the_range_tests_says_what_training_made_of_them() -> None:
+    def caption(record: StudyRecord) -> str:
+        return FIGURES["range_test"].caption(record)
+
+    several = caption(STUDIES["whole"])
+    assert "a short run of clr (n = 5). Bold, with its bounds, is seed 0; the others are thin." in several
+    assert "between base and max, in which training cycles." in several
+    assert "thin" not in caption(STUDIES["one seed"])
+    assert "cycles" not in caption(make_record({"clr_linear": SEVEN_WAYS["clr_linear"]}, seeds=[0]))
+    record = make_record({"clr": SEVEN_WAYS["clr"]}, seeds=[0])
+    test, training = record.trials
+    plan = replace(some(test.proposal.range_test), repeat=1)
+    again = replace(test, number=1, proposal=replace(test.proposal, range_test=plan))
+    repeated = caption(replace(record, trials=(test, again, replace(training, number=2))))
+    assert "(n = 2). Bold, with its bounds, is the first of seed 0; the others are thin." in repeated
+    assert "between base and max; training goes by the medians of its search's tests." in repeated
+
+
+def test_a_search_that_goes_by_another_seeds_range_test_has_its_tick_too() -> None:
+    record = make_record({"clr": {**SEVEN_WAYS["clr"], "test": "once_per_study"}}, seeds=[0, 1])
+    shared = replace(record, trials=tuple(t for t in record.trials if t.seed == 0 or t.stage == "train"))
+    ticks = [
+        trace.x for trace in figure_of("accuracy_versus_cost", shared).data if trace.marker.symbol == "line-ns-open"
+    ]
+    assert [tick[0] for tick in ticks] == [record.trials[0].charged_device_seconds] * 2
+
+
+def test_captions_name_no_target_chance_or_clr_run_that_the_study_does_not_have() -> None:
+    without = STUDIES["no target, no price"]
+    no_chance = replace(without, facts=replace(some(without.facts), chance=None))
+    for key in ("accuracy_versus_cost", "target_ladder"):
+        assert re.search(r"target( on validation)?\.", FIGURES[key].caption(STUDIES["whole"]))
+        assert not re.search(r"target( on validation)?\.", FIGURES[key].caption(without))
+    for key in ("target_ladder", "expected_best"):
+        assert "chance" in FIGURES[key].caption(without)
+        assert "chance" not in FIGURES[key].caption(no_chance)
+    assert "CLR run" not in FIGURES["expected_best"].caption(STUDIES["no range test"])
+
+
 def test_a_range_test_without_bounds_is_drawn_without_them() -> None:
     record = make_record({"clr": SEVEN_WAYS["clr"], "grid": SEVEN_WAYS["grid"]}, seeds=[0, 1])
     results = [(trial, some(trial.result)) for trial in record.trials]
@@ -293,6 +332,23 @@ def test_what_is_hatched_is_what_gave_no_finished_model() -> None:
         expected = sum(bill(search.trials).wasted_seconds for search in found) / len(found)
         assert math.fsum(trace.x[index] for trace in bars) == pytest.approx(expected)
     assert math.fsum(trace.x[0] for trace in bars) > 0
+
+
+def test_what_a_checkpoint_kept_of_a_killed_attempt_is_not_hatched() -> None:
+    record = make_record({"grid": SEVEN_WAYS["grid"]}, seeds=[0], failures=False)
+    whole = next(trial for trial in record.trials if trial.status == "completed")
+    half = {"train": whole.attempts[0].phase_seconds["train"] / 2}
+    killed = replace(whole.attempts[0], status="interrupted", phase_seconds={**half, "lost": 0.4})
+    resumed = replace(whole, attempts=(killed, replace(whole.attempts[0], number=2, phase_seconds=half)))
+    record = replace(record, trials=tuple(resumed if trial is whole else trial for trial in record.trials))
+    [cost] = cost_by_phase.numbers(record)
+    assert cost.wasted_seconds["lost"] == 0.4
+    assert math.fsum(cost.wasted_seconds.values()) == pytest.approx(bill(record).wasted_seconds)
+
+
+def test_a_way_that_cost_nothing_has_no_bar() -> None:
+    record = plain_record({"clr": {0: [PlainTrial(1.0, 0.9, 0.9)]}, "free": {0: [PlainTrial(0.0, 0.9, 0.9)]}})
+    assert [row[0] for row in FIGURES["cost_by_phase"].table(record).rows] == ["clr"]
 
 
 def test_long_names_are_cut_before_they_push_the_drawing_aside() -> None:
