@@ -31,10 +31,12 @@ def _threats(record: StudyRecord, summary: StudySummary) -> Iterator[str]:
     if not summary.finished:
         yield "The study is unfinished; numbers are of the searches that are done."
     fewest = min((row.searches_done for row in summary.ways), default=0)
-    if fewest < 10:
+    if fewest == 1:
+        yield "1 search per way has no spread: nothing says how far off another would be."
+    elif 1 < fewest < 10:
         yield (
-            f"{wording.counted(fewest, 'search', 'searches').capitalize()} per way: t intervals assume that costs and "
-            "accuracies are roughly normal, which so few cannot show."
+            f"{fewest} searches per way: t intervals assume that costs and accuracies are roughly normal, which so few "
+            "cannot show."
         )
     yield from _orders(record)
     yield from _lost_again(record, summary)

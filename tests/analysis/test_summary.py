@@ -422,6 +422,12 @@ def told(record: StudyRecord, words: str) -> bool:
     return any(words in text for text in threats(record, summarise(record)))
 
 
+def test_that_few_searches_carry_little_is_said_as_far_as_there_are_any() -> None:
+    assert told(make_record(seeds=[0]), "1 search per way has no spread")
+    assert told(make_record(seeds=[0, 1]), "2 searches per way: t intervals assume")
+    assert not told(unfinished(make_record(seeds=[0]), 3), "per way")
+
+
 def test_no_threat_names_a_target_or_a_choice_of_rivals_that_the_study_does_not_have(record: StudyRecord) -> None:
     assert told(record, "or target can turn")
     assert not told(make_record(target=None), "target can turn")
