@@ -293,6 +293,14 @@ class Turns:
         search.waiting.appendleft(record)
         search.done = False
 
+    def note_ends(self) -> None:
+        """Find out which of the searches that have begun have nothing more to try; none may have a trial running."""
+        for searches, _ in self._replicates:
+            for search in searches.values():
+                turn = self.another(search) if search.trials else None
+                if turn is not None:
+                    search.put_back(turn)
+
     def beside(self, search: Search) -> Iterator[Search]:
         """Yield this search, then those whose trials may train together with its own, of its seed first."""
         yield search
@@ -528,6 +536,8 @@ class Conductor:
             if not busy and not all(slot.out_of_reach for slot in self._slots):
                 if turn is not None:
                     self._tell_budget(turn)
+                    turn.search.put_back(turn)
+                    self._turns.note_ends()
                 return turn is None
             self._wait(busy)
             for slot in busy:

@@ -11,6 +11,7 @@ import pytest
 from lrsearch.analysis import searches, summarise, ways
 from lrsearch.analysis.confirm import confirmations_wanted, fresh_seeds
 from lrsearch.analysis.threats import threats
+from lrsearch.conductor import Budget
 from lrsearch.config import load_study
 from lrsearch.storage.export import export_rows
 from lrsearch.storage.store import open_store
@@ -202,6 +203,19 @@ def test_what_a_budget_leaves_of_an_extended_study_is_not_done(tmp_path: Path, f
     begun = searches(record, "random")[0]
     assert 0 < len(begun.trials) < 4
     assert not begun.done
+
+
+def test_a_search_that_had_ended_when_the_budget_stopped_the_study_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, watcher = tmp_path / "stopped.yaml", Quiet()
+    monkeypatch.setattr(Budget, "allows", lambda budget, seconds: len(watcher.finished) < 2)
+    head = FILE.partition("confirmation_seeds")[0] + "rates: {low: 1e-4, high: 10}\nbudget: {device_hours: 1}\n"
+    file.write_text(head + "strategies: {one: {name: default_rate}, two: {name: random_search, trials: 2}}\n")
+    with open_store(f"sqlite:///{tmp_path}/stopped.db") as store:
+        record = run_study(load_study(file), store, observer=watcher)
+    assert not record.finished
+    assert [[search.done for search in searches(record, key)] for key in ("one", "two")] == [[True, False], [False] * 2]
 
 
 @pytest.mark.parametrize("gangs", ["off", "auto"])
