@@ -124,12 +124,13 @@ def _searches(record: StudyRecord, strategy: str) -> list[Search]:
     tests = {seed: tuple(trial for trial in trials if trial.stage == "range_test") for seed, trials in by_seed.items()}
     once = tests_once(record.config["strategies"].get(strategy, {}))
     shared = next(filter(None, tests.values()), ()) if once else ()
+    noted = _noted_done(record, strategy)
     return [
         Search(
             strategy,
             seed,
             tuple(trials),
-            _is_done(record, strategy, seed),
+            record.finished or seed in noted,
             higher,
             shared=() if tests[seed] else shared,
         )
@@ -142,13 +143,12 @@ def tests_once(settings: Mapping[str, Any]) -> bool:
     return settings.get("test") == "once_per_study" and settings.get("max_lr") is None
 
 
-def _is_done(record: StudyRecord, strategy: str, seed: int) -> bool:
-    """In an unfinished study: the study loop has noted it; what it noted before an extension no longer holds."""
-    if record.finished:
-        return True
+def _noted_done(record: StudyRecord, strategy: str) -> set[int]:
+    """Return with which seeds the study loop has noted the way to be done; notes before an extension no longer hold."""
     kinds = [event.kind for event in record.events]
     since = record.events[len(kinds) - kinds[::-1].index("extended") if "extended" in kinds else 0 :]
-    return any(e.kind == "search_done" and e.data == {"strategy": strategy, "seed": seed} for e in since)
+    notes = [event.data for event in since if event.kind == "search_done"]
+    return {note["seed"] for note in notes if note["strategy"] == strategy}
 
 
 def higher_is_better(record: StudyRecord) -> bool:
