@@ -254,10 +254,10 @@ class Turns:
         self._records: dict[tuple[str, int], list[TrialRecord]] = {}
         for trial in record.trials:
             self._records.setdefault((trial.strategy, trial.seed), []).append(trial)
-        self._first = {key: self._search(key, config.seeds[0]) for key in config.strategies}
-        others = [{key: self._search(key, seed) for key in config.strategies} for seed in config.seeds[1:]]
+        replicates = [{key: self._search(key, seed) for key in config.strategies} for seed in config.seeds]
+        self._testing = {key: _that_tests([searches[key] for searches in replicates]) for key in config.strategies}
         self._replicates = tuple(
-            (searches, chain.from_iterable(interleaved(list(searches)))) for searches in (self._first, *others)
+            (searches, chain.from_iterable(interleaved(list(searches)))) for searches in replicates
         )
 
     def _search(self, key: str, seed: int) -> Search:
@@ -265,6 +265,16 @@ class Turns:
 
     def next(self) -> Turn | None:
         """Return the next turn; None while all must wait, and at the end."""
+        while True:
+            ended = self._ended_count()
+            turn = self._next()
+            if turn is not None or self._ended_count() == ended:
+                return turn  # else one that has just ended may have been waited for
+
+    def _ended_count(self) -> int:
+        return sum(search.done for searches, _ in self._replicates for search in searches.values())
+
+    def _next(self) -> Turn | None:
         for searches, order in self._replicates:
             if all(search.done for search in searches.values()):
                 continue
@@ -283,6 +293,14 @@ class Turns:
         search.waiting.appendleft(record)
         search.done = False
 
+    def note_ends(self) -> None:
+        """Find out which of the searches that have begun have nothing more to try; none may have a trial running."""
+        for searches, _ in self._replicates:
+            for search in searches.values():
+                turn = self.another(search) if search.trials else None
+                if turn is not None:
+                    search.put_back(turn)
+
     def beside(self, search: Search) -> Iterator[Search]:
         """Yield this search, then those whose trials may train together with its own, of its seed first."""
         yield search
@@ -296,17 +314,12 @@ class Turns:
         return None if search.done or not self._has_its_tests(search) else self._turn_of(search)
 
     def _has_its_tests(self, search: Search) -> bool:
-        """Whether a search that goes by the range tests of the first seed's can have them.
-
-        One that began as the first goes by its own, also where an extension has put other seeds before it.
-        """
-        first = self._first[search.key]
-        if search is first or not (isinstance(search.strategy, SharesTests) and search.strategy.tests_once):
+        """Whether a search that goes by the range tests of another can have them."""
+        testing = self._testing[search.key]
+        if search is testing or not (isinstance(search.strategy, SharesTests) and search.strategy.tests_once):
             return True
-        if any(trial.proposal.stage == "range_test" for trial in search.trials):
-            return True
-        search.shared_tests = tuple(trial for trial in first.trials if trial.proposal.stage == "range_test")
-        return first.done
+        search.shared_tests = tuple(_range_tests(testing))
+        return testing.done
 
     def _turn_of(self, search: Search) -> Turn | None:
         if search.running and not self._may_look_ahead(search.strategy):
@@ -332,6 +345,18 @@ class Turns:
 
     def _may_look_ahead(self, strategy: Strategy) -> bool:
         return self._config.executor.asynchronous or at_once(strategy) > 1
+
+
+def _that_tests(found: Sequence[Search]) -> Search:
+    """Return which search of a way tests where one does for all: the first, unless another had begun to.
+
+    An extension may have put seeds before its own.
+    """
+    return next((search for search in found if any(_range_tests(search))), found[0])
+
+
+def _range_tests(search: Search) -> Iterator[Trial]:
+    return (trial for trial in search.trials if trial.proposal.stage == "range_test")
 
 
 class Budget:
@@ -511,6 +536,8 @@ class Conductor:
             if not busy and not all(slot.out_of_reach for slot in self._slots):
                 if turn is not None:
                     self._tell_budget(turn)
+                    turn.search.put_back(turn)
+                    self._turns.note_ends()
                 return turn is None
             self._wait(busy)
             for slot in busy:
@@ -771,6 +798,7 @@ class Conductor:
         own = sum(attempt.turn.thought_seconds for attempt in running.attempts)
         before = (running.started - slot.boundary - own) / count
         idle = held - (own + sum(result.billed_seconds for result in results)) / count
+        slot.boundary = running.done  # whatever may stop the study from here on, as a second Ctrl-C does
         ended = []
         for place, attempt in enumerate(running.attempts):
             if error is None:
@@ -939,9 +967,8 @@ class Conductor:
                 self._turns.put_back(record)
 
     def _note_done(self, search: Search) -> None:
-        """Store that a search has nothing more to try, where the order of the trials does not say so."""
-        if self._executor.slot_count > 1 or self._config.gangs == "auto":
-            self._store.add_event(self._study.id, "search_done", {"strategy": search.key, "seed": search.seed})
+        """Store that a search has nothing more to try: what its trials are does not say so."""
+        self._store.add_event(self._study.id, "search_done", {"strategy": search.key, "seed": search.seed})
 
     def _note_run(self, began: float) -> None:
         for slot in self._slots:

@@ -192,7 +192,7 @@ class LooksAhead(Protocol):
 
 @runtime_checkable
 class SharesTests(Protocol):
-    """A strategy that may go by the range tests of the study's first seed."""
+    """A strategy whose searches may all go by the range tests of one of them."""
 
     @property
     def tests_once(self) -> bool:

@@ -457,7 +457,7 @@ class History:
     trials: tuple[Trial, ...] = ()
     """In the order of `number`."""
     shared_tests: tuple[Trial, ...] = ()
-    """For a way that tests once per study: the range tests of its first seed, in the searches of the other seeds."""
+    """For a way that tests once per study: the range tests of the seed that tests, in the searches of the others."""
 
     @property
     def finished(self) -> tuple[Trial, ...]:

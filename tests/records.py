@@ -145,11 +145,13 @@ def make_record(
 
 
 def unfinished(record: StudyRecord, trial_count: int) -> StudyRecord:
-    """Return `record` as it was when `trial_count` trials had ended, the next one running."""
+    """Return `record` as it was when `trial_count` trials had ended, seed by seed, the next one running."""
     done, running = record.trials[:trial_count], record.trials[trial_count]
     attempt = replace(running.attempts[-1], status="running", finished_at=None, phase_seconds={}, core_seconds=None)
     current = replace(running, status="running", result=None, attempts=(attempt,))
-    return replace(record, finished=False, trials=(*done, current))
+    over = dict.fromkeys((trial.strategy, trial.seed) for trial in done if trial.seed != running.seed)
+    noted = (Event(STARTED, "search_done", {"strategy": strategy, "seed": seed}) for strategy, seed in over)
+    return replace(record, finished=False, trials=(*done, current), events=(*record.events, *noted))
 
 
 def make_trial(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import optuna
@@ -10,6 +11,7 @@ import pytest
 from lrsearch.analysis import searches, summarise, ways
 from lrsearch.analysis.confirm import confirmations_wanted, fresh_seeds
 from lrsearch.analysis.threats import threats
+from lrsearch.conductor import Budget
 from lrsearch.config import load_study
 from lrsearch.storage.export import export_rows
 from lrsearch.storage.store import open_store
@@ -155,20 +157,65 @@ def test_more_confirmation_is_an_extension(record: StudyRecord, file: Path, url:
     assert outcome(extended) == outcome(record)
 
 
-def test_a_search_that_has_tested_pays_for_no_other_test_when_a_seed_is_put_before_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "seeds"), [("[0]", "[5, 0, 7]"), ("[0]", "[5, 0]"), ("[0, 1]", "[1, 0]"), ("[0, 1]", "[1, 5, 0]")]
+)
+def test_one_range_test_serves_all_seeds_also_when_some_are_put_before_the_one_that_tested(
+    tmp_path: Path, first: str, seeds: str
+) -> None:
     file = tmp_path / "before.yaml"
     head = FILE.partition("confirmation_seeds")[0].replace("epochs: 3", "epochs: 1")
     way = "{once: {name: range_tested, test: once_per_study, min_steps: 40}}"
     with open_store(f"sqlite:///{tmp_path}/before.db") as store:
-        for seeds in ("[0]", "[5, 0, 7]"):
-            studied = head.replace("[0, 1]", seeds)
-            file.write_text(f"{studied}rates: {{low: 1e-4, high: 10}}\nstrategies: {way}\n")
+        for own in (first, seeds):
+            file.write_text(f"{head.replace('[0, 1]', own)}rates: {{low: 1e-4, high: 10}}\nstrategies: {way}\n")
             record = run_study(load_study(file), store, observer=Quiet(), extend=True)
-    new, old, last = searches(record, "once")
-    assert [[trial.stage for trial in one.trials] for one in (new, old)] == [["range_test", "train"]] * 2
-    assert (new.shared, old.shared) == ((), ())
-    assert [trial.stage for trial in last.trials] == ["train"]
-    assert last.shared == new.trials[:1]
+    assert len(record.trials) == load_study(file).planned_trials()["once"]
+    [tested] = [search for search in searches(record, "once") if search.seed == 0]
+    others = [search for search in searches(record, "once") if search.seed != 0]
+    assert [trial.stage for trial in tested.trials] == ["range_test", "train"]
+    assert tested.shared == ()
+    for search in others:
+        assert [trial.stage for trial in search.trials] == ["train"]
+        assert search.shared == tested.trials[:1]
+        assert search.trials[0].proposal.max_lr == tested.trials[1].proposal.max_lr
+
+
+@pytest.mark.parametrize(("first", "second"), [("0|4", "5, 0|4"), ("0, 1|2", "0, 1|4")])
+def test_what_a_budget_leaves_of_an_extended_study_is_not_done(tmp_path: Path, first: str, second: str) -> None:
+    """Its searches are no longer begun one after the other."""
+    file = tmp_path / "left.yaml"
+    head = FILE.partition("confirmation_seeds")[0].replace("epochs: 3", "epochs: 1")
+
+    class Stop(Quiet):
+        def trial_finished(self, trial: TrialRecord) -> None:
+            raise KeyboardInterrupt
+
+    with open_store(f"sqlite:///{tmp_path}/left.db") as store:
+        for part, watcher in ((first, Quiet()), (second, Stop())):
+            seeds, trials = part.split("|")
+            way = f"{{random: {{name: random_search, trials: {trials}}}}}"
+            studied = head.replace("0, 1", seeds)
+            file.write_text(f"{studied}rates: {{low: 1e-4, high: 10}}\nstrategies: {way}\n")
+            with contextlib.suppress(KeyboardInterrupt):
+                run_study(load_study(file), store, observer=watcher, extend=True)
+        record = store.record("ways")
+    begun = searches(record, "random")[0]
+    assert 0 < len(begun.trials) < 4
+    assert not begun.done
+
+
+def test_a_search_that_had_ended_when_the_budget_stopped_the_study_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, watcher = tmp_path / "stopped.yaml", Quiet()
+    monkeypatch.setattr(Budget, "allows", lambda budget, seconds: len(watcher.finished) < 2)
+    head = FILE.partition("confirmation_seeds")[0] + "rates: {low: 1e-4, high: 10}\nbudget: {device_hours: 1}\n"
+    file.write_text(head + "strategies: {one: {name: default_rate}, two: {name: random_search, trials: 2}}\n")
+    with open_store(f"sqlite:///{tmp_path}/stopped.db") as store:
+        record = run_study(load_study(file), store, observer=watcher)
+    assert not record.finished
+    assert [[search.done for search in searches(record, key)] for key in ("one", "two")] == [[True, False], [False] * 2]
 
 
 @pytest.mark.parametrize("gangs", ["off", "auto"])

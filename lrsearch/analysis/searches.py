@@ -13,7 +13,7 @@ from lrsearch.analysis.anytime import StepCurve, anytime_curve
 from lrsearch.analysis.once import once_per_record
 from lrsearch.analysis.select import MODEL_STATUSES, Incumbent, incumbent
 from lrsearch.analysis.target import UNBOUNDED, Interval, Outcome, cost_to_target
-from lrsearch.trial import FINISHED_STATUSES, CurvePoint, StudyRecord, TrialRecord
+from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Search:
     """Whether the way has nothing more to try with this seed."""
     higher_is_better: bool = True
     shared: tuple[TrialRecord, ...] = ()
-    """Range tests of the study's first seed that this search went by: on its bill, though they ran once."""
+    """Range tests of another seed that this search went by: on its bill, though they ran once."""
 
     @cached_property
     def charged_device_seconds(self) -> float:
@@ -121,42 +121,34 @@ def _searches(record: StudyRecord, strategy: str) -> list[Search]:
         if trial.strategy == strategy:
             by_seed.setdefault(trial.seed, []).append(trial)
     higher = higher_is_better(record)
-    first = by_seed[record.seeds[0]] if tests_once(record.config["strategies"].get(strategy, {})) else []
-    shared = tuple(trial for trial in first if trial.stage == "range_test")
+    tests = {seed: tuple(trial for trial in trials if trial.stage == "range_test") for seed, trials in by_seed.items()}
+    once = tests_once(record.config["strategies"].get(strategy, {}))
+    shared = next(filter(None, tests.values()), ()) if once else ()
+    noted = _noted_done(record, strategy)
     return [
         Search(
             strategy,
             seed,
             tuple(trials),
-            _is_done(record, strategy, by_seed, seed),
+            record.finished or seed in noted,
             higher,
-            shared=() if any(trial.stage == "range_test" for trial in trials) else shared,
+            shared=() if tests[seed] else shared,
         )
         for seed, trials in by_seed.items()
     ]
 
 
 def tests_once(settings: Mapping[str, Any]) -> bool:
-    """Return whether a way of these settings goes by the range tests of the study's first seed."""
+    """Return whether all searches of a way of these settings go by the range tests of one of them."""
     return settings.get("test") == "once_per_study" and settings.get("max_lr") is None
 
 
-def _is_done(record: StudyRecord, strategy: str, by_seed: Mapping[int, list[TrialRecord]], seed: int) -> bool:
-    """In an unfinished study: all trials have ended and a later seed of the way has begun (seeds run in file order).
-
-    Where seeds run side by side, on several slots or in gangs, the study loop has noted it; what it noted before an
-    extension no longer holds.
-    """
-    if record.finished:
-        return True
-    executor: Mapping[str, Any] = record.config.get("executor") or {}
-    if executor.get("slots", 1) > 1 or record.config.get("gangs") == "auto":
-        kinds = [event.kind for event in record.events]
-        since = record.events[len(kinds) - kinds[::-1].index("extended") if "extended" in kinds else 0 :]
-        return any(e.kind == "search_done" and e.data == {"strategy": strategy, "seed": seed} for e in since)
-    order = list(by_seed)
-    later = any(by_seed[other] for other in order[order.index(seed) + 1 :])
-    return later and bool(by_seed[seed]) and all(trial.status in FINISHED_STATUSES for trial in by_seed[seed])
+def _noted_done(record: StudyRecord, strategy: str) -> set[int]:
+    """Return with which seeds the study loop has noted the way to be done; notes before an extension no longer hold."""
+    kinds = [event.kind for event in record.events]
+    since = record.events[len(kinds) - kinds[::-1].index("extended") if "extended" in kinds else 0 :]
+    notes = [event.data for event in since if event.kind == "search_done"]
+    return {note["seed"] for note in notes if note["strategy"] == strategy}
 
 
 def higher_is_better(record: StudyRecord) -> bool:

@@ -40,7 +40,7 @@ class RangeTested(TrainingStrategy):
     With `repeats` the test is run so often, each time with other weights and another data order, and the log-median of
     the bounds is taken; each is paid for. With `test: once_per_study` only the first seed's search tests, and those of
     the other seeds take its bounds: each has the whole cost of the test on its bill, as one search alone would, and the
-    spread over seeds lacks that of the test.
+    spread over seeds lacks that of the test. Seeds that are put before that one later go by its test as well.
 
     With `max_lr` given, and `base_lr` unless the schedule's own fraction of it will do, no test is run: cyclical
     templates run between these bounds, constant and decaying ones take `max_lr`. What finding them cost is on nobody's
@@ -154,5 +154,5 @@ def verdict_of(history: History) -> RangeTestVerdict | None:
 
 
 def _tests(history: History) -> list[Trial]:
-    """Return the range tests that this search goes by: its own, or those of the study's first seed."""
+    """Return the range tests that this search goes by: its own, or those of the seed that tests."""
     return [trial for trial in (*history.shared_tests, *history.trials) if trial.proposal.stage == "range_test"]

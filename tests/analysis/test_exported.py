@@ -256,11 +256,9 @@ def test_ways_and_searches_that_have_not_begun_are_seen() -> None:
     assert [(row.key, row.searches_done, row.searches_planned) for row in back.ways][-1] == ("default", 0, 5)
 
 
-def test_searches_side_by_side_are_done_where_the_ledger_says_so() -> None:
-    record = unfinished(make_record(), 60)
-    slots = {**record.config, "executor": {"name": "process", "slots": 2}}
+def test_searches_are_done_where_the_ledger_says_so() -> None:
     done = Event(STARTED, "search_done", {"strategy": "default", "seed": 0})
-    record = replace(record, config=slots, events=(*record.events, done))
+    record = replace(unfinished(make_record(), 60), events=(done,))
     same(record)
     assert [row.searches_done for row in summarise(through_csv(record)).ways] == [0, 0, 0, 0, 0, 0, 1]
 
