@@ -24,16 +24,17 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Tests wait as much as they compute: three at a time keep two cores busy.
 # With two threads of torch in each of two busy processes a trial may take forty times as long as with one.
 fast-test slow-test postgres-test postgres-long-test integration-test ray-test ray-long-test cuts faults-short faults outages: export OMP_NUM_THREADS := 1
 
 fast-test: install
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 3
 
 # Some slow tests draw the report in a real browser; they are skipped where there is none and none can be installed.
 slow-test: install
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || true
-	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -n 3 -m slow
 
 # PostgreSQL 15 is Debian's; 18 and the Compose binary come from tests/tools.txt.
 postgres-test: install build/tools postgresql-15
