@@ -344,12 +344,12 @@ class StudyConfig(Settings):
             optimizer = self.training_plan_of(key).optimizer
             if getattr(strategy, "optimizer", None) is not None:
                 _check_groups(self.training.groups, optimizer, ("training", "groups"))
-            for name, searched in self._searched(key).items():
+            for name, searched in self.searched(key).items():
                 for value in searched.extremes:
                     self._check_searched(("strategies", key, "search", name), optimizer, strategy, value)
         return self
 
-    def _searched(self, key: str) -> dict[str, Searched]:
+    def searched(self, key: str) -> dict[str, Searched]:
         """Return what a way searches beside the rate."""
         return getattr(self.strategies[key], "search", {})
 
@@ -457,7 +457,7 @@ class StudyConfig(Settings):
         found: list[tuple[Choice | None, int | None]] = []
         for key, strategy in self.strategies.items():
             own: Choice | None = getattr(strategy, "own_optimizer", None)
-            searched = self._searched(key).get(BATCH_SIZE)
+            searched = self.searched(key).get(BATCH_SIZE)
             sizes = [int(min(searched.extremes)), int(max(searched.extremes))] if searched else [None]
             found += [(own, size) for size in sizes if (own, size) != (None, None) and (own, size) not in found]
         return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +290,8 @@ def prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Prepara
     if open_to and prepared.compile in ("on", "graphs"):  # everywhere, also where timing has found otherwise
         executor.prepare(partial(prepare_all, _variants(_settled(config, prepared)), seed))
     for key, strategy in config.strategies.items():
-        _check_schedule(config, key, strategy, prepared.facts)
+        for schedule in _schedules(config, key, strategy, begins=begins):
+            _check_schedule(config, key, schedule, prepared.facts)
     metric = prepared.facts.metric
     if config.target is not None and config.target.metric != metric:
         raise UsageError(
@@ -372,15 +373,23 @@ def _gang_request(config: StudyConfig, keys: Sequence[str], slots: int) -> GangR
     )
 
 
-def _check_schedule(config: StudyConfig, key: str, strategy: Strategy, facts: WorkloadFacts) -> None:
-    """Raise UsageError when a way's schedule does not fit into its run, or its optimizer has no momentum for it."""
-    schedule = getattr(strategy, "schedule", None)
-    if schedule is None:
+def _schedules(config: StudyConfig, key: str, strategy: Strategy, *, begins: bool) -> Iterator[Choice]:
+    """Yield a way's schedule, in a study that begins with all ends of what the way searches among its settings."""
+    if (template := getattr(strategy, "schedule", None)) is None:
         return
+    schedule: Choice = template.choice()
+    searched = config.searched(key) if begins else {}
+    ends = {name: one.extremes for name, one in searched.items() if name in schedule.settings}
+    for values in product(*ends.values()):
+        yield Choice(schedule.name, {**schedule.settings, **dict(zip(ends, values, strict=True))})
+
+
+def _check_schedule(config: StudyConfig, key: str, schedule: Choice, facts: WorkloadFacts) -> None:
+    """Raise UsageError when a way's schedule does not fit into its run, or its optimizer has no momentum for it."""
     plan = config.training_plan_of(key)
     try:
         planned = plan_schedule(
-            schedule.choice(),
+            schedule,
             learning_rate=config.rates.high,
             base_lr=None,
             max_lr=config.rates.high,

@@ -73,3 +73,17 @@ def test_a_schedule_that_does_not_fit_is_refused_before_anything_runs(tmp_path: 
         with pytest.raises(UsageError, match=r"strategies\.way: The schedule 'triangular' does not fit: 30 cycles in"):
             run_study(load_study(path), store, observer=Quiet())
         assert not store.studies()
+
+
+def test_what_is_searched_must_fit_at_its_ends_when_a_study_begins(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    plan = FILE.partition("strategies:")[0].format(optimizer="sgd")
+    way = "{name: random_search, trials: 1, schedule: {name: triangular}, search: {cycles: {low: 1, high: %d}}}"
+    path.write_text(f"{plan}strategies: {{way: {way % 30}}}\n")
+    with open_store(f"sqlite:///{tmp_path / 'study.db'}") as store:
+        with pytest.raises(UsageError, match=r"strategies\.way: The schedule 'triangular' does not fit: 30 cycles in"):
+            run_study(load_study(path), store, observer=Quiet())
+        assert not store.studies()
+        path.write_text(f"{plan}strategies: {{way: {way % 4}}}\n")
+        [trial] = run_study(load_study(path), store, observer=Quiet()).trials
+    assert trial.status == "completed"
