@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from lrsearch.conductor import HEARTBEAT_SECONDS, interleaved
+from lrsearch.conductor import interleaved
 from lrsearch.config import StudyConfig, load_study
 from lrsearch.errors import StorageError, StudyBusyError, StudyChangedError, StudyFailedError, UsageError, WorkloadError
 from lrsearch.storage.mirror_process import MirrorProcess
@@ -402,20 +404,18 @@ def start(path: Path, database: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_running_attempt(database: Path, after_trials: int) -> None:
-    """Wait until `after_trials` trials are done and another attempt runs."""
+def wait_for_heartbeat(database: Path, after_trials: int) -> None:
+    """Wait until `after_trials` trials are done and another attempt runs, of which a heartbeat has told."""
+    beating = "SELECT 1 FROM lrsearch_attempt WHERE status = 'running' AND heartbeat_at > started_at"
+    begun = "SELECT count(*) FROM lrsearch_trial"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if database.exists():
-            try:
-                trials = open_store(f"sqlite:///{database}", must_exist=True).record("small").trials
-            except Exception:  # the tables are being made
-                trials = ()
-            running = [trial for trial in trials if trial.status == "running"]
-            if running and len(trials) > after_trials:
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as connection:
+            [count] = connection.execute(begun).fetchone()
+            if count > after_trials and connection.execute(beating).fetchone():
                 return
         time.sleep(0.02)
-    raise AssertionError("no running attempt was seen")
+    raise AssertionError("no heartbeat was seen")
 
 
 @pytest.mark.slow
@@ -428,8 +428,7 @@ def test_a_killed_study_goes_on_with_nothing_lost_and_nothing_twice(
     database = tmp_path / "broken.db"
     for after_trials in (1, 4):
         process = start(path, database)
-        wait_for_running_attempt(database, after_trials)
-        time.sleep(HEARTBEAT_SECONDS + 0.1)
+        wait_for_heartbeat(database, after_trials)
         process.send_signal(number)
         output, _ = process.communicate(timeout=30)
         assert process.returncode == code, output
