@@ -145,9 +145,14 @@ def find_generators(source: object) -> list[object]:
 
 def find(source: object, kinds: type | UnionType) -> list[Any]:
     """Return what of these kinds `source` is or holds: in its attributes, and in lists, tuples, deques and dicts."""
+    return find_among([source], kinds)
+
+
+def find_among(sources: Iterable[object], kinds: type | UnionType) -> list[Any]:
+    """Return what of these kinds any of `sources` is or holds, each once, as `find` does of one."""
     found: list[object] = []
     seen: dict[int, object] = {}
-    level = [source]
+    level = list(sources)
     for _ in range(DEEPEST_MEMBER):
         new = {id(item): item for item in level if id(item) not in seen}
         seen |= new

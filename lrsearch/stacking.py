@@ -28,7 +28,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from lrsearch import chance
 from lrsearch.as_alone import AsAlone
 from lrsearch.contents import Contents, is_equal
-from lrsearch.restore import find
+from lrsearch.restore import find, find_among
 from lrsearch.stacked_program import Program
 from lrsearch.stacked_values import Layout, Value, to_stacked
 
@@ -182,8 +182,8 @@ class StackedModel:
 
     def part(self, rows: slice) -> StackedModel:
         """Return those copies as a model whose parameters are views of this one's."""
-        for name, _ in _kept(self.model):  # outside of vmap it is no tensor
-            raise ValueError(KEEPS.format(name))
+        for kept in _kept(self.model):  # outside of vmap it is no tensor
+            raise _cannot_keep(self.model, kept)
         part = copy(self)
         part.parameters = {name: tensor[rows] for name, tensor in self.parameters.items()}
         part.buffers = {name: tensor[rows] for name, tensor in self.buffers.items()}
@@ -200,15 +200,14 @@ class StackedModel:
     def keep(self, rows: Sequence[int]) -> None:
         """Let the other copies go, also from what the model keeps of them. Raises ValueError where that cannot be."""
         index = torch.tensor(rows, device=next(iter(self.parameters.values())).device)
-        for name, kept in _kept(self.model):
+        for kept in _kept(self.model):
             try:
                 torch.utils.swap_tensors(kept, _rows_of_kept(kept, index))  # type: ignore[no-untyped-call]  # torch's
             except RuntimeError as error:
-                raise ValueError(KEEPS.format(name)) from error
+                raise _cannot_keep(self.model, kept) from error
         for tensors in (self.parameters, self.buffers):
             for name, tensor in tensors.items():
-                kept = select_rows(tensor.detach(), index)
-                tensors[name] = kept.requires_grad_(tensor.requires_grad)
+                tensors[name] = select_rows(tensor.detach(), index).requires_grad_(tensor.requires_grad)
         self.count = len(rows)
 
     def state_dict(self, row: int) -> dict[str, torch.Tensor]:
@@ -219,18 +218,22 @@ class StackedModel:
         return state
 
 
-KEEPS = "the model keeps what it has computed as an attribute, {}, that is no buffer"
+def _kept(model: nn.Module) -> list[torch.Tensor]:
+    """Return what vmap has computed and parts of the model keep, each once, in however many places."""
+    found = find_among((held for _, held in _held(model)), torch.Tensor)
+    return [one for one in found if torch._C._functorch.is_batchedtensor(one)]
 
 
-def _kept(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield what vmap has computed and a part of the model keeps, with the attribute that holds it."""
+def _held(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of the model's parts, without weights, buffers, parts, and what torch puts there anew."""
     for part in model.modules():
         not_own = {"_parameters", "_buffers", "_modules"} | made_anew(part)
-        for name, held in vars(part).items():
-            if name not in not_own:
-                yield from (
-                    (name, one) for one in find(held, torch.Tensor) if torch._C._functorch.is_batchedtensor(one)
-                )
+        yield from ((name, held) for name, held in vars(part).items() if name not in not_own)
+
+
+def _cannot_keep(model: nn.Module, kept: torch.Tensor) -> ValueError:
+    holders = (name for name, held in _held(model) if any(one is kept for one in find(held, torch.Tensor)))
+    return ValueError(f"the model keeps what it has computed as an attribute, {next(holders)}, that is no buffer")
 
 
 def _rows_of_kept(kept: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -259,7 +262,7 @@ def _shared(model: nn.Module) -> set[str]:
     sources = [[one for name, one in held.items() if name not in anew] for held, anew in parts]
     shared, before = set[str](), list[tuple[_Place, Any]]()
     for place, array in sorted(
-        ((place, one) for one in find(sources, torch.Tensor | np.ndarray) if (place := _place_of(one))),
+        ((place, one) for one in find_among(sources, torch.Tensor | np.ndarray) if (place := _place_of(one))),
         key=lambda placed: placed[0],
     ):
         before = [(other, one) for other, one in before if other.memory == place.memory and other.end > place.begin]

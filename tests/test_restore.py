@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, TensorDataset
 
 from lrsearch import untouched
 from lrsearch.errors import UsageError
-from lrsearch.restore import find_generators
+from lrsearch.restore import LARGEST_COLLECTION, find, find_among, find_generators
 from tests.fingerprint import fingerprint
 
 
@@ -293,3 +293,12 @@ def test_on_a_gpu_dropout_half_precision_and_both_generators_are_put_back() -> N
             for _ in range(5):
                 step()
         assert fingerprint(model, optimizer, scaler) == before
+
+
+def test_each_of_many_sources_is_looked_into_and_what_several_hold_is_found_once() -> None:
+    """A single list that long is data."""
+    sources: list[list[object]] = [[] for _ in range(LARGEST_COLLECTION + 1)]
+    tensor = torch.zeros(1)
+    sources[0], sources[-1] = [tensor], [{"again": tensor}]
+    assert [id(one) for one in find_among(sources, torch.Tensor)] == [id(tensor)]
+    assert find(sources, torch.Tensor) == []
