@@ -74,7 +74,8 @@ class DatasetPart:
         return self._batches(device, batch_size=batch_size, shuffle=True, drop_last=True, generator=generator)
 
     def in_order(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
-        return self._batches(device, batch_size=batch_size)
+        # A generator of its own: a DataLoader draws one number, and evaluations would change what comes after them.
+        return self._batches(device, batch_size=batch_size, generator=torch.Generator())
 
     def _batches(self, device: torch.device, **options: Any) -> Iterator[Batch]:
         loader = DataLoader(self.dataset, collate_fn=self.collate, num_workers=self.worker_count, **options)

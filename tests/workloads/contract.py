@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score
 
+from lrsearch import chance
 from lrsearch.errors import WorkloadError
 from lrsearch.interfaces import LoadedWorkload, Split
 from lrsearch.trial import Choice
@@ -112,6 +113,12 @@ class WorkloadContract:
             first, second = whole(loaded, split), whole(loaded, split)
             assert torch.equal(first[0], second[0])
             assert torch.equal(first[1], second[1])
+
+    def test_evaluation_draws_no_chance(self, workload: Any) -> None:
+        """What an evaluation draws would change the steps after it."""
+        loaded, before = load(workload), chance.snapshot(())
+        whole(loaded, "validation")
+        assert not chance.has_drawn(before)
 
     def test_loading_leaves_the_global_generators_alone(self, workload: Any) -> None:
         torch.manual_seed(3)
