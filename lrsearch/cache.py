@@ -6,9 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import Any
+
+KEPT_SECONDS = 7 * 24 * 3600.0
+"""What was timed beside another program, or by an older driver, may be wrong: it is not kept for ever."""
 
 
 def cache_folder() -> Path:
@@ -19,9 +23,11 @@ def cache_folder() -> Path:
 
 
 def recall(kind: str, circumstances: object) -> Any:
-    """Return what `remember` kept for the same circumstances; None when there is nothing that can be read."""
+    """Return what `remember` kept for the same circumstances in the last KEPT_SECONDS; None when there is nothing."""
+    path = _path(kind, circumstances)
     try:
-        return json.loads(_path(kind, circumstances).read_text())
+        is_old = path.stat().st_mtime < time.time() - KEPT_SECONDS
+        return None if is_old else json.loads(path.read_text())
     except (OSError, ValueError):
         return None
 

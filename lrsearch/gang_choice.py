@@ -15,7 +15,16 @@ import torch
 from lrsearch.cache import recall, remember
 from lrsearch.gang import why_alone
 from lrsearch.interfaces import BLOCK_STEPS, PROBE_SHARE
-from lrsearch.rehearsal import GANG_MUST_SAVE, LARGEST_GANG, SMALLEST_GANG, Rehearsal, Solo, block_of, call_seconds
+from lrsearch.rehearsal import (
+    GANG_MUST_SAVE,
+    HOPELESS,
+    LARGEST_GANG,
+    SMALLEST_GANG,
+    Rehearsal,
+    Solo,
+    block_of,
+    call_seconds,
+)
 from lrsearch.stacked_run import what_stops
 from lrsearch.timing import synchronizer
 from lrsearch.training import COMPILING_SECONDS, MUST_SAVE, device_info, has_compiler, load, new_run, pick_device
@@ -133,8 +142,12 @@ def _recall_choice(circumstances: list[object], widely: list[object] | None) -> 
 def _of_one_crowd(
     alone: GangChoice, solo: Solo, rehearsal: Rehearsal, circumstances: list[object], most: int, seconds: float
 ) -> GangChoice:
-    """Return the choice for trials that see the same data; timing it may take so many seconds."""
-    if (known := _recall_choice(circumstances, None)) is not None:
+    """Return the choice for trials that see the same data; timing it may take so many seconds.
+
+    It is the one that was made before, unless by what a trial alone takes now that is hopeless.
+    """
+    known = _recall_choice(circumstances, None)
+    if known is not None and dict(known.measured).get(known.size, 0.0) <= HOPELESS * solo.glance:
         return known
     measured, reason = rehearsal.times(most, 1, seconds, solo.glance)
     if reason:

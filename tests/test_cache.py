@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from lrsearch.cache import cache_folder, recall, remember
+from lrsearch.cache import KEPT_SECONDS, cache_folder, recall, remember
 
 
 def test_the_folder_is_the_users_cache_unless_the_environment_names_another(
@@ -26,6 +27,19 @@ def test_a_choice_holds_for_its_circumstances_alone(tmp_path: Path, monkeypatch:
     assert recall("sizes", ["a model", 2]) == 8
     assert recall("sizes", ["a model", 4]) is None
     assert recall("layouts", ["a model", 2]) is None
+
+
+def test_a_choice_is_made_again_after_a_week(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path))
+    remember("sizes", "a", 8)
+    [file] = (tmp_path / "sizes").iterdir()
+    now = file.stat().st_mtime
+    os.utime(file, (now, now - KEPT_SECONDS + 60))
+    assert recall("sizes", "a") == 8
+    os.utime(file, (now, now - KEPT_SECONDS - 60))
+    assert recall("sizes", "a") is None
+    remember("sizes", "a", 4)
+    assert recall("sizes", "a") == 4
 
 
 def test_a_damaged_choice_is_none_and_one_that_cannot_be_kept_is_no_error(

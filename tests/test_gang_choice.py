@@ -61,6 +61,7 @@ def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gang_choice, "MUST_SAVE", 1e9)
     monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 1e9)
     monkeypatch.setattr(rehearsal, "HOPELESS", 1e9)
+    monkeypatch.setattr(gang_choice, "HOPELESS", 1e9)
 
 
 @pytest.mark.usefixtures("always_pays")
@@ -78,6 +79,16 @@ def test_what_was_chosen_is_remembered_and_the_cost_alone_measured_anew() -> Non
     assert again.solo is not None
     assert 0 < again.solo.step_seconds < 1
     assert again.solo != first.solo
+
+
+def test_a_choice_that_a_trial_alone_makes_hopeless_is_made_again() -> None:
+    """It was made in a moment when something else kept the machine busy."""
+    plan = TrainingPlan(20, SGD, device="cpu")
+    where = gang_choice._circumstances(DIGITS, plan, torch.device("cpu"))
+    remember("gangs", [*where, 4], {"size": 4, "measured": [[4, 9.0], [2, 99.0]]})
+    again = choose(DIGITS, plan, 0, most=4, search_steps=100)
+    assert again.measured
+    assert max(each for _, each in again.measured) < 1
 
 
 def test_where_gangs_cost_more_trials_train_alone_and_that_is_known_from_few_steps(
@@ -188,9 +199,8 @@ def test_what_several_processes_find_out_about_a_trial_alone_is_taken_together()
     assert pooled([prepared(here, None), prepared(here, cost)]) == prepared(here, None)
 
 
-def test_gangs_across_seeds_are_timed_beside_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gang_choice, "MUST_SAVE", 1e9)
-    monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 1e9)
+@pytest.mark.usefixtures("always_pays")
+def test_gangs_across_seeds_are_timed_beside_and_remembered() -> None:
     counts: dict[str, Any] = {"most": 2, "most_across": 8, "crowds": 3, "search_steps": 10**5}
     first = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, **counts)
     assert (first.size, first.reason, first.reason_across) == (2, "", "")
