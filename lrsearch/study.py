@@ -33,6 +33,7 @@ from lrsearch.storage.mirror_process import MirrorProcess
 from lrsearch.storage.store import Store, StudyRow
 from lrsearch.storage.upkeep import LEASE_SECONDS, Lease
 from lrsearch.strategies import at_once
+from lrsearch.strategies.space import BATCH_SIZE
 from lrsearch.surroundings import noted
 from lrsearch.timing import core_seconds
 from lrsearch.trial import (
@@ -290,8 +291,9 @@ def prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Prepara
     if open_to and prepared.compile in ("on", "graphs"):  # everywhere, also where timing has found otherwise
         executor.prepare(partial(prepare_all, _variants(_settled(config, prepared)), seed))
     for key, strategy in config.strategies.items():
-        for schedule in _schedules(config, key, strategy, begins=begins):
-            _check_schedule(config, key, schedule, prepared.facts)
+        schedules = _schedules(config, key, strategy, begins=begins)
+        for schedule, facts in product(schedules, _facts(config, key, prepared.facts, begins=begins)):
+            _check_schedule(config, key, schedule, facts)
     metric = prepared.facts.metric
     if config.target is not None and config.target.metric != metric:
         raise UsageError(
@@ -384,9 +386,19 @@ def _schedules(config: StudyConfig, key: str, strategy: Strategy, *, begins: boo
         yield Choice(schedule.name, {**schedule.settings, **dict(zip(ends, values, strict=True))})
 
 
+def _facts(config: StudyConfig, key: str, facts: WorkloadFacts, *, begins: bool) -> Iterator[WorkloadFacts]:
+    """Yield what a way trains on: of a search over batch sizes both ends, in a study that begins."""
+    searched = config.searched(key).get(BATCH_SIZE)
+    if searched is None:
+        yield facts
+        return
+    for size in map(int, searched.extremes) if begins else ():
+        yield replace(facts, batch_size=size, steps_per_epoch=facts.train_count // size)
+
+
 def _check_schedule(config: StudyConfig, key: str, schedule: Choice, facts: WorkloadFacts) -> None:
     """Raise UsageError when a way's schedule does not fit into its run, or its optimizer has no momentum for it."""
-    plan = config.training_plan_of(key)
+    plan, searches = config.training_plan_of(key), BATCH_SIZE in config.searched(key)
     try:
         planned = plan_schedule(
             schedule,
@@ -397,7 +409,8 @@ def _check_schedule(config: StudyConfig, key: str, schedule: Choice, facts: Work
             steps_per_epoch=facts.steps_per_epoch,
         )
     except UsageError as error:
-        raise UsageError(f"strategies.{key}: {error}") from error
+        batches = f" (with batches of {facts.batch_size})" if searches else ""
+        raise UsageError(f"strategies.{key}{batches}: {error}") from error
     if planned.momentum is not None and not {"momentum", "betas"} & plan.optimizer.settings.keys():
         raise UsageError(
             f"strategies.{key}.schedule: {plan.optimizer.name} has no momentum to schedule; remove base_momentum and "

@@ -87,3 +87,21 @@ def test_what_is_searched_must_fit_at_its_ends_when_a_study_begins(tmp_path: Pat
         path.write_text(f"{plan}strategies: {{way: {way % 4}}}\n")
         [trial] = run_study(load_study(path), store, observer=Quiet()).trials
     assert trial.status == "completed"
+
+
+def test_a_schedule_must_fit_with_the_batch_sizes_that_are_searched_whatever_that_of_the_study(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    plan = FILE.partition("strategies:")[0].format(optimizer="sgd")
+    way = "{name: random_search, trials: 1, schedule: {name: triangular, cycles: 3}, search: {batch_size: %s}}"
+    path.write_text(f"{plan}strategies: {{way: {way % '{low: 32, high: 512}'}}}\n")
+    with open_store(f"sqlite:///{tmp_path / 'study.db'}") as store:
+        refused = (
+            r"strategies\.way \(with batches of 512\): The schedule 'triangular' does not fit: 3 cycles in 4 steps"
+        )
+        with pytest.raises(UsageError, match=refused):
+            run_study(load_study(path), store, observer=Quiet())
+        assert not store.studies()
+        of_few_steps = plan.replace("batch_size: 64", "batch_size: 512")
+        path.write_text(f"{of_few_steps}strategies: {{way: {way % '{choices: [32, 64]}'}}}\n")
+        [trial] = run_study(load_study(path), store, observer=Quiet()).trials
+    assert trial.status == "completed"
