@@ -246,7 +246,10 @@ def _power(clr: WaySummary, rows: Sequence[WaySummary], cost: Claim, accuracy: C
     slow, fast = by_key[cost.rival].outcomes, clr.outcomes
     present = min(len(slow), len(fast))
     if cost.hangs_on_price:
-        yield "Cost not distinguished: it hangs on what a range test costs beside a training run, which no seed tells."
+        yield (
+            "Cost not distinguished: it hangs on what a range test costs beside a training run, which more seeds do "
+            "not tell."
+        )
     elif cost.grade == "not distinguished":
         seen = "spread and the misses" if _missed(clr, by_key[cost.rival]) else "spread"
         if all(any(one.reached for one in way) for way in (slow, fast)):

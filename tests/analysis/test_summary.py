@@ -602,3 +602,13 @@ def test_a_verdict_that_hangs_on_the_price_of_range_tests_is_withheld(factor: fl
     assert summary.verdict.sentences[0].endswith(": not distinguished.")
     assert summary.verdict.headline.startswith("Neither the cost to the target nor")
     assert "it hangs on what a range test costs beside a training run" in some(summary.verdict.power)
+
+
+@pytest.mark.parametrize(("factor", "grade"), [(1.0, "shown"), (3.0, "suggested"), (4.0, "not distinguished")])
+def test_a_verdict_is_no_firmer_than_with_range_tests_at_what_they_took(factor: float, grade: str) -> None:
+    """Beside two rivals: the repriced interval leaves out 1 at 97.5 %, at 95 % alone, and not at all."""
+    record = make_record({key: SEVEN_WAYS[key] for key in ("clr", "grid_linear", "random")}, failures=False)
+    verdict = summarise(with_tests_that_took(record, factor)).verdict
+    assert verdict.sentences[0].endswith(f": {grade}.")
+    assert ("at what they took" in verdict.sentences[0]) == (grade != "shown")
+    assert verdict.grade == grade
