@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean, stdev, variance
 from typing import Literal
 
@@ -14,12 +15,18 @@ from numpy.typing import NDArray
 from lrsearch.analysis.target import UNBOUNDED, Interval, Outcome, OutcomeLike, as_outcome, expected_cost
 from lrsearch.errors import UsageError
 
-Method = Literal["welch", "bootstrap", "never_reached", "too_few"]
+Method = Literal["welch", "bootstrap", "permutation", "never_reached", "too_few"]
 FEWEST_TO_BE_BETTER = 4
 Z_95 = 1.959963984540054
 FEWEST_FOR_BOOTSTRAP = 10
 """METHOD section 4: below, the percentile bootstrap covers 73-86 % instead of 95 %, Welch's t 93-95 % (simulated)."""
 BOOTSTRAP_DRAWS = 10_000
+PERMUTATIONS = 10_000
+FARTHEST_POWER = 5
+"""An end more than 2^5 standard errors away is open."""
+HALVINGS = 12
+"""Of the step in which an end was found: it is then exact to 1 / 2^12 of that step."""
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class Ratio:
 def speed_up(
     slow_costs: Sequence[OutcomeLike],
     fast_costs: Sequence[OutcomeLike],
-    method: Literal["auto", "welch", "bootstrap"] = "auto",
+    method: Literal["auto", "welch", "bootstrap", "permutation"] = "auto",
     *,
     confidence: float = 0.95,
     seed: int = 0,
@@ -92,10 +99,12 @@ def speed_up(
     interval the slow way's count as free, at the high end as infinitely dear, the fast way's the other way round.
 
     `auto` takes Welch's t on the log ratio under 10 searches per way, var = s_x^2/(n_x m_x^2) + s_y^2/(n_y m_y^2), and
-    the percentile bootstrap (10,000 draws of whole searches within each way, own generator) from 10 on or when a search
-    missed. Draws without a success are infinite, so the interval opens to that side once more than 2.5 % of them are:
-    what is left is a one-sided bound. Without any success there is no interval at all: the draws would know nothing of
-    what was never seen.
+    the percentile bootstrap (10,000 draws of whole searches within each way, own generator) from 10 on. Where a search
+    missed, it takes all ratios that a permutation test does not refuse (`_permuted_ratio`): of ways that are alike, 5
+    to 50 % of searches missing, it tells none apart in studies of three searches, and about 5 % in those of 5 to 20;
+    the bootstrap does 6 to 25 %, and 5 to 18 % (simulated, 800 studies each). Draws without a success are infinite, so
+    the interval opens to that side once more than 2.5 % of them are: what is left is a one-sided bound. Without any
+    success there is no interval at all: the draws would know nothing of what was never seen.
     """
     slow, fast = _outcomes(slow_costs), _outcomes(fast_costs)
     counts = (len(slow), len(fast))
@@ -107,21 +116,26 @@ def speed_up(
     if min(counts) < 2:
         return Ratio(value, None, None, "too_few", *counts)
     if method == "welch" and missed:
-        raise UsageError("Welch's interval needs every search to reach the target, got a miss; use method 'bootstrap'.")
+        raise UsageError(
+            "Welch's interval needs every search to reach the target, got a miss; use 'permutation' or 'bootstrap'."
+        )
     if method == "auto":
-        method = "bootstrap" if missed or min(counts) >= FEWEST_FOR_BOOTSTRAP else "welch"
+        method = "permutation" if missed else "bootstrap" if min(counts) >= FEWEST_FOR_BOOTSTRAP else "welch"
     if method == "welch":
         low, high = _welch_log_ratio([one.cost for one in slow], [one.cost for one in fast], confidence)
+    elif method == "permutation":
+        low, high = _permuted_ratio(slow, fast, confidence, seed)
     else:
         low, high = _bootstrap_ratio(slow, fast, confidence, seed)
     return Ratio(value, low, high, method, *counts)
 
 
 def expected_cost_interval(costs: Sequence[OutcomeLike], *, confidence: float = 0.95, seed: int = 0) -> Interval | None:
-    """Return the interval of one way's expected cost with restarts, made as that of `speed_up`.
+    """Return the interval of one way's expected cost with restarts.
 
     Under 10 searches that all hit: exp(log m ± t_{n-1} s / (m sqrt n)). Else the percentiles of 10,000 draws of whole
-    searches, open above once more than 2.5 % of them have no success. None for one search or without any success.
+    searches, after misses too, as there is no other way to deal any to; open above once more than 2.5 % of the draws
+    have no success. None for one search or without any success.
     """
     outcomes = _outcomes(costs)
     hits = sum(outcome.reached for outcome in outcomes)
@@ -267,6 +281,89 @@ def t_quantile(confidence: float, freedom: float) -> float:
     from scipy.special import stdtrit  # here: it takes a quarter of a second to import, and training does without
 
     return float(stdtrit(freedom, (1 + confidence) / 2))
+
+
+def _permuted_ratio(
+    slow: Sequence[Outcome], fast: Sequence[Outcome], confidence: float, seed: int
+) -> tuple[float, float]:
+    """Return the least and the greatest ratio that the studentised permutation test does not refuse.
+
+    If the slow way's searches spend r times what the fast way's do, then with their spending over r all might as well
+    be dealt out again: few of 10,000 deals have so great a log ratio of expected costs, in its standard errors, as the
+    ways as they are. The test is exact where ways differ by r alone, and in large samples where just their expected
+    costs do (Chung & Romano 2013, "Exact and asymptotically robust permutation tests", Annals of Statistics 41).
+    """
+    tail = (1 - confidence) / 2
+    low = _permuted_low(_table(slow, 0.0), _table(fast, math.inf), tail, seed)
+    inverse = _permuted_low(_table(fast, 0.0), _table(slow, math.inf), tail, seed)
+    return low, 1 / inverse if inverse else math.inf
+
+
+def _table(outcomes: Sequence[Outcome], unknown: float) -> NDArray[np.float64]:
+    """Return (spent, reached) of each search; misses that do not say what they spent have spent `unknown`."""
+    return np.array([[one.spent if math.isfinite(one.spent) else unknown, one.reached] for one in outcomes])
+
+
+def _permuted_low(slow: NDArray[np.float64], fast: NDArray[np.float64], tail: float, seed: int) -> float:
+    """Return the least ratio under which more than the share `tail` of deals give as great a one; 0 without an end."""
+    if math.isinf(fast.sum()):
+        return 0.0
+    slow_rows, fast_rows, sizes = _moments(slow), _moments(fast), (len(slow), len(fast))
+    deals = _deals(*sizes, seed)
+    slow_sums, fast_sums = slow_rows @ deals[: len(slow)], fast_rows @ deals[len(slow) :]
+
+    def is_refused(log_ratio: float) -> bool:
+        scale = math.exp(-log_ratio)
+        scales = np.array([[scale], [1.0], [scale**2], [scale]])
+        sums, rows = slow_sums * scales + fast_sums, (slow_rows * scales, fast_rows)
+        total = sum(way.sum(axis=1, keepdims=True) for way in rows)
+        ratios = _in_errors(sums, total - sums, sizes)
+        return bool(np.mean(ratios >= ratios[0] - ROUNDING) <= tail)
+
+    (log_slow, a), (log_fast, b) = (_log_cost(rows.sum(axis=1), rows.shape[1]) for rows in (slow_rows, fast_rows))
+    inside, error = float(log_slow - log_fast), math.sqrt(a + b)
+    if error == 0:
+        return math.exp(inside)
+    steps = (inside - error * 2.0**power for power in range(FARTHEST_POWER + 1))
+    outside = next(filter(is_refused, steps), None)
+    if outside is None:
+        return 0.0
+    for _ in range(HALVINGS):
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if is_refused(middle) else (middle, outside)
+    return math.exp(inside)
+
+
+@lru_cache(maxsize=8)
+def _deals(slow_count: int, fast_count: int, seed: int) -> NDArray[np.float64]:
+    """Return which searches are dealt to the slow way, a column per deal; the first leaves them where they are."""
+    as_they_are = np.arange(slow_count + fast_count) < slow_count
+    deals = np.random.default_rng(seed).permuted(np.tile(as_they_are[:, None], PERMUTATIONS), axis=0)
+    deals[:, 0] = as_they_are
+    return deals.astype(np.float64)
+
+
+def _moments(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what `_log_cost` needs the sums of, a column per search."""
+    spent, reached = table.T
+    return np.stack([spent, reached, spent**2, spent * reached])
+
+
+def _log_cost(sums: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the logarithm of the expected cost with restarts and its squared error, `relative_variance` / n."""
+    spent, hits, squares, spent_by_hits = sums
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cost = spent / hits
+        rest = np.maximum(squares - 2 * cost * spent_by_hits + cost**2 * hits, 0.0)
+        return np.log(cost), rest / spent**2 * count / (count - 1)
+
+
+def _in_errors(x: NDArray[np.float64], y: NDArray[np.float64], sizes: tuple[int, int]) -> NDArray[np.float64]:
+    """Return the log ratios of the expected costs in their standard errors; infinite where one way has no hit."""
+    (log_x, a), (log_y, b) = _log_cost(x, sizes[0]), _log_cost(y, sizes[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.nan_to_num((log_x - log_y) / np.sqrt(a + b), nan=0.0, posinf=math.inf, neginf=-math.inf)
+    return np.where(x[1] < 0.5, math.inf, np.where(y[1] < 0.5, -math.inf, ratios))
 
 
 def _bootstrap_ratio(

@@ -27,7 +27,8 @@ class Premium:
     expected_cost: float
     """Until the target is reached, over all orders of the trials; infinite without a good one."""
     premium: float | None
-    """How many times what the narrowest of the priors costs; None where neither reaches the target."""
+    """How many times what the narrowest of the priors costs; None where that one never reaches the
+    target, or costs nothing."""
 
 
 def hindsight_premium(
@@ -78,7 +79,7 @@ def hindsight_premium(
             order.good + order.bad,
             order.good,
             order.expected,
-            None if math.isinf(narrowest) else order.expected / narrowest,
+            order.expected / narrowest if 0 < narrowest < math.inf else None,
         )
         for width, low, high, order in cells
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from statistics import median
 
+from lrsearch.analysis.power import RATIO_WORTH_KNOWING
 from lrsearch.trial import AttemptRecord, Stage, StudyRecord, TrialRecord, as_billed, charged_seconds
 
 STEP_TIME_RATIO = 1.5  # assumed: trials differ in their rates alone, so that their steps should take equally long
@@ -30,13 +31,28 @@ def beside_what_is_charged(record: StudyRecord) -> dict[Stage, float]:
     """
     ratios: dict[Stage, list[float]] = {}
     for trial, attempt in _alone(record):
-        charged = _working(attempt.phase_seconds)
+        charged = working_seconds(attempt.phase_seconds)
         if attempt.billed_phase_seconds and charged > 0:
-            ratios.setdefault(trial.stage, []).append(_working(attempt.billed_phase_seconds) / charged)
+            ratios.setdefault(trial.stage, []).append(working_seconds(attempt.billed_phase_seconds) / charged)
     return {stage: median(own) for stage, own in ratios.items()}
 
 
-def _working(phase_seconds: Mapping[str, float]) -> float:
+def range_test_price(record: StudyRecord) -> float:
+    """Return how many times as much of what they are charged range tests alone took as training runs alone.
+
+    1 where it is not known, and where it is nothing to speak of.
+    """
+    taken = beside_what_is_charged(record)
+    tests, runs = taken.get("range_test", 0.0), taken.get("train", 0.0)
+    return tests / runs if min(tests, runs) > 0 and is_far_off(tests / runs) else 1.0
+
+
+def is_far_off(ratio: float) -> bool:
+    """Return whether a ratio is so far from 1 that it would change what a practitioner does."""
+    return not 1 / RATIO_WORTH_KNOWING <= ratio <= RATIO_WORTH_KNOWING
+
+
+def working_seconds(phase_seconds: Mapping[str, float]) -> float:
     """Return the charged seconds that both bills tell apart."""
     return charged_seconds(as_billed(phase_seconds))
 

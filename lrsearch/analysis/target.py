@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from statistics import NormalDist, median
 from typing import Literal, NamedTuple, get_args
@@ -120,10 +121,14 @@ def kaplan_meier(outcomes: Iterable[OutcomeLike]) -> KaplanMeier:
     known = [as_outcome(outcome) for outcome in outcomes]
     hits = sorted(outcome.cost for outcome in known if outcome.reached)
     until = [math.inf if outcome.ended == "exhausted" else outcome.spent for outcome in known]
-    costs, shares, share = sorted(set(hits)), [], 1.0
+    costs, shares, share = (
+        sorted(set(hits)),
+        [],
+        Fraction(1),
+    )  # in floats half of the searches may be 0.5000000000000001
     for cost in costs:
-        share *= 1 - hits.count(cost) / sum(end >= cost for end in until)
-        shares.append(share)
+        share *= 1 - Fraction(hits.count(cost), sum(end >= cost for end in until))
+        shares.append(float(share))
     return KaplanMeier(tuple(costs), tuple(shares))
 
 

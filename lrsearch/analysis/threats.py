@@ -8,7 +8,7 @@ from statistics import fmean
 
 from lrsearch.analysis import wording
 from lrsearch.analysis.details import grid_orders
-from lrsearch.analysis.pace import beside_what_is_charged, held_up
+from lrsearch.analysis.pace import beside_what_is_charged, held_up, is_far_off, range_test_price
 from lrsearch.analysis.power import RATIO_WORTH_KNOWING
 from lrsearch.analysis.searches import searches, tests_once
 from lrsearch.analysis.strip import EXCLUSIVE_BELOW, busy_with_others, package_versions
@@ -141,14 +141,13 @@ def _records(record: StudyRecord) -> Iterator[str]:
             f"training step of trials like {them}: something held {them} up, such as another program, and {noisy} "
             "that noise."
         )
-    tests, runs = charged.get("range_test", 1.0), charged.get("train", 1.0)
-    if min(tests, runs) > 0 and len(charged) > 1 and _is_far_off(tests / runs):
+    if range_test_price(record) != 1:
         yield (
-            f"Range tests alone took {wording.times(tests)} what they are charged, training runs alone "
-            f"{wording.times(runs)}: what was timed before the study does not hold alike for both, and what a range "
-            "test costs beside a training run may be as far off."
+            f"Range tests alone took {wording.times(charged['range_test'])} what they are charged, training runs alone "
+            f"{wording.times(charged['train'])}: what was timed before the study does not hold alike for both, and "
+            "what a range test costs beside a training run may be as far off."
         )
-    elif (off := max(filter(_is_far_off, charged.values()), default=None)) is not None:
+    elif (off := max(filter(is_far_off, charged.values()), default=None)) is not None:
         yield (
             f"Trials alone took {wording.times(off)} what they are charged: the machine was not as fast as when "
             "their steps were timed before the study. Trials of their kind are charged alike by that, together or "
@@ -167,7 +166,3 @@ def _records(record: StudyRecord) -> Iterator[str]:
     differing = {name for name, found in package_versions(record).items() if len(found) > 1}
     if differing:
         yield f"Attempts ran with different versions of {', '.join(sorted(differing))}."
-
-
-def _is_far_off(ratio: float) -> bool:
-    return not 1 / RATIO_WORTH_KNOWING <= ratio <= RATIO_WORTH_KNOWING

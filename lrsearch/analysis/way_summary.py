@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from lrsearch.analysis.compare import Mean, Ratio, mean_of, speed_up
 from lrsearch.analysis.confirm import Confirmed, confirmed
 from lrsearch.analysis.cost import Bill, bill, device_models, price_of
+from lrsearch.analysis.pace import range_test_price, working_seconds
 from lrsearch.analysis.searches import Search, metric_range, searches, target_value
 from lrsearch.analysis.target import Outcome, ReachSummary, reach_summary
 from lrsearch.analysis.ways import Way, clr_way, ways
@@ -50,6 +51,8 @@ class WaySummary:
     """Searches whose best rate is the lowest or the highest that they tried."""
     outcomes: tuple[Outcome, ...] = ()
     """What each finished search cost to the target; without a target, what the whole search cost."""
+    repriced: tuple[Outcome, ...] = ()
+    """The same with range tests at what they took beside training runs; empty where that is what they are charged."""
     tests: tuple[float, ...] = ()
     """Test value of each finished search with a model."""
     confirmed: Confirmed | None = None
@@ -83,7 +86,7 @@ def _row(record: StudyRecord, way: Way, found: Sequence[Search], comparable: boo
     tests = tuple(value for search in done if (value := search.test_value) is not None)
     outcomes = tuple(_outcome(search, target_value(record)) for search in paid)
     charged = tuple(search.charged_device_seconds for search in paid)
-    price = price_of(record)
+    price, test_price = price_of(record), range_test_price(record)
     return WaySummary(
         way=way,
         searches_done=len(done),
@@ -103,6 +106,7 @@ def _row(record: StudyRecord, way: Way, found: Sequence[Search], comparable: boo
         reach=reach_summary(outcomes) if outcomes and target_value(record) is not None else None,
         edges=sum(one.edge is not None for one in chosen),
         outcomes=outcomes,
+        repriced=_repriced(paid, outcomes, test_price) if test_price != 1 else (),
         tests=tests,
         confirmed=confirmed(record, way.key),
     )
@@ -112,6 +116,20 @@ def _outcome(search: Search, target: float | None) -> Outcome:
     if target is None:
         return Outcome("reached", search.charged_device_seconds, search.charged_device_seconds)
     return search.outcome(target)
+
+
+def _repriced(found: Sequence[Search], outcomes: Sequence[Outcome], test_price: float) -> tuple[Outcome, ...]:
+    """Return what the searches would have cost with range tests, which come first, at this multiple of their charge."""
+    more = [(test_price - 1) * _test_seconds(search) for search in found]
+    return tuple(
+        replace(one, cost=one.cost + seconds, spent=one.spent + seconds)
+        for one, seconds in zip(outcomes, more, strict=True)
+    )
+
+
+def _test_seconds(search: Search) -> float:
+    tests = [trial for trial in search.billed if trial.stage == "range_test"]
+    return sum(working_seconds(attempt.phase_seconds) for trial in tests for attempt in trial.attempts)
 
 
 def _status_counts(trials: Sequence[TrialRecord]) -> dict[str, int]:

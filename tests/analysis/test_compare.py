@@ -1,7 +1,7 @@
 """Ratios and differences against scipy, closed forms and their own coverage."""
 
 import math
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -115,11 +115,71 @@ def test_misses_are_bootstrapped_as_expected_costs_which_all_samples_enumerated_
         return sum(one.spent for one in sample) / hits if hits else math.inf
 
     ratios = [ert(s) / ert(f) for s in product(slow, repeat=2) for f in product(fast, repeat=2)]
-    ratio = speed_up(slow, fast)
+    ratio = speed_up(slow, fast, "bootstrap")
     assert ratio.method == "bootstrap"
     assert ratio.value == pytest.approx(40 / 3)
     assert ratio.low == pytest.approx(min(ratios))  # a sixteenth of the draws is more than 2.5 %
     assert ratio.high == math.inf  # a quarter of the draws has no success: one-sided
+
+
+def with_misses(generator: np.random.Generator, n: int) -> list[Outcome]:
+    """A fifth of the searches misses and spends twice what a hit does."""
+    return [
+        hit(cost) if place > 0.2 else miss(2 * cost)
+        for cost, place in zip(generator.lognormal(0.0, 0.2, n), generator.random(n), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("n", "studies"), [(3, 100), (5, 100)])
+def test_after_misses_ways_that_are_alike_are_seldom_told_apart(n: int, studies: int) -> None:
+    """The percentile bootstrap tells 19 and 11 % of these studies apart; the wish is 5."""
+    generator, told = np.random.default_rng(0), list[bool]()
+    while len(told) < studies:
+        slow, fast = with_misses(generator, n), with_misses(generator, n)
+        ratio = speed_up(slow, fast)
+        if ratio.method == "permutation":
+            told.append(not some(ratio.low) <= 1 <= some(ratio.high))
+    assert np.mean(told) <= 0.05
+
+
+def test_the_interval_after_misses_ends_where_all_deals_enumerated_confirm() -> None:
+    """Four searches each: 70 deals, so that one alone is less than 2.5 % and two are more."""
+    slow = [(9.0, 1), (30.0, 0), (11.0, 1), (10.0, 1)]
+    fast = [(2.0, 1), (4.0, 1), (3.0, 1), (2.5, 1)]
+
+    def statistic(x: list[tuple[float, int]], y: list[tuple[float, int]]) -> float:
+        logs, errors = [], []
+        for way in (x, y):
+            cost = sum(spent for spent, _ in way) / sum(reached for _, reached in way)
+            residuals = [spent - cost * reached for spent, reached in way]
+            logs.append(math.log(cost))
+            errors.append(np.var(residuals, ddof=1) / len(way) / np.mean([spent for spent, _ in way]) ** 2)
+        return float((logs[0] - logs[1]) / math.sqrt(sum(errors)))
+
+    def shares(ratio: float) -> tuple[float, float]:
+        pooled = [(spent / ratio, reached) for spent, reached in slow] + fast
+        deals = [
+            statistic([pooled[i] for i in mine], [pooled[i] for i in range(8) if i not in mine])
+            for mine in combinations(range(8), 4)
+        ]
+        return float(np.mean(np.array(deals) >= deals[0] - 1e-9)), float(np.mean(np.array(deals) <= deals[0] + 1e-9))
+
+    ratio = speed_up([hit(spent) if reached else miss(spent) for spent, reached in slow], [hit(s) for s, _ in fast])
+    assert ratio.method == "permutation"
+    assert ratio.value == pytest.approx(20 / 2.875)
+    low, high = some(ratio.low), some(ratio.high)
+    assert shares(low / 1.01)[0] <= 0.025 < shares(low * 1.01)[0]
+    assert shares(high * 1.01)[1] <= 0.025 < shares(high / 1.01)[1]
+
+
+def test_after_misses_swapping_the_ways_inverts_the_interval_and_units_do_not_matter() -> None:
+    generator = np.random.default_rng(2)
+    slow, fast = with_misses(generator, 9), [*with_misses(generator, 5), miss(3.0)]
+    ratio, inverse = speed_up(slow, fast), speed_up(fast, slow)
+    assert (ratio.low, ratio.high) == pytest.approx((1 / some(inverse.high), 1 / some(inverse.low)))
+    in_minutes = [[Outcome(one.ended, one.cost / 60, one.spent / 60) for one in way] for way in (slow, fast)]
+    scaled = speed_up(in_minutes[0], in_minutes[1])
+    assert (scaled.low, scaled.high) == pytest.approx((ratio.low, ratio.high))
 
 
 def test_a_way_that_never_got_there_has_no_interval() -> None:
@@ -245,7 +305,7 @@ def test_the_interval_of_one_ways_cost_is_that_of_its_ratio_to_a_cost_of_one() -
     ratio, interval = speed_up(costs, [1.0, 1.0]), expected_cost_interval(costs)
     assert interval == pytest.approx((ratio.low, ratio.high))
     missed = [*map(hit, costs), miss(6.0)]
-    ratio, interval = speed_up(missed, [hit(1.0)] * 5), expected_cost_interval(missed)
+    ratio, interval = speed_up(missed, [hit(1.0)] * 5, "bootstrap"), expected_cost_interval(missed)
     assert interval == pytest.approx((ratio.low, ratio.high), rel=0.02)  # other draws of the same
     assert expected_cost_interval([miss(1.0), miss(1.0)]) is None
     assert expected_cost_interval([2.0]) is None

@@ -37,6 +37,12 @@ def test_a_target_that_no_trial_meets_is_never_reached_at_any_width() -> None:
     assert {cell.premium for cell in cells} == {None}
 
 
+def test_a_prior_that_costs_nothing_has_no_multiple() -> None:
+    cells = hindsight_premium(RATES, [0.1] * 6 + [0.9], [0.0] * 7, 0.8)
+    assert {cell.expected_cost for cell in cells} == {0.0}
+    assert {cell.premium for cell in cells} == {None}
+
+
 @given(st.lists(st.tuples(st.floats(-5, 1), st.floats(0, 1), st.floats(0.5, 5)), min_size=1, max_size=20))
 def test_the_widest_prior_is_the_whole_pool(drawn: list[tuple[float, float, float]]) -> None:
     logs, values, costs = (list(column) for column in zip(*drawn, strict=True))

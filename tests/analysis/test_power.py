@@ -108,8 +108,14 @@ def test_a_spread_after_misses_needs_a_hit_and_what_all_spent(costs: list[Outcom
         power_of_costs(costs, [1.0, 2.0])
 
 
+def test_after_misses_three_seeds_detect_nothing_however_little_costs_scatter() -> None:
+    costs: list[OutcomeLike] = [1.0, 1.001, (0.999, "exhausted")]
+    assert power_of_costs(costs, costs, ratio=100.0).more == 1
+    assert power_of_costs([1.0, 1.001, 0.999], [1.0, 1.001, 0.999], ratio=100.0).more == 0
+
+
 @pytest.mark.slow
-def test_after_misses_so_many_seeds_tell_the_bootstrap_four_times_in_five() -> None:
+def test_after_misses_so_many_seeds_tell_the_ways_apart_four_times_in_five() -> None:
     """300 simulations have a standard error of 2.3 points."""
     generator = np.random.default_rng(4)
     v = relative_variance(searches_with_misses(generator, 100_000))

@@ -19,7 +19,7 @@ from lrsearch.analysis.table import columns, row_cells
 from lrsearch.analysis.target import OutcomeLike
 from lrsearch.analysis.threats import threats
 from lrsearch.storage.export import export_rows, write_rows
-from lrsearch.trial import Choice, StudyRecord, TrialRecord
+from lrsearch.trial import Choice, StudyRecord, TrialRecord, as_billed
 from tests.records import CPU, GPU, SEVEN_WAYS, PlainTrial, make_record, plain_record, some, unfinished
 
 TARGET, PRICE = 0.95, 2.5
@@ -562,3 +562,53 @@ def test_a_table_without_test_values_is_not_judged_and_says_so() -> None:
     verdict = summarise(replace(record, trials=tuple(trials))).verdict
     assert verdict.grade == "not shown"
     assert "the models of clr have 0 test values" in verdict.headline
+
+
+def with_tests_that_took(record: StudyRecord, factor: float) -> StudyRecord:
+    """Return the study with range tests that took `factor` times what they are charged, as timed before the study."""
+    trials = []
+    for trial in record.trials:
+        if trial.strategy in ("clr", "clr_linear"):
+            [attempt] = trial.attempts
+            more = factor if trial.stage == "range_test" else 1.0
+            taken = {phase: more * spent for phase, spent in as_billed(attempt.phase_seconds).items()}
+            trial = replace(trial, attempts=(replace(attempt, billed_phase_seconds=taken),))
+        trials.append(trial)
+    return replace(record, trials=tuple(trials))
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.2, 2.0])
+def test_a_verdict_holds_where_range_tests_took_little_beside_their_price(factor: float) -> None:
+    verdict = summarise(with_tests_that_took(make_record(failures=False), factor)).verdict
+    assert "costs less to the target" in verdict.headline
+    assert verdict.sentences[0].endswith("3.5× the CLR run's cost (95 % interval 1.6× to 7.9×): suggested.")
+
+
+@pytest.mark.parametrize("factor", [12.0, 60.0])
+def test_a_verdict_that_hangs_on_the_price_of_range_tests_is_withheld(factor: float) -> None:
+    """CLR's charge is 1.4 s, 0.33 s of them its test; that of its cheapest rival is 5."""
+    record = with_tests_that_took(make_record(failures=False), factor)
+    summary = summarise(record)
+    tests = [trial for trial in record.trials if trial.strategy == "clr" and trial.stage == "range_test"]
+    costs = [
+        outcome.cost + test.billed_device_seconds - test.charged_device_seconds
+        for outcome, test in zip(summary.way("clr").outcomes, tests, strict=True)
+    ]
+    assert [one.cost for one in summary.way("clr").repriced] == pytest.approx(costs)
+    ratio = some(summary.way("grid_linear").reach).expected_cost / statistics.fmean(costs)
+    assert f", {ratio:.2g}× with range tests at what they took beside" in summary.verdict.sentences[0].replace(
+        "1.0×", "1×"
+    )
+    assert summary.verdict.sentences[0].endswith(": not distinguished.")
+    assert summary.verdict.headline.startswith("Neither the cost to the target nor")
+    assert "it hangs on what a range test costs beside a training run" in some(summary.verdict.power)
+
+
+@pytest.mark.parametrize(("factor", "grade"), [(1.0, "shown"), (3.0, "suggested"), (4.0, "not distinguished")])
+def test_a_verdict_is_no_firmer_than_with_range_tests_at_what_they_took(factor: float, grade: str) -> None:
+    """Beside two rivals: the repriced interval leaves out 1 at 97.5 %, at 95 % alone, and not at all."""
+    record = make_record({key: SEVEN_WAYS[key] for key in ("clr", "grid_linear", "random")}, failures=False)
+    verdict = summarise(with_tests_that_took(record, factor)).verdict
+    assert verdict.sentences[0].endswith(f": {grade}.")
+    assert ("at what they took" in verdict.sentences[0]) == (grade != "shown")
+    assert verdict.grade == grade

@@ -117,6 +117,13 @@ def test_a_search_that_a_budget_stopped_counts_until_then_and_one_that_gave_up_f
     assert kaplan_meier([3.0, (3.0, "budget")]).shares == (0.5,)  # at a tie the hit comes first
 
 
+def test_half_of_the_searches_is_half_whatever_floats_make_of_it() -> None:
+    """The product of 9/10, 7/9, 6/7 and 5/6, taken in floats, is 0.5000000000000001."""
+    curve = kaplan_meier([1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
+    assert curve.median == 4.0
+    assert 0.5 in curve.shares
+
+
 def test_the_horizon_is_the_budget_or_the_most_that_was_spent() -> None:
     assert reach_summary([hit(1.0), miss(9.0)]).horizon == 9.0
     assert reach_summary([hit(1.0), miss(9.0)]).restricted_mean == pytest.approx((1.0 + 9.0) / 2)
