@@ -121,11 +121,8 @@ def kaplan_meier(outcomes: Iterable[OutcomeLike]) -> KaplanMeier:
     known = [as_outcome(outcome) for outcome in outcomes]
     hits = sorted(outcome.cost for outcome in known if outcome.reached)
     until = [math.inf if outcome.ended == "exhausted" else outcome.spent for outcome in known]
-    costs, shares, share = (
-        sorted(set(hits)),
-        [],
-        Fraction(1),
-    )  # in floats half of the searches may be 0.5000000000000001
+    costs, shares = sorted(set(hits)), list[float]()
+    share = Fraction(1)  # in floats half of the searches may be 0.5000000000000001
     for cost in costs:
         share *= 1 - Fraction(hits.count(cost), sum(end >= cost for end in until))
         shares.append(float(share))
