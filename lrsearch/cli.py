@@ -16,7 +16,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -227,6 +227,7 @@ def run_study(
 
 def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh: bool) -> StudyRecord:
     from lrsearch import study
+    from lrsearch.conductor import Signals
     from lrsearch.progress import progress_for
     from lrsearch.storage.store import open_store
 
@@ -236,8 +237,12 @@ def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh:
         _write_report(record, page)
         drawn.append(record)
 
+    signals = Signals()
     try:
-        with open_store(database) as store, progress_for(sys.stderr) as progress:
+        # SQLAlchemy tells of a connection whose closing is interrupted by a traceback: that is awaited.
+        with signals.handled(), ExitStack() as stack, signals.interruptible():
+            store = stack.enter_context(open_store(database))
+            progress = stack.enter_context(progress_for(sys.stderr))
             record = study.run_study(
                 config,
                 store,

@@ -598,6 +598,34 @@ def test_a_signal_stops_the_study_settles_its_cost_and_names_the_way_on(
     assert "unfinished" in lrsearch(tmp_path, "ls").stdout
 
 
+CLOSING = """
+import os, sys
+from lrsearch import cli
+from lrsearch.storage.store import Store
+
+close = Store.close
+
+def closed_under_a_signal(self):
+    os.kill(os.getpid(), {number})
+    close(self)
+    print("closed")
+
+Store.close, sys.argv = closed_under_a_signal, ["lrsearch", "run-study", "study.yaml"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_while_the_database_is_closed_waits_for_that(
+    copied: Path, number: int, exit_code: int
+) -> None:
+    """Interrupted, SQLAlchemy would tell of the connection by a traceback."""
+    command = [sys.executable, "-c", CLOSING.format(number=int(number))]
+    answer = subprocess.run(command, cwd=copied, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (answer.returncode, answer.stdout) == (exit_code, "closed\n"), answer.stderr
+    assert answer.stderr.splitlines()[-1].startswith("Stopped; what has finished is stored")
+
+
 # The dashboard
 
 
