@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import csv
+import errno
 import gc
 import gzip
 import io
@@ -74,6 +75,8 @@ class _Commands(TyperGroup):
                 if hasattr(error, "format_message"):  # typer shows the usage on stderr
                     _print_error(error.format_message(), getattr(error, "exit_code", 2))
                 raise
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # as of what it prints
+                _fail(f"What the command gives cannot be written: {error.strerror}. Free space, then try again.", 4)
             _fail(f"lrsearch met a fault of its own: {_one_line(error)}. Full traceback: {_keep_traceback()}", 1)
 
 
@@ -83,8 +86,9 @@ def _is_for_typer(error: Exception) -> bool:
 
 def _fail(message: str, exit_code: int) -> NoReturn:
     message = _without_passwords(message)
-    typer.echo(message, err=True)
-    _print_error(message, exit_code)
+    with suppress(OSError):  # nobody hears it
+        typer.echo(message, err=True)
+        _print_error(message, exit_code)
     raise typer.Exit(exit_code)
 
 
