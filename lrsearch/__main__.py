@@ -19,6 +19,7 @@ AGAIN_SECONDS = 0.01
 def main() -> None:
     """Run the command line."""
     sys.unraisablehook = _stop_again
+    _open_standard_streams()
     try:
         if sys.argv[1:2] == ["run-study"]:
             _run_study()
@@ -27,6 +28,18 @@ def main() -> None:
     except KeyboardInterrupt:  # while the command line was being imported
         sys.stderr.write("Stopped.\n")
         sys.exit(130)
+
+
+def _open_standard_streams() -> None:
+    """Open those that we were started without, as by `2>&-`: else a file of ours has that number, and is written to."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115  # for ever
 
 
 def _stop_again(unraisable: UnraisableHookArgs) -> None:

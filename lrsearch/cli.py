@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import csv
+import errno
 import gc
 import gzip
 import io
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -74,6 +75,8 @@ class _Commands(TyperGroup):
                 if hasattr(error, "format_message"):  # typer shows the usage on stderr
                     _print_error(error.format_message(), getattr(error, "exit_code", 2))
                 raise
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # as of what it prints
+                _fail(f"What the command gives cannot be written: {error.strerror}. Free space, then try again.", 4)
             _fail(f"lrsearch met a fault of its own: {_one_line(error)}. Full traceback: {_keep_traceback()}", 1)
 
 
@@ -83,8 +86,9 @@ def _is_for_typer(error: Exception) -> bool:
 
 def _fail(message: str, exit_code: int) -> NoReturn:
     message = _without_passwords(message)
-    typer.echo(message, err=True)
-    _print_error(message, exit_code)
+    with suppress(OSError):  # nobody hears it
+        typer.echo(message, err=True)
+        _print_error(message, exit_code)
     raise typer.Exit(exit_code)
 
 
@@ -227,6 +231,7 @@ def run_study(
 
 def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh: bool) -> StudyRecord:
     from lrsearch import study
+    from lrsearch.conductor import Signals
     from lrsearch.progress import progress_for
     from lrsearch.storage.store import open_store
 
@@ -236,8 +241,12 @@ def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh:
         _write_report(record, page)
         drawn.append(record)
 
+    signals = Signals()
     try:
-        with open_store(database) as store, progress_for(sys.stderr) as progress:
+        # SQLAlchemy tells of a connection whose closing is interrupted by a traceback: that is awaited.
+        with signals.handled(), ExitStack() as stack, signals.interruptible():
+            store = stack.enter_context(open_store(database))
+            progress = stack.enter_context(progress_for(sys.stderr))
             record = study.run_study(
                 config,
                 store,

@@ -114,6 +114,8 @@ def _be_a_worker(variables: Mapping[str, str], connection: int, status: int, for
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         if error.code is not None and not isinstance(error.code, int):
             sys.stderr.write(f"{error.code}\n")
+    except BrokenPipeError:  # whoever has asked for this process has died before it began
+        pass
     except BaseException:
         traceback.print_exc()
     finally:

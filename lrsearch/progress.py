@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self, TextIO
+from typing import Any, Protocol, Self, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -136,8 +137,28 @@ class Progress(Observer, Protocol):
 
 def progress_for(stream: TextIO = sys.stderr) -> Progress:
     """Return the live table when `stream` is a terminal that can redraw, else plain lines."""
-    console = Console(file=stream, highlight=False)
-    return RichProgress(console) if console.is_terminal and not console.is_dumb_terminal else PlainProgress(stream)
+    heard = cast(TextIO, _WhetherOrNotHeard(stream))
+    console = Console(file=heard, highlight=False)
+    return RichProgress(console) if console.is_terminal and not console.is_dumb_terminal else PlainProgress(heard)
+
+
+class _WhetherOrNotHeard:
+    """A stream on which a study goes on to speak when its terminal is closed, its reader dead or its disk full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class RichProgress:

@@ -345,6 +345,42 @@ def test_a_reader_that_has_seen_enough_is_no_error(finished: tuple[Path, Answer]
     assert answer.stderr == "0\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_under_what_a_command_prints_is_one_line(copied: Path, options: list[str]) -> None:
+    command = [sys.executable, "-m", "lrsearch", "run-study", "study.yaml", *options]
+    with Path("/dev/full").open("w") as full:
+        answer = subprocess.run(command, cwd=copied, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert answer.returncode == 4
+    assert answer.stderr.splitlines()[1:] == [
+        "What the command gives cannot be written: No space left on device. Free space, then try again."
+    ]
+
+
+WITHOUT_STREAMS = """
+import os, sys
+from lrsearch import __main__
+
+def run():
+    with open("opened.txt", "w"), open("too.txt", "w"):
+        os.write(1, b"as a library in C does")
+        os.write(2, b"as a library in C does")
+    print("printed")
+    print("printed", file=sys.stderr)
+    sys.exit(3)
+
+__main__._run, sys.argv = run, ["lrsearch", "ls"]
+__main__.main()
+"""
+
+
+def test_started_without_standard_streams_nothing_is_written_into_a_file_of_ours(tmp_path: Path) -> None:
+    """The next file that is opened would have their numbers."""
+    command = ["/bin/sh", "-c", 'exec "$0" -c "$1" >&- 2>&-', sys.executable, WITHOUT_STREAMS]
+    assert subprocess.run(command, cwd=tmp_path, timeout=60, check=False).returncode == 3
+    assert [(tmp_path / name).read_text() for name in ("opened.txt", "too.txt")] == ["", ""]
+
+
 def test_a_name_or_version_that_is_not_stored_is_refused(finished: tuple[Path, Answer]) -> None:
     answer = lrsearch(finished[0], "show", "tinny")
     assert (answer.returncode, answer.stderr) == (2, "Unknown study 'tinny'; known: tiny. Did you mean 'tiny'?\n")
@@ -596,6 +632,34 @@ def test_a_signal_stops_the_study_settles_its_cost_and_names_the_way_on(
     assert interrupted["status"] == "interrupted"
     assert float(interrupted["lost_seconds"]) > 0
     assert "unfinished" in lrsearch(tmp_path, "ls").stdout
+
+
+CLOSING = """
+import os, sys
+from lrsearch import cli
+from lrsearch.storage.store import Store
+
+close = Store.close
+
+def closed_under_a_signal(self):
+    os.kill(os.getpid(), {number})
+    close(self)
+    print("closed")
+
+Store.close, sys.argv = closed_under_a_signal, ["lrsearch", "run-study", "study.yaml"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_while_the_database_is_closed_waits_for_that(
+    copied: Path, number: int, exit_code: int
+) -> None:
+    """Interrupted, SQLAlchemy would tell of the connection by a traceback."""
+    command = [sys.executable, "-c", CLOSING.format(number=int(number))]
+    answer = subprocess.run(command, cwd=copied, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (answer.returncode, answer.stdout) == (exit_code, "closed\n"), answer.stderr
+    assert answer.stderr.splitlines()[-1].startswith("Stopped; what has finished is stored")
 
 
 # The dashboard

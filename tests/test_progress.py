@@ -1,3 +1,4 @@
+import errno
 import io
 import time
 from dataclasses import replace
@@ -96,6 +97,35 @@ def test_before_the_first_trial_nothing_is_known_of_the_time_left() -> None:
 )
 def test_durations_read_like_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+class Closed(io.StringIO):
+    """A terminal that was closed."""
+
+    def __init__(self, *, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize(("is_terminal", "kind"), [(True, RichProgress), (False, PlainProgress)])
+def test_a_study_that_nobody_hears_goes_on(monkeypatch: pytest.MonkeyPatch, is_terminal: bool, kind: type) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_for(Closed(is_terminal=is_terminal)) as progress:
+        assert isinstance(progress, kind)
+        progress.study_started(begun(RECORD), PLANNED)
+        progress.message("hello")
+        progress.trial_started(RECORD.trials[0])
+        progress.trial_finished(RECORD.trials[0])
+        progress.study_finished(RECORD)
 
 
 def run_plainly(record: StudyRecord, planned: dict[str, int]) -> list[str]:

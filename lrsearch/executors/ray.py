@@ -128,7 +128,8 @@ def _connect(settings: Ray) -> Any:
         if ray.is_initialized():
             raise UsageError("This process has joined a Ray cluster already: call ray.shutdown() before the study.")
         try:
-            ray.init(**options, log_to_driver=False, logging_level="ERROR")
+            with _undisturbed() if address == "local" else contextlib.nullcontext():
+                ray.init(**options, log_to_driver=False, logging_level="ERROR")
             if address != "local" and not _is_loopback(address):
                 _refuse_open_cluster(ray.get_runtime_context().gcs_address)
         except Exception as error:
@@ -139,7 +140,30 @@ def _connect(settings: Ray) -> Any:
                 f"The Ray cluster at {address!r} cannot be joined: {_first_line(error)} Is it running, is this machine "
                 "a node of it, with the same Ray and Python, and is the token the same?"
             ) from error
+        except BaseException:  # Ctrl-C or SIGTERM
+            ray.shutdown()
+            raise
     return ray
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM wait for the end of the block: processes of a Ray that has half started would stay."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for one in came:
+            signal.raise_signal(one)
 
 
 def _import_ray() -> Any:
@@ -149,8 +173,9 @@ def _import_ray() -> Any:
         import ray
     except ImportError as error:
         raise MissingExtraError("The executor 'ray'", "ray") from error
-    from ray._private import worker
+    from ray._private import utils, worker
 
+    utils.set_sigterm_handler = lambda handler: None  # the study has its own
     # It would print a page of a raylet's log when a node is lost, which the study says in a line.
     worker.print_to_stdstream = lambda *arguments, **more: None
     if was_imported:
@@ -207,13 +232,8 @@ def _refuse_open_cluster(address: str) -> None:
 
 @contextmanager
 def _surroundings(variables: Mapping[str, str]) -> Iterator[None]:
-    """Add these to the environment, without what a Ray started here must not inherit; afterwards it is as before.
-
-    So is the signal handler that Ray replaces, which it does in the main thread.
-    """
+    """Add these to the environment, without what a Ray started here must not inherit; afterwards it is as before."""
     before = dict(os.environ)
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
     os.environ |= variables
     for name in SECRETS:
         os.environ.pop(name, None)
@@ -222,8 +242,6 @@ def _surroundings(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ |= before
-        if main and handler is not None:
-            signal.signal(signal.SIGTERM, handler)
 
 
 def _first_line(error: BaseException) -> str:

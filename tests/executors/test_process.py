@@ -23,6 +23,7 @@ from lrsearch import worker
 from lrsearch.environment import DECODERS_VARIABLE
 from lrsearch.errors import UsageError, WorkerDiedError, WorkloadError
 from lrsearch.executors.process import Process, ProcessExecutor
+from lrsearch.forked import Forker
 from lrsearch.trial import CheckpointPlan, Choice
 from tests.executors.contract import TRIAL, Does, Listener, SlotsContract, do
 from tests.processes import children, lives
@@ -105,6 +106,19 @@ def test_a_sign_of_progress_to_a_study_that_has_died_is_no_error(monkeypatch: py
     while teller.is_alive():  # a warning of its thread would fail this test
         channel.progressed()
         time.sleep(0.01)
+
+
+def test_a_process_that_begins_when_the_study_has_died_is_no_error(capfd: pytest.CaptureFixture[str]) -> None:
+    forker = Forker(os.environ)
+    ours, theirs = socket.socketpair()
+    status, told = os.pipe()
+    os.close(status)
+    with closing(forker), ours:
+        forker._ask(b"{}", [theirs.fileno(), told])
+        theirs.close()
+        os.close(told)
+        assert ours.recv(1) == b"", "it has ended"
+    assert capfd.readouterr().err == ""
 
 
 def test_slots_share_the_processors_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

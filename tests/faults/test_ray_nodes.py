@@ -285,6 +285,40 @@ def test_a_study_that_is_stopped_or_killed_leaves_no_process_and_goes_on(
     assert [one.status for one in attempts].count("interrupted") == 2
 
 
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.ray_long),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.ray),
+    ],
+)
+def test_a_study_that_is_stopped_while_ray_starts_leaves_no_process(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    path, url = write(tmp_path, "{name: ray}", EPOCHS), on_sqlite(tmp_path)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lrsearch", "run-study", str(path), "--database", url],
+            cwd=tmp_path,
+            stderr=said,
+            env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+    deadline = time.monotonic() + 60
+    while not any(b"agent" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(process.pid)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = descendants(process.pid)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code, (tmp_path / "said").read_text()
+    assert "Stopped; what has finished is stored" in (tmp_path / "said").read_text()
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in children if lives(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
 def _read_all(descriptor: int, into: list[bytes]) -> None:
     with contextlib.suppress(OSError):  # its other side is closed
         while part := os.read(descriptor, 65536):
