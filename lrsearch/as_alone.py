@@ -173,6 +173,33 @@ def _normalize(func: Any, *arguments: Any, out: torch.Tensor | None = None, **ke
     return NotImplemented if out is None else out.copy_(func(*arguments, **keywords))
 
 
+def _embedding(
+    func: Any,
+    input: torch.Tensor,  # noqa: A002  # torch's name
+    weight: torch.Tensor,
+    padding_idx: int | None = None,
+    *others: Any,
+    **keywords: Any,
+) -> Any:
+    """Leave the padding of each copy untrained: where they have places of their own, torch does so for the first."""
+    if padding_idx is None or not _is_of_copies(input):
+        return NotImplemented
+    outputs = func(input, weight, None, *others, **keywords)
+    return outputs.detach().where((input == padding_idx % len(weight)).unsqueeze(-1), outputs)
+
+
+def _norm_by_batch(func: Any, input: torch.Tensor, *others: Any, **keywords: Any) -> Any:  # noqa: A002  # torch's name
+    """Have it computed in float32, as alone: for copies torch takes no numbers of another type than the statistics."""
+    if input.dtype is not torch.bfloat16 or not _is_of_copies(input):
+        return NotImplemented
+    return func(input.float(), *others, **keywords).to(input.dtype)
+
+
+def _prelu(func: Any, input: torch.Tensor, weight: torch.Tensor) -> Any:  # noqa: A002  # torch's name
+    """Have the slopes in autocast's type, in which the numbers are: for copies it leaves them in float32."""
+    return NotImplemented if weight.dtype is input.dtype else func(input, weight.to(input.dtype))
+
+
 def _recurrent(func: Any, *arguments: Any) -> Any:
     if not isinstance(arguments[3], bool):
         return _packed(func)
@@ -412,6 +439,9 @@ _INSTEAD: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(RECURRENT, _recurrent),
     torch._pack_padded_sequence: _packed,
     F.normalize: _normalize,
+    F.embedding: _embedding,
+    **dict.fromkeys((F.batch_norm, F.instance_norm), _norm_by_batch),
+    **dict.fromkeys((F.prelu, torch.prelu), _prelu),
     torch.Tensor.data.__get__: _data,  # type: ignore[attr-defined]  # it is a property
     **dict.fromkeys(CELLS, _cell),
 }

@@ -546,6 +546,24 @@ class SpectrallyNormed(Net):
         nn.utils.parametrizations.spectral_norm(self.last)
 
 
+class FeedingBack(Net):
+    """Looks up what it has chosen itself, of which the padding is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Parameter(torch.randn(5, 16))
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden + F.embedding(hidden[:, :5].argmax(1), self.words, -4))
+
+
+class Calling(Net):
+    """Is called in its own way."""
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().__call__(inputs - inputs.mean(0))  # type: ignore[no-any-return]
+
+
 AGREE: tuple[type[Net], ...] = (
     *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
     *(BoxedByData, Collecting, Hiding),
@@ -553,7 +571,7 @@ AGREE: tuple[type[Net], ...] = (
     *(ListCounting, DataCooling, Accumulating, AddingInPlace, AddingToAShape),
     *(Filling, AddingToItself, FreezingAlways, SpareHead, Averaging, Gating, Choosing),
     *(Reading, ReadingLong, ReadingBranching, Stepping),
-    *(Naming, Twice, Normed, Pruned, SpectrallyNormed),
+    *(Naming, Twice, Normed, Pruned, SpectrallyNormed, FeedingBack, Calling),
 )
 
 
