@@ -7,6 +7,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -1182,7 +1183,25 @@ class KeepingDeep(Net):
         return torch.relu(hidden - 0.1 * mean)
 
 
-@pytest.mark.parametrize("build", [Keeping, KeepingInside, KeepingDeep])
+class KeepingAround(Net):
+    """Has an average around a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        mean: Any = 0.0
+
+        def average(hidden: torch.Tensor) -> Any:
+            nonlocal mean
+            mean = 0.9 * mean + 0.1 * hidden.detach().mean(0)
+            return mean
+
+        self.average = partial(average)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden - self.average(hidden))
+
+
+@pytest.mark.parametrize("build", [Keeping, KeepingInside, KeepingDeep, KeepingAround])
 def test_what_a_model_keeps_of_members_that_leave_goes_with_them(build: type[Net]) -> None:
     stacked, single, together, alone = histories(build)
     assert farthest(stacked, single) <= 1e-9
