@@ -188,11 +188,20 @@ def _embedding(
     return outputs.detach().where((input == padding_idx % len(weight)).unsqueeze(-1), outputs)
 
 
-def _norm_by_batch(func: Any, input: torch.Tensor, *others: Any, **keywords: Any) -> Any:  # noqa: A002  # torch's name
-    """Have it computed in float32, as alone: for copies torch takes no numbers of another type than the statistics."""
-    if input.dtype is not torch.bfloat16 or not _is_of_copies(input):
+def _norm_by_channel(func: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Norm the channels of all copies as those of one: torch weighs them afterwards, and its numbers grow too large
+    earlier than alone; nor does it take statistics of another number type.
+    """
+    tensors: dict[str, Any] = dict.fromkeys(NORMED) | dict(zip(NORMED, arguments, strict=False))
+    tensors |= {name: keywords.pop(name) for name in NORMED if name in keywords}
+    x, *others = tensors.values()
+    if x.ndim < 2 or not all(one is None or _is_of_copies(one) for one in others) or not _is_of_copies(x, *others):
         return NotImplemented
-    return func(input.float(), *others, **keywords).to(input.dtype)
+    settings = arguments[len(NORMED) :]
+    return _NormByChannel.apply(*tensors.values(), lambda *own: func(*own, *settings, **keywords))
+
+
+NORMED = ("input", "running_mean", "running_var", "weight", "bias")
 
 
 def _prelu(func: Any, input: torch.Tensor, weight: torch.Tensor) -> Any:  # noqa: A002  # torch's name
@@ -243,6 +252,28 @@ class _Attention(torch.autograd.Function):
             mask = own.expand(count, len(query) // count, *own.shape[2:]).flatten(0, 1)
         outputs = F.scaled_dot_product_attention(query, key, value, mask, **settings)
         return outputs.view(count, -1, *outputs.shape[1:]), 0
+
+
+class _NormByChannel(torch.autograd.Function):
+    """Norms, when vmap calls it, the channels of all copies as those of one."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> torch.Tensor:
+        raise AssertionError("vmap calls it")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep nothing: what vmap calls is differentiated itself."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[torch.Tensor, int]:
+        count, (x, *others, norm) = info.batch_size, arguments
+        own = x.unsqueeze(1).expand(-1, count, *x.shape[1:]) if in_dims[0] is None else x.movedim(in_dims[0], 1)
+        sides = in_dims[1:-1]
+        placed = [None if one is None else one.movedim(side, 0) for one, side in zip(others, sides, strict=True)]
+        statistics = [None if one is None else one.view(-1) for one in placed[:2]]  # which are written to
+        factors = [None if one is None else one.flatten() for one in placed[2:]]
+        return norm(own.flatten(1, 2), *statistics, *factors).unflatten(1, (count, -1)), 1
 
 
 RECURRENT: dict[Any, str] = {
@@ -440,7 +471,7 @@ _INSTEAD: dict[Any, Callable[..., Any]] = {
     torch._pack_padded_sequence: _packed,
     F.normalize: _normalize,
     F.embedding: _embedding,
-    **dict.fromkeys((F.batch_norm, F.instance_norm), _norm_by_batch),
+    **dict.fromkeys((F.batch_norm, F.instance_norm), _norm_by_channel),
     **dict.fromkeys((F.prelu, torch.prelu), _prelu),
     torch.Tensor.data.__get__: _data,  # type: ignore[attr-defined]  # it is a property
     **dict.fromkeys(CELLS, _cell),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -1181,6 +1182,56 @@ class KeepingDeep(Net):
         before.append(hidden)
         self.newest = hidden
         return torch.relu(hidden - 0.1 * mean)
+
+
+class NormedTwice(Net):
+    """Norms with the same layer twice, which vmap sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(16)
+        self.again = self.norm
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.again(torch.relu(self.norm(hidden)))  # type: ignore[no-any-return]
+
+
+def test_a_norm_whose_numbers_become_large_stays_finite_as_long_as_alone() -> None:
+    plan = TrainingPlan(epochs=1, optimizer=Choice("sgd", {"momentum": 0.9}), device="cpu")
+    rates, alone = [1e3, 1e4, 1e6, 1e8], []
+    for rate in rates:
+        run = new_run(WithModel(3, NormedTwice, torch.float64), plan, CPU, 3)
+        for _ in range(60):
+            run.step(rate)
+        alone.append(sum(map(math.isfinite, run.take_losses())))
+    run = new_run(WithModel(3, NormedTwice, torch.float64), plan, CPU, 3)
+    stacked = StackedRun([run] * len(rates), [plan.optimizer.settings] * len(rates))
+    for _ in range(60):
+        stacked.step(stacked.numbers(rates))
+    together = [sum(map(math.isfinite, losses)) for losses in stacked.take_losses()]
+    assert together == pytest.approx(alone, abs=2)  # by rounding, one or two
+
+
+class Recurrent(Net):
+    """Has a recurrent layer, which vmap sees, as something looks on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(4, 16, batch_first=True)
+        self.register_forward_pre_hook(lambda *given: None)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.layer(hidden.view(-1, 4, 4))[0][:, -1]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("seeds", [(3, 3), (3, 8)], ids=["one seed", "two seeds"])
+def test_a_recurrent_layer_is_the_same_after_an_evaluation(seeds: tuple[int, int]) -> None:
+    """Though torch puts its weights together anew before each call."""
+    own = {seed: begun(Recurrent, seed) for seed in seeds}
+    stacked = StackedRun([own[seed] for seed in seeds], [SGD.settings] * 2)
+    for _ in range(2):
+        stacked.step(torch.tensor([0.01, 0.02], dtype=torch.float64))
+        assert len(stacked.evaluate("validation", for_all=False)) == 2
 
 
 class KeepingAround(Net):
