@@ -269,10 +269,13 @@ class _NormByChannel(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[torch.Tensor, int]:
         count, (x, *others, norm) = info.batch_size, arguments
         own = x.unsqueeze(1).expand(-1, count, *x.shape[1:]) if in_dims[0] is None else x.movedim(in_dims[0], 1)
-        sides = in_dims[1:-1]
-        placed = [None if one is None else one.movedim(side, 0) for one, side in zip(others, sides, strict=True)]
-        statistics = [None if one is None else one.view(-1) for one in placed[:2]]  # which are written to
-        factors = [None if one is None else one.flatten() for one in placed[2:]]
+
+        def placed(one: torch.Tensor | None, side: int | None) -> torch.Tensor | None:
+            return one if one is None else one.expand(count, -1) if side is None else one.movedim(side, 0)
+
+        channels = list(map(placed, others, in_dims[1:-1]))
+        statistics = [None if one is None else one.view(-1) for one in channels[:2]]  # which are written to
+        factors = [None if one is None else one.flatten() for one in channels[2:]]
         return norm(own.flatten(1, 2), *statistics, *factors).unflatten(1, (count, -1)), 1
 
 

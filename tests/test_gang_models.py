@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import vmap
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.overrides import _get_current_function_mode_stack
@@ -559,6 +560,20 @@ class FeedingBack(Net):
         return torch.relu(hidden + F.embedding(hidden[:, :5].argmax(1), self.words, -4))
 
 
+class NormingParts(Net):
+    """Norms parts of its features by vmap, all with the same factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.ones(4))
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        def norm(part: torch.Tensor) -> torch.Tensor:
+            return F.batch_norm(part, None, None, self.factors, training=True)
+
+        return torch.relu(vmap(norm, in_dims=1, out_dims=1)(hidden.view(-1, 4, 4)).flatten(1))
+
+
 class Calling(Net):
     """Is called in its own way."""
 
@@ -573,7 +588,8 @@ AGREE: tuple[type[Net], ...] = (
     *(ListCounting, DataCooling, Accumulating, AddingInPlace, AddingToAShape),
     *(Filling, AddingToItself, FreezingAlways, SpareHead, Averaging, Gating, Choosing),
     *(Reading, ReadingLong, ReadingBranching, Stepping),
-    *(Naming, Twice, Normed, Pruned, SpectrallyNormed, FeedingBack, Calling),
+    *(Naming, Twice, Normed, Pruned, SpectrallyNormed, FeedingBack, NormingParts),
+    Calling,
 )
 
 
