@@ -173,6 +173,42 @@ def _normalize(func: Any, *arguments: Any, out: torch.Tensor | None = None, **ke
     return NotImplemented if out is None else out.copy_(func(*arguments, **keywords))
 
 
+def _embedding(
+    func: Any,
+    input: torch.Tensor,  # noqa: A002  # torch's name
+    weight: torch.Tensor,
+    padding_idx: int | None = None,
+    *others: Any,
+    **keywords: Any,
+) -> Any:
+    """Leave the padding of each copy untrained: where they have places of their own, torch does so for the first."""
+    if padding_idx is None or not _is_of_copies(input):
+        return NotImplemented
+    outputs = func(input, weight, None, *others, **keywords)
+    return outputs.detach().where((input == padding_idx % len(weight)).unsqueeze(-1), outputs)
+
+
+def _norm_by_channel(func: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Norm the channels of all copies as those of one: torch weighs them afterwards, and its numbers grow too large
+    earlier than alone; nor does it take statistics of another number type.
+    """
+    tensors: dict[str, Any] = dict.fromkeys(NORMED) | dict(zip(NORMED, arguments, strict=False))
+    tensors |= {name: keywords.pop(name) for name in NORMED if name in keywords}
+    x, *others = tensors.values()
+    if x.ndim < 2 or not all(one is None or _is_of_copies(one) for one in others) or not _is_of_copies(x, *others):
+        return NotImplemented
+    settings = arguments[len(NORMED) :]
+    return _NormByChannel.apply(*tensors.values(), lambda *own: func(*own, *settings, **keywords))
+
+
+NORMED = ("input", "running_mean", "running_var", "weight", "bias")
+
+
+def _prelu(func: Any, input: torch.Tensor, weight: torch.Tensor) -> Any:  # noqa: A002  # torch's name
+    """Have the slopes in autocast's type, in which the numbers are: for copies it leaves them in float32."""
+    return NotImplemented if weight.dtype is input.dtype else func(input, weight.to(input.dtype))
+
+
 def _recurrent(func: Any, *arguments: Any) -> Any:
     if not isinstance(arguments[3], bool):
         return _packed(func)
@@ -216,6 +252,31 @@ class _Attention(torch.autograd.Function):
             mask = own.expand(count, len(query) // count, *own.shape[2:]).flatten(0, 1)
         outputs = F.scaled_dot_product_attention(query, key, value, mask, **settings)
         return outputs.view(count, -1, *outputs.shape[1:]), 0
+
+
+class _NormByChannel(torch.autograd.Function):
+    """Norms, when vmap calls it, the channels of all copies as those of one."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> torch.Tensor:
+        raise AssertionError("vmap calls it")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep nothing: what vmap calls is differentiated itself."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[torch.Tensor, int]:
+        count, (x, *others, norm) = info.batch_size, arguments
+        own = x.unsqueeze(1).expand(-1, count, *x.shape[1:]) if in_dims[0] is None else x.movedim(in_dims[0], 1)
+
+        def placed(one: torch.Tensor | None, side: int | None) -> torch.Tensor | None:
+            return one if one is None else one.expand(count, -1) if side is None else one.movedim(side, 0)
+
+        channels = list(map(placed, others, in_dims[1:-1]))
+        statistics = [None if one is None else one.view(-1) for one in channels[:2]]  # which are written to
+        factors = [None if one is None else one.flatten() for one in channels[2:]]
+        return norm(own.flatten(1, 2), *statistics, *factors).unflatten(1, (count, -1)), 1
 
 
 RECURRENT: dict[Any, str] = {
@@ -412,6 +473,9 @@ _INSTEAD: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(RECURRENT, _recurrent),
     torch._pack_padded_sequence: _packed,
     F.normalize: _normalize,
+    F.embedding: _embedding,
+    **dict.fromkeys((F.batch_norm, F.instance_norm), _norm_by_channel),
+    **dict.fromkeys((F.prelu, torch.prelu), _prelu),
     torch.Tensor.data.__get__: _data,  # type: ignore[attr-defined]  # it is a property
     **dict.fromkeys(CELLS, _cell),
 }

@@ -7,9 +7,9 @@ import signal
 import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from types import FrameType, ModuleType, UnionType
+from types import FrameType, FunctionType, MethodType, ModuleType, UnionType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -144,7 +144,9 @@ def find_generators(source: object) -> list[object]:
 
 
 def find(source: object, kinds: type | UnionType) -> list[Any]:
-    """Return what of these kinds `source` is or holds: in its attributes, and in lists, tuples, deques and dicts."""
+    """Return what of these kinds `source` is or holds: in its attributes, in lists, tuples, deques and dicts, and
+    around functions.
+    """
     return find_among([source], kinds)
 
 
@@ -227,7 +229,20 @@ def _members(item: object) -> Iterable[object]:
     if isinstance(item, Mapping | list | tuple | deque):
         short = len(item) <= LARGEST_COLLECTION
         return () if not short else item.values() if isinstance(item, Mapping) else item
+    if isinstance(item, partial):
+        return item.func, item.args, item.keywords
+    if isinstance(item, MethodType):
+        return item.__self__, item.__func__
+    if isinstance(item, FunctionType):
+        return *_around(item), *vars(item).values()
     return getattr(item, "__dict__", {}).values()
+
+
+def _around(function: FunctionType) -> Iterator[object]:
+    """Yield what the function has from around it."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # there is nothing in it yet
+            yield cell.cell_contents
 
 
 def _generator_undo(generator: Any) -> Undo:

@@ -51,7 +51,8 @@ class Program:
     def of(cls, model: nn.Module) -> Program | None:
         """Return the program; None when vmap must have the model as a whole.
 
-        That is when it cannot be traced, ties weights, takes or gives several tensors, has hooks, or when tracing it
+        That is when it cannot be traced, ties weights, takes or gives several tensors, has hooks, is called in a way of
+        its own, or when tracing it
         drew chance, changed something or computed with weights: then what its Python does once per step would have been
         done once for all. So it is when it writes into what it makes of numbers alone, or makes other numbers again.
         Raises ValueError when it draws chance from python's or numpy's generators.
@@ -60,6 +61,8 @@ class Program:
         if len(tensors) != len({id(tensor) for _, tensor in tensors}):
             return None
         if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
+            return None
+        if type(model).__call__ is not nn.Module.__call__:
             return None
         own = find_generators([vars(part) for part in model.modules()])
         drawn, before = chance.snapshot(own), Contents(model, copies=True)

@@ -505,18 +505,39 @@ def _encoder(name: str, module: nn.TransformerEncoder) -> Rule:
     def rule(stacked: Copies, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         given = dict(zip(("src", "mask", "src_key_padding_mask", "is_causal"), arguments, strict=False)) | keywords
         value, mask, is_causal = given["src"], given.get("mask"), given.get("is_causal")
-        if module.use_nested_tensor and not module.training and given.get("src_key_padding_mask") is not None:
-            raise ValueError("an encoder with enable_nested_tensor leaves out what is padded when it is evaluated")
+        padding = given.get("src_key_padding_mask")
+        left_out = None if mask is not None or padding is None else _left_out(module, value, padding, stacked.count)
         masks = {
             "src_mask": mask,
             "is_causal": _is_causal(mask) if is_causal is None else is_causal,
-            "src_key_padding_mask": given.get("src_key_padding_mask"),
+            "src_key_padding_mask": padding,
         }
         for layer in rules:
             value = layer(stacked, [value], masks)
+        if left_out is not None:
+            value = Value(Layout.STACKED, to_stacked(value, stacked.count).masked_fill(left_out, 0.0))
         return value if norm is None else norm(stacked, [value], {})
 
     return rule
+
+
+def _left_out(module: nn.TransformerEncoder, value: Value, padding: Value, count: int) -> torch.Tensor | None:
+    """Return where an encoder with enable_nested_tensor gives zeros, for one copy; None where it takes no rows apart.
+
+    So it does in an evaluation with rows that are padded at their ends.
+    """
+    first, own = module.layers[0], _one_copy(value, count)
+    trains = torch.is_grad_enabled() and any(one.requires_grad for one in first.parameters())
+    if not module.use_nested_tensor or first.training or trains or own.ndim != 3:
+        return None
+    if not torch.backends.mha.get_fastpath_enabled() or torch.is_autocast_enabled():
+        return None
+    if padding.layout is not Layout.SHARED:
+        raise ValueError("an encoder with enable_nested_tensor leaves out what is padded in each trial otherwise")
+    kept = padding.tensor == 0
+    if module.mask_check and not torch._nested_tensor_from_mask_left_aligned(own, kept):
+        return None
+    return ~kept.unsqueeze(-1)
 
 
 def _is_causal(mask: Value | None) -> bool:

@@ -22,7 +22,7 @@ from lrsearch.graphs import Replayed
 from lrsearch.interfaces import Batch, FitsMetric, HasOwnChance, HasStackedLoss, LoadedWorkload, Split
 from lrsearch.stacked_optimizers import StackedOptimizer
 from lrsearch.stacked_values import side_by_side
-from lrsearch.stacking import StackedModel, made_anew
+from lrsearch.stacking import MadeAnew, StackedModel
 from lrsearch.training import Run, autocast, finite, is_out_of_memory, one_line, own_generators
 from lrsearch.trial import OF_EACH_MEMBER, CompiledGang
 
@@ -123,12 +123,10 @@ class _Before:
         self._numbers = {name: one.detach().clone() for name, one in numbers.items()}
         others = [thing for crowd in crowds for thing in (crowd.loaded.loss, _sources(crowd.loaded))]
         self._contents = Contents(stacked.model, *others, copies=True)
-        parts = stacked.model.modules()
-        self._anew = [(vars(part), name, vars(part).get(name)) for part in parts for name in made_anew(part)]
+        self._anew = MadeAnew(stacked.model)
 
     def is_still(self) -> bool:
-        for held, name, before in self._anew:
-            held[name] = before
+        self._anew.put_back()
         own = self._stacked.parameters | self._stacked.buffers
         return (
             chance.is_alike(self._chance, chance.snapshot(self._own))

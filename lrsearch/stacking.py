@@ -246,10 +246,23 @@ def made_anew(part: nn.Module) -> set[str]:
     """Return the attributes that torch puts there before each call, such as a normed weight."""
     hooks = part._forward_pre_hooks.values()
     return {
-        *(("_flat_weights",) if isinstance(part, nn.RNNBase) else ()),
+        *(("_flat_weights", "_flat_weight_refs") if isinstance(part, nn.RNNBase) else ()),
         *(hook.name for hook in hooks if isinstance(hook, (WeightNorm, SpectralNorm))),
         *(hook._tensor_name for hook in hooks if isinstance(hook, BasePruningMethod)),
     }
+
+
+class MadeAnew:
+    """What torch puts into a model's parts before each call, as it was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._before = [
+            (vars(part), name, vars(part).get(name)) for part in model.modules() for name in made_anew(part)
+        ]
+
+    def put_back(self) -> None:
+        for held, name, before in self._before:
+            held[name] = before
 
 
 def _shared(model: nn.Module) -> set[str]:
@@ -391,6 +404,7 @@ class _Seen:
     def __init__(self) -> None:
         self.mode: bool | None = None
         self._held: Contents | None = None
+        self._anew: MadeAnew | None = None
         self._looks = 3
 
     def is_other(self, model: nn.Module) -> bool:
@@ -405,9 +419,12 @@ class _Seen:
         self.mode = model.training
         if self.is_still():
             return False
-        is_first, self._held = self._held is None, Contents(model)
+        is_first, self._held, self._anew = self._held is None, Contents(model), MadeAnew(model)
         return not is_first
 
     def is_still(self) -> bool:
         """Whether the model holds what it did at the last look."""
-        return self._held is not None and self._held.is_still()
+        if self._held is None or self._anew is None:
+            return False
+        self._anew.put_back()
+        return self._held.is_still()

@@ -219,6 +219,21 @@ def test_slopes_train_together_in_bfloat16() -> None:
     assert own.check(2) == ""
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, partial(nn.InstanceNorm2d, track_running_stats=True)])
+def test_what_is_normed_with_statistics_trains_together_in_bfloat16(norm: Callable[[int], nn.Module]) -> None:
+    """Also where it goes through vmap, as a model with hooks does."""
+
+    def normed() -> nn.Module:
+        last = nn.Linear(8 * 14 * 14, 10)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), nn.PReLU(), nn.Flatten(), last)
+        model.register_forward_pre_hook(lambda *given: None)
+        return model
+
+    own = rehearsal(normed, Images, precision="bfloat16")
+    assert own.check(1) == ""
+    assert own.check(2) == ""
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_steps_made_of_rounding_are_no_difference(scale: float) -> None:
     class Scaled(Images):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import vmap
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.overrides import _get_current_function_mode_stack
@@ -546,6 +549,38 @@ class SpectrallyNormed(Net):
         nn.utils.parametrizations.spectral_norm(self.last)
 
 
+class FeedingBack(Net):
+    """Looks up what it has chosen itself, of which the padding is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Parameter(torch.randn(5, 16))
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden + F.embedding(hidden[:, :5].argmax(1), self.words, -4))
+
+
+class NormingParts(Net):
+    """Norms parts of its features by vmap, all with the same factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.ones(4))
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        def norm(part: torch.Tensor) -> torch.Tensor:
+            return F.batch_norm(part, None, None, self.factors, training=True)
+
+        return torch.relu(vmap(norm, in_dims=1, out_dims=1)(hidden.view(-1, 4, 4)).flatten(1))
+
+
+class Calling(Net):
+    """Is called in its own way."""
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().__call__(inputs - inputs.mean(0))  # type: ignore[no-any-return]
+
+
 AGREE: tuple[type[Net], ...] = (
     *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
     *(BoxedByData, Collecting, Hiding),
@@ -553,7 +588,8 @@ AGREE: tuple[type[Net], ...] = (
     *(ListCounting, DataCooling, Accumulating, AddingInPlace, AddingToAShape),
     *(Filling, AddingToItself, FreezingAlways, SpareHead, Averaging, Gating, Choosing),
     *(Reading, ReadingLong, ReadingBranching, Stepping),
-    *(Naming, Twice, Normed, Pruned, SpectrallyNormed),
+    *(Naming, Twice, Normed, Pruned, SpectrallyNormed, FeedingBack, NormingParts),
+    Calling,
 )
 
 
@@ -1164,7 +1200,75 @@ class KeepingDeep(Net):
         return torch.relu(hidden - 0.1 * mean)
 
 
-@pytest.mark.parametrize("build", [Keeping, KeepingInside, KeepingDeep])
+class NormedTwice(Net):
+    """Norms with the same layer twice, which vmap sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(16)
+        self.again = self.norm
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.again(torch.relu(self.norm(hidden)))  # type: ignore[no-any-return]
+
+
+def test_a_norm_whose_numbers_become_large_stays_finite_as_long_as_alone() -> None:
+    plan = TrainingPlan(epochs=1, optimizer=Choice("sgd", {"momentum": 0.9}), device="cpu")
+    rates, alone = [1e3, 1e4, 1e6, 1e8], []
+    for rate in rates:
+        run = new_run(WithModel(3, NormedTwice, torch.float64), plan, CPU, 3)
+        for _ in range(60):
+            run.step(rate)
+        alone.append(sum(map(math.isfinite, run.take_losses())))
+    run = new_run(WithModel(3, NormedTwice, torch.float64), plan, CPU, 3)
+    stacked = StackedRun([run] * len(rates), [plan.optimizer.settings] * len(rates))
+    for _ in range(60):
+        stacked.step(stacked.numbers(rates))
+    together = [sum(map(math.isfinite, losses)) for losses in stacked.take_losses()]
+    assert together == pytest.approx(alone, abs=2)  # by rounding, one or two
+
+
+class Recurrent(Net):
+    """Has a recurrent layer, which vmap sees, as something looks on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(4, 16, batch_first=True)
+        self.register_forward_pre_hook(lambda *given: None)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.layer(hidden.view(-1, 4, 4))[0][:, -1]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("seeds", [(3, 3), (3, 8)], ids=["one seed", "two seeds"])
+def test_a_recurrent_layer_is_the_same_after_an_evaluation(seeds: tuple[int, int]) -> None:
+    """Though torch puts its weights together anew before each call."""
+    own = {seed: begun(Recurrent, seed) for seed in seeds}
+    stacked = StackedRun([own[seed] for seed in seeds], [SGD.settings] * 2)
+    for _ in range(2):
+        stacked.step(torch.tensor([0.01, 0.02], dtype=torch.float64))
+        assert len(stacked.evaluate("validation", for_all=False)) == 2
+
+
+class KeepingAround(Net):
+    """Has an average around a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        mean: Any = 0.0
+
+        def average(hidden: torch.Tensor) -> Any:
+            nonlocal mean
+            mean = 0.9 * mean + 0.1 * hidden.detach().mean(0)
+            return mean
+
+        self.average = partial(average)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden - self.average(hidden))
+
+
+@pytest.mark.parametrize("build", [Keeping, KeepingInside, KeepingDeep, KeepingAround])
 def test_what_a_model_keeps_of_members_that_leave_goes_with_them(build: type[Net]) -> None:
     stacked, single, together, alone = histories(build)
     assert farthest(stacked, single) <= 1e-9

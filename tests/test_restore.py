@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -266,6 +267,8 @@ def test_generators_are_found_where_they_are_and_data_are_not_searched() -> None
     assert find_generators([object()] * 5000 + [random.Random()]) == []
     assert find_generators(random) == []
     assert len(find_generators(random.Random(1))) == 1
+    around = torch.Generator()
+    assert len(find_generators({"collate": partial(lambda rows, also: around, also=random.Random(1))})) == 2
     circle: list[Any] = [torch.Generator()]
     circle.append(circle)
     assert len(find_generators(circle)) == 1

@@ -362,6 +362,10 @@ class Encoder(nn.Module):
             x = self.encoder(x, later)
         elif self.mask == "said to be later":
             x = self.encoder(x, mask=later, is_causal=True)
+        elif self.mask == "padded":
+            x = self.encoder(x, src_key_padding_mask=tokens == 10)
+        elif self.mask == "padded and hidden":
+            x = self.encoder(x, mask=later.bool(), src_key_padding_mask=tokens == 10)
         elif self.mask == "padded and later":
             x = self.encoder(x, mask=later, src_key_padding_mask=(tokens == 10).double() * -3)
         else:
@@ -573,12 +577,24 @@ def test_a_model_that_is_written_out_needs_no_vmap(name: str, monkeypatch: pytes
     StackedModel(build().double(), COPIES)(make_inputs())
 
 
-def test_an_encoder_that_leaves_out_what_is_padded_is_refused() -> None:
-    model = Encoder("padded and later")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("norm", [None, nn.LayerNorm(8)], ids=["", "normed"])
+@pytest.mark.parametrize("mask", ["padded", "padded and hidden"])
+@pytest.mark.parametrize("begin", [1, 2])
+def test_an_encoder_leaves_out_what_is_padded_as_alone(begin: int, mask: str, norm: nn.Module | None) -> None:
+    """At the end of rows, that is, and with no other mask; elsewhere it computes something there."""
+    model = Encoder(mask, norm, dropout=0.0).double()
     model.encoder.use_nested_tensor = True
-    StackedModel(model.double(), COPIES)(torch.randint(11, (7, 4)))
-    with pytest.raises(ValueError, match="enable_nested_tensor"):
-        StackedModel(model.eval(), COPIES)(torch.randint(11, (7, 4)))
+    stacked = StackedModel(model, COPIES)
+    alone = shaken(stacked)
+    tokens = torch.randint(10, (7, 4))
+    tokens[:4, begin : begin + 2] = 10
+    for mode in (True, False):
+        model.train(mode)
+        with torch.inference_mode(not mode):
+            outputs = stacked(tokens)
+            for row, single in enumerate(alone):
+                torch.testing.assert_close(outputs[row], single.train(mode)(tokens), rtol=1e-9, atol=1e-9)
 
 
 def test_what_a_model_computes_without_gradients_has_none_in_a_gang() -> None:
