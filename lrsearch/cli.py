@@ -204,16 +204,16 @@ def run_study(
     from lrsearch.config import load_study, placed
     from lrsearch.probing import likely_environment
 
-    config = load_study(file)
+    config, replaced = load_study(file), []
     if device is not None:
-        config = config.on_device(device)
+        config, replaced = config.on_device(device), ["training.device"]
     if dry_run:
-        with placed(file):
+        with placed(file, replaced=replaced):
             _show_forecast(config, as_json)
         return
     page = report or Path("reports") / f"{config.name}.html"
     _check_writable(page)
-    with ahead.ended_at_last(), placed(file):
+    with ahead.ended_at_last(), placed(file, replaced=replaced):
         ahead.begin(likely_environment(config))
         record = _run(config, database, page, extend=extend, fresh=fresh)
     if as_json:

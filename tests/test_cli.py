@@ -112,6 +112,7 @@ def test_reading_results_never_imports_torch(copied: Path, command: list[str]) -
     [
         ("value: 0.05", "value: 95", "10:35", "target.value must be at most 1"),
         ("metric: accuracy", "metric: loss", "10:18", "target.metric must be 'accuracy'"),
+        ("device: cpu", "device: cuda:77", "7:11", "training.device 'cuda:77' is not here"),
         ("device: cpu", "device: cpu\n  groups: [{pattern: no}]", "8:22", "training.groups.0.pattern 'no' matches no"),
     ],
 )
@@ -415,6 +416,9 @@ def test_another_device_is_asked_for_by_name(tmp_path: Path) -> None:
     answer = lrsearch(tmp_path, "run-study", write(tmp_path, STUDY), "--device", "gpu")
     assert answer.returncode == 2
     assert answer.stderr == "The device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'.\n"
+    answer = lrsearch(tmp_path, "run-study", write(tmp_path, STUDY), "--device", "cuda:77")
+    assert answer.returncode == 2
+    assert "\ntraining.device 'cuda:77' is not here: " in answer.stderr, "at no place of a file that says cpu"
 
 
 # What goes wrong
@@ -459,7 +463,7 @@ OWN = STUDY.replace(
         pytest.param(3, OWN.replace("mine:net", "mine:nothing"), [], r".*mine:nothing.*", marks=pytest.mark.slow),
         (4, STUDY, ["--database", "sqlite:///nix/a.db"], r"The folder .*nix.* does not exist; create it first\."),
         (4, STUDY, ["--report", "study.yaml/r.html"], r"The report .* cannot be written: .*Choose another --report\."),
-        (5, OWN, [], r"Stopped after 3 trials .* these weights are cursed.*"),
+        (5, OWN, [], r"Stopped after 3 trials .* these weights are cursed \(.*\)\. They are stored .*"),
     ],
 )
 def test_each_failure_is_one_line_and_its_exit_code(
@@ -500,7 +504,8 @@ def test_a_fault_of_our_own_keeps_its_traceback_in_a_file(tmp_path: Path) -> Non
     "url",
     [
         pytest.param("postgresql://ann:s3cret@127.0.0.1:1/x", marks=pytest.mark.slow),
-        *("oracle://ann:s3cret@db/x", "postgresql://ann:s3cret@[/x"),
+        *("oracle://ann:s3cret@db/x", "postgresql://ann:s3cret@[/x", "postgresql://ann:s3cret@db:port/x"),
+        "postgresql://ann:at@s3cret@db/x",
     ],
 )
 def test_no_message_shows_a_password(tmp_path: Path, url: str) -> None:
