@@ -421,20 +421,22 @@ def list_studies(database: Database = DEFAULT_DATABASE) -> None:
     if not studies:
         typer.echo("No studies yet; lrsearch run-study FILE runs one.")
         return
-    table = Table("study", box=None)
-    for column in ("version", "state", "trials", "failed", "diverged", "device time", "created (UTC)"):
+    table = Table(box=None)
+    table.add_column("study", overflow="fold")  # never cut: the other commands take it
+    shown = [column for column, width in LS_COLUMNS_FROM_WIDTH.items() if _stdout_width() >= width]
+    for column in shown:
         table.add_column(column, justify="right")
     for study in studies:
-        table.add_row(
-            study.name,
-            str(study.version),
-            "finished" if study.finished else "unfinished",
-            str(sum(study.trials.values())),
-            str(study.trials.get("failed", 0)),
-            str(study.trials.get("diverged", 0)),
-            duration(study.charged_device_seconds),
-            f"{study.created_at:%Y-%m-%d %H:%M}",
-        )
+        cells = {
+            "version": str(study.version),
+            "state": "finished" if study.finished else "unfinished",
+            "trials": str(sum(study.trials.values())),
+            "failed": str(study.trials.get("failed", 0)),
+            "diverged": str(study.trials.get("diverged", 0)),
+            "device time": duration(study.charged_device_seconds),
+            "created (UTC)": f"{study.created_at:%Y-%m-%d %H:%M}",
+        }
+        table.add_row(study.name, *(cells[column] for column in shown))
     _print(table)
 
 
@@ -733,6 +735,16 @@ COLUMNS_FROM_WIDTH = {
     "target": 60,
 }
 """How wide the terminal must be for a column of the result table."""
+LS_COLUMNS_FROM_WIDTH = {
+    "version": 0,
+    "state": 0,
+    "trials": 60,
+    "failed": 100,
+    "diverged": 100,
+    "device time": 72,
+    "created (UTC)": 80,
+}
+"""The same for the list of studies."""
 
 
 def _ways_table(record: StudyRecord) -> Table:

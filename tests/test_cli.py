@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import re
@@ -259,17 +260,17 @@ def test_ls_and_show_name_the_study_and_its_ways(finished: tuple[Path, Answer]) 
     assert shown.count("(n=2)") == 4
 
 
-def test_the_result_table_is_never_wider_than_the_terminal(finished: tuple[Path, Answer]) -> None:
+def test_no_table_is_wider_than_the_terminal_or_cut(finished: tuple[Path, Answer]) -> None:
     import pty
 
-    for columns in (50, 80, 120):
+    for columns, arguments in itertools.product((50, 80, 120), (["show", "tiny"], ["ls"])):
         ours, theirs = pty.openpty()
         import fcntl
         import struct
         import termios
 
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        command = [sys.executable, "-m", "lrsearch", "show", "tiny"]
+        command = [sys.executable, "-m", "lrsearch", *arguments]
         environment = {key: value for key, value in ENVIRONMENT.items() if key != "COLUMNS"}
         subprocess.run(command, cwd=finished[0], env=environment, stdout=theirs, stderr=subprocess.PIPE, check=True)
         os.close(theirs)
