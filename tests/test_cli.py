@@ -654,6 +654,7 @@ def test_the_dashboard_shows_the_study_to_this_machine_alone(copied: Path) -> No
         assert ask(doomed, "DELETE", Origin="http://evil.example")[0] == 403
         status, body = ask(f"{url}reports")
         assert (status, b'<a href="/reports/1">tiny version 1</a>, finished' in body) == (200, True)
+        assert b"name='viewport'" in body, "a telephone would show it a tenth of its size"
         with urllib.request.urlopen(f"{url}reports/1", timeout=30) as report:  # noqa: S310  # http
             assert report.headers["Content-Security-Policy"].startswith("sandbox allow-scripts allow-downloads;")
             assert "<title>" in report.read().decode()
