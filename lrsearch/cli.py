@@ -270,6 +270,7 @@ def _check_writable(path: Path, option: str = "--report") -> None:
         path.open("a").close()
         if not existed:
             path.unlink(missing_ok=True)  # several processes may wait for one study
+        tempfile.TemporaryFile(dir=path.parent).close()  # a page is written beside the one that it replaces
     except OSError as error:
         raise StorageError(
             f"The report {path} cannot be written: {error.strerror}. Choose another {option}."

@@ -487,6 +487,22 @@ def test_a_command_line_used_wrongly_is_one_json_document_too(tmp_path: Path, ar
     assert message in document["error"]
 
 
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="root may write anywhere")
+def test_a_page_that_could_not_be_replaced_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    """The page itself was writable, its folder was not: that was found when all trials had run."""
+    page = tmp_path / "pages" / "tiny.html"
+    page.parent.mkdir()
+    page.write_text("old")
+    page.parent.chmod(0o555)
+    as_others = [f"--{kind}=-dac_override,-dac_read_search" for kind in ("bounding-set", "inh-caps")]
+    command = ["setpriv", *(as_others if os.geteuid() == 0 else []), sys.executable, "-m", "lrsearch", "run-study"]
+    command += [str(write(tmp_path, STUDY)), "--report", str(page)]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    page.parent.chmod(0o755)
+    assert (done.returncode, page.read_text()) == (4, "old")
+    assert done.stderr == f"The report {page} cannot be written: Permission denied. Choose another --report.\n"
+
+
 def test_a_fault_of_our_own_keeps_its_traceback_in_a_file(tmp_path: Path) -> None:
     study = STUDY + "  mine: {name: guess, rate: 13}\n"
     site = tmp_path / "site"

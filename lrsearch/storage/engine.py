@@ -315,8 +315,8 @@ def translated(error: DBAPIError, url: URL) -> StorageError:
         return StorageError(f"{path} is damaged ({reason}); move it away and restore a copy.")
     if "unable to open" in reason or "readonly" in reason:
         return StorageError(
-            f"{path} cannot be written: {reason}. Its folder must be writable too; "
-            "change the permissions or give another file with --database."
+            f"{path} cannot be written: {reason}. Its folder must be writable too, and so must {path.name}-wal and "
+            f"{path.name}-shm where there are any; change the permissions or give another file with --database."
         )
     if "locked" in reason:
         return StorageError(
