@@ -208,16 +208,16 @@ def run_study(
     from lrsearch.config import load_study, placed
     from lrsearch.probing import likely_environment
 
-    config = load_study(file)
+    config, replaced = load_study(file), []
     if device is not None:
-        config = config.on_device(device)
+        config, replaced = config.on_device(device), ["training.device"]
     if dry_run:
-        with placed(file):
+        with placed(file, replaced=replaced):
             _show_forecast(config, as_json)
         return
     page = report or Path("reports") / f"{config.name}.html"
     _check_writable(page)
-    with ahead.ended_at_last(), placed(file):
+    with ahead.ended_at_last(), placed(file, replaced=replaced):
         ahead.begin(likely_environment(config))
         record = _run(config, database, page, extend=extend, fresh=fresh)
     if as_json:
@@ -279,6 +279,7 @@ def _check_writable(path: Path, option: str = "--report") -> None:
         path.open("a").close()
         if not existed:
             path.unlink(missing_ok=True)  # several processes may wait for one study
+        tempfile.TemporaryFile(dir=path.parent).close()  # a page is written beside the one that it replaces
     except OSError as error:
         raise StorageError(
             f"The report {path} cannot be written: {error.strerror}. Choose another {option}."
@@ -430,20 +431,22 @@ def list_studies(database: Database = DEFAULT_DATABASE) -> None:
     if not studies:
         typer.echo("No studies yet; lrsearch run-study FILE runs one.")
         return
-    table = Table("study", box=None)
-    for column in ("version", "state", "trials", "failed", "diverged", "device time", "created (UTC)"):
+    table = Table(box=None)
+    table.add_column("study", overflow="fold")  # never cut: the other commands take it
+    shown = [column for column, width in LS_COLUMNS_FROM_WIDTH.items() if _stdout_width() >= width]
+    for column in shown:
         table.add_column(column, justify="right")
     for study in studies:
-        table.add_row(
-            study.name,
-            str(study.version),
-            "finished" if study.finished else "unfinished",
-            str(sum(study.trials.values())),
-            str(study.trials.get("failed", 0)),
-            str(study.trials.get("diverged", 0)),
-            duration(study.charged_device_seconds),
-            f"{study.created_at:%Y-%m-%d %H:%M}",
-        )
+        cells = {
+            "version": str(study.version),
+            "state": "finished" if study.finished else "unfinished",
+            "trials": str(sum(study.trials.values())),
+            "failed": str(study.trials.get("failed", 0)),
+            "diverged": str(study.trials.get("diverged", 0)),
+            "device time": duration(study.charged_device_seconds),
+            "created (UTC)": f"{study.created_at:%Y-%m-%d %H:%M}",
+        }
+        table.add_row(study.name, *(cells[column] for column in shown))
     _print(table)
 
 
@@ -742,6 +745,16 @@ COLUMNS_FROM_WIDTH = {
     "target": 60,
 }
 """How wide the terminal must be for a column of the result table."""
+LS_COLUMNS_FROM_WIDTH = {
+    "version": 0,
+    "state": 0,
+    "trials": 60,
+    "failed": 100,
+    "diverged": 100,
+    "device time": 72,
+    "created (UTC)": 80,
+}
+"""The same for the list of studies."""
 
 
 def _ways_table(record: StudyRecord) -> Table:

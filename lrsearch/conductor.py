@@ -1045,9 +1045,10 @@ class Conductor:
             self._failures = [*self._failures, error]
         else:
             self._failures = [error]
-        if len(self._failures) >= EQUAL_FAILURES_TO_STOP:
+        if error is not None and len(self._failures) >= EQUAL_FAILURES_TO_STOP:
+            reason = error.removesuffix(".")
             raise StudyFailedError(
-                f"Stopped after {len(self._failures)} trials in a row failed in the same way: {error} "
+                f"Stopped after {len(self._failures)} trials in a row failed in the same way: {reason}. "
                 "They are stored and count as tried: mend the cause, then start a new version with --fresh."
             )
 

@@ -52,7 +52,8 @@ PASSING = ("budget", "checkpoint", "gangs")
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"
 PATTERN_RULES = {
-    NAME_PATTERN: "must be made of letters, digits, '.', '_' and '-', the first a letter, a digit or '_'",
+    NAME_PATTERN: "must be made of the letters a to z and A to Z, digits, '.', '_' and '-', "
+    "the first a letter, a digit or '_'",
     DEVICE_PATTERN: "must be auto, cpu, cuda, cuda:N or mps",
 }
 TYPE_RULES = {
@@ -495,13 +496,18 @@ def load_study(path: str | Path) -> StudyConfig:
 
 
 @contextmanager
-def placed(path: str | Path) -> Iterator[None]:
-    """Let an error that begins with a key of the study file, such as "target.metric must be", say where that stands."""
+def placed(path: str | Path, *, replaced: Sequence[str] = ()) -> Iterator[None]:
+    """Let an error that begins with a key of the study file, such as "target.metric must be", say where that stands.
+
+    What the command line has `replaced`, such as "training.device", has its value from elsewhere.
+    """
     try:
         yield
     except LrsearchError as error:
         named = re.match(r"(\w+(?:\.\w+)+)[: ]", str(error))
-        keys = [int(key) if key.isdigit() else key for key in named[1].split(".")] if named else []
+        keys: list[str | int] = []
+        if named and named[1] not in replaced:
+            keys = [int(key) if key.isdigit() else key for key in named[1].split(".")]
         if keys and (position := read_yaml(Path(path)).position_of(keys)):
             error.args = (f"{path}:{position.line}:{position.column}: {error}",)
         raise

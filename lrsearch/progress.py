@@ -6,6 +6,7 @@ is news, and at most twice a second.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import suppress
@@ -22,6 +23,8 @@ from lrsearch.interfaces import Observer
 from lrsearch.schedules import schedule_settings
 from lrsearch.trial import FINISHED_STATUSES, CurvePoint, StudyRecord, TrialRecord, WorkloadFacts
 
+NOTEBOOK_KERNEL = "JPY_PARENT_PID"
+"""What jupyter_client sets for a kernel, and with it for what a cell starts."""
 REDRAW_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 1.0
 BIG_STUDY_TRIALS = 200
@@ -136,10 +139,14 @@ class Progress(Observer, Protocol):
 
 
 def progress_for(stream: TextIO = sys.stderr) -> Progress:
-    """Return the live table when `stream` is a terminal that can redraw, else plain lines."""
+    """Return the live table when `stream` is a terminal that can redraw, else plain lines.
+
+    A notebook's cell with `!lrsearch ...` is a terminal that cannot: it would show each table below the one before.
+    """
     heard = cast(TextIO, _WhetherOrNotHeard(stream))
     console = Console(file=heard, highlight=False)
-    return RichProgress(console) if console.is_terminal and not console.is_dumb_terminal else PlainProgress(heard)
+    can_redraw = console.is_terminal and not console.is_dumb_terminal and NOTEBOOK_KERNEL not in os.environ
+    return RichProgress(console) if can_redraw else PlainProgress(heard)
 
 
 class _WhetherOrNotHeard:

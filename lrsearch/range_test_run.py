@@ -17,7 +17,16 @@ from lrsearch.page import write_page as write_whole
 from lrsearch.range_test import RangeTestVerdict, combine_verdicts, judge
 from lrsearch.strategies import RangeTested
 from lrsearch.text_chart import text_chart
-from lrsearch.trial import CurvePoint, History, RangeTestPoint, TrainingPlan, TrialSpec, WorkloadFacts, charged_seconds
+from lrsearch.trial import (
+    CurvePoint,
+    DeviceInfo,
+    History,
+    RangeTestPoint,
+    TrainingPlan,
+    TrialSpec,
+    WorkloadFacts,
+    charged_seconds,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -33,6 +42,7 @@ class OneTest:
     seconds: float
     """Charged device seconds."""
     metric: str
+    device: DeviceInfo
 
     def figure(self) -> go.Figure:
         return draw_range_test(self.points, self.verdict, f"Seed {self.seed}: {headline(self.verdict)}", self.metric)
@@ -113,7 +123,7 @@ def _one_test(
         raise StudyFailedError(f"The range test with seed {seed} failed: {result.error}")
     assert proposal.range_test is not None, "the first proposal of range_tested"
     verdict = judge(result.range_test, result.facts or facts, proposal.range_test, plan.optimizer.name)
-    return OneTest(seed, result.range_test, verdict, charged_seconds(result.phase_seconds), facts.metric)
+    return OneTest(seed, result.range_test, verdict, charged_seconds(result.phase_seconds), facts.metric, result.device)
 
 
 class _Silent:
@@ -130,7 +140,8 @@ def write_page(run: RangeTestRun, path: Path) -> None:
         plot(
             f"seed-{test.seed}",
             f"Seed {test.seed}: {headline(test.verdict)}",
-            f"The rate rises from step to step in one short run of {test.seconds:.3g} s; a value is of the model after "
+            f"The rate rises from step to step in one short run of {test.seconds:.3g} "
+            f"{wording.seconds_noun(test.device.kind)}; a value is of the model after "
             "the step at its rate. Shaded is the range between base and max. The axis of the loss is cut.",
             test.figure().update_layout(title=None, margin={"t": 24}),
             Table(names, [_row(point) for point in test.points]),
@@ -164,7 +175,8 @@ def _facts(run: RangeTestRun) -> Iterator[tuple[str, str]]:
         yield "max_lr range", f"{low} to {high} ({kind})"
     yield "confidence", found.confidence + (f" ({', '.join(found.flags)})" if found.flags else "")
     yield "judged on", found.signal.replace("_", " ")
-    yield "device time", f"{run.seconds:.2f} s"
+    device = run.tests[0].device
+    yield "device time", f"{run.seconds:.2f} s on {device.name} ({device.kind})"
     yield "advice", found.advice
 
 

@@ -190,10 +190,11 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(f"training.device must be auto, cpu, cuda, cuda:N or mps, got {name!r}.") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"Device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices. Use 'auto' or 'cpu'."
+            f"training.device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices. "
+            "Use 'auto' or 'cpu'."
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("Device 'mps' is not here. Use 'auto' or 'cpu'.")
+        raise UsageError("training.device 'mps' is not here. Use 'auto' or 'cpu'.")
     return torch.device("cuda", 0) if name == "cuda" else device
 
 

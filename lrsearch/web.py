@@ -31,6 +31,12 @@ SANDBOX = "sandbox allow-scripts allow-downloads; frame-ancestors 'none'"
 """A report's own scripts may draw, and its tables be saved, but they do not act on this origin, where the dashboard
 would obey them."""
 
+HEAD = (
+    "<!doctype html><html lang='en'><meta name='viewport' content='width=device-width'>"
+    "<meta name='color-scheme' content='light dark'>"
+)
+"""How the small pages begin: in the reader's colours, and as wide as a telephone."""
+
 
 def serve_dashboard(
     database: str, port: int, announce: Callable[[str], None], *, host: str = HOST, exposed: bool = False
@@ -113,7 +119,10 @@ def _report(store: Store, study_id: int) -> tuple[HTTPStatus, str]:
     for summary in store.studies():
         if summary.id == study_id:
             return HTTPStatus.OK, render(store.record(summary.name, summary.version))
-    return HTTPStatus.NOT_FOUND, "There is no such study."
+    page = (
+        f"{HEAD}<title>Reports</title><p>There is no such study; <a href='/reports'>those that are here</a>.</p></html>"
+    )
+    return HTTPStatus.NOT_FOUND, page
 
 
 def _list_of_reports(store: Store) -> str:
@@ -122,7 +131,7 @@ def _list_of_reports(store: Store) -> str:
         f"{'finished' if study.finished else 'unfinished'}</li>"
         for study in store.studies()
     )
-    return f"<!doctype html><html lang='en'><title>Reports</title><h1>Reports</h1><ul>{lines}</ul></html>"
+    return f"{HEAD}<title>Reports</title><h1>Reports</h1><ul>{lines}</ul></html>"
 
 
 def _answer(start_response: StartResponse, status: HTTPStatus, page: str) -> Iterable[bytes]:

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import re
@@ -112,6 +113,7 @@ def test_reading_results_never_imports_torch(copied: Path, command: list[str]) -
     [
         ("value: 0.05", "value: 95", "10:35", "target.value must be at most 1"),
         ("metric: accuracy", "metric: loss", "10:18", "target.metric must be 'accuracy'"),
+        ("device: cpu", "device: cuda:77", "7:11", "training.device 'cuda:77' is not here"),
         ("device: cpu", "device: cpu\n  groups: [{pattern: no}]", "8:22", "training.groups.0.pattern 'no' matches no"),
     ],
 )
@@ -258,17 +260,17 @@ def test_ls_and_show_name_the_study_and_its_ways(finished: tuple[Path, Answer]) 
     assert shown.count("(n=2)") == 4
 
 
-def test_the_result_table_is_never_wider_than_the_terminal(finished: tuple[Path, Answer]) -> None:
+def test_no_table_is_wider_than_the_terminal_or_cut(finished: tuple[Path, Answer]) -> None:
     import pty
 
-    for columns in (50, 80, 120):
+    for columns, arguments in itertools.product((50, 80, 120), (["show", "tiny"], ["ls"])):
         ours, theirs = pty.openpty()
         import fcntl
         import struct
         import termios
 
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        command = [sys.executable, "-m", "lrsearch", "show", "tiny"]
+        command = [sys.executable, "-m", "lrsearch", *arguments]
         environment = {key: value for key, value in ENVIRONMENT.items() if key != "COLUMNS"}
         subprocess.run(command, cwd=finished[0], env=environment, stdout=theirs, stderr=subprocess.PIPE, check=True)
         os.close(theirs)
@@ -451,6 +453,9 @@ def test_another_device_is_asked_for_by_name(tmp_path: Path) -> None:
     answer = lrsearch(tmp_path, "run-study", write(tmp_path, STUDY), "--device", "gpu")
     assert answer.returncode == 2
     assert answer.stderr == "The device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'.\n"
+    answer = lrsearch(tmp_path, "run-study", write(tmp_path, STUDY), "--device", "cuda:77")
+    assert answer.returncode == 2
+    assert "\ntraining.device 'cuda:77' is not here: " in answer.stderr, "at no place of a file that says cpu"
 
 
 # What goes wrong
@@ -495,7 +500,7 @@ OWN = STUDY.replace(
         pytest.param(3, OWN.replace("mine:net", "mine:nothing"), [], r".*mine:nothing.*", marks=pytest.mark.slow),
         (4, STUDY, ["--database", "sqlite:///nix/a.db"], r"The folder .*nix.* does not exist; create it first\."),
         (4, STUDY, ["--report", "study.yaml/r.html"], r"The report .* cannot be written: .*Choose another --report\."),
-        (5, OWN, [], r"Stopped after 3 trials .* these weights are cursed.*"),
+        (5, OWN, [], r"Stopped after 3 trials .* these weights are cursed \(.*\)\. They are stored .*"),
     ],
 )
 def test_each_failure_is_one_line_and_its_exit_code(
@@ -518,6 +523,22 @@ def test_a_command_line_used_wrongly_is_one_json_document_too(tmp_path: Path, ar
     assert message in document["error"]
 
 
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="root may write anywhere")
+def test_a_page_that_could_not_be_replaced_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    """The page itself was writable, its folder was not: that was found when all trials had run."""
+    page = tmp_path / "pages" / "tiny.html"
+    page.parent.mkdir()
+    page.write_text("old")
+    page.parent.chmod(0o555)
+    as_others = [f"--{kind}=-dac_override,-dac_read_search" for kind in ("bounding-set", "inh-caps")]
+    command = ["setpriv", *(as_others if os.geteuid() == 0 else []), sys.executable, "-m", "lrsearch", "run-study"]
+    command += [str(write(tmp_path, STUDY)), "--report", str(page)]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    page.parent.chmod(0o755)
+    assert (done.returncode, page.read_text()) == (4, "old")
+    assert done.stderr == f"The report {page} cannot be written: Permission denied. Choose another --report.\n"
+
+
 def test_a_fault_of_our_own_keeps_its_traceback_in_a_file(tmp_path: Path) -> None:
     study = STUDY + "  mine: {name: guess, rate: 13}\n"
     site = tmp_path / "site"
@@ -536,7 +557,8 @@ def test_a_fault_of_our_own_keeps_its_traceback_in_a_file(tmp_path: Path) -> Non
     "url",
     [
         pytest.param("postgresql://ann:s3cret@127.0.0.1:1/x", marks=pytest.mark.slow),
-        *("oracle://ann:s3cret@db/x", "postgresql://ann:s3cret@[/x"),
+        *("oracle://ann:s3cret@db/x", "postgresql://ann:s3cret@[/x", "postgresql://ann:s3cret@db:port/x"),
+        "postgresql://ann:at@s3cret@db/x",
     ],
 )
 def test_no_message_shows_a_password(tmp_path: Path, url: str) -> None:
@@ -712,6 +734,7 @@ def test_the_dashboard_shows_the_study_to_this_machine_alone(copied: Path) -> No
         assert ask(doomed, "DELETE", Origin="http://evil.example")[0] == 403
         status, body = ask(f"{url}reports")
         assert (status, b'<a href="/reports/1">tiny version 1</a>, finished' in body) == (200, True)
+        assert b"name='viewport'" in body, "a telephone would show it a tenth of its size"
         with urllib.request.urlopen(f"{url}reports/1", timeout=30) as report:  # noqa: S310  # http
             assert report.headers["Content-Security-Policy"].startswith("sandbox allow-scripts allow-downloads;")
             assert "<title>" in report.read().decode()

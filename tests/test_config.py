@@ -135,7 +135,7 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         ("  epochs: 5\n", "", "5:1: training.epochs: is missing; add it."),
         ("seeds: [0, 1]\n", "", "2:1: seeds: is missing; add it."),
         ("seeds: [0, 1]\n", "seeds: [0, 1]\nseeds: [2]\n", "9:1: seeds: is written twice, first in line 8; remove one."),
-        ("  grid:", "  gr id:", "13:3: strategies.gr id: must be made of letters, digits, '.', '_' and '-', the first a letter, a digit or '_', got 'gr id'."),
+        ("  grid:", "  gr id:", "13:3: strategies.gr id: must be made of the letters a to z and A to Z, digits, '.', '_' and '-', the first a letter, a digit or '_', got 'gr id'."),
         # Names.
         ("{name: grid", "{name: gird", "13:16: strategies.grid.name: unknown strategy 'gird'; known: default_rate, grid, "
          "hyperband, optuna_search, random_search, range_tested, successive_halving. Did you mean 'grid'?"),
@@ -148,9 +148,9 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
          "optuna_search, random_search, range_tested, successive_halving."),
         ("{name: constant}", "constant", "13:43: strategies.grid.schedule: must be a mapping such as {name: constant}, "
          "got 'constant'."),
-        ("name: small", "name: two words", "3:7: name: must be made of letters, digits, '.', '_' and '-', the first a letter, a digit or '_', got "
+        ("name: small", "name: two words", "3:7: name: must be made of the letters a to z and A to Z, digits, '.', '_' and '-', the first a letter, a digit or '_', got "
          "'two words'."),
-        ("name: small", "name: ..", "3:7: name: must be made of letters, digits, '.', '_' and '-', the first a letter, a digit or '_', got "
+        ("name: small", "name: ..", "3:7: name: must be made of the letters a to z and A to Z, digits, '.', '_' and '-', the first a letter, a digit or '_', got "
          "'..'."),
         # Numbers.
         ("points: 4", "points: 100000000", "13:30: strategies.grid.points: must be less than or equal to 100000, got 100000000."),

@@ -1,5 +1,7 @@
 import errno
 import io
+import os
+import pty
 import time
 from dataclasses import replace
 from statistics import fmean
@@ -141,6 +143,17 @@ def run_plainly(record: StudyRecord, planned: dict[str, int]) -> list[str]:
         progress.message("A message.")
         progress.study_finished(record)
     return stream.getvalue().splitlines()
+
+
+def test_a_notebook_gets_lines_though_its_shell_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm-color")
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    with open(theirs, "w") as stream:
+        assert isinstance(progress_for(stream), RichProgress)
+        monkeypatch.setenv("JPY_PARENT_PID", "123")
+        assert isinstance(progress_for(stream), PlainProgress)
+    os.close(ours)
 
 
 def test_without_a_terminal_every_trial_is_one_line() -> None:

@@ -106,10 +106,11 @@ def test_the_program_prints_chart_verdict_and_page(tmp_path: Path) -> None:
     answer = command(tmp_path, "--output", "page.html")
     assert answer.returncode == 0, answer.stderr
     assert "[1/1] seed 3" in answer.stderr
-    for word in ("█", "↑ max_lr", "verdict      ok", "confidence", "advice", "Page: page.html"):
+    for word in ("█", "↑ max_lr", "verdict      ok", "confidence", "advice", "device time", "(cpu)", "Page: page.html"):
         assert word in answer.stdout
     page = (tmp_path / "page.html").read_text()
     assert "Range test of tiny" in page
+    assert "processor seconds; a value is" in page, "a processor's seconds are no device's"
     assert 'src="http' not in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "study.yaml"], "no database"
 

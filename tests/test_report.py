@@ -27,9 +27,11 @@ from lrsearch.analysis import summarise, wording
 from lrsearch.analysis.document import study_document
 from lrsearch.analysis.exported import read_trials
 from lrsearch.analysis.table import columns, row_cells
+from lrsearch.config import load_study
 from lrsearch.errors import StorageError
 from lrsearch.figures import FIGURES
 from lrsearch.page import content_security_policy
+from lrsearch.range_test_run import run_range_test, write_page
 from lrsearch.report import render, write_report
 from lrsearch.trial import Event, StudyRecord
 from lrsearch.web import SANDBOX
@@ -311,6 +313,17 @@ def test_a_place_that_cannot_be_written_is_named_with_a_way_out(record: StudyRec
     assert "\n" not in str(caught.value)
 
 
+RANGE_TEST = """\
+version: 1
+name: tiny
+workload: {name: digits, batch_size: 32}
+training: {epochs: 1, optimizer: {name: sgd, momentum: 0.9}, device: cpu}
+seeds: [3]
+rates: {low: 1e-5, high: 10}
+strategies: {clr: {name: range_tested}}
+"""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     chromium = next((path for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(path).exists()), None)
@@ -367,6 +380,18 @@ def test_on_a_telephone_no_legend_scrolls_however_few_ways_there_are(browser: Br
     bars = "[...document.querySelectorAll('.plot .legend .scrollbar')].map(bar => bar.getBoundingClientRect().height)"
     assert page.locator(".plot .legend").count() >= 6
     assert max(page.evaluate(bars)) == 0
+
+
+@pytest.mark.slow
+def test_on_a_telephone_the_bounds_of_a_range_test_are_not_cut_at_the_top(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(RANGE_TEST)
+    write_page(run_range_test(load_study(tmp_path / "study.yaml"), repeats=2), tmp_path / "page.html")
+    page, _ = opened(browser, tmp_path / "page.html", width=390)
+    tops = """[...document.querySelectorAll('.plot')].flatMap(plot => [...plot.querySelectorAll('.annotation')].map(
+        name => name.getBoundingClientRect().top - plot.getBoundingClientRect().top))"""
+    found = page.evaluate(tops)
+    assert len(found) == 4
+    assert min(found) >= 0
 
 
 @pytest.mark.slow

@@ -367,7 +367,7 @@ def test_trials_that_keep_failing_stop_the_study_and_are_kept(
     (tmp_path / "fails_later.py").write_text(FAILS_LATER)
     monkeypatch.syspath_prepend(str(tmp_path))
     path = write(workload="{name: callable, model: 'fails_later:model', data: 'fails_later:data', batch_size: 8}")
-    with pytest.raises(StudyFailedError, match="worn out"):
+    with pytest.raises(StudyFailedError, match=r"worn out \(.*, in forward\)\. They are stored"):
         run_study(config(path), store, observer=Quiet())
     failed = store.record("small").trials
     assert [trial.status for trial in failed] == ["failed"] * 3

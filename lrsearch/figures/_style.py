@@ -119,28 +119,39 @@ def log_axis(low: float, high: float, *, pad: float = 0.06, last_tick: float = m
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return 1-2-5 ticks, or whole decades once there would be more than ten.
+    """Return 1-2-5 ticks; whole decades once there would be more than ten, even steps where there would be one or none.
 
-    >>> log_ticks(0.9, 30)
-    [1.0, 2.0, 5.0, 10.0, 20.0]
+    >>> log_ticks(0.9, 30), log_ticks(0.6, 0.95)
+    ([1.0, 2.0, 5.0, 10.0, 20.0], [0.6, 0.7, 0.8, 0.9])
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     fine = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
     inside = [tick for tick in fine if low <= tick <= high]
+    if len(inside) < 2:
+        return _even_ticks(low, high)
     if len(inside) <= 10:
         return inside
     return [10.0**decade for decade in decades if low <= 10.0**decade <= high]
 
 
+def _even_ticks(low: float, high: float) -> list[float]:
+    """Return three to seven multiples of 1, 2 or 5 times a power of ten."""
+    decade = math.floor(math.log10(high - low))
+    steps = (digit * 10.0**power for power in (decade, decade - 1) for digit in (5, 2, 1))
+    counted = ((step, math.ceil(low / step), math.floor(high / step)) for step in steps)
+    step, first, last = next(found for found in counted if found[2] - found[1] >= 2)
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+
+
 def tick_text(value: float) -> str:
     """Return a tick as people write it.
 
-    >>> [tick_text(value) for value in (0.0001, 0.05, 2.0, 5000.0)]
-    ['1e-4', '0.05', '2', '5,000']
+    >>> [tick_text(value) for value in (0.0001, 0.00025, 0.05, 2.0, 5000.0)]
+    ['1e-4', '2.5e-4', '0.05', '2', '5,000']
     """
     if value < 1e-3 or value >= 1e6:
-        mantissa, exponent = f"{value:.0e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
+        mantissa, exponent = f"{value:.9e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:,.10g}"
 
 

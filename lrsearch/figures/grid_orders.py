@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -34,7 +35,8 @@ def draw(record: StudyRecord) -> go.Figure | None:
     for key in dict.fromkeys(key for key, _, _ in rows):
         figure.add_trace(legend_entry(key, styles[key], lines=False))
         figure.add_traces([_ranges(key, rows, styles[key]), *_marks(key, rows, styles[key])])
-    rightmost = max([_add_clr(figure, record), *(order.worst for _, _, order in rows)])
+    longest = max(order.worst for _, _, order in rows)
+    rightmost = max(_add_clr(figure, record, longest), longest)
     figure.update_xaxes(range=(0, 1.04 * rightmost))
     figure.update_yaxes(type="category", range=(len(rows) - 0.1, -0.6), ticks="", showgrid=False)
     return figure
@@ -75,15 +77,18 @@ def _marks(key: str, rows: list[Row], style: WayStyle) -> list[go.Scatter]:
     ]
 
 
-def _add_clr(figure: go.Figure, record: StudyRecord) -> float:
-    """Draw the CLR run's expected cost as a line down and return it; 0 without one."""
+def _add_clr(figure: go.Figure, record: StudyRecord, longest: float) -> float:
+    """Draw the CLR run's expected cost as a line down and return it; 0 without one. Bars run to `longest`."""
     summary = summarise(record)
     reach = summary.way(summary.clr).reach if summary.clr else None
     if reach is None or summary.clr is None or math.isinf(reach.expected_cost):
         return 0.0
     figure.add_vline(x=reach.expected_cost, line={"dash": "dash", "width": 1.2, "color": INK}, layer="below")
     text = {"text": plain(f"{label(summary.clr)}, expected"), "showarrow": False, "yref": "paper", "y": 0}
-    figure.add_annotation(x=reach.expected_cost, xanchor="left", xshift=4, yanchor="bottom", font={"size": 12}, **text)
+    beside: dict[str, Any] = {"xanchor": "left", "xshift": 4}
+    if reach.expected_cost > longest / 2:  # to the right its name would be cut where the figure ends
+        beside = {"xanchor": "right", "xshift": -4}
+    figure.add_annotation(x=reach.expected_cost, yanchor="bottom", font={"size": 12}, **text, **beside)
     return reach.expected_cost
 
 

@@ -42,10 +42,14 @@ def parse_url(url: str) -> URL:
     """
     try:
         parsed = sa.make_url(url)
-    except ArgumentError:  # its message may hold a password
+    except (ArgumentError, ValueError):  # its message may hold a password; ValueError: a port that is no number
         raise UsageError(
-            "A database is written sqlite:///lrsearch.db or postgresql://user@host/database; this one cannot be read."
+            "A database is written sqlite:///lrsearch.db or postgresql://user@host:5432/database; this one cannot be "
+            "read."
         ) from None
+    if parsed.get_backend_name() != "sqlite" and "@" in f"{parsed.host}{parsed.database}":
+        # What follows the first @ would be taken for the server's name, and shown.
+        raise UsageError("The database's URL has more than one @: in its password write %40 for it.")
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg", password=parsed.password or _password_from_file())
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
@@ -79,11 +83,13 @@ def with_password(url: str) -> str:
 
 
 def display_url(url: str | URL) -> str:
-    """Return the URL with its passwords hidden."""
+    """Return the URL as users write it, with its passwords hidden."""
     try:
         parsed = sa.make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return "the given storage"
+    if parsed.drivername == "postgresql+psycopg":
+        parsed = parsed.set(drivername="postgresql")
     secrets = {key: "***" for key in parsed.query if "password" in key}
     return parsed.update_query_dict(secrets).render_as_string(hide_password=True)
 
@@ -293,6 +299,7 @@ def translated(error: DBAPIError, url: URL) -> StorageError:
     reason = _reason(error)
     if path is None and isinstance(error, OperationalError):
         way_out = _LOGIN_ADVICE if _is_refused(error) else "Is its server running?"
+        reason = reason.split(" Is the server running")[0]  # libpq's own question
         return StorageError(f"The database {display_url(url)} cannot be used: {reason}. {way_out}")
     if path is None:
         return StorageError(f"The database {display_url(url)} refused: {reason}.")
@@ -308,8 +315,8 @@ def translated(error: DBAPIError, url: URL) -> StorageError:
         return StorageError(f"{path} is damaged ({reason}); move it away and restore a copy.")
     if "unable to open" in reason or "readonly" in reason:
         return StorageError(
-            f"{path} cannot be written: {reason}. Its folder must be writable too; "
-            "change the permissions or give another file with --database."
+            f"{path} cannot be written: {reason}. Its folder must be writable too, and so must {path.name}-wal and "
+            f"{path.name}-shm where there are any; change the permissions or give another file with --database."
         )
     if "locked" in reason:
         return StorageError(

@@ -153,7 +153,10 @@ def check_schema(url: str) -> None:
     """Raise StorageError unless the database answers and has this version's tables."""
     with _engine(url, must_exist=True) as engine:
         if known_schema(engine, must_be_current=True) is None:
-            raise StorageError(f"{display_url(engine.url)} holds no tables of lrsearch; type `lrsearch db upgrade`.")
+            raise StorageError(
+                f"{display_url(engine.url)} holds no tables of lrsearch; type `lrsearch db upgrade`, with the same "
+                "--database if you gave one."
+            )
 
 
 def is_alive(url: str, study_name: str) -> bool:

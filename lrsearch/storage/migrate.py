@@ -55,7 +55,7 @@ def known_schema(engine: Engine, *, must_be_current: bool = False) -> str | None
     if must_be_current:
         raise StorageError(
             f"{name} was written by an older lrsearch: its schema is {revision!r}, this one's is {HEAD!r}. "
-            "Type `lrsearch db upgrade`, which makes a copy first."
+            "Type `lrsearch db upgrade`, with the same --database if you gave one; it makes a copy first."
         )
     return revision
 

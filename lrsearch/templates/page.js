@@ -32,7 +32,7 @@
   function fitted(layout, width) {
     if (width >= 560) return layout;
     layout.font.size = 11;
-    layout.margin = { l: 8, r: 8, t: 8, b: 40 };
+    layout.margin = { l: 8, r: 8, t: layout.margin.t - 8, b: 40 }; // names may stand above the figure
     if (layout.meta && layout.meta.narrow_room) layout.xaxis.range = [0, layout.xaxis.range[1] * layout.meta.narrow_room];
     layout.legend = Object.assign({}, layout.legend, { font: { size: 11 } });
     if (layout.meta && layout.meta.narrow_height) {

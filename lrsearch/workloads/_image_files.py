@@ -92,6 +92,11 @@ def _samples(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     if not classes:
         raise DataError(f"{folder} must hold one folder of images per class, but holds no folders.")
+    if len(classes) == 1:
+        raise DataError(
+            f"{folder} must hold one folder of images per class, but holds {classes[0]} alone: a classifier needs two "
+            "classes. Or do they lie a folder deeper?"
+        )
     samples: list[tuple[str, int]] = []
     for number, name in enumerate(classes):
         before = len(samples)

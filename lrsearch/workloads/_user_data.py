@@ -237,8 +237,8 @@ def _tensor(value: object, where: str, first_row: int = 0) -> torch.Tensor:
     bad = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
     if bad.any():
         raise WorkloadError(
-            f"{where} must be finite, but {int(bad.sum())} rows hold NaN or infinity, the first is row "
-            f"{first_row + int(bad.nonzero()[0])}: fill or drop them."
+            f"{where} must be finite, but row {first_row + int(bad.nonzero()[0])} is the first that holds NaN or "
+            "infinity: fill or drop such rows."
         )
     return _single_precision(tensor)
 

@@ -149,6 +149,10 @@ def _class_count(settings: CallableWorkload, data: UserData) -> int | None:
             raise WorkloadError(
                 f"{where}: class ids must be 0 or more, got {int(targets.min())}: number classes from 0."
             )
+        if name == "train" and int(targets.min()) == int(targets.max()):
+            raise WorkloadError(
+                f"{where}: all {len(targets)} targets are class {int(targets.max())}: a classifier needs two classes."
+            )
         largest = max(largest, int(targets.max()))
     return largest + 1
 

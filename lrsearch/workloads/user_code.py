@@ -65,13 +65,13 @@ def _import(role: str, reference: str, module_name: str, python_path: Path | Non
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _raised(f"Importing workload.{role} {reference!r}", error) from error
+            raise _raised(f"workload.{role} {reference!r}: importing {module_name!r}", error) from error
         raise WorkloadError(
             f"workload.{role} {reference!r}: there is no module {error.name!r} in {' or '.join(folders)} nor among the "
             "installed packages: start lrsearch where the module lies, or set workload.python_path."
         ) from error
     except (Exception, SystemExit) as error:
-        raise _raised(f"Importing workload.{role} {reference!r}", error) from error
+        raise _raised(f"workload.{role} {reference!r}: importing {module_name!r}", error) from error
 
 
 @contextmanager

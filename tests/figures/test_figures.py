@@ -14,6 +14,7 @@ import pytest
 from lrsearch.analysis import bill, searches, summarise, wording
 from lrsearch.analysis.details import grid_orders, target_ladder
 from lrsearch.figures import FIGURES, _style, accuracy_versus_cost, cost_by_phase, schedules, value_versus_rate
+from lrsearch.figures import grid_orders as grid_orders_figure
 from lrsearch.figures import range_test as range_test_figure
 from lrsearch.range_test import judge, suggestions_from_training_losses
 from lrsearch.trial import StudyRecord, TrialRecord, TrialResult
@@ -210,6 +211,25 @@ def test_a_grids_bar_runs_from_the_best_to_the_worst_order() -> None:
     )
     assert list(expected.x) == [order.expected for order in orders]
     assert figure_of("grid_orders").layout.xaxis.range[1] > max(order.worst for order in orders)
+
+
+def test_the_clr_runs_name_stands_on_the_side_of_its_line_that_has_room() -> None:
+    """It was cut at the figure's end where the CLR run costs as much as the longest order of a grid, or more."""
+    cost = some(summarise(STUDIES["whole"]).way("clr").reach).expected_cost
+    for longest, side in ((cost, "right"), (cost / 2, "right"), (3 * cost, "left")):
+        figure = go.Figure()
+        assert grid_orders_figure._add_clr(figure, STUDIES["whole"], longest) == cost
+        [name] = figure.layout.annotations
+        assert (name.x, name.xanchor) == (cost, side)
+
+
+def test_a_short_logarithmic_axis_has_ticks_too() -> None:
+    assert doctest.testmod(_style).failed == 0
+    for low, high in ((0.62, 0.93), (6.1e-4, 6.4e-4), (21.0, 49.0), (0.5, 0.5)):
+        ticks = _style.log_axis(low, high)
+        assert 2 <= len(ticks["tickvals"]) <= 7
+        assert len(set(ticks["ticktext"])) == len(ticks["ticktext"])
+        assert all(ticks["range"][0] <= math.log10(tick) <= ticks["range"][1] for tick in ticks["tickvals"])
 
 
 def test_the_expected_best_has_the_clr_runs_value_as_a_line_across() -> None:

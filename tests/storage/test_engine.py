@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
@@ -26,14 +27,26 @@ def test_a_password_is_never_displayed() -> None:
     ):
         assert "hunter2" not in display_url(url)
         assert "hunter2" not in display_url(parse_url(url))
+        assert "postgresql://me" in display_url(parse_url(url)), "as its user wrote it"
         assert "db/lrsearch" in display_url(url)
 
 
 def test_a_url_that_cannot_be_read_is_refused_without_repeating_it() -> None:
-    with pytest.raises(UsageError, match=r"sqlite:///lrsearch\.db or postgresql:") as caught:
-        open_store("my hunter2")
-    assert "hunter2" not in str(caught.value)
-    assert caught.value.__suppress_context__
+    for url in ("my hunter2", "postgresql://me:hunter2@db:port/x"):
+        with pytest.raises(UsageError, match=r"sqlite:///lrsearch\.db or postgresql:") as caught:
+            open_store(url)
+        assert "hunter2" not in str(caught.value)
+        assert caught.value.__suppress_context__
+        assert "hunter2" not in display_url(url)
+
+
+@pytest.mark.parametrize("password", ["2@hunter", "2@hunter/4", "2@@hunter"])
+def test_what_follows_an_at_sign_in_a_password_is_not_taken_for_the_servers_name(password: str) -> None:
+    with pytest.raises(UsageError, match=r"more than one @: in its password write %40") as caught:
+        open_store(f"postgresql://me:{password}@db/x")
+    assert "hunter" not in str(caught.value)
+    assert parse_url(f"postgresql://me:{quote(password, safe='')}@db/x").password == password
+    assert parse_url("postgresql://me@example.org:secret@db/x").username == "me@example.org"
 
 
 @pytest.mark.parametrize("url", ["mysql://me:hunter2@db/x", "sqlite://", "sqlite:///:memory:"])

@@ -80,7 +80,10 @@ def _columns(path: Path) -> set[str]:
 
 
 def test_an_older_database_is_copied_and_upgraded_on_request_only(database: Path, newer: str) -> None:
-    with pytest.raises(StorageError, match=rf"older lrsearch: its schema is '{HEAD}', .* `lrsearch db upgrade`"):
+    with pytest.raises(
+        StorageError,
+        match=rf"older lrsearch: its schema is '{HEAD}', .* `lrsearch db upgrade`, with the same --database",
+    ):
         open_store(_url(database))
     with pytest.raises(StorageError, match="older lrsearch"):
         open_store(_url(database), must_exist=True)

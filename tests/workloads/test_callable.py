@@ -369,12 +369,17 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         "def own():\n    inputs, targets = table()\n    inputs[17, 2] = torch.nan\n    inputs[30, 0] = torch.inf\n"
         "    return (inputs, targets), table(50)",
         {"data": "own"},
-        r"train: inputs must be finite, but 2 rows hold NaN or infinity, the first is row 17",
+        r"train: inputs must be finite, but row 17 is the first that holds NaN or infinity",
     ),
     "NaN in a Dataset": (
         "def own():\n    rows = Rows(600, 0)\n    rows.inputs[300, 2] = torch.nan\n    return rows, Rows(50, 1)",
         {"data": "own"},
-        r"train: inputs must be finite, but 1 rows .* the first is row 300",
+        r"train: inputs must be finite, but row 300 is the first that holds",
+    ),
+    "one class": (
+        "def own():\n    return (table()[0], torch.ones(200, dtype=torch.long)), table()",
+        {"data": "own"},
+        r"train: all 200 targets are class 1: a classifier needs two classes",
     ),
     "lengths differ": (
         "def own():\n    return (table()[0], table(199)[1]), table()",
@@ -529,7 +534,8 @@ def test_the_line_of_the_users_own_code_is_named(make: Make) -> None:
     [
         (
             "import no_such_package",
-            r"raised ModuleNotFoundError: No module named 'no_such_package' \(.*\.py:1, in <module>",
+            r"^workload\.data 'broken_\d+:data': importing 'broken_\d+' raised ModuleNotFoundError: "
+            r"No module named 'no_such_package' \(.*\.py:1, in <module>",
         ),
         ("def model(:", r"raised SyntaxError: .*\.py:1\)"),
         ("raise SystemExit", r"raised SystemExit"),

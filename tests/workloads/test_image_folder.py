@@ -174,6 +174,14 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         ImageFolder(data_root=tmp_path / "nowhere", model="mlp").read()
 
 
+def test_a_single_class_is_refused_as_where_the_classes_lie_a_folder_deeper(tmp_path: Path) -> None:
+    write_tree(tmp_path / "birds" / "images", 5)
+    with pytest.raises(
+        DataError, match=r"holds images alone: a classifier needs two classes\. Or do they lie a folder"
+    ):
+        ImageFolder(data_root=tmp_path / "birds", model="mlp", test_fraction=0.2).read()
+
+
 def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must hold one folder of images per class"):
         ImageFolder(data_root=tmp_path, model="mlp", test_fraction=0.2).read()
