@@ -153,7 +153,7 @@ class Search:
         unfinished = deque(record for record in found if record.status not in FINISHED_STATUSES)
         return cls(key, seed, strategy, [_as_strategies_see_it(record) for record in found], unfinished)
 
-    def history(self, config: StudyConfig, facts: WorkloadFacts, before: int | None = None) -> History:
+    def history(self, config: StudyConfig, facts: WorkloadFacts | None, before: int | None = None) -> History:
         """Return what the strategy may know: all trials, or those numbered below `before`."""
         plan = config.training_plan_of(self.key)
         return History(

@@ -200,6 +200,15 @@ class SharesTests(Protocol):
         ...
 
 
+@runtime_checkable
+class ImportsLate(Protocol):
+    """A strategy that imports what it proposes with at its first proposals."""
+
+    def import_all(self, history: History) -> None:
+        """Import it before there are trials, on whose bill that would be; `history` is one without any."""
+        ...
+
+
 class Channel(Protocol):
     """The way back from a running trial."""
 

@@ -25,7 +25,7 @@ from lrsearch.conductor import (
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.engine import GangRequest, prepare_all
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError
-from lrsearch.interfaces import Executor, Observer, SharesTests, Strategy
+from lrsearch.interfaces import Executor, ImportsLate, Observer, SharesTests, Strategy
 from lrsearch.probing import start_executor
 from lrsearch.range_test import evaluation_count
 from lrsearch.schedules import plan_schedule
@@ -97,6 +97,7 @@ def run_study(
         mirror = None if mirror_url is None else stack.enter_context(closing(MirrorProcess(mirror_url, store.turn)))
         with signals.interruptible():
             meanwhile()
+            _import_for_strategies(config)
             config, executor = start_executor(config, _user_code(config), observer.message)
         stack.enter_context(closing(executor))
         observer.message("Preparing workload and device ...")
@@ -141,6 +142,13 @@ def run_study(
         store.finish_study(study.id)
     observer.study_finished(record)
     return record
+
+
+def _import_for_strategies(config: StudyConfig) -> None:
+    """Import what samplers need while nothing is on a bill; torch, which takes longer, is imported elsewhere by now."""
+    for key, strategy in config.strategies.items():
+        if isinstance(strategy, ImportsLate):
+            strategy.import_all(Search.of(key, config.seeds[0], strategy, []).history(config, None))
 
 
 def _catch_up(mirror: MirrorProcess | None, signals: Signals, observer: Observer) -> None:

@@ -22,8 +22,9 @@ from lrsearch.config import StudyConfig, load_study
 from lrsearch.errors import StorageError, StudyBusyError, StudyChangedError, StudyFailedError, UsageError, WorkloadError
 from lrsearch.storage.mirror_process import MirrorProcess
 from lrsearch.storage.store import Store, open_store
+from lrsearch.strategies import OptunaSearch
 from lrsearch.study import forecast, run_study
-from lrsearch.trial import CurvePoint, StudyRecord, TrialRecord, charged_seconds
+from lrsearch.trial import CurvePoint, History, StudyRecord, TrialRecord, charged_seconds
 
 FILE = """
 version: 1
@@ -473,3 +474,20 @@ def test_a_running_trial_is_seen_in_the_ledger_and_in_optuna_before_it_ends(
     run_study(config(write(epochs=30, points=2)), store, observer=Peeking(), mirror_url=url)
     assert Peeking.seen, "no running trial with values was seen"
     assert all(0 < shown <= epoch for shown, epoch in Peeking.seen)
+
+
+def test_what_samplers_import_is_imported_before_anything_is_on_a_bill(
+    write: Write, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported: list[OptunaSearch] = []
+    real = OptunaSearch.import_all
+
+    def import_all(way: OptunaSearch, history: History) -> None:
+        assert not store.studies()
+        imported.append(way)
+        real(way, history)
+
+    monkeypatch.setattr(OptunaSearch, "import_all", import_all)
+    config = load_study(write())
+    run_study(config, store, observer=Quiet())
+    assert imported == [config.strategies["tpe"]]

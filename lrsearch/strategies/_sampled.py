@@ -27,6 +27,10 @@ class SampledSearch(TrainingStrategy):
     def planned_trials(self) -> int:
         return self.trials
 
+    def import_all(self, history: History) -> None:
+        """Import what draws need, by a first one."""
+        self._draw(history)
+
     def propose(self, history: History, max_count: int) -> Sequence[Proposal]:
         """Return the next proposals, each made as if those before it were already running."""
         proposals: list[Proposal] = []

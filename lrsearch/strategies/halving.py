@@ -29,6 +29,11 @@ class HalvingSearch(SampledSearch):
     min_epochs: Annotated[int, Field(ge=1)] = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
 
+    def import_all(self, history: History) -> None:
+        """Import what draws and judgements need."""
+        super().import_all(history)
+        self._pruner(history.epochs)
+
     def _draw(self, history: History) -> tuple[Mapping[str, Number], bool | None] | None:
         if self.sampler == "random":
             return random_values(history, self.search), None

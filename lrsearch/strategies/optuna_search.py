@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from lrsearch.strategies._sampled import SampledSearch
 from lrsearch.strategies.space import Number, dimensions
-from lrsearch.trial import CurvePoint, History
+from lrsearch.trial import CurvePoint, History, Trial
 
 STARTUP_TRIALS = 10  # Optuna's own default for TPE and GP
 
@@ -69,6 +70,15 @@ class OptunaSearch(SampledSearch):
             return self.trials
         own = generation_size(1 + len(self.search)) if self.sampler == "cmaes" else self.round_size
         return min(own, self.trials)
+
+    def import_all(self, history: History) -> None:
+        """Import what draws need, with and without a model: for a Gaussian process that is torch."""
+        super().import_all(history)
+        startup_trials = self.startup_trials or STARTUP_TRIALS
+        if self.sampler in ("tpe", "gp") and self.trials > startup_trials:
+            made_up = Trial(0, *self.propose(history, 1), status="completed", validation_metric=0.0)
+            with_model = self.model_copy(update={"startup_trials": 1})
+            with_model._draw(replace(history, trials=(made_up,)))
 
     def _draw(self, history: History) -> tuple[Mapping[str, Number], bool] | None:
         from lrsearch.strategies import _optuna  # here: it imports Optuna
