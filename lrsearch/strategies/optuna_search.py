@@ -76,7 +76,8 @@ class OptunaSearch(SampledSearch):
         super().import_all(history)
         startup_trials = self.startup_trials or STARTUP_TRIALS
         if self.sampler in ("tpe", "gp") and self.trials > startup_trials:
-            made_up = Trial(0, *self.propose(history, 1), status="completed", validation_metric=0.0)
+            [proposal] = self.propose(history, 1)
+            made_up = Trial(0, proposal, "completed", validation_metric=0.0)
             with_model = self.model_copy(update={"startup_trials": 1})
             with_model._draw(replace(history, trials=(made_up,)))
 
