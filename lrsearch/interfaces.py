@@ -121,6 +121,16 @@ class FitsMetric(Protocol):
 
 
 @runtime_checkable
+class ReadsExamples(Protocol):
+    """A loaded workload that may read its training data example by example."""
+
+    @property
+    def reads_examples(self) -> bool:
+        """Whether it does, in Python, instead of taking batches from tensors."""
+        ...
+
+
+@runtime_checkable
 class HasOwnChance(Protocol):
     """A loaded workload whose data may draw from generators of their own."""
 

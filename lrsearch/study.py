@@ -41,6 +41,7 @@ from lrsearch.trial import (
     Compiling,
     GangChoice,
     Preparation,
+    Reading,
     StudyRecord,
     TrainingPlan,
     WorkloadFacts,
@@ -104,6 +105,8 @@ def run_study(
         with signals.interruptible():
             prepared = prepare(config, executor, begins=study is None or fresh)
         settled = _settled(config, prepared)
+        if prepared.reading is not None:
+            observer.message(_reading_text(prepared.reading))
         for text in dict.fromkeys(chain.from_iterable(map(_why_apart, prepared.gangs.values()))):
             observer.message(text)
         # Nothing is stored before the workload has shown that it runs.
@@ -344,6 +347,14 @@ def _why_apart(choice: GangChoice) -> Iterator[str]:
         yield f"Trials of several seeds train apart: {choice.reason_across}."
     if choice.reason_compiled:
         yield f"Trials train together uncompiled, although training.compile says otherwise: {choice.reason_compiled}."
+
+
+def _reading_text(reading: Reading) -> str:
+    step, batch = (f"{1e3 * seconds:.3g} ms" for seconds in (reading.step_seconds, reading.batch_seconds))
+    return (
+        f"The training data are read in Python, example by example: of the {step} of a step {batch} are for its batch. "
+        "Tensors, (inputs, targets), or a Dataset that is the same each time would cost next to nothing."
+    )
 
 
 def _gang_requests(config: StudyConfig, slots: int) -> list[GangRequest]:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from lrsearch.interfaces import (
     HasOwnChance,
     KnowsItsLayout,
     LoadedWorkload,
+    ReadsExamples,
     Split,
     Told,
     Watched,
@@ -65,6 +66,7 @@ from lrsearch.trial import (
     Preparation,
     RangeTestPlan,
     RangeTestPoint,
+    Reading,
     ResultStatus,
     TrainingPlan,
     TrialResult,
@@ -96,6 +98,9 @@ LEARNING_RATE_FREE = {
     "prodigy": ("prodigyopt", "Prodigy"),
 }
 """Module and class of the optimisers that come with the extra `lrfree`."""
+READING_STEPS = 32
+"""Of those that tell what reading data in Python costs, at most, and no more than begin within"""
+READING_SECONDS = 0.5
 BATCH_NORM_BATCHES = 50  # the number in Schedule-Free's README
 
 
@@ -128,6 +133,8 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int, *, evaluates: b
             run.evaluate("validation")
         wait()
         validation_seconds = time.perf_counter() - ready if evaluates else 0.0
+        reads = evaluates and isinstance(loaded, ReadsExamples) and loaded.reads_examples
+        reading = _reading(run, wait) if reads else None
         del run
         if training.compile == "graphs":
             check_graphs(loaded, training, device, seed)
@@ -140,8 +147,32 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int, *, evaluates: b
     wait()
     precision, seconds = pick_precision(training.precision, device), time.perf_counter() - began
     return Preparation(
-        loaded.facts, device_info(device), precision, training.compile, seconds, validation_seconds=validation_seconds
+        loaded.facts,
+        device_info(device),
+        precision,
+        training.compile,
+        seconds,
+        validation_seconds=validation_seconds,
+        reading=reading,
     )
+
+
+def _reading(run: Run, wait: Callable[[], None]) -> Reading:
+    """Time steps whose batches are read, and others on one batch that is in memory; the run is none to go on with."""
+
+    def step_seconds() -> float:
+        """Return what a step takes, by the later half of some: what workers have read before comes first."""
+        found: list[float] = []
+        while len(found) < 4 or (len(found) < READING_STEPS and sum(found) < READING_SECONDS):
+            began = time.perf_counter()
+            run.step(0.0)
+            wait()
+            found.append(time.perf_counter() - began)
+        return statistics.fmean(found[len(found) // 2 :])
+
+    with_reading = step_seconds()
+    run.batches = cast(Batches, itertools.repeat(next(run.batches)))
+    return Reading(with_reading, max(0.0, with_reading - step_seconds()))
 
 
 @dataclass(frozen=True)

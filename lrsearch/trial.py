@@ -590,6 +590,15 @@ class StudyRecord:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a training step takes whose batch is read example by example, in Python."""
+
+    step_seconds: float
+    batch_seconds: float
+    """Of these, so many are for the batch."""
+
+
+@dataclass(frozen=True)
 class Preparation:
     """What getting ready took: one-off, on no way's bill."""
 
@@ -604,6 +613,8 @@ class Preparation:
     """By `trial.likeness`: how many trials of a kind train together."""
     validation_seconds: float = 0.0
     """What the first evaluation of the validation split took, in that precision; 0 without one."""
+    reading: Reading | None = None
+    """None where batches come from tensors, or nothing was timed."""
 
 
 def pooled(found: Sequence[Preparation]) -> Preparation:

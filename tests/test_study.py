@@ -491,3 +491,24 @@ def test_what_samplers_import_is_imported_before_anything_is_on_a_bill(
     config = load_study(write())
     run_study(config, store, observer=Quiet())
     assert imported == [config.strategies["tpe"]]
+
+
+def test_a_run_says_once_what_it_costs_to_read_data_example_by_example(
+    write: Write, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "read.py").write_text(
+        "import torch\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "def part(rows):\n"
+        "    inputs = torch.randn(rows, 4)\n"
+        "    return TensorDataset(inputs, (inputs[:, 0] > 0).long())\n"
+        "def data():\n"
+        "    return DataLoader(part(64), 16, shuffle=True), part(32), part(32)\n"
+        "def model():\n"
+        "    return torch.nn.Linear(4, 2)\n"
+    )
+    own = "{name: callable, model: 'read:model', data: 'read:data', batch_size: 16, python_path: .}"
+    observer = Quiet()
+    run_study(load_study(write(workload=own)), store, observer=observer)
+    [said] = [text for text in observer.messages if "example by example" in text]
+    assert re.search(r"of the [\d.e-]+ ms of a step [\d.e-]+ ms are for its batch", said)

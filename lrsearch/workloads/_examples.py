@@ -10,7 +10,7 @@ import torch
 
 from lrsearch.interfaces import Batch, Split
 from lrsearch.trial import WorkloadFacts
-from lrsearch.workloads._user_data import Examples, LoaderPart
+from lrsearch.workloads._user_data import Examples, LoaderPart, TensorPart
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Splits:
 
 
 class LoadedExamples:
-    """Implements `LoadedWorkload` and `HasOwnChance`."""
+    """Implements `LoadedWorkload`, `HasOwnChance` and `ReadsExamples`."""
 
     def __init__(
         self,
@@ -53,6 +53,10 @@ class LoadedExamples:
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
         part: Examples = getattr(self._splits, split)
         return part.in_order(self.facts.batch_size, self._device)
+
+    @property
+    def reads_examples(self) -> bool:
+        return not isinstance(self._splits.train, TensorPart)
 
     @property
     def random_sources(self) -> Sequence[object]:

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
+from lrsearch import chance
 from lrsearch.errors import WorkloadError, typed
 from lrsearch.interfaces import Batch
 from lrsearch.workloads._splits import evaluation_rows
 from lrsearch.workloads.user_code import blamed_on
 
 SCAN_ROWS = 256
+KEPT_BYTES = 2**30
+"""So large may the inputs of a part be that are kept, instead of being read again at each epoch and evaluation."""
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,9 @@ def _examples(value: object, where: str, device: torch.device) -> Examples:
     if isinstance(value, TensorDataset) and len(value.tensors) == 2:
         value = value.tensors
     if isinstance(value, DataLoader):
-        return _read_through(Subset(value.dataset, _indices(value, where)), value, where)
+        return _kept(_read_through(Subset(value.dataset, _indices(value, where)), value, where), where, device)
     if isinstance(value, Dataset):
-        return _read_through(_with_length(value, where), None, where)
+        return _kept(_read_through(_with_length(value, where), None, where), where, device)
     if isinstance(value, tuple | list) and len(value) == 2:
         inputs, targets = _tensor(value[0], f"{where}: inputs"), as_targets(_tensor(value[1], f"{where}: targets"))
         if len(inputs) != len(targets):
@@ -182,7 +185,7 @@ def _examples(value: object, where: str, device: torch.device) -> Examples:
 
 
 def _training_loader(loader: Any, where: str) -> LoaderPart:
-    scanned = _read_through(Subset(loader.dataset, _indices(loader, where)), loader, where)
+    scanned, _ = _read_through(Subset(loader.dataset, _indices(loader, where)), loader, where, keeps=False)
     return LoaderPart(loader, scanned.targets, scanned.input_shape)
 
 
@@ -204,12 +207,18 @@ def _indices(loader: Any, where: str) -> Sequence[int]:
         return sorted(loader.sampler if plain else chain.from_iterable(loader.batch_sampler))
 
 
-def _read_through(dataset: Any, loader: Any, where: str) -> DatasetPart:
-    """Read the data set once: collect targets and check that inputs and targets are finite."""
+def _read_through(
+    dataset: Any, loader: Any, where: str, *, keeps: bool = True
+) -> tuple[DatasetPart, list[torch.Tensor]]:
+    """Read the data set once: collect targets and check that inputs and targets are finite.
+
+    Return the inputs, too, batch by batch, where that `keeps` them and they are tensors of one shape, not too large.
+    """
     own_collate = loader is not None and loader.collate_fn is not default_collate
     collate = loader.collate_fn if own_collate else None
     worker_count = loader.num_workers if loader is not None else 0
     targets: list[torch.Tensor] = []
+    kept: list[torch.Tensor] = []
     shape: tuple[int, ...] = ()
     with blamed_on(f"{where}: reading it"):
         for batch in DataLoader(dataset, SCAN_ROWS, collate_fn=collate, num_workers=worker_count):
@@ -217,10 +226,37 @@ def _read_through(dataset: Any, loader: Any, where: str) -> DatasetPart:
             if isinstance(inputs, torch.Tensor):
                 inputs = _tensor(inputs, f"{where}: inputs", first_row=SCAN_ROWS * len(targets))
                 shape = () if own_collate else tuple(inputs.shape[1:])
+            keeps = keeps and isinstance(inputs, torch.Tensor) and not own_collate
+            keeps = keeps and (len(kept) + 1) * inputs.nbytes <= KEPT_BYTES and inputs.shape[1:] == shape
+            kept = [*kept, inputs] if keeps else []
             targets.append(as_targets(_tensor(batch_targets, f"{where}: targets", first_row=SCAN_ROWS * len(targets))))
     if not targets:
         raise WorkloadError(f"{where} is empty: give at least one example.")
-    return DatasetPart(dataset, torch.cat(targets), shape, collate, worker_count)
+    return DatasetPart(dataset, torch.cat(targets), shape, collate, worker_count), kept
+
+
+def _kept(read: tuple[DatasetPart, list[torch.Tensor]], where: str, device: torch.device) -> Examples:
+    """Return the examples as tensors where they are the same when they are read again, and that draws no chance."""
+    part, kept = read
+    if not kept:
+        return part
+    inputs, before = torch.cat(kept), chance.snapshot(())
+    with blamed_on(f"{where}: reading it again"):
+        if not _is_read_alike(part, inputs) or chance.has_drawn(before):
+            return part
+    return TensorPart(inputs.to(device), part.targets.to(device), torch.arange(len(inputs), device=device))
+
+
+def _is_read_alike(part: DatasetPart, inputs: torch.Tensor) -> bool:
+    other_chance, first = torch.Generator().manual_seed(1), 0  # for workers
+    for again, targets in DataLoader(part.dataset, SCAN_ROWS, num_workers=part.worker_count, generator=other_chance):
+        rows = slice(first, first + len(again))
+        if not torch.equal(_single_precision(again), inputs[rows]):
+            return False
+        if not torch.equal(as_targets(_single_precision(targets)), part.targets[rows]):
+            return False
+        first = rows.stop
+    return first == len(inputs)
 
 
 def _tensor(value: object, where: str, first_row: int = 0) -> torch.Tensor:

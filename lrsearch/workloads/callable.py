@@ -12,11 +12,13 @@ In the study file:
 `(train, validation, test)`. Each part is one of
 
     (inputs, targets)    tensors or arrays with one row per example; they are moved to the device once
-    a torch Dataset      with a length; an item is (input, target); read through once for its targets
+    a torch Dataset      with a length; an item is (input, target); read through once for its targets. Where inputs are
+                         tensors of one shape, at most 1 GiB of them, it is read once more: if they are the same then,
+                         and no chance was drawn, they are kept as tensors, and not read again
     a torch DataLoader   of a Dataset with a length. The training loader yields its own batches (their order comes from
                          the trial's seed, and its batch size must be workload.batch_size); of the others the data set,
-                         the sampler's indices and the collate function are used. A training loader needs a
-                         validation part beside it.
+                         the sampler's indices and the collate function are used, as of a Dataset. A training loader
+                         needs a validation part beside it.
 
 Inputs are taken as they are: scale them yourself. They may be floats (float64 becomes float32) or whole numbers (token
 ids), of any shape: tables (rows, features), images (rows, channels, height, width), sequences (rows, length). Without a

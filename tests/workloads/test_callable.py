@@ -15,8 +15,10 @@ from sklearn.metrics import f1_score, mean_absolute_error
 
 from lrsearch.errors import WorkloadError
 from lrsearch.training import prepare
-from lrsearch.trial import Choice, TrainingPlan
+from lrsearch.trial import Choice, Reading, TrainingPlan
+from lrsearch.workloads import _user_data
 from lrsearch.workloads.callable import CallableWorkload
+from lrsearch.workloads.user_code import resolve
 from tests.workloads.contract import ClassificationContract, WorkloadContract, epoch, load, whole
 
 TABLE = """
@@ -99,6 +101,62 @@ class TestDataset(ClassificationContract):
             assert torch.equal(ours, tensors)
         for ours, tensors in zip(whole(load(workload), "validation"), whole(load(make()), "validation"), strict=True):
             assert torch.equal(ours, tensors)
+
+
+class TestDatasetTooLargeToKeep(TestDataset):
+    """Read item by item in each epoch."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_user_data, "KEPT_BYTES", 0)
+
+
+COUNTED = """
+class Counted(Rows):
+    reads = 0
+    def __getitem__(self, index):
+        type(self).reads += 1
+        return {item}
+def own():
+    return {train}, {test}
+"""
+SAME = "self.inputs[index], int(self.targets[index])"
+NOISY = {
+    "torch": "self.inputs[index] + 1e-3 * torch.randn(5), int(self.targets[index])",
+    "a draw that is not used": "(torch.rand(1), self.inputs[index])[1], int(self.targets[index])",
+    "other targets": "self.inputs[index], type(self).reads * 7 // 3 % 2",
+}
+
+
+@pytest.mark.parametrize("test", ["Counted(50, 1)", "DataLoader(Counted(50, 1), 16, num_workers=0)"])
+def test_a_dataset_that_is_the_same_each_time_is_read_twice_and_never_again(make: Make, test: str) -> None:
+    workload = make(COUNTED.format(item=SAME, train="Counted(200, 0)", test=test), data="own")
+    loaded, counted = load(workload), resolve("data", workload.data, workload.python_path).__globals__["Counted"]
+    assert counted.reads == 2 * (200 + 50)
+    assert len(epoch(loaded)) == 200 * 4 // 5 // 16
+    assert len(whole(loaded, "test")[0]) == 50
+    assert counted.reads == 2 * (200 + 50)
+    assert not loaded.reads_examples
+
+
+@pytest.mark.parametrize("noise", NOISY)
+def test_a_dataset_that_may_be_another_each_time_is_read_each_time(make: Make, noise: str) -> None:
+    source = COUNTED.format(item=NOISY[noise], train="Counted(200, 0)", test="Counted(50, 1)")
+    workload = make(source, data="own", validation_fraction=0.5)
+    loaded, counted = load(workload), resolve("data", workload.data, workload.python_path).__globals__["Counted"]
+    before = counted.reads
+    whole(loaded, "test")
+    assert counted.reads == before + 50
+    assert loaded.reads_examples
+
+
+def test_what_workers_add_by_chance_is_seen(make: Make) -> None:
+    source = COUNTED.format(
+        item=NOISY["torch"], train="Rows(200, 0)", test="DataLoader(Counted(50, 1), 16, num_workers=1)"
+    )
+    loaded = load(make(source, data="own"))
+    assert isinstance(loaded._splits.test, _user_data.DatasetPart)
+    assert isinstance(loaded._splits.train, _user_data.TensorPart)
 
 
 class TestNumpyTuple(ClassificationContract):
@@ -595,3 +653,21 @@ def test_a_gpu_sees_the_same_batches(make: Make) -> None:
             assert torch.equal(inputs.cpu(), expected)
             assert torch.equal(targets.cpu(), expected_targets)
         assert next(on_gpu.build_model().parameters()).is_cuda
+
+
+def test_preparing_tells_what_it_costs_to_read_data_example_by_example(make: Make) -> None:
+    source = "import time\n" + COUNTED.format(
+        item="self.inputs[index], time.sleep(0.001) or int(self.targets[index])",
+        train="DataLoader(Counted(200, 0), 16, shuffle=True)",
+        test="Rows(50, 1), Rows(50, 2)",
+    )
+    training = TrainingPlan(2, Choice("sgd", {}), device="cpu")
+
+    def reading(workload: CallableWorkload) -> Reading | None:
+        settings = workload.model_dump(exclude={"name"}, exclude_none=True)
+        return prepare(Choice("callable", settings), training, 0).reading
+
+    found = reading(make(source, data="own"))
+    assert found is not None
+    assert 0.016 <= found.batch_seconds < found.step_seconds
+    assert reading(make()) is None, "tensors"
