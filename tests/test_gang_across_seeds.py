@@ -225,6 +225,11 @@ def rows(count):
     inputs = torch.randn(count, 5, generator=generator)
     return inputs, (inputs[:, 0] > 0).long()
 
+class Noisy(torch.utils.data.TensorDataset):
+    def __getitem__(self, index):
+        inputs, targets = super().__getitem__(index)
+        return inputs + 0.01 * torch.randn(5), targets
+
 def data():
     train, test = rows(300), rows(100)
     return {train}, test
@@ -245,10 +250,7 @@ REFUSED = {
         "another way",
     ),
     "a generator of the model's own": ({"attribute": "self.dice = torch.Generator()"}, "chance of their own"),
-    "a data set": (
-        {"train": "torch.utils.data.ConcatDataset([torch.utils.data.TensorDataset(*train)])"},
-        "chance of their own",
-    ),
+    "a data set": ({"train": "Noisy(*train)"}, "chance of their own"),
 }
 
 
@@ -268,6 +270,14 @@ def test_what_each_seed_would_draw_for_itself_is_refused_and_seeds_train_apart(c
     assert not listener.points
     results = run_trials(specs, listener)
     assert [one.gang_size for one in results] == [2, 1, 2]
+    assert_equal(results, alone(specs))
+
+
+def test_seeds_train_together_on_a_data_set_that_is_the_same_each_time(tmp_path: Path) -> None:
+    same = "torch.utils.data.ConcatDataset([torch.utils.data.TensorDataset(*train)])"
+    specs = of_seeds(0, 1, 0, workload=lively(tmp_path, "the same", train=same))
+    results = run_trials(specs, Listener())
+    assert [one.gang_size for one in results] == [3, 3, 3]
     assert_equal(results, alone(specs))
 
 

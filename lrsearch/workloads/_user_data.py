@@ -168,7 +168,7 @@ def _check_alike(train: Examples | LoaderPart, other: Examples, where: str) -> N
 
 
 def _examples(value: object, where: str, device: torch.device) -> Examples:
-    if isinstance(value, TensorDataset) and len(value.tensors) == 2:
+    if type(value) is TensorDataset and len(value.tensors) == 2:
         value = value.tensors
     if isinstance(value, DataLoader):
         return _kept(_read_through(Subset(value.dataset, _indices(value, where)), value, where), where, device)

@@ -17,6 +17,7 @@ from lrsearch.errors import WorkloadError
 from lrsearch.training import prepare
 from lrsearch.trial import Choice, Reading, TrainingPlan
 from lrsearch.workloads import _user_data
+from lrsearch.workloads._examples import LoadedExamples
 from lrsearch.workloads.callable import CallableWorkload
 from lrsearch.workloads.user_code import resolve
 from tests.workloads.contract import ClassificationContract, WorkloadContract, epoch, load, whole
@@ -136,6 +137,7 @@ def test_a_dataset_that_is_the_same_each_time_is_read_twice_and_never_again(make
     assert len(epoch(loaded)) == 200 * 4 // 5 // 16
     assert len(whole(loaded, "test")[0]) == 50
     assert counted.reads == 2 * (200 + 50)
+    assert isinstance(loaded, LoadedExamples)
     assert not loaded.reads_examples
 
 
@@ -147,6 +149,7 @@ def test_a_dataset_that_may_be_another_each_time_is_read_each_time(make: Make, n
     before = counted.reads
     whole(loaded, "test")
     assert counted.reads == before + 50
+    assert isinstance(loaded, LoadedExamples)
     assert loaded.reads_examples
 
 
@@ -155,6 +158,7 @@ def test_what_workers_add_by_chance_is_seen(make: Make) -> None:
         item=NOISY["torch"], train="Rows(200, 0)", test="DataLoader(Counted(50, 1), 16, num_workers=1)"
     )
     loaded = load(make(source, data="own"))
+    assert isinstance(loaded, LoadedExamples)
     assert isinstance(loaded._splits.test, _user_data.DatasetPart)
     assert isinstance(loaded._splits.train, _user_data.TensorPart)
 
@@ -671,3 +675,16 @@ def test_preparing_tells_what_it_costs_to_read_data_example_by_example(make: Mak
     assert found is not None
     assert 0.016 <= found.batch_seconds < found.step_seconds
     assert reading(make()) is None, "tensors"
+
+
+def test_items_of_a_users_own_tensor_data_set_are_what_it_makes_of_them(make: Make) -> None:
+    source = (
+        "class Scaled(TensorDataset):\n"
+        "    def __getitem__(self, index):\n"
+        "        inputs, targets = super().__getitem__(index)\n"
+        "        return 2 * inputs, targets\n"
+        "def own():\n"
+        "    return Scaled(*table()), Scaled(*table(50, seed=1))\n"
+    )
+    ours, plain = (whole(load(workload), "test")[0] for workload in (make(source, data="own"), make()))
+    assert torch.equal(ours, 2 * plain)
