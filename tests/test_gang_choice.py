@@ -169,14 +169,15 @@ def test_a_moment_of_another_program_is_on_no_range_tests_bill_however_short_the
     def held_up(run: Run, split: Split) -> tuple[float | None, float | None]:
         seen.append(split)
         if seen.count(split) == 1:
-            time.sleep(0.01)
+            time.sleep(0.1)
         return honest(run, split)
 
     monkeypatch.setattr(Run, "evaluate", held_up)
+    monkeypatch.setattr(rehearsal, "SOON", 10 * rehearsal.SOON)  # on a busy machine an evaluation takes longer
     device, plan = torch.device("cpu"), TrainingPlan(20, SGD, device="cpu")
     cost = Solo(load(DIGITS, device, 0), plan, device, 0, search_steps=0, slots=1).cost(1.0)
     assert seen == ["range_test"] * 3
-    assert cost.validation_seconds == cost.range_test_seconds < 0.01
+    assert cost.validation_seconds == cost.range_test_seconds < 0.1
 
 
 def test_what_several_processes_find_out_about_a_trial_alone_is_taken_together() -> None:

@@ -229,11 +229,11 @@ def test_the_faster_precision_is_chosen_and_known_the_next_time(
 @pytest.mark.parametrize(
     ("alone", "together", "steps", "fast"),
     [
-        ((0.02, 0.026), (0.32, 0.1), 1_000_000, "bfloat16"),
-        ((0.02, 0.026), (0.32, 0.1), 900, "float32"),  # no time for gangs of more than four
-        ((0.02, 0.024), (0.08, 0.16), 1_000_000, "float32"),
+        ((0.04, 0.05), (0.4, 0.1), 1_000_000, "bfloat16"),
+        ((0.04, 0.05), (0.64, 0.24), 900, "float32"),  # no time for gangs of more than four
+        ((0.04, 0.05), (0.16, 0.4), 1_000_000, "float32"),
         ((0.02, 0.06), (0.16, 0.0), 1_000_000, "float32"),  # so far behind that gangs are not tried
-        ((0.024, 0.02), (0.0, 0.16), 1_000_000, "bfloat16"),
+        ((0.05, 0.02), (0.0, 0.16), 1_000_000, "bfloat16"),
     ],
 )
 def test_a_precision_that_is_faster_in_gangs_alone_is_chosen_where_there_are_gangs(
