@@ -331,7 +331,7 @@ def _permuted_low(slow: NDArray[np.float64], fast: NDArray[np.float64], tail: fl
     for _ in range(HALVINGS):
         middle = (inside + outside) / 2
         inside, outside = (inside, middle) if is_refused(middle) else (middle, outside)
-    return math.exp(inside)
+    return math.exp(outside)  # no ratio that is not refused is left out, such as 1 where all spend the same
 
 
 @lru_cache(maxsize=8)
