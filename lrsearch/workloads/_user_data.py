@@ -229,7 +229,8 @@ def _read_through(
                 inputs = _tensor(inputs, f"{where}: inputs", first_row=first_row)
                 shape = () if own_collate else tuple(inputs.shape[1:])
             targets.append(_unshared(as_targets(_tensor(batch_targets, f"{where}: targets", first_row=first_row))))
-            keeps = keeps and isinstance(inputs, torch.Tensor) and not own_collate and inputs.shape[1:] == shape
+            keeps = keeps and isinstance(inputs, torch.Tensor) and not own_collate
+            keeps = keeps and all(one.shape[1:] == inputs.shape[1:] for one in kept[:1])
             keeps = keeps and len(targets) * (inputs.nbytes + targets[-1].nbytes) <= KEPT_BYTES
             if keeps:
                 kept.append(_unshared(inputs))
@@ -268,7 +269,8 @@ def _is_read_alike(part: DatasetPart, inputs: torch.Tensor) -> bool:
 
 def _unshared(tensor: torch.Tensor) -> torch.Tensor:
     """Return what a worker has sent in memory of our own: else each batch holds a file open and shared memory."""
-    return tensor.clone() if tensor.device.type == "cpu" and tensor.is_shared() else tensor
+    is_shared = tensor.device.type == "cpu" and tensor.is_shared()  # type: ignore[no-untyped-call]  # torch: untyped
+    return tensor.clone() if is_shared else tensor
 
 
 def _tensor(value: object, where: str, first_row: int = 0) -> torch.Tensor:

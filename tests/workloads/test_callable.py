@@ -169,6 +169,18 @@ def test_what_workers_add_by_chance_is_seen(make: Make, noise: str) -> None:
     assert isinstance(loaded._splits.train, _user_data.TensorPart)
 
 
+def test_inputs_whose_shape_changes_between_batches_are_read_each_time() -> None:
+    class Growing(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+        def __len__(self) -> int:
+            return 300
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.zeros(5 if index < _user_data.SCAN_ROWS else 6), index % 2
+
+    part = _user_data._examples(Growing(), "workload.data, test", torch.device("cpu"))
+    assert [inputs.shape[1] for inputs, _ in part.in_order(64, torch.device("cpu"))] == [5, 5, 5, 5, 6]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="it counts open files as Linux tells them")
 def test_what_workers_have_read_holds_no_file_open(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_user_data, "SCAN_ROWS", 1)
@@ -690,7 +702,8 @@ def test_preparing_tells_what_it_costs_to_read_data_example_by_example(make: Mak
 
     def reading(workload: CallableWorkload) -> Reading | None:
         settings = workload.model_dump(exclude={"name"}, exclude_none=True)
-        return prepare(Choice("callable", settings), training, 0).reading
+        assert prepare(Choice("callable", settings), training, 0).reading is None, "nobody would hear of it"
+        return prepare(Choice("callable", settings), training, 0, times_reading=True).reading
 
     found = reading(make(source, data="own"))
     assert found is not None
