@@ -103,7 +103,7 @@ def measure(case: Case, side: str) -> None:
     began = time.perf_counter()
     config, executor = start_executor(config, None, lambda text: None)
     with closing(executor):
-        prepared = prepare(config, executor, begins=True)
+        prepared = prepare(config, executor)
         seconds = time.perf_counter() - began
         tasks.tell(
             seconds=seconds,

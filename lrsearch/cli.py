@@ -88,14 +88,15 @@ def _fail(message: str, exit_code: int) -> NoReturn:
     message = _without_passwords(message)
     with suppress(OSError):  # nobody hears it
         typer.echo(message, err=True)
-        _print_error(message, exit_code)
+    _print_error(message, exit_code)
     raise typer.Exit(exit_code)
 
 
 def _print_error(message: str, exit_code: int) -> None:
     """Print the one JSON document that `--json` promises, also for an error."""
     if "--json" in sys.argv[1:]:
-        typer.echo(json.dumps({"error": message, "exit_code": exit_code}))
+        with suppress(OSError):  # nobody reads it
+            typer.echo(json.dumps({"error": message, "exit_code": exit_code}))
 
 
 def _without_passwords(text: str) -> str:

@@ -82,7 +82,7 @@ def prepare_all(
     from lrsearch.training import RECORDABLE, fastest_compiling, prepare
 
     workload, training = variants[0]
-    prepared = prepare(workload, training, seed, evaluates=evaluates)
+    prepared = prepare(workload, training, seed, evaluates=evaluates, times_reading=evaluates)
     seconds, chosen, precision = prepared.seconds, {}, prepared.precision
     evaluated = (workload, training.optimizer)
     steps, began = round(epochs * prepared.facts.steps_per_epoch), time.perf_counter()

@@ -158,8 +158,11 @@ def find_among(sources: Iterable[object], kinds: type | UnionType) -> list[Any]:
     for _ in range(DEEPEST_MEMBER):
         new = {id(item): item for item in level if id(item) not in seen}
         seen |= new
-        found += [item for item in new.values() if isinstance(item, kinds)]
-        level = [member for item in new.values() for member in _members(item)]
+        level = []
+        for item in new.values():
+            with suppress(Exception):  # it cannot be looked at, such as a weak proxy of what is gone
+                found += [item] if isinstance(item, kinds) else []
+                level += _members(item)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -103,7 +103,8 @@ def run_study(
         stack.enter_context(closing(executor))
         observer.message("Preparing workload and device ...")
         with signals.interruptible():
-            prepared = prepare(config, executor, begins=study is None or fresh)
+            begun = () if study is None or fresh else study.config["strategies"]
+            prepared = prepare(config, executor, begun)
         settled = _settled(config, prepared)
         if prepared.reading is not None:
             observer.message(_reading_text(prepared.reading))
@@ -285,13 +286,14 @@ def _settled(config: StudyConfig, prepared: Preparation) -> StudyConfig:
     return config.settled(precision=prepared.precision, compiles=prepared.compile)
 
 
-def prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Preparation:
+def prepare(config: StudyConfig, executor: Executor, begun: Collection[str] = ()) -> Preparation:
     """Load the workload and take two throw-away steps, with every optimizer and at every end of the batch sizes.
 
-    What a study that begins leaves open is timed; one that goes on has been settled, or goes by the device as before.
+    What a study that begins leaves open is timed; one of which ways have `begun` has been settled, or goes by the
+    device as before.
     Raises what the user must mend before any trial can run.
     """
-    slots = executor.slot_count
+    slots, begins = executor.slot_count, not begun
     requests = _gang_requests(config, slots)
     open_to: tuple[Compiling, ...] = ()
     if begins and config.training.compile == "auto":
@@ -302,8 +304,8 @@ def prepare(config: StudyConfig, executor: Executor, *, begins: bool) -> Prepara
     if open_to and prepared.compile in ("on", "graphs"):  # everywhere, also where timing has found otherwise
         executor.prepare(partial(prepare_all, _variants(_settled(config, prepared)), seed))
     for key, strategy in config.strategies.items():
-        schedules = _schedules(config, key, strategy, begins=begins)
-        for schedule, facts in product(schedules, _facts(config, key, prepared.facts, begins=begins)):
+        schedules = _schedules(config, key, strategy, begins=key not in begun)
+        for schedule, facts in product(schedules, _facts(config, key, prepared.facts, begins=key not in begun)):
             _check_schedule(config, key, schedule, facts)
     metric = prepared.facts.metric
     if config.target is not None and config.target.metric != metric:
@@ -353,7 +355,8 @@ def _reading_text(reading: Reading) -> str:
     step, batch = (f"{1e3 * seconds:.3g} ms" for seconds in (reading.step_seconds, reading.batch_seconds))
     return (
         f"The training data are read in Python, example by example: of the {step} of a step {batch} are for its batch. "
-        "Tensors, (inputs, targets), or a Dataset that is the same each time would cost next to nothing."
+        "Tensors, (inputs, targets), or a Dataset of at most 1 GiB that is the same each time would cost next to "
+        "nothing."
     )
 
 
@@ -395,7 +398,7 @@ def _gang_request(config: StudyConfig, keys: Sequence[str], slots: int) -> GangR
 
 
 def _schedules(config: StudyConfig, key: str, strategy: Strategy, *, begins: bool) -> Iterator[Choice]:
-    """Yield a way's schedule, in a study that begins with all ends of what the way searches among its settings."""
+    """Yield a way's schedule, of one that begins with all ends of what it searches among its settings."""
     if (template := getattr(strategy, "schedule", None)) is None:
         return
     schedule: Choice = template.choice()
@@ -406,7 +409,7 @@ def _schedules(config: StudyConfig, key: str, strategy: Strategy, *, begins: boo
 
 
 def _facts(config: StudyConfig, key: str, facts: WorkloadFacts, *, begins: bool) -> Iterator[WorkloadFacts]:
-    """Yield what a way trains on: of a search over batch sizes both ends, in a study that begins."""
+    """Yield what a way trains on: of a search over batch sizes both ends, where it begins."""
     searched = config.searched(key).get(BATCH_SIZE)
     if searched is None:
         yield facts

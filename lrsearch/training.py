@@ -104,10 +104,13 @@ READING_SECONDS = 0.5
 BATCH_NORM_BATCHES = 50  # the number in Schedule-Free's README
 
 
-def prepare(workload: Choice, training: TrainingPlan, seed: int, *, evaluates: bool = True) -> Preparation:
+def prepare(
+    workload: Choice, training: TrainingPlan, seed: int, *, evaluates: bool = True, times_reading: bool = False
+) -> Preparation:
     """Load data and model once and take two throw-away steps, so that no trial pays for imports and first decoding.
 
-    With `evaluates` the validation split is evaluated once, too.
+    With `evaluates` the validation split is evaluated once, too, and with `times_reading` some more steps tell what it
+    costs to read data example by example, where that is done.
     Raises what a user must mend before any trial can run: DataError, WorkloadError, UsageError (no such device).
     """
     began = time.perf_counter()
@@ -133,7 +136,7 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int, *, evaluates: b
             run.evaluate("validation")
         wait()
         validation_seconds = time.perf_counter() - ready if evaluates else 0.0
-        reads = evaluates and isinstance(loaded, ReadsExamples) and loaded.reads_examples
+        reads = times_reading and isinstance(loaded, ReadsExamples) and loaded.reads_examples
         reading = _reading(run, wait) if reads else None
         del run
         if training.compile == "graphs":

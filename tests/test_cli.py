@@ -359,6 +359,21 @@ def test_a_full_disk_under_what_a_command_prints_is_one_line(copied: Path, optio
     ]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_where_one_of_two_streams_is_full_the_other_still_says_what_is_wrong(tmp_path: Path) -> None:
+    def ended(*arguments: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lrsearch", *arguments, "--json"]
+        return subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, text=True, check=False, **streams)
+
+    with Path("/dev/full").open("w") as full:
+        told = ended("run-study", "nowhere.yaml", stdout=subprocess.PIPE, stderr=full)
+        shown = ended("ls", stdout=full, stderr=subprocess.PIPE)  # has no such option
+    assert (told.returncode, json.loads(told.stdout)["exit_code"]) == (2, 2)
+    assert shown.returncode == 2
+    assert "No such option" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
 WITHOUT_STREAMS = """
 import os, sys
 from lrsearch import __main__

@@ -105,3 +105,26 @@ def test_a_schedule_must_fit_with_the_batch_sizes_that_are_searched_whatever_tha
         path.write_text(f"{of_few_steps}strategies: {{way: {way % '{choices: [32, 64]}'}}}\n")
         [trial] = run_study(load_study(path), store, observer=Quiet()).trials
     assert trial.status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("added", "refused"),
+    [
+        ("schedule: {name: triangular, cycles: 3}", r"with batches of 512\): The schedule 'triangular' does not fit"),
+        (
+            "optimizer: {name: adagrad}, schedule: {name: one_cycle, base_momentum: 0.8, max_momentum: 0.9}",
+            r"adagrad has no momentum to schedule",
+        ),
+    ],
+)
+def test_what_an_added_way_searches_must_fit_when_a_study_is_extended(tmp_path: Path, added: str, refused: str) -> None:
+    path, plan = tmp_path / "study.yaml", FILE.partition("strategies:")[0].format(optimizer="sgd")
+    ways = "strategies:\n  way: {name: default_rate}\n"
+    new = f"  new: {{name: random_search, trials: 1, {added}, search: {{batch_size: {{low: 32, high: 512}}}}}}\n"
+    with open_store(f"sqlite:///{tmp_path / 'study.db'}") as store:
+        path.write_text(plan + ways)
+        begun = run_study(load_study(path), store, observer=Quiet())
+        path.write_text(plan + ways + new)
+        with pytest.raises(UsageError, match=refused):
+            run_study(load_study(path), store, observer=Quiet(), extend=True)
+        assert store.record("momentum").trials == begun.trials

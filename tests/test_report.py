@@ -19,11 +19,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 
 from lrsearch.analysis import summarise, wording
+from lrsearch.analysis.compare import Method
 from lrsearch.analysis.document import study_document
 from lrsearch.analysis.exported import read_trials
 from lrsearch.analysis.table import columns, row_cells
@@ -127,6 +128,12 @@ def test_misses_are_shown_as_misses(seen: Reader) -> None:
     assert "0/5" in seen.text
     assert "4/5" in seen.text
     assert "never" in seen.text
+
+
+def test_the_page_explains_each_interval_of_a_ratio(seen: Reader) -> None:
+    words = {"welch": "Welch's t", "bootstrap": "draws of whole searches", "permutation": "a permutation test"}
+    assert {*words, "never_reached", "too_few"} == set(get_args(Method))
+    assert all(word in seen.text for word in words.values())
 
 
 def test_processor_seconds_carry_a_banner_and_gpu_seconds_do_not(seen: Reader) -> None:

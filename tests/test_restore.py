@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -269,6 +270,8 @@ def test_generators_are_found_where_they_are_and_data_are_not_searched() -> None
     assert len(find_generators(random.Random(1))) == 1
     around = torch.Generator()
     assert len(find_generators({"collate": partial(lambda rows, also: around, also=random.Random(1))})) == 2
+    gone = weakref.proxy(partial(print))
+    assert find_generators([lambda: gone, gone, around]) == [around], "what cannot be looked at is no error"
     circle: list[Any] = [torch.Generator()]
     circle.append(circle)
     assert len(find_generators(circle)) == 1

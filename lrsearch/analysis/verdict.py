@@ -364,7 +364,7 @@ def _ratio_text(ratio: Ratio) -> str:
 
 
 def interval_text(ratio: Ratio) -> str:
-    """Return the interval in words; open where too many draws had no success."""
+    """Return the interval in words, and whether it is open."""
     if ratio.low is None or ratio.high is None:
         return "no interval"
     if math.isinf(ratio.high):

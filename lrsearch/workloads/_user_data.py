@@ -14,12 +14,13 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from lrsearch import chance
 from lrsearch.errors import WorkloadError, typed
 from lrsearch.interfaces import Batch
+from lrsearch.restore import find_generators
 from lrsearch.workloads._splits import evaluation_rows
 from lrsearch.workloads.user_code import blamed_on
 
 SCAN_ROWS = 256
 KEPT_BYTES = 2**30
-"""So large may the inputs of a part be that are kept, instead of being read again at each epoch and evaluation."""
+"""So large may the examples of a part be that are kept, instead of being read again at each epoch and evaluation."""
 
 
 @dataclass(frozen=True)
@@ -223,13 +224,18 @@ def _read_through(
     with blamed_on(f"{where}: reading it"):
         for batch in DataLoader(dataset, SCAN_ROWS, collate_fn=collate, num_workers=worker_count):
             inputs, batch_targets = _pair(batch, where)
+            first_row = SCAN_ROWS * len(targets)
             if isinstance(inputs, torch.Tensor):
-                inputs = _tensor(inputs, f"{where}: inputs", first_row=SCAN_ROWS * len(targets))
+                inputs = _tensor(inputs, f"{where}: inputs", first_row=first_row)
                 shape = () if own_collate else tuple(inputs.shape[1:])
+            targets.append(_unshared(as_targets(_tensor(batch_targets, f"{where}: targets", first_row=first_row))))
             keeps = keeps and isinstance(inputs, torch.Tensor) and not own_collate
-            keeps = keeps and (len(kept) + 1) * inputs.nbytes <= KEPT_BYTES and inputs.shape[1:] == shape
-            kept = [*kept, inputs] if keeps else []
-            targets.append(as_targets(_tensor(batch_targets, f"{where}: targets", first_row=SCAN_ROWS * len(targets))))
+            keeps = keeps and all(one.shape[1:] == inputs.shape[1:] for one in kept[:1])
+            keeps = keeps and len(targets) * (inputs.nbytes + targets[-1].nbytes) <= KEPT_BYTES
+            if keeps:
+                kept.append(_unshared(inputs))
+            else:
+                kept.clear()
     if not targets:
         raise WorkloadError(f"{where} is empty: give at least one example.")
     return DatasetPart(dataset, torch.cat(targets), shape, collate, worker_count), kept
@@ -238,11 +244,13 @@ def _read_through(
 def _kept(read: tuple[DatasetPart, list[torch.Tensor]], where: str, device: torch.device) -> Examples:
     """Return the examples as tensors where they are the same when they are read again, and that draws no chance."""
     part, kept = read
-    if not kept:
+    own = find_generators(part.dataset)
+    if not kept or (own and part.worker_count):  # each worker draws the same from its copies of them
         return part
-    inputs, before = torch.cat(kept), chance.snapshot(())
+    inputs, before = torch.cat(kept), chance.snapshot(own)
+    kept.clear()  # while the data are read again they lie in memory once
     with blamed_on(f"{where}: reading it again"):
-        if not _is_read_alike(part, inputs) or chance.has_drawn(before):
+        if not _is_read_alike(part, inputs) or not chance.is_alike(before, chance.snapshot(own)):
             return part
     return TensorPart(inputs.to(device), part.targets.to(device), torch.arange(len(inputs), device=device))
 
@@ -257,6 +265,12 @@ def _is_read_alike(part: DatasetPart, inputs: torch.Tensor) -> bool:
             return False
         first = rows.stop
     return first == len(inputs)
+
+
+def _unshared(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what a worker has sent in memory of our own: else each batch holds a file open and shared memory."""
+    is_shared = tensor.device.type == "cpu" and tensor.is_shared()  # type: ignore[no-untyped-call]  # torch: untyped
+    return tensor.clone() if is_shared else tensor
 
 
 def _tensor(value: object, where: str, first_row: int = 0) -> torch.Tensor:

@@ -13,8 +13,9 @@ In the study file:
 
     (inputs, targets)    tensors or arrays with one row per example; they are moved to the device once
     a torch Dataset      with a length; an item is (input, target); read through once for its targets. Where inputs are
-                         tensors of one shape, at most 1 GiB of them, it is read once more: if they are the same then,
-                         and no chance was drawn, they are kept as tensors, and not read again
+                         tensors of one shape, at most 1 GiB with the targets, it is read once more: if all is the same
+                         then, and no chance was drawn, it is kept as tensors, and not read again. One that changes
+                         later, as by a count of its epochs, needs a training DataLoader around it
     a torch DataLoader   of a Dataset with a length. The training loader yields its own batches (their order comes from
                          the trial's seed, and its batch size must be workload.batch_size); of the others the data set,
                          the sampler's indices and the collate function are used, as of a Dataset. A training loader

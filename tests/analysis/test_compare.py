@@ -172,6 +172,20 @@ def test_the_interval_after_misses_ends_where_all_deals_enumerated_confirm() -> 
     assert shares(high * 1.01)[1] <= 0.025 < shares(high / 1.01)[1]
 
 
+def test_after_misses_in_few_searches_their_order_does_not_matter() -> None:
+    generator = np.random.default_rng(3)
+    slow, fast = [*with_misses(generator, 4), miss(3.0)], with_misses(generator, 5)
+    ratio, turned = speed_up(slow, fast), speed_up(slow[::-1], fast[::-1])
+    assert (ratio.method, turned.low, turned.high) == ("permutation", *map(pytest.approx, (ratio.low, ratio.high)))
+
+
+def test_a_miss_alone_tells_no_ways_apart_that_spend_the_same() -> None:
+    """With 1 as the ratio half of the deals are as great; with any below it that of the study alone is."""
+    ratio = speed_up([*map(hit, [1.0] * 4), miss(1.0)], [hit(1.0)] * 5)
+    assert (ratio.value, ratio.method) == (1.25, "permutation")
+    assert 0.99 < some(ratio.low) <= 1 < some(ratio.high)
+
+
 def test_after_misses_swapping_the_ways_inverts_the_interval_and_units_do_not_matter() -> None:
     generator = np.random.default_rng(2)
     slow, fast = with_misses(generator, 9), [*with_misses(generator, 5), miss(3.0)]
