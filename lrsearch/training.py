@@ -630,9 +630,9 @@ class Run:
         self.evaluations += split != "test"
         self.switch(training=False)
         outputs, targets = [], []
-        with torch.inference_mode(), self._autocast():
+        with torch.no_grad(), self._autocast():
             for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
-                outputs.append(self.model(batch_inputs))
+                outputs.append(self.model(batch_inputs).detach())  # it may have asked for gradients
                 targets.append(batch_targets)
                 self.progressed()
         self.switch(training=True)

@@ -79,6 +79,7 @@ def _checked(settings: CallableWorkload, device: torch.device) -> _Checked:
     data = _data(settings.data, settings.python_path, device)
     build = resolve("model", settings.model, settings.python_path)
     loss = resolve("loss", settings.loss, settings.python_path) if settings.loss else cross_entropy
+    _check_loss(loss, settings)
     metric = _metric(settings)
     class_count = _class_count(settings, data)
     with seeded(0):
@@ -121,6 +122,14 @@ def _check_fresh(first: torch.nn.Module, second: torch.nn.Module, reference: str
         raise WorkloadError(
             f"workload.model {reference!r} returns the same parameters at each call, so trials would train on top of "
             "each other: build the model inside the function."
+        )
+
+
+def _check_loss(loss: object, settings: CallableWorkload) -> None:
+    if isinstance(loss, torch.nn.Module) and any(parameter.requires_grad for parameter in loss.parameters()):
+        raise WorkloadError(
+            f"workload.loss {settings.loss!r} has parameters of its own, which no optimizer would train: make them a "
+            "part of the model, or freeze them with .requires_grad_(False)."
         )
 
 

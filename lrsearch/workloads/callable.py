@@ -16,9 +16,10 @@ In the study file:
                          tensors of one shape, at most 1 GiB of them, it is read once more: if they are the same then,
                          and no chance was drawn, they are kept as tensors, and not read again
     a torch DataLoader   of a Dataset with a length. The training loader yields its own batches (their order comes from
-                         the trial's seed, and its batch size must be workload.batch_size); of the others the data set,
-                         the sampler's indices and the collate function are used, as of a Dataset. A training loader
-                         needs a validation part beside it.
+                         the trial's seed, also a DistributedSampler's, and its batch size must be workload.batch_size).
+                         Of the others the data set, the examples that the sampler names (all: drop_last drops none),
+                         the collate function, which must give one target per example, and the workers are used, as of
+                         a Dataset. A training loader needs a validation part beside it.
 
 Inputs are taken as they are: scale them yourself. They may be floats (float64 becomes float32) or whole numbers (token
 ids), of any shape: tables (rows, features), images (rows, channels, height, width), sequences (rows, length). Without a
@@ -28,7 +29,7 @@ where targets are class ids. The test part is never split.
 By default targets are class ids 0, 1, ... (whole numbers, one per row), the model returns one value per class, the loss
 is cross-entropy and the metric accuracy. For anything else name your own, as module:function of (outputs, targets):
 
-      loss: torch.nn.functional:mse_loss   # returns a scalar tensor that can be differentiated
+      loss: torch.nn.functional:mse_loss   # returns a scalar tensor that can be differentiated; trains nothing itself
       metric: mypackage.scores:mean_error  # returns a number; gets the whole split, on the processor
       metric_settings: {trim: 0.1}         # keyword arguments of the metric, if it takes any
       metric_name: mean_error
