@@ -123,6 +123,16 @@ def _check_fresh(first: torch.nn.Module, second: torch.nn.Module, reference: str
             f"workload.model {reference!r} returns the same parameters at each call, so trials would train on top of "
             "each other: build the model inside the function."
         )
+    shared = [norm for norm in _batch_norms(first) if any(norm is other for other in _batch_norms(second))]
+    if any(norm.running_mean is not None and not norm.affine for norm in shared):
+        raise WorkloadError(
+            f"workload.model {reference!r} returns a batch norm that all models share, so trials would go on from each "
+            "other's running statistics: build or copy (copy.deepcopy) it inside the function."
+        )
+
+
+def _batch_norms(model: torch.nn.Module) -> list[torch.nn.modules.batchnorm._BatchNorm]:
+    return [part for part in model.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
 
 
 def _check_loss(loss: object, settings: CallableWorkload) -> None:
@@ -181,6 +191,11 @@ def _check_batch(
         outputs = model(inputs)
     if class_count is not None:
         _check_class_outputs(outputs, targets, class_count, settings)
+    elif not isinstance(outputs, torch.Tensor):
+        raise WorkloadError(
+            f"The model of {settings.model!r} must return one tensor when it is evaluated, since loss and metric are "
+            f"given that of a whole split, got {typed(outputs)}: return what they need of it."
+        )
     loss_name = settings.loss or "cross-entropy"
     with blamed_on(f"workload.loss {loss_name!r}"):
         value = loss(outputs, targets)

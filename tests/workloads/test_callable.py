@@ -555,6 +555,19 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         {"data": "own"},
         r"test: there are 100 targets of 50 examples: give one for each",
     ),
+    "outputs are no tensor, with loss and metric that take that": (
+        "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(5, 3)\n"
+        "    def forward(self, inputs):\n        return {'logits': super().forward(inputs)}\n"
+        "def loss(outputs, targets):\n    return outputs['logits'].mean()\n"
+        "def metric(outputs, targets):\n    return float(outputs['logits'].mean())",
+        {"model": "Net", "loss": "loss", "metric": "metric"},
+        r"must return one tensor when it is evaluated, .*got a dict: return what they need of it",
+    ),
+    "a batch norm that models share": (
+        "norm = nn.BatchNorm1d(5, affine=False)\ndef net():\n    return nn.Sequential(norm, nn.Linear(5, 3))",
+        {"model": "net"},
+        r"returns a batch norm that all models share, .*copy.deepcopy",
+    ),
     "loss per row": (
         "def loss(outputs, targets):\n    return nn.functional.cross_entropy(outputs, targets, reduction='none')",
         {"loss": "loss"},
@@ -926,3 +939,35 @@ class Forces(nn.Module):
     workload = make(source, model="Forces")
     settings = workload.model_dump(exclude={"name"}, exclude_none=True)
     prepare(Choice("callable", settings), TrainingPlan(2, Choice("sgd", {}), device="cpu"), 0)
+
+
+def test_batches_that_are_padded_to_several_lengths_are_told_before_any_trial(make: Make) -> None:
+    source = """
+def collate(items):
+    length = 1 + items[0][1]  # of the longest
+    inputs, targets = torch.utils.data.default_collate(items)
+    return inputs[:, :length], targets[:, None].repeat(1, length)
+
+def part(seed):
+    return DataLoader(Rows(64, seed), batch_size=16, collate_fn=collate)
+
+def own():
+    return part(0), part(1), part(2)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+    def forward(self, inputs):
+        return self.scale * inputs
+
+def loss(outputs, targets):
+    return (outputs - targets).abs().mean()
+
+def metric(outputs, targets):
+    return float(loss(outputs, targets))
+"""
+    workload = make(source, data="own", model="Net", loss="loss", metric="metric")
+    settings = workload.model_dump(exclude={"name"}, exclude_none=True)
+    with pytest.raises(WorkloadError, match=r"validation split have outputs of shapes \(1,\) and .*pad all batches"):
+        prepare(Choice("callable", settings), TrainingPlan(2, Choice("sgd", {}), device="cpu"), 0)
