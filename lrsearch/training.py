@@ -42,6 +42,7 @@ from lrsearch.interfaces import (
     KnowsItsLayout,
     LoadedWorkload,
     ReadsExamples,
+    SamplesItsData,
     Split,
     Told,
     Watched,
@@ -154,6 +155,7 @@ def prepare(workload: Choice, training: TrainingPlan, seed: int, *, evaluates: b
         seconds,
         validation_seconds=validation_seconds,
         reading=reading,
+        data_sample=loaded.data_sample if isinstance(loaded, SamplesItsData) else (),
     )
 
 
