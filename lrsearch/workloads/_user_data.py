@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -286,7 +286,9 @@ def _indices(loader: Any, where: str) -> Sequence[int]:
         raise WorkloadError(f"{where}: the DataLoader must make the batches itself: give it a batch_size.")
     with blamed_on(f"{where}: its sampler"):
         batches = loader.batch_sampler
-        return sorted(batches.sampler if type(batches) is BatchSampler else chain.from_iterable(batches))
+        if type(batches) is BatchSampler:
+            return sorted(islice(batches.sampler, len(batches.sampler)))  # type: ignore[arg-type]  # torch: it has one
+        return sorted(chain.from_iterable(islice(batches, len(batches))))  # some never end
 
 
 def _read_through(
@@ -385,7 +387,8 @@ def _pair(batch: object, where: str) -> tuple[Any, Any]:
 
 
 def _moved(loader: Any, device: torch.device) -> Iterator[Batch]:
-    for inputs, targets in loader:
+    for batch in loader:
+        inputs, targets = _pair(batch, "workload.data")
         yield _on_device(inputs, device), as_targets(_on_device(targets, device))
 
 

@@ -24,7 +24,8 @@ In the study file:
 Inputs are taken as they are: scale them yourself. They may be floats (float64 becomes float32) or whole numbers (token
 ids), of any shape: tables (rows, features), images (rows, channels, height, width), sequences (rows, length). Without a
 validation part, `validation_fraction` of the training part is held back, another one for each seed, stratified by class
-where targets are class ids. The test part is never split.
+where targets are class ids. The test part is never split. What a Dataset draws at each reading, such as augmentation,
+it draws for the rows that are held back, too: give a validation part without it.
 
 By default targets are class ids 0, 1, ... (whole numbers, one per row), the model returns one value per class, the loss
 is cross-entropy and the metric accuracy. For anything else name your own, as module:function of (outputs, targets):

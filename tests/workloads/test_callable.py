@@ -971,3 +971,41 @@ def metric(outputs, targets):
     settings = workload.model_dump(exclude={"name"}, exclude_none=True)
     with pytest.raises(WorkloadError, match=r"validation split have outputs of shapes \(1,\) and .*pad all batches"):
         prepare(Choice("callable", settings), TrainingPlan(2, Choice("sgd", {}), device="cpu"), 0)
+
+
+@pytest.mark.parametrize(
+    "given", ["batch_size=16, sampler=Endless()", "batch_sampler=BatchSampler(Endless(), 16, False)"]
+)
+def test_a_sampler_that_never_ends_gives_epochs_of_its_length(make: Make, given: str) -> None:
+    source = f"""
+from torch.utils.data import BatchSampler
+
+class Endless:
+    def __iter__(self):
+        while True:
+            yield from torch.randperm(200).tolist()
+    def __len__(self):
+        return 96
+
+def own():
+    return DataLoader(Rows(200, 0), {given}), Rows(60, 2), Rows(50, 1)
+"""
+    loaded = load(make(source, data="own"))
+    assert loaded.facts.train_count == 96
+    assert loaded.facts.steps_per_epoch == 6
+    assert len(first_losses(loaded, 0)) == 7
+    assert first_losses(loaded, 0) == first_losses(loaded, 0)
+
+
+def test_batches_of_a_training_loaders_own_that_are_no_pairs_are_told(make: Make) -> None:
+    source = """
+class Named(DataLoader):
+    def __iter__(self):
+        return ({"inputs": inputs, "targets": targets} for inputs, targets in super().__iter__())
+
+def own():
+    return Named(Rows(200, 0), 16), Rows(60, 2), Rows(50, 1)
+"""
+    loaded = load(make(source, data="own"))
+    with pytest.raises(WorkloadError, match=r"must be \(input, target\), got a dict"):
+        first_losses(loaded, 0)
