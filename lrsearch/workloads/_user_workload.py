@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lrsearch.contents import Contents
 from lrsearch.errors import WorkloadError, typed
 from lrsearch.interfaces import Batch
 from lrsearch.trial import WorkloadFacts
@@ -34,7 +37,7 @@ def load_user_workload(settings: CallableWorkload, device: torch.device, seed: i
         splits,
         device,
         build=lambda: _build(checked.build, settings),
-        loss=checked.loss,
+        loss=copy.deepcopy(checked.loss) if checked.loss_changes else checked.loss,
         metric=checked.metric,
     )
 
@@ -68,6 +71,8 @@ class _Checked:
 
     build: Callable[[], torch.nn.Module]
     loss: Callable[[Any, Any], torch.Tensor]
+    loss_changes: bool
+    """Whether it holds something, such as a running mean, that each trial is to begin anew with."""
     metric: Callable[[Any, Any], float]
     parameter_count: int
     class_count: int | None
@@ -85,9 +90,19 @@ def _checked(settings: CallableWorkload, device: torch.device) -> _Checked:
     with seeded(0):
         model = _build(build, settings)
         _check_fresh(model, _build(build, settings), settings.model)
-        _check_batch(settings, data, model.to(device).eval(), loss, metric, class_count)
+        tried = _copied(loss)
+        held = Contents(torch.nn.Identity(), tried)
+        _check_batch(settings, data, model.to(device).eval(), tried, metric, class_count)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return _Checked(build, loss, metric, parameters, class_count)
+    changes = tried is not loss and not held.is_still()
+    return _Checked(build, loss, changes, metric, parameters, class_count)
+
+
+def _copied(loss: Callable[[Any, Any], torch.Tensor]) -> Callable[[Any, Any], torch.Tensor]:
+    """Return a copy, if it is an object of the user's that can be copied."""
+    with suppress(Exception):  # whatever it holds
+        return copy.deepcopy(loss)  # of a function: the function
+    return loss
 
 
 def _metric(settings: CallableWorkload) -> Callable[[Any, Any], float]:

@@ -1009,3 +1009,23 @@ def own():
     loaded = load(make(source, data="own"))
     with pytest.raises(WorkloadError, match=r"must be \(input, target\), got a dict"):
         first_losses(loaded, 0)
+
+
+def test_what_a_loss_remembers_does_not_go_on_from_the_trial_before(make: Make) -> None:
+    source = """
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(3))
+    def forward(self, outputs, targets):
+        self.centre = 0.9 * self.centre + 0.1 * outputs.detach().mean(0)
+        return nn.functional.cross_entropy(outputs - self.centre, targets)
+
+centred = Centred()
+"""
+    workload = make(source, loss="centred")
+    assert first_losses(load(workload), 0) == first_losses(load(workload), 0)
+    outputs, targets = torch.ones(2, 3), torch.zeros(2, dtype=torch.long)
+    loaded = load(workload)
+    assert loaded.loss(outputs, targets) == pytest.approx(torch.log(torch.tensor(3.0)).item())
+    assert load(make(loss="torch.nn.functional:cross_entropy")).loss is torch.nn.functional.cross_entropy
