@@ -32,6 +32,8 @@ NUMBER = struct.Struct("=I")
 JPEG_BEGINS = b"\xff\xd8"
 SAME_AS_PILLOWS = {("YCbCr", "RGB"), ("Gray", "RGB"), ("Gray", "L")}
 """Colours in the file and mode; a grey picture of colours is made by other weights."""
+DEEP = ("I", "F")
+"""How Pillow's modes begin that it cuts off at 255: I;16 of medical images, 32-bit floats. Coloured ones it scales."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ def decode(path: str, image_size: int | None, mode: str) -> NDArray[np.uint8]:
         array = _jpeg(data, mode)
         if array is None:
             with Image.open(io.BytesIO(data)) as image:
+                if image.mode.startswith(DEEP):
+                    raise DataError(
+                        f"The image {path} has more than 8 bits per pixel ({image.mode}), and what is above 255 would "
+                        "all be white: save it with 8 bits."
+                    )
                 array = np.asarray(image.convert(mode))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"The image {path} cannot be read ({error}): replace or remove it.") from error

@@ -131,6 +131,16 @@ class ReadsExamples(Protocol):
 
 
 @runtime_checkable
+class SamplesItsData(Protocol):
+    """A loaded workload whose data may be others in another process, because a function of the user's makes them."""
+
+    @property
+    def data_sample(self) -> Sequence[float]:
+        """Numbers that are others, beyond rounding, where the data are others, or are in another order."""
+        ...
+
+
+@runtime_checkable
 class HasOwnChance(Protocol):
     """A loaded workload whose data may draw from generators of their own."""
 

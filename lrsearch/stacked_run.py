@@ -408,9 +408,9 @@ class StackedRun:
         loaded, outputs, targets = crowd.loaded, [], []
         rows = slice(crowd.rows.start, min(crowd.rows.stop, self.live))
         part = self.stacked if rows == slice(0, self.stacked.count) else self.stacked.part(rows)
-        with torch.inference_mode(), self._autocast():
+        with torch.no_grad(), self._autocast():
             for batch_inputs, batch_targets in self._evaluation_batches(crowd, split):
-                outputs.append(part(batch_inputs))
+                outputs.append(part(batch_inputs).detach())
                 targets.append(batch_targets)
                 self.progressed()
         self.stacked.take_buffers(part, rows)

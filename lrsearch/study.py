@@ -24,7 +24,7 @@ from lrsearch.conductor import (
 )
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.engine import GangRequest, prepare_all
-from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError
+from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError, WorkloadError
 from lrsearch.interfaces import Executor, ImportsLate, Observer, SharesTests, Strategy
 from lrsearch.probing import start_executor
 from lrsearch.range_test import evaluation_count
@@ -45,6 +45,7 @@ from lrsearch.trial import (
     StudyRecord,
     TrainingPlan,
     WorkloadFacts,
+    has_same_data,
     planned_steps,
     pooled,
     range_test_steps,
@@ -300,7 +301,14 @@ def prepare(config: StudyConfig, executor: Executor, begun: Collection[str] = ()
         open_to = ("graphs", "on") if config.gangs == "off" else ("graphs", "gangs")
     seed, epochs = config.seeds[0], config.planned_epochs() / slots if begins else 0.0
     work = partial(prepare_all, _variants(config), seed, requests, epochs, open_to=open_to, slots=slots)
-    prepared = pooled(executor.prepare(work))
+    everywhere = executor.prepare(work)
+    if not all(has_same_data(one, everywhere[0]) for one in everywhere):
+        raise WorkloadError(
+            "The data of the workload are others in each process, so trials could not be compared: seed what chance "
+            "they draw, as in np.random.default_rng(0), and sort what has no order of its own, such as sets and lists "
+            "of files."
+        )
+    prepared = pooled(everywhere)
     if open_to and prepared.compile in ("on", "graphs"):  # everywhere, also where timing has found otherwise
         executor.prepare(partial(prepare_all, _variants(_settled(config, prepared)), seed))
     for key, strategy in config.strategies.items():

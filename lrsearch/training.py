@@ -42,6 +42,7 @@ from lrsearch.interfaces import (
     KnowsItsLayout,
     LoadedWorkload,
     ReadsExamples,
+    SamplesItsData,
     Split,
     Told,
     Watched,
@@ -157,6 +158,7 @@ def prepare(
         seconds,
         validation_seconds=validation_seconds,
         reading=reading,
+        data_sample=loaded.data_sample if isinstance(loaded, SamplesItsData) else (),
     )
 
 
@@ -633,13 +635,14 @@ class Run:
         self.evaluations += split != "test"
         self.switch(training=False)
         outputs, targets = [], []
-        with torch.inference_mode(), self._autocast():
+        with torch.no_grad(), self._autocast():
             for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
-                outputs.append(self.model(batch_inputs))
+                # It may have asked for gradients.
+                outputs.append(self.model(batch_inputs).detach())
                 targets.append(batch_targets)
                 self.progressed()
         self.switch(training=True)
-        all_outputs, all_targets = torch.cat(outputs).float(), torch.cat(targets)
+        all_outputs, all_targets = _whole(outputs, "outputs", split).float(), _whole(targets, "targets", split)
         loss = float(self.loaded.loss(all_outputs, all_targets))
         if isinstance(self.loaded, FitsMetric) and split != "test":
             self._metric = self.loaded.fit_metric(all_outputs, all_targets)
@@ -694,6 +697,17 @@ class Run:
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.training, self.device)
+
+
+def _whole(batches: Sequence[torch.Tensor], what: str, split: Split) -> torch.Tensor:
+    """Return all rows. Raises WorkloadError where batches do not go together."""
+    shapes = sorted({tuple(batch.shape[1:]) for batch in batches})
+    if len(shapes) > 1:
+        raise WorkloadError(
+            f"Batches of the {split} split have {what} of shapes {shapes[0]} and {shapes[1]} per row, but the metric "
+            "is given all in one tensor: where collate_fn pads, pad all batches to one length."
+        )
+    return torch.cat(list(batches))
 
 
 @dataclass

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 Stage = Literal["range_test", "train"]
@@ -615,6 +615,14 @@ class Preparation:
     """What the first evaluation of the validation split took, in that precision; 0 without one."""
     reading: Reading | None = None
     """None where batches come from tensors, or nothing was timed."""
+    data_sample: Sequence[float] = ()
+    """By which processes see whether they have the same data; none where these come from files alone."""
+
+
+def has_same_data(one: Preparation, other: Preparation) -> bool:
+    """Whether the data of two processes are the same, up to rounding."""
+    alike = partial(math.isclose, rel_tol=1e-3, abs_tol=1e-5)
+    return len(one.data_sample) == len(other.data_sample) and all(map(alike, one.data_sample, other.data_sample))
 
 
 def pooled(found: Sequence[Preparation]) -> Preparation:

@@ -303,6 +303,25 @@ def test_a_model_that_raises_stops_before_the_first_trial(
     assert store.studies() == [], "a file that never ran can be mended and run under the same name"
 
 
+@pytest.mark.parametrize("seed", ["", "0"])
+def test_data_that_are_others_in_each_process_are_refused(
+    write: Write, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: str
+) -> None:
+    drawn = f"torch.from_numpy(np.random.default_rng({seed}).normal(size=(64, 3)))"
+    data = f"def data():\n    inputs = {drawn}\n    return [(inputs, (inputs[:, 0] > 0).long())] * 2\n"
+    model = "def model():\n    return torch.nn.Linear(3, 2)\n"
+    (tmp_path / "drawn.py").write_text(f"import numpy as np\nimport torch\n\n{data}\n{model}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    functions = f"model: 'drawn:model', data: 'drawn:data', batch_size: 8, python_path: {tmp_path}"
+    path = write(workload=f"{{name: callable, {functions}}}", points=2)
+    path.write_text(path.read_text() + "executor: {name: process, slots: 2}\n")
+    if seed:
+        assert run_study(config(path), store, observer=Quiet()).finished
+    else:
+        with pytest.raises(WorkloadError, match=r"others in each process, .*np.random.default_rng\(0\)"):
+            run_study(config(path), store, observer=Quiet())
+
+
 def test_a_target_that_the_workload_does_not_measure_is_refused(write: Write, store: Store) -> None:
     path = write()
     path.write_text(path.read_text().replace("metric: accuracy", "metric: acuracy"))

@@ -12,6 +12,8 @@ from lrsearch.interfaces import Batch, Split
 from lrsearch.trial import WorkloadFacts
 from lrsearch.workloads._user_data import Examples, LoaderPart, TensorPart
 
+SAMPLED_ROWS = 64
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -24,7 +26,7 @@ class Splits:
 
 
 class LoadedExamples:
-    """Implements `LoadedWorkload`, `HasOwnChance` and `ReadsExamples`."""
+    """Implements `LoadedWorkload`, `HasOwnChance`, `ReadsExamples` and `SamplesItsData`."""
 
     def __init__(
         self,
@@ -57,6 +59,16 @@ class LoadedExamples:
     @property
     def reads_examples(self) -> bool:
         return not isinstance(self._splits.train, TensorPart)
+
+    @property
+    def data_sample(self) -> Sequence[float]:
+        """Means of some rows; of inputs that may be others at each reading none, nor of such a training part."""
+        of_evaluation = [part.targets for part in (self._splits.validation, self._splits.test)]
+        kept = [part for part in (self._splits.train, self._splits.test) if isinstance(part, TensorPart)]
+        inputs = [part.inputs[part.rows[:: max(1, len(part.rows) // SAMPLED_ROWS)]] for part in kept]
+        targets = [every[:: max(1, len(every) // SAMPLED_ROWS)] for every in of_evaluation]
+        rows = [one.flatten(1) if one.ndim > 1 else one[:, None] for one in (*inputs, *targets)]
+        return [mean for one in rows if not one.is_complex() for mean in one.double().mean(1).tolist()]
 
     @property
     def random_sources(self) -> Sequence[object]:

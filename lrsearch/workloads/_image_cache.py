@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrsearch.cache import cache_folder
-from lrsearch.errors import StorageError
+from lrsearch.errors import DataError, StorageError
 
-FORMAT = 3
+FORMAT = 4
 CHECKSUM_BYTES = 9
 MOST_HEADER_BYTES = 2**12
 READ_AT_ONCE = 2**20
@@ -113,7 +113,10 @@ def _temporary(path: Path, name: str) -> Path:
 
 
 def _fingerprint(sources: Iterable[str | Path]) -> str:
-    files = (f"{source}\0{(stat := os.stat(source)).st_size}\0{stat.st_mtime_ns}" for source in sources)
+    try:
+        files = [f"{source}\0{(stat := os.stat(source)).st_size}\0{stat.st_mtime_ns}" for source in sources]
+    except OSError as error:  # a link to nowhere, say
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): replace or remove it.") from error
     return hashlib.sha256("\n".join((str(FORMAT), *files)).encode()).hexdigest()
 
 

@@ -32,16 +32,20 @@ def steps_per_epoch(train_count: int, batch_size: int) -> int:
 def stratified_sample(labels: Indices, count: int, generator: np.random.Generator) -> Indices:
     """Return `count` positions of `labels`, sorted, with every class in its share (largest remainders).
 
+    Chance decides between equal remainders: with as many classes as examples, the first would always be chosen.
+
     >>> stratified_sample(np.array([0, 0, 1, 1, 0, 0]), 3, np.random.default_rng(0)).shape
     (3,)
     """
     classes, members = np.unique(labels, return_counts=True)
     taken, remainders = np.divmod(members * count, len(labels))
-    taken[np.argsort(-remainders, kind="stable")[: count - taken.sum()]] += 1
-    chosen = [
-        generator.permutation(np.flatnonzero(labels == label))[:share]
-        for label, share in zip(classes, taken, strict=True)
-    ]
+    of_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(members)[:-1])
+    shuffled = [generator.permutation(positions) for positions in of_class]
+    order, left = np.argsort(-remainders, kind="stable"), count - int(taken.sum())
+    if 0 < left < len(classes) and remainders[order[left - 1]] == remainders[order[left]]:
+        order = np.lexsort((generator.permutation(len(classes)), -remainders))
+    taken[order[:left]] += 1
+    chosen = [positions[:share] for positions, share in zip(shuffled, taken, strict=True)]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import chain, islice
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    TensorDataset,
+    default_collate,
+)
 
 from lrsearch import chance
 from lrsearch.errors import WorkloadError, typed
@@ -57,33 +68,66 @@ class TensorPart:
 
 
 @dataclass(frozen=True)
-class DatasetPart:
-    """A Dataset that is read item by item; `targets` were collected in one pass."""
+class Reader:
+    """How the items of a Dataset become batches: as the user's DataLoader, if there is one, makes them."""
 
     dataset: Any
+    collate: Any = None
+    """None where it is torch's own."""
+    workers: Mapping[str, Any] = field(default_factory=dict)
+    """What the user's loader says about the processes that read."""
+
+    @classmethod
+    def of_loader(cls, loader: Any) -> Reader:
+        workers = {name: getattr(loader, name) for name in ("num_workers", "worker_init_fn", "timeout")}
+        if loader.num_workers:
+            workers["multiprocessing_context"] = loader.multiprocessing_context
+        own_collate = loader.collate_fn is not default_collate
+        return cls(loader.dataset, loader.collate_fn if own_collate else None, workers)
+
+    def batches(self, batch_size: int, sampler: Any, **options: Any) -> Any:
+        """Return a loader of batches of the examples that `sampler` names."""
+        return DataLoader(self.dataset, batch_size, sampler=sampler, collate_fn=self.collate, **self.workers, **options)
+
+
+class Picked(Sampler[int]):
+    """The `indices` at the places that `order` names."""
+
+    def __init__(self, indices: Sequence[int], order: Sampler[int]) -> None:
+        self._indices, self._order = indices, order
+
+    def __iter__(self) -> Iterator[int]:
+        return (self._indices[place] for place in self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)  # type: ignore[arg-type]  # torch: a RandomSampler has a length
+
+
+@dataclass(frozen=True)
+class DatasetPart:
+    """Examples of a Dataset that are read item by item; `targets` were collected in one pass."""
+
+    reader: Reader
+    indices: Sequence[int]
     targets: torch.Tensor
     input_shape: tuple[int, ...]
-    """Empty when inputs are not one tensor, or when the user's own function collates them."""
-    collate: Any
-    worker_count: int
+    """Empty when inputs are not one tensor, or of several shapes, or when the user's own function collates them."""
 
     @property
     def random_sources(self) -> Sequence[object]:
-        return self.dataset, self.collate
+        return self.reader.dataset, self.reader.collate
 
     def subset(self, indices: torch.Tensor) -> DatasetPart:
-        return replace(self, dataset=Subset(self.dataset, indices.tolist()), targets=self.targets[indices])
+        chosen = [self.indices[place] for place in indices.tolist()]
+        return replace(self, indices=chosen, targets=self.targets[indices])
 
     def shuffled(self, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
-        return self._batches(device, batch_size=batch_size, shuffle=True, drop_last=True, generator=generator)
+        sampler = Picked(self.indices, RandomSampler(self.indices, generator=generator))
+        return _moved(self.reader.batches(batch_size, sampler, drop_last=True, generator=generator), device)
 
     def in_order(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
         # A generator of its own: a DataLoader draws one number, and evaluations would change what comes after them.
-        return self._batches(device, batch_size=batch_size, generator=torch.Generator())
-
-    def _batches(self, device: torch.device, **options: Any) -> Iterator[Batch]:
-        loader = DataLoader(self.dataset, collate_fn=self.collate, num_workers=self.worker_count, **options)
-        return _moved(loader, device)
+        return _moved(self.reader.batches(batch_size, self.indices, generator=torch.Generator()), device)
 
 
 @dataclass(frozen=True)
@@ -96,17 +140,48 @@ class LoaderPart:
 
     @property
     def random_sources(self) -> Sequence[object]:
-        """The samplers' own `generator` is not among them: `shuffled` replaces it."""
-        samplers = (vars(self.loader.sampler), vars(self.loader.batch_sampler))
-        of_samplers = [value for own in samplers for key, value in own.items() if key not in ("generator", "sampler")]
-        return self.loader.dataset, self.loader.collate_fn, *of_samplers
+        """The generators that `shuffled` replaces are not among them."""
+        replaced = [one.generator for one in self._drawing() if _takes_generator(one)]
+        of_samplers = [value for one in _samplers(self.loader) for value in _attributes(one).values()]
+        own = [value for value in of_samplers if not isinstance(value, Sampler) and not _is_among(value, replaced)]
+        return self.loader.dataset, self.loader.collate_fn, *own
 
     def shuffled(self, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
-        own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-        for drawing in (self.loader, self.loader.sampler, self.loader.batch_sampler):
-            if hasattr(drawing, "generator"):
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        own = torch.Generator().manual_seed(seed)
+        for drawing in self._drawing():
+            if _takes_generator(drawing):
                 drawing.generator = own
+            if isinstance(drawing, DistributedSampler):
+                drawing.seed = seed  # nobody tells it the epoch
+        if self.loader.persistent_workers:
+            self.loader._iterator = None  # or the chance of its workers would go on from the trial before
         return _moved(self.loader, device)
+
+    def _drawing(self) -> Sequence[Any]:
+        return self.loader, *_samplers(self.loader)
+
+
+def _samplers(loader: Any) -> list[Any]:
+    """Return the loader's samplers, and those that they hold."""
+    found = [loader.sampler, loader.batch_sampler]
+    for sampler in found:  # grows meanwhile
+        held = [value for value in _attributes(sampler).values() if isinstance(value, Sampler)]
+        found += [value for value in held if not _is_among(value, found)]
+    return found
+
+
+def _attributes(thing: object) -> Mapping[str, Any]:
+    return getattr(thing, "__dict__", {})  # a list, which can be a sampler, has none
+
+
+def _takes_generator(drawing: object) -> bool:
+    attributes = _attributes(drawing)
+    return "generator" in attributes and isinstance(attributes["generator"], torch.Generator | None)
+
+
+def _is_among(value: object, others: Sequence[object]) -> bool:
+    return any(value is other for other in others)
 
 
 Examples = TensorPart | DatasetPart
@@ -172,9 +247,15 @@ def _examples(value: object, where: str, device: torch.device) -> Examples:
     if type(value) is TensorDataset and len(value.tensors) == 2:
         value = value.tensors
     if isinstance(value, DataLoader):
-        return _kept(_read_through(Subset(value.dataset, _indices(value, where)), value, where), where, device)
+        if type(value).__iter__ is not DataLoader.__iter__:
+            raise WorkloadError(
+                f"{where}: {type(value).__name__} has batches of its own (__iter__), which would be passed over where "
+                "examples are chosen: make them so in the Dataset or in collate_fn."
+            )
+        return _kept(_read_through(Reader.of_loader(value), _indices(value, where), where), where, device)
     if isinstance(value, Dataset):
-        return _kept(_read_through(_with_length(value, where), None, where), where, device)
+        every = range(len(_with_length(value, where)))
+        return _kept(_read_through(Reader(value), every, where), where, device)
     if isinstance(value, tuple | list) and len(value) == 2:
         inputs, targets = _tensor(value[0], f"{where}: inputs"), as_targets(_tensor(value[1], f"{where}: targets"))
         if len(inputs) != len(targets):
@@ -186,7 +267,7 @@ def _examples(value: object, where: str, device: torch.device) -> Examples:
 
 
 def _training_loader(loader: Any, where: str) -> LoaderPart:
-    scanned, _ = _read_through(Subset(loader.dataset, _indices(loader, where)), loader, where, keeps=False)
+    scanned, _ = _read_through(Reader.of_loader(loader), _indices(loader, where), where, trains=True)
     return LoaderPart(loader, scanned.targets, scanned.input_shape)
 
 
@@ -204,33 +285,33 @@ def _indices(loader: Any, where: str) -> Sequence[int]:
     if loader.batch_sampler is None:
         raise WorkloadError(f"{where}: the DataLoader must make the batches itself: give it a batch_size.")
     with blamed_on(f"{where}: its sampler"):
-        plain = type(loader.batch_sampler) is BatchSampler
-        return sorted(loader.sampler if plain else chain.from_iterable(loader.batch_sampler))
+        batches = loader.batch_sampler
+        if type(batches) is BatchSampler:
+            return sorted(islice(batches.sampler, len(batches.sampler)))  # type: ignore[arg-type]  # torch: it has one
+        return sorted(chain.from_iterable(islice(batches, len(batches))))  # some never end
 
 
 def _read_through(
-    dataset: Any, loader: Any, where: str, *, keeps: bool = True
+    reader: Reader, indices: Sequence[int], where: str, *, trains: bool = False
 ) -> tuple[DatasetPart, list[torch.Tensor]]:
-    """Read the data set once: collect targets and check that inputs and targets are finite.
+    """Read the examples once: collect targets and check that inputs and targets are finite.
 
-    Return the inputs, too, batch by batch, where that `keeps` them and they are tensors of one shape, not too large.
+    Return the inputs, too, batch by batch, where they are tensors of one shape, not too large; none of a loader that
+    `trains` with its own batches.
     """
-    own_collate = loader is not None and loader.collate_fn is not default_collate
-    collate = loader.collate_fn if own_collate else None
-    worker_count = loader.num_workers if loader is not None else 0
+    own_collate, keeps = reader.collate is not None, not trains
     targets: list[torch.Tensor] = []
     kept: list[torch.Tensor] = []
-    shape: tuple[int, ...] = ()
+    shapes: set[tuple[int, ...]] = set()
     with blamed_on(f"{where}: reading it"):
-        for batch in DataLoader(dataset, SCAN_ROWS, collate_fn=collate, num_workers=worker_count):
+        for batch in reader.batches(SCAN_ROWS, indices):
             inputs, batch_targets = _pair(batch, where)
             first_row = SCAN_ROWS * len(targets)
             if isinstance(inputs, torch.Tensor):
                 inputs = _tensor(inputs, f"{where}: inputs", first_row=first_row)
-                shape = () if own_collate else tuple(inputs.shape[1:])
+                shapes.add(() if own_collate else tuple(inputs.shape[1:]))
             targets.append(_unshared(as_targets(_tensor(batch_targets, f"{where}: targets", first_row=first_row))))
-            keeps = keeps and isinstance(inputs, torch.Tensor) and not own_collate
-            keeps = keeps and all(one.shape[1:] == inputs.shape[1:] for one in kept[:1])
+            keeps = keeps and isinstance(inputs, torch.Tensor) and not own_collate and len(shapes) == 1
             keeps = keeps and len(targets) * (inputs.nbytes + targets[-1].nbytes) <= KEPT_BYTES
             if keeps:
                 kept.append(_unshared(inputs))
@@ -238,14 +319,23 @@ def _read_through(
                 kept.clear()
     if not targets:
         raise WorkloadError(f"{where} is empty: give at least one example.")
-    return DatasetPart(dataset, torch.cat(targets), shape, collate, worker_count), kept
+    with blamed_on(f"{where}: putting the targets of all batches together"):
+        all_targets = torch.cat(targets)
+    if len(all_targets) != len(indices) and not trains:
+        raise WorkloadError(
+            f"{where}: there are {len(all_targets)} targets of {len(indices)} examples: give one for each, and leave "
+            "examples out in the Dataset or by a sampler, not in collate_fn."
+        )
+    return DatasetPart(reader, indices, all_targets, shapes.pop() if len(shapes) == 1 else ()), kept
 
 
 def _kept(read: tuple[DatasetPart, list[torch.Tensor]], where: str, device: torch.device) -> Examples:
     """Return the examples as tensors where they are the same when they are read again, and that draws no chance."""
     part, kept = read
-    own = find_generators(part.dataset)
-    if not kept or (own and part.worker_count):  # each worker draws the same from its copies of them
+    own = find_generators(part.reader.dataset)
+    if not kept or (
+        own and part.reader.workers.get("num_workers")
+    ):  # each worker draws the same from its copies of them
         return part
     inputs, before = torch.cat(kept), chance.snapshot(own)
     kept.clear()  # while the data are read again they lie in memory once
@@ -257,7 +347,7 @@ def _kept(read: tuple[DatasetPart, list[torch.Tensor]], where: str, device: torc
 
 def _is_read_alike(part: DatasetPart, inputs: torch.Tensor) -> bool:
     other_chance, first = torch.Generator().manual_seed(1), 0  # for workers
-    for again, targets in DataLoader(part.dataset, SCAN_ROWS, num_workers=part.worker_count, generator=other_chance):
+    for again, targets in part.reader.batches(SCAN_ROWS, part.indices, generator=other_chance):
         rows = slice(first, first + len(again))
         if not torch.equal(_single_precision(again), inputs[rows]):
             return False
@@ -310,22 +400,39 @@ def _pair(batch: object, where: str) -> tuple[Any, Any]:
 
 
 def _moved(loader: Any, device: torch.device) -> Iterator[Batch]:
-    for inputs, targets in loader:
+    for batch in loader:
+        inputs, targets = _pair(batch, "workload.data")
         yield _on_device(inputs, device), as_targets(_on_device(targets, device))
 
 
 def _on_device(value: Any, device: torch.device) -> Any:
-    """Return `value` with every tensor in it, however deep in dicts, lists and tuples, on `device`."""
+    """Return `value` with every tensor in it on `device`, however deep in dicts, lists, tuples and dataclasses."""
     if isinstance(value, torch.Tensor):
         own = _single_precision(value)
         if device.type == "cuda" and own.device.type == "cpu":
             # The next batch is made meanwhile; but what the user has pinned may be used again for that.
             return own.pin_memory().to(device, non_blocking=not own.is_pinned())
         return own.to(device)
+    if type(value) in (list, tuple):
+        return type(value)(_on_device(item, device) for item in value)
+    if type(value) is dict:
+        return {key: _on_device(item, device) for key, item in value.items()}
+    if callable(getattr(value, "to", None)):
+        return value.to(device)  # a PackedSequence, a batch of graphs, ...
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(_on_device(item, device) for item in value)
+    if isinstance(value, MutableMapping | MutableSequence):
+        same: Any = copy.copy(value)
+        for key in same if isinstance(same, Mapping) else range(len(same)):
+            same[key] = _on_device(same[key], device)
+        return same
     if isinstance(value, Mapping):
         return {key: _on_device(item, device) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_on_device(item, device) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        same = copy.copy(value)
+        for member in fields(value):  # a frozen one's too
+            object.__setattr__(same, member.name, _on_device(getattr(value, member.name), device))
+        return same
     return value
 
 

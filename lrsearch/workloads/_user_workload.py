@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lrsearch.contents import Contents
 from lrsearch.errors import WorkloadError, typed
 from lrsearch.interfaces import Batch
 from lrsearch.trial import WorkloadFacts
@@ -34,7 +37,7 @@ def load_user_workload(settings: CallableWorkload, device: torch.device, seed: i
         splits,
         device,
         build=lambda: _build(checked.build, settings),
-        loss=checked.loss,
+        loss=copy.deepcopy(checked.loss) if checked.loss_changes else checked.loss,
         metric=checked.metric,
     )
 
@@ -68,6 +71,8 @@ class _Checked:
 
     build: Callable[[], torch.nn.Module]
     loss: Callable[[Any, Any], torch.Tensor]
+    loss_changes: bool
+    """Whether it holds something, such as a running mean, that each trial is to begin anew with."""
     metric: Callable[[Any, Any], float]
     parameter_count: int
     class_count: int | None
@@ -79,14 +84,25 @@ def _checked(settings: CallableWorkload, device: torch.device) -> _Checked:
     data = _data(settings.data, settings.python_path, device)
     build = resolve("model", settings.model, settings.python_path)
     loss = resolve("loss", settings.loss, settings.python_path) if settings.loss else cross_entropy
+    _check_loss(loss, settings)
     metric = _metric(settings)
     class_count = _class_count(settings, data)
     with seeded(0):
         model = _build(build, settings)
         _check_fresh(model, _build(build, settings), settings.model)
-        _check_batch(settings, data, model.to(device).eval(), loss, metric, class_count)
+        tried = _copied(loss)
+        held = Contents(torch.nn.Identity(), tried)
+        _check_batch(settings, data, model.to(device).eval(), tried, metric, class_count)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return _Checked(build, loss, metric, parameters, class_count)
+    changes = tried is not loss and not held.is_still()
+    return _Checked(build, loss, changes, metric, parameters, class_count)
+
+
+def _copied(loss: Callable[[Any, Any], torch.Tensor]) -> Callable[[Any, Any], torch.Tensor]:
+    """Return a copy, if it is an object of the user's that can be copied."""
+    with suppress(Exception):  # whatever it holds
+        return copy.deepcopy(loss)  # of a function: the function
+    return loss
 
 
 def _metric(settings: CallableWorkload) -> Callable[[Any, Any], float]:
@@ -121,6 +137,24 @@ def _check_fresh(first: torch.nn.Module, second: torch.nn.Module, reference: str
         raise WorkloadError(
             f"workload.model {reference!r} returns the same parameters at each call, so trials would train on top of "
             "each other: build the model inside the function."
+        )
+    shared = [norm for norm in _batch_norms(first) if any(norm is other for other in _batch_norms(second))]
+    if any(norm.running_mean is not None and not norm.affine for norm in shared):
+        raise WorkloadError(
+            f"workload.model {reference!r} returns a batch norm that all models share, so trials would go on from each "
+            "other's running statistics: build or copy (copy.deepcopy) it inside the function."
+        )
+
+
+def _batch_norms(model: torch.nn.Module) -> list[torch.nn.modules.batchnorm._BatchNorm]:
+    return [part for part in model.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+
+
+def _check_loss(loss: object, settings: CallableWorkload) -> None:
+    if isinstance(loss, torch.nn.Module) and any(parameter.requires_grad for parameter in loss.parameters()):
+        raise WorkloadError(
+            f"workload.loss {settings.loss!r} has parameters of its own, which no optimizer would train: make them a "
+            "part of the model, or freeze them with .requires_grad_(False)."
         )
 
 
@@ -172,6 +206,11 @@ def _check_batch(
         outputs = model(inputs)
     if class_count is not None:
         _check_class_outputs(outputs, targets, class_count, settings)
+    elif not isinstance(outputs, torch.Tensor):
+        raise WorkloadError(
+            f"The model of {settings.model!r} must return one tensor when it is evaluated, since loss and metric are "
+            f"given that of a whole split, got {typed(outputs)}: return what they need of it."
+        )
     loss_name = settings.loss or "cross-entropy"
     with blamed_on(f"workload.loss {loss_name!r}"):
         value = loss(outputs, targets)

@@ -17,19 +17,21 @@ In the study file:
                          then, and no chance was drawn, it is kept as tensors, and not read again. One that changes
                          later, as by a count of its epochs, needs a training DataLoader around it
     a torch DataLoader   of a Dataset with a length. The training loader yields its own batches (their order comes from
-                         the trial's seed, and its batch size must be workload.batch_size); of the others the data set,
-                         the sampler's indices and the collate function are used, as of a Dataset. A training loader
-                         needs a validation part beside it.
+                         the trial's seed, also a DistributedSampler's, and its batch size must be workload.batch_size).
+                         Of the others the data set, the examples that the sampler names (all: drop_last drops none),
+                         the collate function, which must give one target per example, and the workers are used, as of
+                         a Dataset. A training loader needs a validation part beside it.
 
 Inputs are taken as they are: scale them yourself. They may be floats (float64 becomes float32) or whole numbers (token
 ids), of any shape: tables (rows, features), images (rows, channels, height, width), sequences (rows, length). Without a
 validation part, `validation_fraction` of the training part is held back, another one for each seed, stratified by class
-where targets are class ids. The test part is never split.
+where targets are class ids. The test part is never split. What a Dataset draws at each reading, such as augmentation,
+it draws for the rows that are held back, too: give a validation part without it.
 
 By default targets are class ids 0, 1, ... (whole numbers, one per row), the model returns one value per class, the loss
 is cross-entropy and the metric accuracy. For anything else name your own, as module:function of (outputs, targets):
 
-      loss: torch.nn.functional:mse_loss   # returns a scalar tensor that can be differentiated
+      loss: torch.nn.functional:mse_loss   # returns a scalar tensor that can be differentiated; trains nothing itself
       metric: mypackage.scores:mean_error  # returns a number; gets the whole split, on the processor
       metric_settings: {trim: 0.1}         # keyword arguments of the metric, if it takes any
       metric_name: mean_error
@@ -42,7 +44,9 @@ torchmetrics has most metrics of the field, and is installed with lrsearch:
       metric_settings: {num_classes: 10, average: macro}
 
 Modules are looked for in `python_path`, in the current directory, then where Python looks. `data` runs with all
-generators (random, numpy, torch) seeded with 0, so that every process gets the same data.
+generators (random, numpy, torch) seeded with 0, so that every process gets the same data; generators of its own it must
+seed itself. Each trial begins with new generators, also those that data set, sampler and collate function hold, but
+what else these count or keep goes on from the trial before.
 """
 
 from __future__ import annotations

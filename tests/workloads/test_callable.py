@@ -16,13 +16,14 @@ from pydantic import ValidationError
 from sklearn.metrics import f1_score, mean_absolute_error
 
 from lrsearch.errors import WorkloadError
-from lrsearch.training import prepare
+from lrsearch.interfaces import LoadedWorkload
+from lrsearch.training import Run, new_run, own_generators, prepare
 from lrsearch.trial import Choice, Reading, TrainingPlan
 from lrsearch.workloads import _user_data
 from lrsearch.workloads._examples import LoadedExamples
 from lrsearch.workloads.callable import CallableWorkload
 from lrsearch.workloads.user_code import resolve
-from tests.workloads.contract import ClassificationContract, WorkloadContract, epoch, load, whole
+from tests.workloads.contract import CPU, ClassificationContract, WorkloadContract, epoch, load, rows, whole
 
 TABLE = """
 import numpy as np
@@ -564,6 +565,42 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         {"loss": "loss"},
         r"must return a scalar tensor to differentiate, got a float",
     ),
+    "loss with parameters": (
+        "class Scaled(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.scale = nn.Parameter(torch.ones(3))\n"
+        "    def forward(self, outputs, targets):\n"
+        "        return nn.functional.cross_entropy(outputs * self.scale, targets)\n"
+        "scaled = Scaled()",
+        {"loss": "scaled"},
+        r"has parameters of its own, which no optimizer would train: make them a part of the model",
+    ),
+    "a loader of evaluation data with batches of its own": (
+        "class Doubled(DataLoader):\n    def __iter__(self):\n"
+        "        return ((2 * inputs, targets) for inputs, targets in super().__iter__())\n"
+        "def own():\n    return Rows(200, 0), Doubled(Rows(50, 1), 16)",
+        {"data": "own"},
+        r"test: Doubled has batches of its own \(__iter__\), which would be passed over .*collate_fn",
+    ),
+    "several rows for an example": (
+        "def twice(items):\n    inputs, targets = torch.utils.data.default_collate(items)\n"
+        "    return inputs.repeat(2, 1), targets.repeat(2)\n"
+        "def own():\n    return Rows(200, 0), DataLoader(Rows(50, 1), 16, collate_fn=twice)",
+        {"data": "own"},
+        r"test: there are 100 targets of 50 examples: give one for each",
+    ),
+    "outputs are no tensor, with loss and metric that take that": (
+        "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(5, 3)\n"
+        "    def forward(self, inputs):\n        return {'logits': super().forward(inputs)}\n"
+        "def loss(outputs, targets):\n    return outputs['logits'].mean()\n"
+        "def metric(outputs, targets):\n    return float(outputs['logits'].mean())",
+        {"model": "Net", "loss": "loss", "metric": "metric"},
+        r"must return one tensor when it is evaluated, .*got a dict: return what they need of it",
+    ),
+    "a batch norm that models share": (
+        "norm = nn.BatchNorm1d(5, affine=False)\ndef net():\n    return nn.Sequential(norm, nn.Linear(5, 3))",
+        {"model": "net"},
+        r"returns a batch norm that all models share, .*copy.deepcopy",
+    ),
     "loss per row": (
         "def loss(outputs, targets):\n    return nn.functional.cross_entropy(outputs, targets, reduction='none')",
         {"loss": "loss"},
@@ -722,3 +759,307 @@ def test_items_of_a_users_own_tensor_data_set_are_what_it_makes_of_them(make: Ma
     )
     ours, plain = (whole(load(workload), "test")[0] for workload in (make(source, data="own"), make()))
     assert torch.equal(ours, 2 * plain)
+
+
+SAMPLED = """
+class Shuffled:
+    def __init__(self):
+        self.generator = np.random.default_rng(3)
+    def __iter__(self):
+        return iter(self.generator.permutation(96).tolist())
+    def __len__(self):
+        return 96
+
+def batches(sampler):
+    return torch.utils.data.BatchSampler(sampler, 16, False)
+
+def own():
+    rows = Rows(200, 0)
+    loaders = {
+        "subset": lambda: DataLoader(rows, batch_sampler=batches(SubsetRandomSampler(range(96)))),
+        "own generator": lambda: DataLoader(
+            rows, batch_sampler=batches(SubsetRandomSampler(range(96), torch.Generator().manual_seed(3)))
+        ),
+        "numpy's generator": lambda: DataLoader(rows, 16, sampler=Shuffled()),
+        "distributed": lambda: DataLoader(
+            rows, 16, sampler=torch.utils.data.DistributedSampler(Subset(rows, range(96)), 1, 0)
+        ),
+    }
+    return loaders[KIND](), Rows(60, 2), Rows(50, 1)
+"""
+
+
+def run_of(loaded: LoadedWorkload, seed: int) -> Run:
+    return new_run(loaded, TrainingPlan(1, Choice("sgd", {}), device="cpu"), CPU, seed)
+
+
+def first_losses(loaded: LoadedWorkload, seed: int) -> list[float]:
+    run = run_of(loaded, seed)
+    for _ in range(loaded.facts.steps_per_epoch + 1):
+        run.step(0.1)
+    return run.take_losses()
+
+
+@pytest.mark.parametrize("kind", ["subset", "own generator", "numpy's generator", "distributed"])
+def test_whatever_sampler_a_training_loader_has_its_order_is_the_seeds_and_another_in_each_epoch(
+    make: Make, kind: str
+) -> None:
+    workload = make(f"KIND = {kind!r}\n{SAMPLED}", data="own")
+    loaded = load(workload)
+    assert loaded.facts.train_count == 96
+    expected = set(rows(torch.randn(200, 5, generator=torch.Generator().manual_seed(0))[:96]))
+    generator = torch.Generator()
+    epochs = [torch.cat([inputs for inputs, _ in loaded.train_batches(generator)]) for _ in range(2)]
+    assert all(set(rows(inputs)) == expected for inputs in epochs)
+    assert not torch.equal(*epochs)
+    first, again, other = (next(run_of(loaded, seed).batches)[0] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("sampler", ["sampler=[5, 6, 7, 8] * 4, batch_size=16", "batch_sampler=[[5, 6, 7, 8] * 4]"])
+def test_a_list_is_a_sampler(make: Make, sampler: str) -> None:
+    loaded = load(
+        make(f"def own():\n    return DataLoader(Rows(200, 0), {sampler}), Rows(60, 2), Rows(50, 1)", data="own")
+    )
+    assert loaded.facts.train_count == 16
+    assert len(own_generators(loaded, loaded.build_model())) == 0
+    [(inputs, _)] = epoch(loaded)
+    assert torch.equal(inputs[:4], torch.randn(200, 5, generator=torch.Generator().manual_seed(0))[5:9])
+
+
+def test_the_batch_sampler_of_an_evaluation_loader_leaves_out_what_it_leaves_out(make: Make) -> None:
+    source = """
+def own():
+    batches = torch.utils.data.BatchSampler(SubsetRandomSampler(range(10, 30)), 16, False)
+    return Rows(200, 0), DataLoader(Rows(50, 1), batch_sampler=batches)
+"""
+    inputs, _ = whole(load(make(source, data="own")), "test")
+    assert torch.equal(inputs, torch.randn(50, 5, generator=torch.Generator().manual_seed(1))[10:30])
+
+
+def test_workers_are_begun_as_the_loader_says(make: Make) -> None:
+    source = """
+class Opened(Rows):
+    factor = 0.0
+    def __getitem__(self, index):
+        inputs, target = super().__getitem__(index)
+        return self.factor * inputs, target
+
+def begin(worker):
+    torch.utils.data.get_worker_info().dataset.factor = 2.0
+
+def own():
+    return Rows(200, 0), DataLoader(Opened(50, 1), 16, num_workers=1, worker_init_fn=begin)
+"""
+    inputs, _ = whole(load(make(source, data="own")), "test")
+    assert torch.equal(inputs, 2 * torch.randn(50, 5, generator=torch.Generator().manual_seed(1)))
+
+
+def test_chance_of_workers_that_persist_does_not_go_on_from_the_trial_before(make: Make) -> None:
+    source = """
+class Noisy(Rows):
+    def __getitem__(self, index):
+        inputs, target = super().__getitem__(index)
+        return torch.randn(5) + torch.from_numpy(inputs), target
+
+def own():
+    loader = DataLoader(Noisy(64, 0), 16, shuffle=True, num_workers=1, persistent_workers=True)
+    return loader, Rows(60, 2), Rows(50, 1)
+"""
+    loaded = load(make(source, data="own"))
+    assert first_losses(loaded, 0) == first_losses(loaded, 0)
+
+
+COLLATED = """
+import dataclasses
+from collections import OrderedDict, UserDict, namedtuple
+Named = namedtuple("Named", "inputs")
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    inputs: torch.Tensor
+
+def collate(items):
+    inputs, targets = torch.utils.data.default_collate(items)
+    return MAKE(inputs.double()), targets
+
+def own():
+    parts = {"train": Rows(96, 0), "validation": Rows(30, 1), "test": Rows(30, 2)}
+    return {name: DataLoader(part, batch_size=16, collate_fn=collate) for name, part in parts.items()}
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(5, 3)
+    def forward(self, inputs):
+        assert type(inputs) is type(MAKE(torch.zeros(1, 1)))
+        return self.line(TAKE(inputs))
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "taken"),
+    [
+        ("lambda x: (x, 'text')", "lambda inputs: inputs[0]"),
+        ("lambda x: [x]", "lambda inputs: inputs[0]"),
+        ("Named", "lambda inputs: inputs.inputs"),
+        ("Record", "lambda inputs: inputs.inputs"),
+        ("lambda x: OrderedDict(x=x)", "lambda inputs: inputs['x']"),
+        ("lambda x: UserDict(x=x)", "lambda inputs: inputs['x']"),
+        ("lambda x: nn.utils.rnn.pack_sequence(list(x.float()))", "lambda inputs: inputs.data.view(5, -1).T"),
+    ],
+)
+def test_a_model_is_given_inputs_of_the_kind_that_the_users_function_collates(
+    make: Make, made: str, taken: str
+) -> None:
+    loaded = load(make(f"{COLLATED}MAKE = {made}\nTAKE = {taken}\n", data="own", model="Net"))
+    assert len(first_losses(loaded, 0)) == 7
+
+
+def test_inputs_whose_shape_changes_on_the_way_are_not_kept(make: Make) -> None:
+    source = """
+class Growing(Rows):
+    def __getitem__(self, index):
+        return self.inputs[index, : 4 + index // 256].mean(0, keepdim=True).repeat(4 + index // 256), 0
+
+class Net(nn.Linear):
+    def __init__(self):
+        super().__init__(1, 3)
+    def forward(self, inputs):
+        return super().forward(inputs.mean(1, keepdim=True))
+
+def own():
+    return DataLoader(Rows(200, 0), 16), DataLoader(Growing(512, 2), 16), Rows(50, 1)
+"""
+    sizes = {
+        inputs.shape[1] for inputs, _ in load(make(source, data="own", model="Net")).evaluation_batches("validation")
+    }
+    assert sizes == {4, 5}
+
+
+def test_a_dataset_that_draws_from_a_generator_of_its_own_is_read_each_time(make: Make) -> None:
+    source = """
+import random
+
+class Rarely(Rows):
+    generator = None
+    def __getitem__(self, index):
+        self.generator = self.generator or random.Random(0)
+        inputs, target = super().__getitem__(index)
+        return inputs + 100 * (self.generator.random() < 1e-9), target
+
+def own():
+    return Rarely(200, 0), Rows(50, 1)
+"""
+    loaded = load(make(source, data="own"))
+    assert isinstance(loaded, LoadedExamples)
+    assert loaded.reads_examples
+
+
+def test_a_model_may_ask_for_gradients_on_its_way_where_it_is_evaluated(make: Make) -> None:
+    """As one whose outputs are forces, the gradients of an energy."""
+    source = """
+class Forces(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.energy, self.last = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)), nn.Linear(5, 3)
+    def forward(self, inputs):
+        with torch.enable_grad():
+            inputs = inputs.detach().requires_grad_()
+            [forces] = torch.autograd.grad(self.energy(inputs).sum(), inputs, create_graph=True)
+            return self.last(forces)
+"""
+    workload = make(source, model="Forces")
+    settings = workload.model_dump(exclude={"name"}, exclude_none=True)
+    prepare(Choice("callable", settings), TrainingPlan(2, Choice("sgd", {}), device="cpu"), 0)
+
+
+def test_batches_that_are_padded_to_several_lengths_are_told_before_any_trial(make: Make) -> None:
+    source = """
+def collate(items):
+    length = 1 + items[0][1]  # of the longest
+    inputs, targets = torch.utils.data.default_collate(items)
+    return inputs[:, :length], targets[:, None].repeat(1, length)
+
+def part(seed):
+    return DataLoader(Rows(64, seed), batch_size=16, collate_fn=collate)
+
+def own():
+    return part(0), part(1), part(2)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+    def forward(self, inputs):
+        return self.scale * inputs
+
+def loss(outputs, targets):
+    return (outputs - targets).abs().mean()
+
+def metric(outputs, targets):
+    return float(loss(outputs, targets))
+"""
+    workload = make(source, data="own", model="Net", loss="loss", metric="metric")
+    settings = workload.model_dump(exclude={"name"}, exclude_none=True)
+    with pytest.raises(WorkloadError, match=r"validation split have outputs of shapes \(1,\) and .*pad all batches"):
+        prepare(Choice("callable", settings), TrainingPlan(2, Choice("sgd", {}), device="cpu"), 0)
+
+
+@pytest.mark.parametrize(
+    "given", ["batch_size=16, sampler=Endless()", "batch_sampler=BatchSampler(Endless(), 16, False)"]
+)
+def test_a_sampler_that_never_ends_gives_epochs_of_its_length(make: Make, given: str) -> None:
+    source = f"""
+from torch.utils.data import BatchSampler
+
+class Endless:
+    def __iter__(self):
+        while True:
+            yield from torch.randperm(200).tolist()
+    def __len__(self):
+        return 96
+
+def own():
+    return DataLoader(Rows(200, 0), {given}), Rows(60, 2), Rows(50, 1)
+"""
+    loaded = load(make(source, data="own"))
+    assert loaded.facts.train_count == 96
+    assert loaded.facts.steps_per_epoch == 6
+    assert len(first_losses(loaded, 0)) == 7
+    assert first_losses(loaded, 0) == first_losses(loaded, 0)
+
+
+def test_batches_of_a_training_loaders_own_that_are_no_pairs_are_told(make: Make) -> None:
+    source = """
+class Named(DataLoader):
+    def __iter__(self):
+        return ({"inputs": inputs, "targets": targets} for inputs, targets in super().__iter__())
+
+def own():
+    return Named(Rows(200, 0), 16), Rows(60, 2), Rows(50, 1)
+"""
+    loaded = load(make(source, data="own"))
+    with pytest.raises(WorkloadError, match=r"must be \(input, target\), got a dict"):
+        first_losses(loaded, 0)
+
+
+def test_what_a_loss_remembers_does_not_go_on_from_the_trial_before(make: Make) -> None:
+    source = """
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(3))
+    def forward(self, outputs, targets):
+        self.centre = 0.9 * self.centre + 0.1 * outputs.detach().mean(0)
+        return nn.functional.cross_entropy(outputs - self.centre, targets)
+
+centred = Centred()
+"""
+    workload = make(source, loss="centred")
+    assert first_losses(load(workload), 0) == first_losses(load(workload), 0)
+    outputs, targets = torch.ones(2, 3), torch.zeros(2, dtype=torch.long)
+    loaded = load(workload)
+    assert loaded.loss(outputs, targets) == pytest.approx(torch.log(torch.tensor(3.0)).item())
+    assert load(make(loss="torch.nn.functional:cross_entropy")).loss is torch.nn.functional.cross_entropy

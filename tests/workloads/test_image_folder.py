@@ -126,6 +126,20 @@ class TestTreeWithTestFolder(ImageContract):
         with pytest.raises(DataError, match=r"The image .*one.jpg cannot be read .*replace or remove it"):
             decode_all([path], None, "RGB")
 
+    @pytest.mark.parametrize("kind", ["I;16", "F"])
+    def test_an_image_whose_pixels_do_not_fit_into_8_bits_is_refused(self, tmp_path: Path, kind: str) -> None:
+        path = tmp_path / "scan.tif"
+        Image.fromarray(np.full((8, 8), 4000, np.uint16 if kind == "I;16" else np.float32)).save(path)
+        with pytest.raises(
+            DataError, match=rf"scan.tif has more than 8 bits per pixel \({kind}\).*save it with 8 bits"
+        ):
+            decode_all([path], None, "L")
+
+    def test_a_link_to_nowhere_is_named(self, workload: ImageFolder) -> None:
+        (workload.data_root / "train" / "cat" / "link.png").symlink_to("nowhere.png")
+        with pytest.raises(DataError, match=r"train/cat/link.png cannot be read \(No such file.*replace or remove it"):
+            load(workload)
+
     def test_a_changed_added_or_removed_image_is_seen(self, workload: ImageFolder) -> None:
         before = workload.read().train_images[0].copy()
         Image.new("RGB", (12, 12), (1, 2, 3)).save(workload.data_root / "train" / "bird" / "000.png")

@@ -36,6 +36,21 @@ def test_each_example_is_held_back_equally_often() -> None:
     assert np.abs(counts - 160).max() < 49
 
 
+def test_chance_decides_between_classes_of_the_same_size() -> None:
+    """Of 50 classes of two, 20 hold one back: one that never did so in 60 draws would have a probability of 2e-12."""
+    labels = np.repeat(np.arange(50), 2)
+    held_back = {
+        label for seed in range(60) for label in labels[stratified_split(labels, 0.2, np.random.default_rng(seed))[1]]
+    }
+    assert held_back == set(range(50))
+
+
+def test_whole_numbers_that_are_no_classes_are_held_back_from_their_whole_range() -> None:
+    """Prices, say: the mean of 200 of 1,000 has a deviation of 18; five of those."""
+    held_back = stratified_split(np.arange(1000), 0.2, np.random.default_rng(0))[1]
+    assert abs(held_back.mean() - 499.5) < 91
+
+
 def test_a_range_test_evaluates_at_most_2000_examples_of_the_validation_split() -> None:
     labels = np.arange(9000) % 3
     validation = np.arange(3000, 9000)
