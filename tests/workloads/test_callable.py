@@ -344,6 +344,14 @@ def own():
     assert torch.equal(first[1], second[1])
 
 
+def test_chance_where_a_module_is_imported_is_the_same_in_every_process(make: Make) -> None:
+    source = "INPUTS = np.random.rand(99, 5)\ndef own():\n    return [(INPUTS, (INPUTS[:, 0] > 0.5).astype(int))] * 2\n"
+    np.random.seed(1)
+    first = whole(load(make(source, data="own")), "test")[0]
+    np.random.seed(2)
+    assert torch.equal(first, whole(load(make(source, data="own")), "test")[0])
+
+
 def test_data_are_made_once_and_a_model_for_every_trial(make: Make) -> None:
     source = """
 calls = []
