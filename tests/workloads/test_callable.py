@@ -457,6 +457,11 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         {"data": "own"},
         r"train: there are 200 inputs but 199 targets",
     ),
+    "sparse inputs": (
+        "def own():\n    return (table()[0].to_sparse(), table()[1]), table()",
+        {"data": "own"},
+        r"train: inputs must be dense, got a tensor of layout torch.sparse_coo: use .to_dense\(\)",
+    ),
     "no rows": (
         "def own():\n    return table(), (torch.zeros(0, 5), torch.zeros(0))",
         {"data": "own"},
