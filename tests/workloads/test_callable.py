@@ -1042,3 +1042,18 @@ centred = Centred()
     loaded = load(workload)
     assert loaded.loss(outputs, targets) == pytest.approx(torch.log(torch.tensor(3.0)).item())
     assert load(make(loss="torch.nn.functional:cross_entropy")).loss is torch.nn.functional.cross_entropy
+
+
+def test_the_generator_of_a_loss_begins_each_trial_anew(make: Make) -> None:
+    source = """
+class Sampling:
+    def __init__(self):
+        self.generator = torch.Generator()
+    def __call__(self, outputs, targets):
+        kept = torch.rand(len(targets), generator=self.generator) < 0.5
+        return (nn.functional.cross_entropy(outputs, targets, reduction="none") * kept).mean()
+
+sampling = Sampling()
+"""
+    workload = make(source, loss="sampling")
+    assert first_losses(load(workload), 0) == first_losses(load(workload), 0)
