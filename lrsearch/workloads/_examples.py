@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lrsearch.interfaces import Batch, Split
+from lrsearch.restore import find_generators
 from lrsearch.trial import WorkloadFacts
 from lrsearch.workloads._user_data import Examples, LoaderPart, TensorPart
 
@@ -73,7 +74,7 @@ class LoadedExamples:
     @property
     def random_sources(self) -> Sequence[object]:
         parts = (self._splits.train, self._splits.validation, self._splits.test)
-        return [source for part in parts for source in part.random_sources]
+        return [*(source for part in parts for source in part.random_sources), *find_generators(self.loss)]
 
     def metric(self, outputs: Any, targets: Any) -> float:
         return self._metric(outputs, targets)

@@ -372,6 +372,8 @@ def _tensor(value: object, where: str, first_row: int = 0) -> torch.Tensor:
             f"{where} must be a tensor or an array of numbers, got {_name_type(value)}; "
             "for inputs of several tensors return a Dataset."
         ) from error
+    if tensor.layout != torch.strided:
+        raise WorkloadError(f"{where} must be dense, got a tensor of layout {tensor.layout}: use .to_dense().")
     if tensor.ndim == 0 or len(tensor) == 0:
         raise WorkloadError(f"{where} must have one row per example, got shape {tuple(tensor.shape)}.")
     bad = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)

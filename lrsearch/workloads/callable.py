@@ -43,10 +43,11 @@ torchmetrics has most metrics of the field, and is installed with lrsearch:
       metric: torchmetrics.functional.classification:multiclass_f1_score
       metric_settings: {num_classes: 10, average: macro}
 
-Modules are looked for in `python_path`, in the current directory, then where Python looks. `data` runs with all
-generators (random, numpy, torch) seeded with 0, so that every process gets the same data; generators of its own it must
-seed itself. Each trial begins with new generators, also those that data set, sampler and collate function hold, but
-what else these count or keep goes on from the trial before.
+Modules are looked for in `python_path`, in the current directory, then where Python looks. They are imported, and
+`data` runs, with all generators (random, numpy, torch) seeded with 0, so that every process gets the same data;
+generators of its own it must seed itself. Each trial begins with new generators, also those that data set, sampler and
+collate function hold, but what else these count or keep goes on from the trial before. What a loss keeps does so only
+where it cannot be copied: in the globals of its module, say.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ def _import(role: str, reference: str, module_name: str, python_path: Path | Non
     if module_name not in sys.modules:
         importlib.invalidate_caches()
     try:
-        return importlib.import_module(module_name)
+        with seeded(0):  # a module may draw the data
+            return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _raised(f"workload.{role} {reference!r}: importing {module_name!r}", error) from error

@@ -377,6 +377,14 @@ def own():
     assert torch.equal(first[1], second[1])
 
 
+def test_chance_where_a_module_is_imported_is_the_same_in_every_process(make: Make) -> None:
+    source = "INPUTS = np.random.rand(99, 5)\ndef own():\n    return [(INPUTS, (INPUTS[:, 0] > 0.5).astype(int))] * 2\n"
+    np.random.seed(1)
+    first = whole(load(make(source, data="own")), "test")[0]
+    np.random.seed(2)
+    assert torch.equal(first, whole(load(make(source, data="own")), "test")[0])
+
+
 def test_data_are_made_once_and_a_model_for_every_trial(make: Make) -> None:
     source = """
 calls = []
@@ -481,6 +489,11 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         "def own():\n    return (table()[0], table(199)[1]), table()",
         {"data": "own"},
         r"train: there are 200 inputs but 199 targets",
+    ),
+    "sparse inputs": (
+        "def own():\n    return (table()[0].to_sparse(), table()[1]), table()",
+        {"data": "own"},
+        r"train: inputs must be dense, got a tensor of layout torch.sparse_coo: use .to_dense\(\)",
     ),
     "no rows": (
         "def own():\n    return table(), (torch.zeros(0, 5), torch.zeros(0))",
@@ -1063,3 +1076,18 @@ centred = Centred()
     loaded = load(workload)
     assert loaded.loss(outputs, targets) == pytest.approx(torch.log(torch.tensor(3.0)).item())
     assert load(make(loss="torch.nn.functional:cross_entropy")).loss is torch.nn.functional.cross_entropy
+
+
+def test_the_generator_of_a_loss_begins_each_trial_anew(make: Make) -> None:
+    source = """
+class Sampling:
+    def __init__(self):
+        self.generator = torch.Generator()
+    def __call__(self, outputs, targets):
+        kept = torch.rand(len(targets), generator=self.generator) < 0.5
+        return (nn.functional.cross_entropy(outputs, targets, reduction="none") * kept).mean()
+
+sampling = Sampling()
+"""
+    workload = make(source, loss="sampling")
+    assert first_losses(load(workload), 0) == first_losses(load(workload), 0)
