@@ -188,6 +188,9 @@ def _embedding(
     return outputs.detach().where((input == padding_idx % len(weight)).unsqueeze(-1), outputs)
 
 
+NORMED = ("input", "running_mean", "running_var", "weight", "bias")
+
+
 def _norm_by_channel(func: Any, *arguments: Any, **keywords: Any) -> Any:
     """Norm the channels of all copies as those of one: torch weighs them afterwards, and its numbers grow too large
     earlier than alone; nor does it take statistics of another number type.
@@ -199,9 +202,6 @@ def _norm_by_channel(func: Any, *arguments: Any, **keywords: Any) -> Any:
         return NotImplemented
     settings = arguments[len(NORMED) :]
     return _NormByChannel.apply(*tensors.values(), lambda *own: func(*own, *settings, **keywords))
-
-
-NORMED = ("input", "running_mean", "running_var", "weight", "bias")
 
 
 def _prelu(func: Any, input: torch.Tensor, weight: torch.Tensor) -> Any:  # noqa: A002  # torch's name
@@ -223,10 +223,8 @@ def _cell(func: Any, *arguments: Any) -> Any:
     return cell_of_one(CELLS[func], *arguments)
 
 
-class _Attention(torch.autograd.Function):
-    """Attends, when vmap calls it, with the examples of all copies as those of one: by itself torch would go from copy
-    to copy.
-    """
+class _ByVmap(torch.autograd.Function):
+    """Base of what vmap alone calls."""
 
     @staticmethod
     def forward(*arguments: Any) -> torch.Tensor:
@@ -235,6 +233,10 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep nothing: what vmap calls is differentiated itself."""
+
+
+class _Attention(_ByVmap):
+    """Attends with the examples of all copies as those of one: by itself torch would go from copy to copy."""
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[torch.Tensor, int]:
@@ -254,16 +256,8 @@ class _Attention(torch.autograd.Function):
         return outputs.view(count, -1, *outputs.shape[1:]), 0
 
 
-class _NormByChannel(torch.autograd.Function):
-    """Norms, when vmap calls it, the channels of all copies as those of one."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> torch.Tensor:
-        raise AssertionError("vmap calls it")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep nothing: what vmap calls is differentiated itself."""
+class _NormByChannel(_ByVmap):
+    """Norms the channels of all copies as those of one."""
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[torch.Tensor, int]:

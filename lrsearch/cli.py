@@ -750,10 +750,10 @@ LS_COLUMNS_FROM_WIDTH = {
     "version": 0,
     "state": 0,
     "trials": 60,
-    "failed": 100,
-    "diverged": 100,
+    "failed": 80,
+    "diverged": 80,
     "device time": 72,
-    "created (UTC)": 80,
+    "created (UTC)": 100,
 }
 """The same for the list of studies."""
 

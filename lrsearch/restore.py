@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 import signal
-import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from types import FrameType, FunctionType, MethodType, ModuleType, UnionType
+from types import FunctionType, MethodType, ModuleType, UnionType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lrsearch.errors import UsageError
+from lrsearch.interrupts import deferred
 
 T = TypeVar("T")
 Undo = Callable[[], object]
@@ -73,7 +73,7 @@ class Snapshot:
 
     def restore(self) -> None:
         """Bring everything back. A Ctrl-C that comes meanwhile is answered afterwards; a second call does nothing."""
-        with _deferred_interrupt(), torch.no_grad():
+        with deferred(signal.SIGINT), torch.no_grad():
             for undo in self._undo:
                 undo()
             self._undo = []
@@ -269,20 +269,3 @@ def _global_generators() -> list[Undo]:
     if torch.backends.mps.is_available():
         undo.append(partial(torch.mps.set_rng_state, torch.mps.get_rng_state()))
     return undo
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[None]:
-    """Hold a Ctrl-C back until the block has ended; only the main thread ever gets one."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or handler is None:
-        yield
-        return
-    waiting: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if waiting:
-            signal.raise_signal(signal.SIGINT)

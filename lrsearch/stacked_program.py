@@ -52,9 +52,9 @@ class Program:
         """Return the program; None when vmap must have the model as a whole.
 
         That is when it cannot be traced, ties weights, takes or gives several tensors, has hooks, is called in a way of
-        its own, or when tracing it
-        drew chance, changed something or computed with weights: then what its Python does once per step would have been
-        done once for all. So it is when it writes into what it makes of numbers alone, or makes other numbers again.
+        its own, or when tracing it drew chance, changed something or computed with weights: then what its Python does
+        once per step would have been done once for all. So it is when it writes into what it makes of numbers alone, or
+        makes other numbers again.
         Raises ValueError when it draws chance from python's or numpy's generators.
         """
         tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))

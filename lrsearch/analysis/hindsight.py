@@ -27,8 +27,7 @@ class Premium:
     expected_cost: float
     """Until the target is reached, over all orders of the trials; infinite without a good one."""
     premium: float | None
-    """How many times what the narrowest of the priors costs; None where that one never reaches the
-    target, or costs nothing."""
+    """How many times what the narrowest of the priors costs; None where that one never gets there, or costs nothing."""
 
 
 def hindsight_premium(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from statistics import median
 
+from lrsearch.analysis.once import once_per_record
 from lrsearch.analysis.power import RATIO_WORTH_KNOWING
 from lrsearch.trial import AttemptRecord, Stage, StudyRecord, TrialRecord, as_billed, charged_seconds
 
@@ -24,6 +25,7 @@ def held_up(record: StudyRecord) -> tuple[int, float]:
     return sum(ratio > STEP_TIME_RATIO for ratio in ratios), max(ratios, default=1.0)
 
 
+@once_per_record
 def beside_what_is_charged(record: StudyRecord) -> dict[Stage, float]:
     """Return how many times what they are charged trials alone took, by stage the median over them.
 

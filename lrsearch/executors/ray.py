@@ -41,6 +41,7 @@ from lrsearch.executors import ray_node
 from lrsearch.executors.process import death_of, refuse_one_device
 from lrsearch.executors.slots import Slot, SlotsExecutor, Worker
 from lrsearch.interfaces import Channel, RunTrials, Settings
+from lrsearch.interrupts import deferred
 from lrsearch.trial import TrialResult, TrialSpec
 
 POLL_SECONDS = 1.0
@@ -128,7 +129,8 @@ def _connect(settings: Ray) -> Any:
         if ray.is_initialized():
             raise UsageError("This process has joined a Ray cluster already: call ray.shutdown() before the study.")
         try:
-            with _undisturbed() if address == "local" else contextlib.nullcontext():
+            # Processes of a Ray that has half started would stay.
+            with deferred(signal.SIGINT, signal.SIGTERM) if address == "local" else contextlib.nullcontext():
                 ray.init(**options, log_to_driver=False, logging_level="ERROR")
             if address != "local" and not _is_loopback(address):
                 _refuse_open_cluster(ray.get_runtime_context().gcs_address)
@@ -144,26 +146,6 @@ def _connect(settings: Ray) -> Any:
             ray.shutdown()
             raise
     return ray
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM wait for the end of the block: processes of a Ray that has half started would stay."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for one in came:
-            signal.raise_signal(one)
 
 
 def _import_ray() -> Any:

@@ -333,9 +333,7 @@ def _kept(read: tuple[DatasetPart, list[torch.Tensor]], where: str, device: torc
     """Return the examples as tensors where they are the same when they are read again, and that draws no chance."""
     part, kept = read
     own = find_generators(part.reader.dataset)
-    if not kept or (
-        own and part.reader.workers.get("num_workers")
-    ):  # each worker draws the same from its copies of them
+    if not kept or (own and part.reader.workers.get("num_workers")):  # of whose chance each worker has a copy
         return part
     inputs, before = torch.cat(kept), chance.snapshot(own)
     kept.clear()  # while the data are read again they lie in memory once
