@@ -388,7 +388,8 @@ def probe(
         together = f"{timing.gang_size}, compiled" if timing.compiled else str(timing.gang_size)
         speed = f"{alone / timing.step_seconds:.2f}"
         counts = (str(timing.processes), str(timing.threads), together)
-        table.add_row(timing.precision, *counts, f"{timing.step_seconds * 1e3:.3g}", speed)
+        layout = ", channels last" if timing.memory_format == "channels_last" else ""
+        table.add_row(timing.precision + layout, *counts, f"{timing.step_seconds * 1e3:.3g}", speed)
     _print(table)
     for note in found.notes:
         typer.echo(f"Not everything could be timed: {note}")
@@ -396,6 +397,7 @@ def probe(
     slots = f"{{name: process, slots: {best.processes}, threads_per_slot: {best.threads}}}"
     typer.echo(
         f"Fastest: executor: {slots if best.processes > 1 else '{name: inline}'}, precision: {best.precision}, "
+        f"{'memory_format: channels_last, ' if best.memory_format == 'channels_last' else ''}"
         f"gangs: {'auto' if best.gang_size > 1 else 'off'}{', compile: gangs' if best.compiled else ''}. "
         "Gangs are chosen anew by each study where gangs is auto."
     )

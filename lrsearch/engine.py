@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from lrsearch.errors import WorkloadError
 from lrsearch.interfaces import Channel
@@ -71,13 +72,15 @@ def prepare_all(
 ) -> Preparation:
     """Prepare each variant and return the first's preparation, with the seconds of all and the choice of gangs.
 
-    Where the precision is `auto`, it is chosen for the first variant, and all train in it; so is what makes the steps
-    faster, of what the study is `open_to`. `epochs` are those of this process in the whole study, which say how long
-    timing may take; `slots` processes do the same. Without `evaluates` the first variant takes training steps alone.
+    Where memory format and precision are `auto`, they are chosen for the first variant, and all train so; so is what
+    makes the steps faster, of what the study is `open_to`. `epochs` are those of this process in the whole study,
+    which say how long timing may take; `slots` processes do the same. Without `evaluates` the first variant takes
+    training steps alone.
     The gangs are asked for with `auto` and answered for as they train.
     """
     if "torch" not in sys.modules:
         import_at_rest("lrsearch.training")
+    from lrsearch.memory_format import faster_memory_format
     from lrsearch.precision import faster_precision
     from lrsearch.training import RECORDABLE, fastest_compiling, prepare
 
@@ -86,6 +89,8 @@ def prepare_all(
     seconds, chosen, precision = prepared.seconds, {}, prepared.precision
     evaluated = (workload, training.optimizer)
     steps, began = round(epochs * prepared.facts.steps_per_epoch), time.perf_counter()
+    memory_format = faster_memory_format(workload, training, seed, steps)
+    training = replace(training, memory_format=memory_format)
     if training.precision == "auto":
         most = max((request.most for request in gangs), default=1)
         precision = faster_precision(workload, training, seed, steps, most)
@@ -96,7 +101,7 @@ def prepare_all(
         compiling = fastest_compiling(workload, replace(training, precision=precision), seed, steps, open_to)
     seconds += time.perf_counter() - began
     for workload, training in variants[1:]:
-        variant = replace(training, precision=precision, compile=compiling)
+        variant = replace(training, precision=precision, compile=compiling, memory_format=memory_format)
         try:
             seconds += prepare(workload, variant, seed).seconds
         except WorkloadError:
@@ -106,7 +111,9 @@ def prepare_all(
             seconds += prepare(workload, replace(variant, compile=compiling), seed).seconds
     must_pay = compiling == "off" and "gangs" in open_to
     asked: Compiling = "gangs" if must_pay else compiling
-    gangs = [replace(one, training=replace(one.training, precision=precision, compile=asked)) for one in gangs]
+    settle = partial(replace, precision=precision, compile=asked, memory_format=memory_format)
+    gangs = [replace(one, training=settle(one.training)) for one in gangs]
+    as_evaluated = (precision, memory_format) == (prepared.precision, prepared.memory_format)
     if gangs:
         from lrsearch.gang_choice import choose
 
@@ -124,7 +131,7 @@ def prepare_all(
                 compiling_must_pay=must_pay,
                 slots=slots,
                 validation_seconds=prepared.validation_seconds
-                if evaluated == (request.workload, request.training.optimizer) and precision == prepared.precision
+                if as_evaluated and evaluated == (request.workload, request.training.optimizer)
                 else 0.0,
             )
             for request in gangs
@@ -133,4 +140,5 @@ def prepare_all(
         for request, choice in zip(gangs, choices, strict=True):
             chosen[likeness(request.workload, replace(request.training, compile=compiling))] = choice
         seconds += time.perf_counter() - began
-    return replace(prepared, precision=precision, compile=compiling, seconds=seconds, gangs=chosen)
+    settled = replace(prepared, precision=precision, compile=compiling, memory_format=memory_format)
+    return replace(settled, seconds=seconds, gangs=chosen)

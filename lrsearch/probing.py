@@ -31,6 +31,8 @@ TIMED_STEPS = 100
 LAYOUT_GENERATION = 2
 """Raised when layouts become faster or slower than those that were timed before."""
 LAYOUT_SHARE = PROBE_SHARE / 4
+ANY_TIME = 1e9
+"""Epochs, of which timing takes its share: as long as it needs."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Timing:
     """One way of running a study's trials."""
 
     precision: str
+    memory_format: str
+    """The faster of the study's own and, where that is `auto`, channels last."""
     processes: int
     threads: int
     """Of torch, in each process."""
@@ -76,10 +80,19 @@ def survey(config: StudyConfig) -> Survey:
         with closing(executor.start(plan.device)) as started:
             for precision in precisions:
                 variant = replace(plan, precision=precision)
-                prepared, *_ = started.prepare(partial(training.prepare, workload, variant, seed))
+                prepared, *_ = started.prepare(partial(prepare_all, [(workload, variant)], seed, epochs=ANY_TIME))
+                variant = replace(variant, memory_format=prepared.memory_format)
                 (timed, note), *_ = started.prepare(partial(timings, workload, variant, seed, GANG_SIZES))
                 found += [
-                    Timing(precision, processes, prepared.device.threads, size, compiled, seconds / processes)
+                    Timing(
+                        precision,
+                        prepared.memory_format,
+                        processes,
+                        prepared.device.threads,
+                        size,
+                        compiled,
+                        seconds / processes,
+                    )
                     for (size, compiled), seconds in timed.items()
                 ]
                 if note and note not in notes:

@@ -284,7 +284,7 @@ def _changes(study: StudyRow, resolved: dict[str, Any]) -> str:
 
 
 def _settled(config: StudyConfig, prepared: Preparation) -> StudyConfig:
-    return config.settled(precision=prepared.precision, compiles=prepared.compile)
+    return config.settled(precision=prepared.precision, compiles=prepared.compile, memory_format=prepared.memory_format)
 
 
 def prepare(config: StudyConfig, executor: Executor, begun: Collection[str] = ()) -> Preparation:
@@ -480,9 +480,12 @@ class Forecast:
 def forecast(config: StudyConfig) -> Forecast:
     """Time a few steps on the device and return what each way would cost; nothing is stored."""
     from lrsearch import training
+    from lrsearch.memory_format import faster_memory_format
 
     plan, workload, seed = config.training_plan(), config.workload_choice(), config.seeds[0]
     prepared = training.prepare(workload, plan, seed)
+    steps = round(config.planned_epochs() * prepared.facts.steps_per_epoch)
+    plan = replace(plan, memory_format=faster_memory_format(workload, plan, seed, steps))
     probe = training.probe(workload, plan, seed)
     trials = config.planned_trials()
     seconds = {}

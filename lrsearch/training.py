@@ -155,6 +155,7 @@ def prepare(
         device_info(device),
         precision,
         training.compile,
+        training.memory_format,
         seconds,
         validation_seconds=validation_seconds,
         reading=reading,
@@ -917,12 +918,19 @@ def new_run(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device
     """Return a run before its first step: weights and data order come from `seed` alone."""
     _seed_everything(seed)
     model = loaded.build_model()
-    if isinstance(loaded, KnowsItsLayout) and loaded.channels_last:
-        model.to(memory_format=torch.channels_last)
+    if (wanted := memory_format_of(loaded, training)) is not None:
+        model.to(memory_format=wanted)
     own = own_generators(loaded, model)
     seed_own(own, seed)
     batches = Batches(loaded, seed, own)
     return Run(loaded, model, build_optimizer(training, model), training, device, batches)
+
+
+def memory_format_of(loaded: LoadedWorkload, training: TrainingPlan) -> torch.memory_format | None:
+    """Return how the weights of convolutions are to lie; None: as the model has them."""
+    if training.memory_format == "auto":
+        return torch.channels_last if isinstance(loaded, KnowsItsLayout) and loaded.channels_last else None
+    return torch.channels_last if training.memory_format == "channels_last" else torch.contiguous_format
 
 
 def _train(

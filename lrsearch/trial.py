@@ -27,6 +27,8 @@ Policy = Literal["default", "smith2015"]
 Compiling = Literal["off", "on", "gangs", "graphs"]
 """`on`: torch.compile. `gangs`: the same for gangs only. `graphs`: the steps are recorded as a CUDA graph and
 replayed."""
+MemoryFormat = Literal["auto", "contiguous", "channels_last"]
+"""How the weights of convolutions lie in memory. `auto`: as the workload and the model have them."""
 COMPILES_GANGS = ("on", "gangs")
 AttemptStatus = Literal["running", "finished", "interrupted", "lost"]
 """`interrupted`: stopped by a signal, cost known. `lost`: killed, cost estimated from its last heartbeat."""
@@ -162,6 +164,7 @@ class TrainingPlan:
     """`auto`: bfloat16 where the device computes in it."""
     compile: Compiling = "off"
     """What is to make the model's training steps faster."""
+    memory_format: MemoryFormat = "auto"
     gradient_clip_norm: float | None = None
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
@@ -270,9 +273,14 @@ OF_EACH_MEMBER = ("momentum", "weight_decay")
 
 
 def likeness(workload: Choice, training: TrainingPlan) -> str:
-    """Return a text that is equal for trials that may train together, as far as their settings go."""
+    """Return a text that is equal for trials that may train together, as far as their settings go.
+
+    What came later than stored texts is left out where it is as before.
+    """
     settings = {name: value for name, value in training.optimizer.settings.items() if name not in OF_EACH_MEMBER}
     others = {**asdict(training), "optimizer": [training.optimizer.name, settings], "epochs": None}
+    if training.memory_format == "auto":
+        del others["memory_format"]
     return json.dumps([workload.name, dict(workload.settings), others], sort_keys=True, default=str)
 
 
@@ -608,6 +616,8 @@ class Preparation:
     """What the study's `precision` comes to on the device."""
     compile: Compiling
     """What makes the training steps faster; of a study that leaves it open, what timing found."""
+    memory_format: MemoryFormat
+    """`auto` also where timing found that the weights may as well lie as they do."""
     seconds: float
     gangs: Mapping[str, GangChoice] = field(default_factory=dict)
     """By `trial.likeness`: how many trials of a kind train together."""

@@ -185,7 +185,7 @@ def test_what_several_processes_find_out_about_a_trial_alone_is_taken_together()
     cost = replace(COST, blocks=(0.5, 0.5, 0.7))
 
     def prepared(device: DeviceInfo, solo: SoloCost | None, size: int = 2) -> Preparation:
-        return Preparation(FACTS, device, "float32", "off", 1.0, {"kind": GangChoice(size, solo=solo)})
+        return Preparation(FACTS, device, "float32", "off", "auto", 1.0, {"kind": GangChoice(size, solo=solo)})
 
     slower = SoloCost(0.75, 9.0, 4.0, 3.0, 0.5, blocks=(9.0, 0.9, 0.8, 0.6))
     found = pooled(

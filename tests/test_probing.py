@@ -58,8 +58,8 @@ def layouts(monkeypatch: pytest.MonkeyPatch, cores: int, most: int, device: str 
 def test_a_survey_is_a_table_with_the_fastest_way_as_lines_for_the_study_file(
     config: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = probing.Timing("float32", 1, 2, 1, False, 8e-4)
-    together = probing.Timing("float32", 2, 1, 16, False, 2e-4)
+    alone = probing.Timing("float32", "auto", 1, 2, 1, False, 8e-4)
+    together = probing.Timing("float32", "auto", 2, 1, 16, False, 2e-4)
     compiled = replace(together, compiled=True, step_seconds=1e-4)
     found = [probing.Survey("a processor (cpu)", (alone, together), ("it would not",))]
     monkeypatch.setattr(probing, "survey", lambda config: found[-1])
@@ -76,6 +76,10 @@ def test_a_survey_is_a_table_with_the_fastest_way_as_lines_for_the_study_file(
     assert "precision: float32, gangs: auto, compile: gangs. Gangs" in said
     best = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)["best"]
     assert (best["gang_size"], best["compiled"]) == (16, True)
+    found.append(probing.Survey("a processor (cpu)", (replace(alone, memory_format="channels_last"),), ()))
+    said = CliRunner().invoke(app, command).output
+    assert "float32, channels last 1 2 1 0.8 1.00" in [" ".join(line.split()) for line in said.splitlines()]
+    assert "precision: float32, memory_format: channels_last, gangs: off. Gangs" in said
 
 
 def test_the_processor_is_divided_by_halves_down_to_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,8 @@ def _precision(record: StudyRecord) -> str:
         "graphs": ", steps replayed as CUDA graphs",
     }
     precision = " and ".join(found or [str(training.get("precision", "not recorded"))])
-    return precision + faster.get(str(training.get("compile")), "")
+    layout = ", weights channels last" if training.get("memory_format") == "channels_last" else ""
+    return precision + layout + faster.get(str(training.get("compile")), "")
 
 
 def _surroundings(record: StudyRecord) -> list[Event]:

@@ -1,0 +1,88 @@
+"""How the weights of a model's convolutions lie in memory, where the study leaves that open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from lrsearch.cache import recall, remember
+from lrsearch.interfaces import PROBE_SHARE
+from lrsearch.timing import synchronizer
+from lrsearch.training import TIMED_BLOCKS, Run, device_info, load, memory_format_of, new_run, pick_device, step_seconds
+from lrsearch.trial import Choice, MemoryFormat, TrainingPlan, likeness
+
+CLEARLY = 0.95
+"""Of what a step takes as the model has its weights, the most that it may take otherwise: chance changes no layout."""
+TRIED_STEPS = 4
+"""What comparing takes, counted in steps."""
+TOLERANCE = 1e-2
+"""Of a weight's gradient, how much may differ: far above the rounding of single precision, far below a mistake,"""
+FLOOR = 1e-4
+"""and of the largest gradient: those of some weights are nothing but rounding."""
+
+
+def faster_memory_format(workload: Choice, training: TrainingPlan, seed: int, search_steps: int) -> MemoryFormat:
+    """Return `channels_last` where training steps take clearly less time so, and what the training has where not.
+
+    Both are timed, once for each model and machine, unless that takes more than PROBE_SHARE of `search_steps`, the
+    training steps of this process in the study. A model that is not the same function in both is left as it is, and so
+    is one that fails, as `view` does where activations lie channels last.
+    """
+    if training.memory_format != "auto" or PROBE_SHARE * search_steps < 2 * TIMED_BLOCKS + TRIED_STEPS:
+        return training.memory_format
+    device = pick_device(training.device)
+    if device.type == "cpu" and training.precision == "auto":
+        training = replace(training, precision="float32")  # whether bfloat16 is faster is found out after this
+    loaded = load(workload, device, seed)
+    if memory_format_of(loaded, training) is not None:
+        return "auto"
+    own = new_run(loaded, training, device, seed)
+    if not _can_change(own.model):
+        return "auto"
+    circumstances = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
+    known: MemoryFormat | None = recall("memory_formats", circumstances)
+    if known is not None:
+        return known
+    chosen: MemoryFormat = "auto"
+    try:
+        runs = [own, new_run(loaded, replace(training, memory_format="channels_last"), device, seed)]
+        if _are_alike(runs):
+            plain, other = step_seconds(runs, synchronizer(device), block=1)
+            chosen = "channels_last" if other <= CLEARLY * plain else "auto"
+    except Exception:  # whatever it is, the model trains as it is
+        chosen = "auto"
+    remember("memory_formats", circumstances, chosen)
+    return chosen
+
+
+def _can_change(model: torch.nn.Module) -> bool:
+    """Whether there are weights that lie otherwise with channels last, and none that do so already."""
+    images = [weight for weight in model.parameters() if weight.dim() == 4]
+    return any(not weight.is_contiguous(memory_format=torch.channels_last) for weight in images) and all(
+        weight.is_contiguous() for weight in images
+    )
+
+
+def _are_alike(runs: Sequence[Run]) -> bool:
+    """Whether two models compute the same loss and gradients of their first batch, without chance, up to rounding."""
+    (loss, gradients), (other_loss, others) = map(_evaluated, runs)
+    if gradients.keys() != others.keys() or not torch.allclose(loss, other_loss, rtol=TOLERANCE, atol=FLOOR):
+        return False
+    largest = max((float(one.norm()) for one in gradients.values()), default=0.0)
+    return all(
+        float((others[name] - one).norm()) <= TOLERANCE * float(one.norm()) + FLOOR * largest
+        for name, one in gradients.items()
+    )
+
+
+def _evaluated(run: Run) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return loss and gradients by name, in evaluation mode and single precision; the run then trains on."""
+    inputs, targets = next(run.batches)
+    run.model.eval()
+    loss = run.loaded.loss(run.model(inputs), targets)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
+    run.switch(training=True)
+    found = {name: weight.grad for name, weight in run.model.named_parameters() if weight.grad is not None}
+    return loss.detach(), found
