@@ -89,10 +89,10 @@ def prepare_all(
     seconds, chosen, precision = prepared.seconds, {}, prepared.precision
     evaluated = (workload, training.optimizer)
     steps, began = round(epochs * prepared.facts.steps_per_epoch), time.perf_counter()
-    memory_format = faster_memory_format(workload, training, seed, steps)
+    most = max((request.most for request in gangs), default=1)
+    memory_format = faster_memory_format(workload, training, seed, steps, most)
     training = replace(training, memory_format=memory_format)
     if training.precision == "auto":
-        most = max((request.most for request in gangs), default=1)
         precision = faster_precision(workload, training, seed, steps, most)
     compiling = training.compile
     if any(training.optimizer.name not in RECORDABLE for _, training in variants):

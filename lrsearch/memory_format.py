@@ -9,6 +9,7 @@ import torch
 
 from lrsearch.cache import recall, remember
 from lrsearch.interfaces import PROBE_SHARE
+from lrsearch.precision import LARGEST_TRIED, SHARE, TOGETHER_SHARE, seconds_together
 from lrsearch.timing import synchronizer
 from lrsearch.training import TIMED_BLOCKS, Run, device_info, load, memory_format_of, new_run, pick_device, step_seconds
 from lrsearch.trial import Choice, MemoryFormat, TrainingPlan, likeness
@@ -17,18 +18,23 @@ CLEARLY = 0.95
 """Of what a step takes as the model has its weights, the most that it may take otherwise: chance changes no layout."""
 TRIED_STEPS = 4
 """What comparing takes, counted in steps."""
+MOST_STEPS = 4
+"""Of a block at most."""
 TOLERANCE = 1e-2
 """Of a weight's gradient, how much may differ: far above the rounding of single precision, far below a mistake,"""
 FLOOR = 1e-4
 """and of the largest gradient: those of some weights are nothing but rounding."""
 
 
-def faster_memory_format(workload: Choice, training: TrainingPlan, seed: int, search_steps: int) -> MemoryFormat:
+def faster_memory_format(
+    workload: Choice, training: TrainingPlan, seed: int, search_steps: int, most: int = 1
+) -> MemoryFormat:
     """Return `channels_last` where training steps take clearly less time so, and what the training has where not.
 
     Both are timed, once for each model and machine, unless that takes more than PROBE_SHARE of `search_steps`, the
-    training steps of this process in the study. A model that is not the same function in both is left as it is, and so
-    is one that fails, as `view` does where activations lie channels last.
+    training steps of this process in the study. Where `most` trials may train together and one alone is faster
+    channels last, gangs are timed as well: some lose more than it gains. A model that is not the same function in both
+    is left as it is, and so is one that fails, as `view` does where activations lie channels last.
     """
     if training.memory_format != "auto" or PROBE_SHARE * search_steps < 2 * TIMED_BLOCKS + TRIED_STEPS:
         return training.memory_format
@@ -41,16 +47,23 @@ def faster_memory_format(workload: Choice, training: TrainingPlan, seed: int, se
     own = new_run(loaded, training, device, seed)
     if not _can_change(own.model):
         return "auto"
-    circumstances = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
+    block = max(1, min(MOST_STEPS, int(SHARE * search_steps / (2 * TIMED_BLOCKS))))
+    size = min(most, LARGEST_TRIED, int(TOGETHER_SHARE * search_steps / 4))
+    where = [device_info(device).name, torch.get_num_threads(), torch.__version__]
+    circumstances = [likeness(workload, training), size, block, *where]
     known: MemoryFormat | None = recall("memory_formats", circumstances)
     if known is not None:
         return known
     chosen: MemoryFormat = "auto"
+    variants = [training, replace(training, memory_format="channels_last")]
     try:
-        runs = [own, new_run(loaded, replace(training, memory_format="channels_last"), device, seed)]
+        runs = [own, new_run(loaded, variants[1], device, seed)]
         if _are_alike(runs):
-            plain, other = step_seconds(runs, synchronizer(device), block=1)
-            chosen = "channels_last" if other <= CLEARLY * plain else "auto"
+            seconds = step_seconds(runs, synchronizer(device), block)
+            if size > 1 and seconds[1] <= CLEARLY * seconds[0]:
+                together = [seconds_together(workload, one, seed, size) for one in variants]
+                seconds = list(map(min, seconds, together))
+            chosen = "channels_last" if seconds[1] <= CLEARLY * seconds[0] else "auto"
     except Exception:  # whatever it is, the model trains as it is
         chosen = "auto"
     remember("memory_formats", circumstances, chosen)

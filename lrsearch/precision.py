@@ -63,7 +63,7 @@ def faster_precision(
     if 1 < seconds[1] / seconds[0] < MADE_UP and size > 1:
         del runs
         seconds = [
-            min(alone, _together(workload, variant, seed, size))
+            min(alone, seconds_together(workload, variant, seed, size))
             for alone, variant in zip(seconds, variants, strict=True)
         ]
     chosen: Precision = "bfloat16" if seconds[1] < seconds[0] else "float32"
@@ -71,7 +71,8 @@ def faster_precision(
     return chosen
 
 
-def _together(workload: Choice, training: TrainingPlan, seed: int, size: int) -> float:
+def seconds_together(workload: Choice, training: TrainingPlan, seed: int, size: int) -> float:
+    """Return what two steps of `size` trials together show a step of one to take; infinity where that cannot be."""
     from lrsearch.gang_choice import member_seconds
 
     return member_seconds(workload, training, seed, size, briefly=True)

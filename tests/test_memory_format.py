@@ -132,10 +132,12 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Timed:
     return prepare
 
 
-def choice(monkeypatch: pytest.MonkeyPatch, build: Callable[[], nn.Module], plan: TrainingPlan = PLAN) -> str:
+def choice(
+    monkeypatch: pytest.MonkeyPatch, build: Callable[[], nn.Module], plan: TrainingPlan = PLAN, most: int = 1
+) -> str:
     monkeypatch.setattr(memory_format, "load", lambda workload, device, seed: WithModel(seed, build, torch.float32))
     kind = Choice("callable", {"model": build.__name__})
-    return memory_format.faster_memory_format(kind, plan, 0, 10_000)
+    return memory_format.faster_memory_format(kind, plan, 0, 10_000, most)
 
 
 @pytest.mark.parametrize(("seconds", "chosen"), [((1.0, 0.9), "channels_last"), ((1.0, 0.96), "auto")])
@@ -148,6 +150,29 @@ def test_it_is_channels_last_where_steps_take_clearly_less_time_so_and_known_the
     assert [next(run.model.parameters()).stride() for run in (own, other)] == [(27, 9, 3, 1), (27, 1, 9, 3)]
     assert choice(monkeypatch, Convolutions) == chosen
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("alone", "together", "chosen"),
+    [
+        ((1.0, 0.5), (2.0, 3.0), "channels_last"),  # no gang pays
+        ((1.0, 0.5), (0.4, 0.6), "auto"),
+        ((1.0, 0.5), (0.4, 0.3), "channels_last"),
+        ((0.5, 1.0), (0.0, 0.0), "auto"),  # gangs are not tried
+    ],
+)
+def test_where_trials_train_together_the_faster_of_alone_and_together_counts(
+    timed: Timed, alone: Sequence[float], together: Sequence[float], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds_together(workload: Choice, plan: TrainingPlan, seed: int, size: int) -> float:
+        asked.append((plan.memory_format, size))
+        return together[plan.memory_format == "channels_last"]
+
+    asked: list[tuple[str, int]] = []
+    timed(alone)
+    monkeypatch.setattr(memory_format, "seconds_together", seconds_together)
+    assert choice(monkeypatch, Convolutions, most=16) == chosen
+    assert asked == ([] if alone[1] > alone[0] else [("auto", 8), ("channels_last", 8)])
 
 
 @pytest.mark.parametrize(
