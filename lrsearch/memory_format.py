@@ -31,8 +31,8 @@ def faster_memory_format(
 ) -> MemoryFormat:
     """Return `channels_last` where training steps take clearly less time so, and what the training has where not.
 
-    Both are timed, once for each model and machine, unless that takes more than PROBE_SHARE of `search_steps`, the
-    training steps of this process in the study. Where `most` trials may train together and one alone is faster
+    Both are timed, once a week for each model and machine, unless that takes more than PROBE_SHARE of `search_steps`,
+    the training steps of this process in the study. Where `most` trials may train together and one alone is faster
     channels last, gangs are timed as well: some lose more than it gains. A model that is not the same function in both
     is left as it is, and so is one that fails, as `view` does where activations lie channels last.
     """
@@ -44,28 +44,28 @@ def faster_memory_format(
     loaded = load(workload, device, seed)
     if memory_format_of(loaded, training) is not None:
         return "auto"
-    own = new_run(loaded, training, device, seed)
-    if not _can_change(own.model):
-        return "auto"
     block = max(1, min(MOST_STEPS, int(SHARE * search_steps / (2 * TIMED_BLOCKS))))
     size = min(most, LARGEST_TRIED, int(TOGETHER_SHARE * search_steps / 4))
     where = [device_info(device).name, torch.get_num_threads(), torch.__version__]
     circumstances = [likeness(workload, training), size, block, *where]
-    known: MemoryFormat | None = recall("memory_formats", circumstances)
-    if known is not None:
-        return known
-    chosen: MemoryFormat = "auto"
     variants = [training, replace(training, memory_format="channels_last")]
     try:
-        runs = [own, new_run(loaded, variants[1], device, seed)]
-        if _are_alike(runs):
-            seconds = step_seconds(runs, synchronizer(device), block)
-            if size > 1 and seconds[1] <= CLEARLY * seconds[0]:
-                together = [seconds_together(workload, one, seed, size) for one in variants]
-                seconds = list(map(min, seconds, together))
-            chosen = "channels_last" if seconds[1] <= CLEARLY * seconds[0] else "auto"
+        runs = [new_run(loaded, training, device, seed)]
+        if not _can_change(runs[0].model):
+            return "auto"
+        runs.append(new_run(loaded, variants[1], device, seed))
+        if not _are_alike(runs):  # in each study: the user's code may be another by now
+            return "auto"
+        known: MemoryFormat | None = recall("memory_formats", circumstances)
+        if known is not None:
+            return known
+        seconds = step_seconds(runs, synchronizer(device), block)
+        if size > 1 and seconds[1] <= CLEARLY * seconds[0]:
+            together = [seconds_together(workload, one, seed, size) for one in variants]
+            seconds = list(map(min, seconds, together))
     except Exception:  # whatever it is, the model trains as it is
-        chosen = "auto"
+        return "auto"
+    chosen: MemoryFormat = "channels_last" if seconds[1] <= CLEARLY * seconds[0] else "auto"
     remember("memory_formats", circumstances, chosen)
     return chosen
 

@@ -110,6 +110,10 @@ def dense() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(10))
+
+
 Timed = Callable[[Sequence[float]], list[Sequence[Run]]]
 
 
@@ -150,6 +154,8 @@ def test_it_is_channels_last_where_steps_take_clearly_less_time_so_and_known_the
     assert [next(run.model.parameters()).stride() for run in (own, other)] == [(27, 9, 3, 1), (27, 1, 9, 3)]
     assert choice(monkeypatch, Convolutions) == chosen
     assert len(calls) == 1
+    monkeypatch.setattr(Convolutions, "flat", Viewed.flat)
+    assert choice(monkeypatch, Convolutions) == "auto", "its code has changed"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,7 @@ def test_where_trials_train_together_the_faster_of_alone_and_together_counts(
 
 
 @pytest.mark.parametrize(
-    "build", [Viewed, AsItLies, GradientAsItLies, Volumes, channels_last, dense], ids=lambda one: one.__name__
+    "build", [Viewed, AsItLies, GradientAsItLies, Volumes, channels_last, dense, lazy], ids=lambda one: one.__name__
 )
 def test_a_model_that_fails_or_is_another_function_so_is_left_as_it_is(
     timed: Timed, build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
