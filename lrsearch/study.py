@@ -46,6 +46,7 @@ from lrsearch.trial import (
     TrainingPlan,
     WorkloadFacts,
     has_same_data,
+    likeness,
     planned_steps,
     pooled,
     range_test_steps,
@@ -486,11 +487,17 @@ def forecast(config: StudyConfig) -> Forecast:
     prepared = training.prepare(workload, plan, seed)
     steps = round(config.planned_epochs() * prepared.facts.steps_per_epoch)
     plan = replace(plan, memory_format=faster_memory_format(workload, plan, seed, steps))
-    probe = training.probe(workload, plan, seed)
+    of_study = training.probe(workload, plan, seed)
+    probes = {likeness(workload, plan): of_study}
     trials = config.planned_trials()
     seconds = {}
     for key, strategy in config.strategies.items():
-        epochs = config.training_plan_of(key).epochs
+        own = replace(config.training_plan_of(key), memory_format=plan.memory_format)
+        epochs, kind = own.epochs, likeness(workload, own)
+        if kind not in probes:  # the way has an optimizer of its own
+            training.prepare(workload, own, seed, evaluates=False)
+            probes[kind] = training.probe(workload, own, seed)
+        probe = probes[kind]
         train_seconds = epochs * (prepared.facts.steps_per_epoch * probe.step_seconds + probe.validation_seconds)
         first = strategy.propose(Search(key, seed, strategy).history(config, prepared.facts), 1)
         test = first[0].range_test if first else None
@@ -505,8 +512,8 @@ def forecast(config: StudyConfig) -> Forecast:
         seconds=seconds,
         device=f"{prepared.device.name} ({prepared.device.kind}, {prepared.device.threads} threads)",
         probe=(
-            f"{probe.step_seconds * 1e3:.2f} ms per step of {prepared.facts.batch_size}, "
-            f"{probe.validation_seconds * 1e3:.1f} ms per evaluation, "
+            f"{of_study.step_seconds * 1e3:.2f} ms per step of {prepared.facts.batch_size}, "
+            f"{of_study.validation_seconds * 1e3:.1f} ms per evaluation, "
             f"{planned_steps(plan, prepared.facts)} steps per trial"
         ),
     )

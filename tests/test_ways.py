@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from lrsearch import training
 from lrsearch.analysis import searches, summarise, ways
 from lrsearch.analysis.confirm import confirmations_wanted, fresh_seeds
 from lrsearch.analysis.threats import threats
@@ -16,7 +17,7 @@ from lrsearch.config import load_study
 from lrsearch.storage.export import export_rows
 from lrsearch.storage.store import open_store
 from lrsearch.study import forecast, run_study
-from lrsearch.trial import StudyRecord, TrialRecord
+from lrsearch.trial import Choice, StudyRecord, TrainingPlan, TrialRecord
 from tests.test_study import Quiet, outcome
 
 FILE = """
@@ -271,6 +272,19 @@ def _test(trial: TrialRecord) -> float | None:
 
 def test_a_forecast_counts_shared_tests_once(file: Path) -> None:
     assert forecast(load_study(file)).trials == {"once": 4, "adam": 2, "long": 2, "more": 6, "halving": 12}
+
+
+def test_a_forecast_times_each_optimizer(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(workload: Choice, plan: TrainingPlan, seed: int) -> training.Probe:
+        timed.append(plan.optimizer.name)
+        return training.Probe(2.0 if plan.optimizer.name == "adam" else 1.0, 0.0, 0.0)
+
+    timed: list[str] = []
+    monkeypatch.setattr(training, "probe", probe)
+    config = load_study(file)
+    seconds = forecast(config).seconds
+    assert timed == ["sgd", "adam"]
+    assert seconds["adam"] / 3 == pytest.approx(2 * seconds["long"] / 5)
 
 
 def test_an_optimizer_without_its_package_is_refused_before_anything_runs(
