@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MethodType
 from typing import Any
 
 import torch
@@ -209,6 +210,18 @@ def _norm(numbers: torch.Tensor) -> float:
 def _largest(numbers: torch.Tensor) -> float:
     """Return the largest amount of the finite numbers among them."""
     return float(numbers.abs().nan_to_num(0.0, posinf=0.0).max()) if numbers.numel() else 0.0
+
+
+def begun_anew(loaded: LoadedWorkload) -> LoadedWorkload:
+    """Return the workload with a loss of its own, as that of each trial is: what the loss keeps begins anew."""
+    own = object.__new__(type(loaded))
+    try:
+        if isinstance(loaded.loss, MethodType):  # of the workload itself, maybe
+            return loaded
+        vars(own).update({**vars(loaded), "loss": deepcopy(loaded.loss)})
+    except Exception:  # whatever the loss holds
+        return loaded
+    return own
 
 
 class FewEvaluations:

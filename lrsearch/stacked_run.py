@@ -73,6 +73,10 @@ IN_OUR_WORDS = {
     "does not require grad and does not have a grad_fn": (
         "the model or the loss asks torch.autograd for gradients, which serves one trial only, unlike torch.func.grad"
     ),
+    "_nested_tensor_from_mask_left_aligned": (
+        "an encoder leaves out what is padded when it is evaluated, which it does for one trial only unless it is made "
+        "with enable_nested_tensor=False"
+    ),
     "cannot register a hook": "the model has hooks on its gradients, which only a model alone calls",
 }
 """Of what torch says that stops a gang."""

@@ -32,7 +32,9 @@ from tests.test_gang import SGD
 from tests.test_gang_across_seeds import ADAMW, CPU, WithModel, farthest
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(weight_norm|jit.script).* is deprecated:FutureWarning", f"ignore:{SLOW_IN_VMAP}"
+    "ignore:.*(weight_norm|jit.script).* is deprecated:FutureWarning",
+    f"ignore:{SLOW_IN_VMAP}",
+    "ignore:The PyTorch API of nested tensors:UserWarning",
 )
 
 
@@ -581,6 +583,62 @@ class Calling(Net):
         return super().__call__(inputs - inputs.mean(0))  # type: ignore[no-any-return]
 
 
+class Queueing(Net):
+    """Has a queue with the place where it goes on, counts in a frozen weight, and begins with what it sees first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("queue", torch.zeros(24, 16))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("has_begun", torch.tensor(0))
+        self.seen = nn.Parameter(torch.tensor(0.0), requires_grad=False)
+        self.shift = nn.Parameter(torch.zeros(16))
+        self.queue: torch.Tensor
+        self.place: torch.Tensor
+        self.has_begun: torch.Tensor
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen += 1  # type: ignore[misc]  # torch: a parameter, in place
+            place = int(self.place)
+            with torch.no_grad():
+                if not self.has_begun:
+                    self.shift.copy_(-hidden.mean(0))
+                    self.has_begun.fill_(1)
+                self.queue[place : place + 8] = hidden[:8]
+                self.place[0] = (place + 8) % 24
+        factor = 1.0 if isinstance(self.last.weight, nn.Parameter) else 2.0
+        return torch.relu(hidden + self.shift) * factor + self.queue.mean(0) / (1 + self.seen)
+
+
+class Imaging(Net):
+    """Computes with images in ways that are rare: as one without rows, channels last, as volumes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.drop = nn.Conv2d(4, 4, 3, padding=1), nn.AlphaDropout(0.2)
+        self.norm = nn.BatchNorm3d(4, momentum=None)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        images = self.drop(self.convolution(hidden.view(-1, 4, 2, 2)))
+        images = F.dropout(images.to(memory_format=torch.channels_last), 0.2, self.training)
+        images = images.contiguous(memory_format=torch.channels_last) + self.convolution(images.mean(0))
+        return self.norm(images.unsqueeze(2)).flatten(1)  # type: ignore[no-any-return]
+
+
+class Translating(Net):
+    """Has a whole transformer of torch's, with rows that are padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = nn.Transformer(4, 2, 1, 1, 8, batch_first=True)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        rows = self.first(inputs.flatten(1)).view(-1, 4, 4)
+        padding = (inputs.flatten(1)[:, :4] > 99) | (torch.arange(4) > 2)
+        return self.last(self.transformer(rows, rows, src_key_padding_mask=padding).flatten(1))  # type: ignore[no-any-return]
+
+
 AGREE: tuple[type[Net], ...] = (
     *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
     *(BoxedByData, Collecting, Hiding),
@@ -589,7 +647,7 @@ AGREE: tuple[type[Net], ...] = (
     *(Filling, AddingToItself, FreezingAlways, SpareHead, Averaging, Gating, Choosing),
     *(Reading, ReadingLong, ReadingBranching, Stepping),
     *(Naming, Twice, Normed, Pruned, SpectrallyNormed, FeedingBack, NormingParts),
-    Calling,
+    *(Calling, Queueing),
 )
 
 
@@ -1096,6 +1154,26 @@ class Deciding(Net):
         return torch.relu(hidden) if hidden.mean() > 0 else hidden
 
 
+class DecidingByABuffer(Net):
+    """Goes by a number that it has computed in the step before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.mean: torch.Tensor
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(hidden) if self.mean > -100 else hidden
+        self.mean.copy_(hidden.detach().mean())
+        return hidden
+
+
+class DecidingByACount(DecidingByABuffer):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.mean.copy_((hidden > 0).sum())
+        return torch.relu(hidden) if self.mean > -100 else hidden
+
+
 class Picking(Net):
     def between(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.relu(hidden) + hidden[hidden > 0].mean()
@@ -1133,6 +1211,8 @@ class Differentiating(Net):
     [
         (Scripted, "a part of the model is compiled by torch.jit"),
         (Deciding, "the model or the loss goes by numbers that it has computed"),
+        (DecidingByABuffer, "the model goes by a number in a buffer, of which each trial has another"),
+        (DecidingByACount, "the model or the loss goes by numbers that it has computed"),
         (Picking, "the model or the loss makes tensors whose size goes by numbers"),
         (WritingIntoAView, "the model or the loss writes what it has computed into"),
         (WritingIntoASlice, "the model or the loss writes what it has computed into"),
@@ -1414,7 +1494,7 @@ def test_what_each_seed_has_for_itself_keeps_seeds_apart(build: type[Net], told:
         train()
 
 
-@pytest.mark.parametrize("build", [*AGREE, Annealing, *REFUSED], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("build", [*AGREE, Annealing, Imaging, Translating, *REFUSED], ids=lambda one: one.__name__)
 def test_the_check_before_a_study_takes_what_agrees_and_nothing_else(build: type[Net]) -> None:
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
     rehearsal = Rehearsal(WithModel(3, build, torch.float32), plan, CPU, 3, [])
@@ -1555,6 +1635,24 @@ def test_a_loss_that_counts_the_training_steps_and_sums_up_is_that_of_one_alone(
     stacked, single, together, alone = histories(Net, kind=CountingSteps)
     assert farthest(stacked, single) <= 1e-9
     assert_agree(together, alone)
+
+
+class Ramp(nn.Module):
+    """A loss that rises with the steps, which it counts itself."""
+
+    steps = 0
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.steps += outputs.requires_grad
+        return F.cross_entropy(outputs, targets) * (1 + self.steps)
+
+
+def test_the_check_before_a_study_begins_each_time_with_a_loss_that_has_seen_nothing() -> None:
+    plan, loaded = TrainingPlan(epochs=1, optimizer=SGD, device="cpu"), WithModel(3, Net, torch.float32)
+    loaded.loss = Ramp()  # type: ignore[method-assign]
+    rehearsal = Rehearsal(loaded, plan, CPU, 3, [])
+    assert rehearsal.check(1) == ""
+    assert rehearsal.seconds_per_member(2, 1) > 0
 
 
 class Demanding(WithModel):
