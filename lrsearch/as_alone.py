@@ -85,6 +85,8 @@ class AsAlone(TorchFunctionMode):
             _, sources = self._counts[id(args[0])]
             *_, own = map(_the_same_for_all, (*sources, args[0]))
             return func(own)
+        if func in CHOOSING and self._counts:
+            args = args[0], *map(self._chosen, args[1:])
         self._made.before(func, args, kwargs)
         instead = _INSTEAD.get(func)
         found = NotImplemented if instead is None else instead(func, *args, **kwargs)
@@ -94,6 +96,17 @@ class AsAlone(TorchFunctionMode):
             self._note_count(func, args, kwargs, result)
         return result
 
+    def _chosen(self, places: Any) -> Any:
+        """Return places with the masks among them, where these are of buffers, as those of one copy."""
+        if isinstance(places, tuple):
+            return tuple(one for place in places for one in self._places(place))
+        chosen = self._places(places)
+        return chosen[0] if len(chosen) == 1 else chosen
+
+    def _places(self, place: Any) -> tuple[Any, ...]:
+        is_mask = isinstance(place, torch.Tensor) and place.dtype is torch.bool and id(place) in self._counts
+        return places_of(_the_same_for_all(place)) if is_mask else (place,)
+
     def _note_count(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         of_copies = [one for one in tensors_of(args, kwargs) if _is_of_copies(one)]
         found = [self._counts[id(one)] for one in of_copies if id(one) in self._counts]
@@ -102,6 +115,11 @@ class AsAlone(TorchFunctionMode):
                 self._counts.pop(id(args[0]), None)
         elif found and _is_of_copies(result):
             self._counts[id(result)] = (result, [source for _, sources in found for source in sources])
+
+
+def places_of(mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return what chooses the same as a mask does, which vmap does not take of several dimensions."""
+    return mask.nonzero(as_tuple=True) if mask.ndim else (mask,)
 
 
 def _the_same_for_all(count: torch.Tensor) -> torch.Tensor:
@@ -500,6 +518,8 @@ READING = frozenset(
     getattr(torch.Tensor, name) for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")
 )
 """What makes numbers of Python of a tensor."""
+CHOOSING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
+"""What may be told by a mask how many numbers to choose."""
 _INSTEAD: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(CONVOLUTIONS, convolve),
     F.dropout: _dropout,

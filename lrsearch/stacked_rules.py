@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.func import functional_call, vmap
 
-from lrsearch.as_alone import AsAlone
+from lrsearch.as_alone import AsAlone, places_of
 from lrsearch.attention import multi_head_attention
 from lrsearch.convolution import convolve
 from lrsearch.linear import linear
@@ -725,12 +725,27 @@ def _getitem(stacked: Copies, arguments: list[Any], keywords: dict[str, Any]) ->
     value, index = arguments
     if not isinstance(value, Value):  # several results of a function
         return value[index]
-    places = index if isinstance(index, tuple) else (index,)
+    several = isinstance(index, tuple) and not isinstance(index, Value)
+    places = index if several else (index,)
     if not all(one is None or one is Ellipsis or type(one) in (int, slice) for one in places):
-        return _through_vmap(operator.getitem, stacked, arguments, keywords)
+        chosen = tuple(own for one in places for own in _chosen(one, stacked))
+        index = chosen if several or len(chosen) > 1 else chosen[0]
+        return _through_vmap(operator.getitem, stacked, [value, index], keywords)
     if value.layout is Layout.SHARED:
         return Value(Layout.SHARED, value.tensor[index])
     return Value(Layout.STACKED, to_stacked(value, stacked.count)[(slice(None), *places)])
+
+
+def _chosen(place: Any, stacked: Copies) -> tuple[Any, ...]:
+    """Return a mask that is a buffer, and the same for all copies, as places: by theirs each might have a shape of its
+    own.
+    """
+    if not isinstance(place, Value) or not any(place.tensor is one for one in stacked.buffers.values()):
+        return (place,)
+    first = place.tensor[0]
+    if first.dtype is not torch.bool or not bool((place.tensor == first).all()):
+        return (place,)
+    return tuple(Value(Layout.SHARED, one) for one in places_of(first))
 
 
 def _cast(function: Callable[..., torch.Tensor]) -> Rule:

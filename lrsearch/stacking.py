@@ -122,7 +122,7 @@ class StackedModel:
             placed = {place: own[name] for place, name in self._places.items()}
             for name in self.parameters:  # for `self.weight += 1`, and whoever asks whether it is one
                 own[name]._is_param = True  # by which nn.Parameter knows its own
-            counts = [own[name] for name, buffer in self.buffers.items() if is_count(buffer)]
+            counts = [own[name] for name, buffer in self.buffers.items() if _is_count(buffer)]
             with AsAlone(self.own, self._turned, counts):
                 outputs = functional_call(self.model, placed, (inputs,), tie_weights=False)
             if any(placed[name] is not own[name] for name in self.parameters):
@@ -223,7 +223,7 @@ class StackedModel:
         return state
 
 
-def is_count(buffer: torch.Tensor) -> bool:
+def _is_count(buffer: torch.Tensor) -> bool:
     """Whether a buffer of all copies may count something, such as steps: one number for each, or whole ones."""
     return not (buffer.is_floating_point() or buffer.is_complex()) or buffer.ndim == 1 or buffer[0].numel() == 1
 

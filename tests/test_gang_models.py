@@ -626,6 +626,27 @@ class Imaging(Net):
         return self.norm(images.unsqueeze(2)).flatten(1)  # type: ignore[no-any-return]
 
 
+class Masking(Net):
+    """Takes of its features what a mask among its buffers says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones(4, 4).tril().bool())
+        self.last = nn.Linear(10, 10)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.view(-1, 4, 4)[:, self.mask]  # type: ignore[index]  # torch: a buffer is a tensor
+
+
+class MaskingBranching(Masking):
+    """Does so where vmap has it as a whole, and writes there, too."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden.view(-1, 4, 4).clone() if len(hidden) else hidden
+        hidden[:, ~self.mask] = 0.5  # type: ignore[operator]
+        return super().between(hidden + hidden.transpose(1, 2))
+
+
 class Translating(Net):
     """Has a whole transformer of torch's, with rows that are padded."""
 
@@ -649,6 +670,10 @@ AGREE: tuple[type[Net], ...] = (
     *(Naming, Twice, Normed, Pruned, SpectrallyNormed, FeedingBack, NormingParts),
     *(Calling, Queueing),
 )
+
+
+BY_CHECK: tuple[type[Net], ...] = (Imaging, Translating, Masking, MaskingBranching)
+"""What agrees, too, as far as the check before a study sees."""
 
 
 class Hooking(Net):
@@ -1494,7 +1519,7 @@ def test_what_each_seed_has_for_itself_keeps_seeds_apart(build: type[Net], told:
         train()
 
 
-@pytest.mark.parametrize("build", [*AGREE, Annealing, Imaging, Translating, *REFUSED], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("build", [*AGREE, Annealing, *BY_CHECK, *REFUSED], ids=lambda one: one.__name__)
 def test_the_check_before_a_study_takes_what_agrees_and_nothing_else(build: type[Net]) -> None:
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
     rehearsal = Rehearsal(WithModel(3, build, torch.float32), plan, CPU, 3, [])
