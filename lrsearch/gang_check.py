@@ -319,15 +319,14 @@ ALL_DIGITS = (torch.float64, torch.complex128)
 
 
 class _LossInDouble(nn.Module):
-    """A loss for outputs in float64, too, of one that may hold weights."""
+    """A loss, which may hold weights, that computes in float64."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
-        self.single, self.exact = loss, deepcopy(loss).double()
+        self.exact = deepcopy(loss).double()
 
     def forward(self, outputs: Any, targets: Any) -> torch.Tensor:
-        is_double = any(one.dtype is torch.float64 for one in _tensors_in(outputs))
-        loss: torch.Tensor = (self.exact if is_double else self.single)(outputs, targets)
+        loss: torch.Tensor = self.exact(_of_tensors(outputs, _double), _of_tensors(targets, _double))
         return loss
 
 

@@ -1665,7 +1665,9 @@ def test_a_loss_that_counts_the_training_steps_and_sums_up_is_that_of_one_alone(
 class Ramp(nn.Module):
     """A loss that rises with the steps, which it counts itself."""
 
-    steps = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
 
     def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         self.steps += outputs.requires_grad
@@ -1676,8 +1678,25 @@ def test_the_check_before_a_study_begins_each_time_with_a_loss_that_has_seen_not
     plan, loaded = TrainingPlan(epochs=1, optimizer=SGD, device="cpu"), WithModel(3, Net, torch.float32)
     loaded.loss = Ramp()  # type: ignore[method-assign]
     rehearsal = Rehearsal(loaded, plan, CPU, 3, [])
-    assert rehearsal.check(1) == ""
+    assert [rehearsal.check(crowds) for crowds in (1, 2)] == ["", ""]
     assert rehearsal.seconds_per_member(2, 1) > 0
+
+
+def test_a_loss_that_counts_goes_on_for_all_seeds_also_where_those_of_the_first_have_left() -> None:
+    def begin(seed: int) -> Run:
+        loaded = WithModel(seed, Net, torch.float64)
+        loaded.loss = Ramp()  # type: ignore[method-assign]
+        return new_run(loaded, TrainingPlan(epochs=1, optimizer=SGD, device="cpu"), CPU, seed)
+
+    stacked, single = StackedRun([begin(3), begin(8)], [SGD.settings] * 2), begin(8)
+    for members in ([0, 1], [1]):
+        stacked.keep(members) if len(members) < stacked.live else None
+        for _ in range(4):
+            stacked.step(stacked.numbers([0.01, 0.002][-len(members) :]))
+            single.step(0.002)
+        assert stacked.evaluate("validation")[-1][0] == pytest.approx(single.evaluate("validation")[0], abs=1e-9)
+        stacked.take_losses()
+    assert farthest(stacked, [single]) <= 1e-9
 
 
 class Demanding(WithModel):
