@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
@@ -53,12 +53,20 @@ class AsAlone(TorchFunctionMode):
     """Has what vmap calls drop what one copy alone would, and refuses questions that vmap answers wrongly.
 
     So it does the models' `own` tensors: a copy that computes with them would never see what it has learned. Matrices
-    of shapes that are `turned` lie otherwise than alone, and so would what is drawn like them.
+    of shapes that are `turned` lie otherwise than alone, and so would what is drawn like them. What is computed of the
+    `counts` alone, such as numbers of steps, the user's code may go by as long as all copies have the same.
     """
 
-    def __init__(self, own: Collection[int], turned: Collection[tuple[int, ...]] = ()) -> None:
+    def __init__(
+        self,
+        own: Collection[int],
+        turned: Collection[tuple[int, ...]] = (),
+        counts: Iterable[torch.Tensor] = (),
+    ) -> None:
         super().__init__()
         self._own, self._turned, self._made = own, turned, _Made()
+        self._counts: dict[int, tuple[torch.Tensor, list[torch.Tensor]]] = {id(one): (one, [one]) for one in counts}
+        """Those tensors, and what was computed of them, with the counts that it was computed of."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -73,12 +81,55 @@ class AsAlone(TorchFunctionMode):
             caller = sys._getframe(1).f_globals.get("__name__", "")
             if not caller.startswith("torch."):
                 raise ValueError("the model asks whether a tensor needs gradients, says so, or has hooks on them")
+        if func in READING and id(args[0]) in self._counts:
+            _, sources = self._counts[id(args[0])]
+            *_, own = map(_the_same_for_all, (*sources, args[0]))
+            return func(own)
+        if func in CHOOSING and self._counts:
+            args = args[0], *map(self._chosen, args[1:])
         self._made.before(func, args, kwargs)
         instead = _INSTEAD.get(func)
         found = NotImplemented if instead is None else instead(func, *args, **kwargs)
         result = func(*args, **kwargs) if found is NotImplemented else found
         self._made.after(func, args, kwargs, result)
+        if self._counts:
+            self._note_count(func, args, kwargs, result)
         return result
+
+    def _chosen(self, places: Any) -> Any:
+        """Return places with the masks among them, where these are of buffers, as those of one copy."""
+        if isinstance(places, tuple):
+            return tuple(one for place in places for one in self._places(place))
+        chosen = self._places(places)
+        return chosen[0] if len(chosen) == 1 else chosen
+
+    def _places(self, place: Any) -> tuple[Any, ...]:
+        is_mask = isinstance(place, torch.Tensor) and place.dtype is torch.bool and id(place) in self._counts
+        return places_of(_the_same_for_all(place)) if is_mask else (place,)
+
+    def _note_count(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        of_copies = [one for one in tensors_of(args, kwargs) if _is_of_copies(one)]
+        found = [self._counts[id(one)] for one in of_copies if id(one) in self._counts]
+        if len(found) < len(of_copies):
+            if _writes(func):
+                self._counts.pop(id(args[0]), None)
+        elif found and _is_of_copies(result):
+            self._counts[id(result)] = (result, [source for _, sources in found for source in sources])
+
+
+def places_of(mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return what chooses the same as a mask does, which vmap does not take of several dimensions."""
+    return mask.nonzero(as_tuple=True) if mask.ndim else (mask,)
+
+
+def _the_same_for_all(count: torch.Tensor) -> torch.Tensor:
+    """Return that of one copy. Raises ValueError where they differ."""
+    while _is_of_copies(count):
+        side, own = torch._C._functorch.maybe_get_bdim(count), torch._C._functorch.get_unwrapped(count)
+        count = own.select(side, 0)
+        if not bool((own == count.unsqueeze(side)).all()):
+            raise ValueError("the model goes by a number in a buffer, of which each trial has another")
+    return count
 
 
 class _Made:
@@ -142,9 +193,11 @@ def _plain_dropout(func: Any, input: torch.Tensor, p: float, train: bool) -> Any
 
 
 def _ordered_dropout(func: Any, input: torch.Tensor, *others: Any, **keywords: Any) -> Any:  # noqa: A002  # torch's name
-    if not input.is_contiguous():
+    if input.is_contiguous():
+        return NotImplemented
+    if not torch.empty_strided(input.shape, _strides_alone(input), device="meta").is_contiguous():
         raise ValueError("the model draws chance in the order in which a tensor alone lies in memory")
-    return NotImplemented
+    return func(input.contiguous(), *others, **keywords)
 
 
 def _attention(
@@ -295,6 +348,15 @@ def _lying_as_alone(x: torch.Tensor) -> torch.Tensor:
 def _strides_alone(x: torch.Tensor) -> tuple[int, ...]:
     """Return how what is made like `x` lies in memory alone."""
     return torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
+
+
+def _laid(func: Any, x: torch.Tensor, *others: Any, memory_format: Any = None, **keywords: Any) -> Any:
+    """Have a copy's channels last, which torch's own does not know of."""
+    if memory_format is not torch.channels_last or not _is_of_copies(x):
+        return NotImplemented
+    same = func is torch.Tensor.to and not (others or keywords)
+    own = x if same else func(x, *others, **keywords)
+    return own.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def _data(func: Any, x: torch.Tensor) -> Any:
@@ -452,6 +514,12 @@ GRADIENT_QUESTIONS = (
 )
 FREEZING = (torch.Tensor.requires_grad.__set__, torch.Tensor.requires_grad_)  # type: ignore[attr-defined]
 ASKING = DESCRIBING | frozenset(FREEZING)
+READING = frozenset(
+    getattr(torch.Tensor, name) for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")
+)
+"""What makes numbers of Python of a tensor."""
+CHOOSING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
+"""What may be told by a mask how many numbers to choose."""
 _INSTEAD: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(CONVOLUTIONS, convolve),
     F.dropout: _dropout,
@@ -470,6 +538,7 @@ _INSTEAD: dict[Any, Callable[..., Any]] = {
     F.embedding: _embedding,
     **dict.fromkeys((F.batch_norm, F.instance_norm), _norm_by_channel),
     **dict.fromkeys((F.prelu, torch.prelu), _prelu),
+    **dict.fromkeys((torch.Tensor.contiguous, torch.Tensor.to, torch.Tensor.clone, torch.clone), _laid),
     torch.Tensor.data.__get__: _data,  # type: ignore[attr-defined]  # it is a property
     **dict.fromkeys(CELLS, _cell),
 }

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MethodType
 from typing import Any
 
 import torch
@@ -211,6 +212,18 @@ def _largest(numbers: torch.Tensor) -> float:
     return float(numbers.abs().nan_to_num(0.0, posinf=0.0).max()) if numbers.numel() else 0.0
 
 
+def begun_anew(loaded: LoadedWorkload) -> LoadedWorkload:
+    """Return the workload with a loss of its own, as that of each trial is: what the loss keeps begins anew."""
+    own = object.__new__(type(loaded))
+    try:
+        if isinstance(loaded.loss, MethodType):  # of the workload itself, maybe
+            return loaded
+        vars(own).update({**vars(loaded), "loss": deepcopy(loaded.loss)})
+    except Exception:  # whatever the loss holds
+        return loaded
+    return own
+
+
 class FewEvaluations:
     """A workload, of whose splits two batches of a few rows are evaluated, and the loss of these alone."""
 
@@ -306,15 +319,14 @@ ALL_DIGITS = (torch.float64, torch.complex128)
 
 
 class _LossInDouble(nn.Module):
-    """A loss for outputs in float64, too, of one that may hold weights."""
+    """A loss, which may hold weights, that computes in float64."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
-        self.single, self.exact = loss, deepcopy(loss).double()
+        self.exact = deepcopy(loss).double()
 
     def forward(self, outputs: Any, targets: Any) -> torch.Tensor:
-        is_double = any(one.dtype is torch.float64 for one in _tensors_in(outputs))
-        loss: torch.Tensor = (self.exact if is_double else self.single)(outputs, targets)
+        loss: torch.Tensor = self.exact(_of_tensors(outputs, _double), _of_tensors(targets, _double))
         return loss
 
 

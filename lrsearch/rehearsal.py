@@ -23,6 +23,7 @@ from lrsearch.gang_check import (
     FewRows,
     History,
     InDouble,
+    begun_anew,
     difference,
     difference_in_double,
     shake,
@@ -69,6 +70,8 @@ CLEARLY = 1.5
 GANG_MUST_SAVE = 0.95
 """Of what a step takes alone, or in a larger gang, the most that it may take in one: what is timed so shortly is not
 known better."""
+LONGEST = 200
+"""Of what an error says, characters."""
 CHECKED_RATE = 1e-4
 """Of the steps after which a stacked model is compared with the model alone."""
 
@@ -97,7 +100,7 @@ class Solo:
     ) -> None:
         self.training, self.search_steps, self._facts = training, search_steps, loaded.facts
         self._fewest_blocks = max(GLANCE_BLOCKS + 1, math.ceil(SOLO_BLOCKS / slots))
-        self._new_run = partial(new_run, loaded, training, device, seed)
+        self._loaded, self._device, self._seed = loaded, device, seed
         self._rehearsal = partial(Rehearsal, loaded, training, device, seed)
         self._wait = wait = synchronizer(device)
         self._new_run()  # what is imported at the first use is on nobody's bill
@@ -113,6 +116,9 @@ class Solo:
         self.glance = min(self._blocks) / BLOCK_STEPS
         """Seconds of a step."""
         self._fastest = math.inf
+
+    def _new_run(self) -> Run:
+        return new_run(begun_anew(self._loaded), self.training, self._device, self._seed)
 
     def _first_losses(self, run: Run) -> list[float]:
         for _ in range(checked_steps(self.training)):
@@ -315,8 +321,11 @@ class Rehearsal:
             with torch.no_grad():
                 for one in parameters:
                     one[1] = math.nan
-            for _ in range(2):
-                run.step(rates)
+            try:
+                for _ in range(2):
+                    run.step(rates)
+            except Exception as error:  # such as a decomposition that finds no finite numbers
+                return f"a trial that diverges stops those that train together with it: {what_stops(error)[:LONGEST]}"
             for one, before in zip(parameters, others, strict=True):
                 if not bool((one.detach()[::2].isfinite() | ~before).all()):
                     return "a trial that diverges spoils those that train together with it"
@@ -479,7 +488,7 @@ class Rehearsal:
 
     def _new_run(self, place: int) -> Run:
         """Return a run with other weights and another data order for each crowd; repeats stand for seeds, too."""
-        return new_run(self.loaded, self.training, self.device, repeat_seed(self.seed, place))
+        return new_run(begun_anew(self.loaded), self.training, self.device, repeat_seed(self.seed, place))
 
 
 def _candidates(most: int) -> Iterator[int]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.func import functional_call, vmap
 
-from lrsearch.as_alone import AsAlone
+from lrsearch.as_alone import AsAlone, places_of
 from lrsearch.attention import multi_head_attention
 from lrsearch.convolution import convolve
 from lrsearch.linear import linear
@@ -165,7 +165,7 @@ def _module_rule(name: str, module: nn.Module) -> Rule:
         return _linear(name, module)
     if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
         return _convolution(name, module)
-    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
         return _batch_norm(name, module)
     if isinstance(module, nn.LayerNorm):
         return _layer_norm(name, module)
@@ -183,6 +183,8 @@ def _module_rule(name: str, module: nn.Module) -> Rule:
         return _encoder_layer(name, module)
     if isinstance(module, nn.TransformerEncoder):
         return _encoder(name, module)
+    if isinstance(module, nn.Transformer):
+        return _transformer(name, module)
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
         end = module.end_dim
         return lambda stacked, arguments, keywords: _flatten(arguments[0], end, stacked.count)
@@ -205,8 +207,8 @@ def _channel_by_channel(function: Callable[..., torch.Tensor]) -> Rule:
     """Return the rule for what treats each channel of (N, C, H, W) alone."""
 
     def rule(stacked: Copies, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        if not arguments or arguments[0].tensor.ndim != (5 if arguments[0].layout is Layout.STACKED else 4):
-            return _through_vmap(function, stacked, arguments, keywords)  # (C, H, W) has rows for channels
+        if not arguments or not _is_of_images(arguments[0]):
+            return _through_vmap(function, stacked, arguments, keywords)
         value, *others = arguments
         if value.layout is Layout.STACKED:
             value = Value(Layout.FOLDED, to_folded(value, stacked.count))
@@ -216,6 +218,11 @@ def _channel_by_channel(function: Callable[..., torch.Tensor]) -> Rule:
         return Value(value.layout, outputs)
 
     return rule
+
+
+def _is_of_images(value: Value) -> bool:
+    """Whether it is (N, C, H, W) for each copy; (C, H, W) has rows for channels."""
+    return value.tensor.ndim == (5 if value.layout is Layout.STACKED else 4)
 
 
 def _linear(name: str, module: nn.Linear) -> Rule:
@@ -238,9 +245,12 @@ def _convolution(name: str, module: nn.Conv2d) -> Rule:
     weight_name, bias_name = f"{name}.weight", f"{name}.bias" if module.bias is not None else None
     # With one channel both layouts are the same memory, and only strides tell a convolution which one is wanted.
     one_channel_last = module.in_channels == 1 and module.weight.stride(1) == 1
+    by_vmap = _any_module(name, module)
 
-    def rule(stacked: Copies, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+    def rule(stacked: Copies, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         (value,) = arguments
+        if not _is_of_images(value):
+            return by_vmap(stacked, arguments, keywords)
         if one_channel_last and value.layout is Layout.SHARED and not value.tensor.requires_grad:
             height, width = value.tensor.shape[2:]
             like_images = value.tensor.contiguous().as_strided(value.tensor.shape, (height * width, 1, width, 1))
@@ -259,7 +269,7 @@ def _convolution(name: str, module: nn.Conv2d) -> Rule:
     return rule
 
 
-def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> Rule:
+def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> Rule:
     def rule(stacked: Copies, arguments: list[Any], keywords: dict[str, Any]) -> Value:
         (value,) = arguments
         own = {
@@ -521,6 +531,24 @@ def _encoder(name: str, module: nn.TransformerEncoder) -> Rule:
     return rule
 
 
+def _transformer(name: str, module: nn.Transformer) -> Rule:
+    encode, decode = (_module_rule(f"{name}.{part}", getattr(module, part)) for part in ("encoder", "decoder"))
+    of_source = {"mask": "src_mask", "src_key_padding_mask": "src_key_padding_mask", "is_causal": "src_is_causal"}
+    of_target = ("tgt_mask", "memory_mask", "tgt_key_padding_mask", "memory_key_padding_mask", "tgt_is_causal")
+    names = list(inspect.signature(module.forward).parameters)
+
+    def rule(stacked: Copies, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        given = dict(zip(names, arguments, strict=False)) | keywords
+        masks = {own: given.get(theirs) for own, theirs in of_source.items()}
+        memory = encode(stacked, [given["src"]], masks)
+        masks = {own: given.get(own) for own in of_target}
+        return decode(
+            stacked, [given["tgt"], memory], {**masks, "memory_is_causal": given.get("memory_is_causal", False)}
+        )
+
+    return rule
+
+
 def _left_out(module: nn.TransformerEncoder, value: Value, padding: Value, count: int) -> torch.Tensor | None:
     """Return where an encoder with enable_nested_tensor gives zeros, for one copy; None where it takes no rows apart.
 
@@ -697,12 +725,27 @@ def _getitem(stacked: Copies, arguments: list[Any], keywords: dict[str, Any]) ->
     value, index = arguments
     if not isinstance(value, Value):  # several results of a function
         return value[index]
-    places = index if isinstance(index, tuple) else (index,)
+    several = isinstance(index, tuple) and not isinstance(index, Value)
+    places = index if several else (index,)
     if not all(one is None or one is Ellipsis or type(one) in (int, slice) for one in places):
-        return _through_vmap(operator.getitem, stacked, arguments, keywords)
+        chosen = tuple(own for one in places for own in _chosen(one, stacked))
+        index = chosen if several or len(chosen) > 1 else chosen[0]
+        return _through_vmap(operator.getitem, stacked, [value, index], keywords)
     if value.layout is Layout.SHARED:
         return Value(Layout.SHARED, value.tensor[index])
     return Value(Layout.STACKED, to_stacked(value, stacked.count)[(slice(None), *places)])
+
+
+def _chosen(place: Any, stacked: Copies) -> tuple[Any, ...]:
+    """Return a mask that is a buffer, and the same for all copies, as places: by theirs each might have a shape of its
+    own.
+    """
+    if not isinstance(place, Value) or not any(place.tensor is one for one in stacked.buffers.values()):
+        return (place,)
+    first = place.tensor[0]
+    if first.dtype is not torch.bool or not bool((place.tensor == first).all()):
+        return (place,)
+    return tuple(Value(Layout.SHARED, one) for one in places_of(first))
 
 
 def _cast(function: Callable[..., torch.Tensor]) -> Rule:

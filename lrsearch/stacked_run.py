@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from traceback import walk_tb
+from types import MethodType
 from typing import Any
 
 import torch
@@ -72,6 +73,10 @@ IN_OUR_WORDS = {
     "`.data` under vmap": "the model puts another tensor in the place of .data, which .data.copy_() need not",
     "does not require grad and does not have a grad_fn": (
         "the model or the loss asks torch.autograd for gradients, which serves one trial only, unlike torch.func.grad"
+    ),
+    "_nested_tensor_from_mask_left_aligned": (
+        "an encoder leaves out what is padded when it is evaluated, which it does for one trial only unless it is made "
+        "with enable_nested_tensor=False"
     ),
     "cannot register a hook": "the model has hooks on its gradients, which only a model alone calls",
 }
@@ -182,6 +187,8 @@ class StackedRun:
             raise CannotGangError("model or data have chance of their own, which each seed draws for itself")
         self._chance = chance.snapshot(()) if len(self._crowds) > 1 else {}
         self._switch = run.switch
+        self._shared_loss = None if isinstance(run.loaded.loss, MethodType) else run.loaded.loss
+        """That of all seeds, with what it keeps: the others have copies of it, which see none of the steps."""
         names = {id(parameter): name for name, parameter in run.model.named_parameters()}
         groups = run.optimizer.param_groups
         placed = [(group, parameter) for group in groups for parameter in group["params"]]
@@ -334,12 +341,16 @@ class StackedRun:
             targets = own[0].expand(len(outputs), *own[0].shape) if shared else torch.stack(self._of_each(own))
             return loaded.stacked_loss(outputs, targets)
         losses: torch.Tensor
+        loss = self._loss_of(loaded)
         with LossesAsAlone(self.stacked.own):
             if shared:
-                losses = vmap(lambda one: loaded.loss(one, own[0]), randomness="same")(outputs)
+                losses = vmap(lambda one: loss(one, own[0]), randomness="same")(outputs)
             else:
-                losses = vmap(loaded.loss, randomness="same")(outputs, torch.stack(self._of_each(own)))
+                losses = vmap(loss, randomness="same")(outputs, torch.stack(self._of_each(own)))
         return losses
+
+    def _loss_of(self, loaded: LoadedWorkload) -> Callable[[Any, Any], torch.Tensor]:
+        return loaded.loss if self._shared_loss is None else self._shared_loss
 
     def _of_each(self, own: Sequence[Any]) -> list[torch.Tensor]:
         """Return for each member what its crowd has."""
@@ -422,9 +433,9 @@ class StackedRun:
             if isinstance(loaded, FitsMetric) and split != "test":
                 self._metrics[row] = loaded.fit_metric(own, all_targets)
             metric = self._metrics[row] or loaded.metric
-            held = Contents(nothing, loaded.loss) if row == rows.start else None
+            held = Contents(nothing, self._loss_of(loaded)) if row == rows.start else None
             with Without(self.stacked.own, LOSS_WITH_WEIGHTS):
-                loss = finite(float(loaded.loss(own, all_targets)))
+                loss = finite(float(self._loss_of(loaded)(own, all_targets)))
             if held is not None and not held.is_still():
                 raise CannotGangError("the loss of an evaluation changes what it holds, once for each member")
             with Without(self.stacked.own, METRIC_WITH_WEIGHTS):

@@ -120,8 +120,13 @@ class StackedModel:
 
         def call(own: dict[str, torch.Tensor], inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             placed = {place: own[name] for place, name in self._places.items()}
-            with AsAlone(self.own, self._turned):
+            for name in self.parameters:  # for `self.weight += 1`, and whoever asks whether it is one
+                own[name]._is_param = True  # by which nn.Parameter knows its own
+            counts = [own[name] for name, buffer in self.buffers.items() if _is_count(buffer)]
+            with AsAlone(self.own, self._turned, counts):
                 outputs = functional_call(self.model, placed, (inputs,), tie_weights=False)
+            if any(placed[name] is not own[name] for name in self.parameters):
+                raise ValueError("the model puts other weights or buffers in the place of its own")
             if any(placed[place] is not own[name] for place, name in self._places.items() if place != name):
                 raise ValueError("the model puts another tensor in the place of a buffer that goes by two names")
             return outputs, {name: placed[name] for name in self.buffers}  # functional_call puts replaced ones there
@@ -216,6 +221,11 @@ class StackedModel:
         state = OrderedDict((name, own[self._own_name[name]].detach()[row].clone()) for name in like)
         vars(state)["_metadata"] = getattr(like, "_metadata", {})
         return state
+
+
+def _is_count(buffer: torch.Tensor) -> bool:
+    """Whether a buffer of all copies may count something, such as steps: one number for each, or whole ones."""
+    return not (buffer.is_floating_point() or buffer.is_complex()) or buffer.ndim == 1 or buffer[0].numel() == 1
 
 
 def _kept(model: nn.Module) -> list[torch.Tensor]:

@@ -32,7 +32,9 @@ from tests.test_gang import SGD
 from tests.test_gang_across_seeds import ADAMW, CPU, WithModel, farthest
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(weight_norm|jit.script).* is deprecated:FutureWarning", f"ignore:{SLOW_IN_VMAP}"
+    "ignore:.*(weight_norm|jit.script).* is deprecated:FutureWarning",
+    f"ignore:{SLOW_IN_VMAP}",
+    "ignore:The PyTorch API of nested tensors:UserWarning",
 )
 
 
@@ -581,6 +583,83 @@ class Calling(Net):
         return super().__call__(inputs - inputs.mean(0))  # type: ignore[no-any-return]
 
 
+class Queueing(Net):
+    """Has a queue with the place where it goes on, counts in a frozen weight, and begins with what it sees first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("queue", torch.zeros(24, 16))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("has_begun", torch.tensor(0))
+        self.seen = nn.Parameter(torch.tensor(0.0), requires_grad=False)
+        self.shift = nn.Parameter(torch.zeros(16))
+        self.queue: torch.Tensor
+        self.place: torch.Tensor
+        self.has_begun: torch.Tensor
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen += 1  # type: ignore[misc]  # torch: a parameter, in place
+            place = int(self.place)
+            with torch.no_grad():
+                if not self.has_begun:
+                    self.shift.copy_(-hidden.mean(0))
+                    self.has_begun.fill_(1)
+                self.queue[place : place + 8] = hidden[:8]
+                self.place[0] = (place + 8) % 24
+        factor = 1.0 if isinstance(self.last.weight, nn.Parameter) else 2.0
+        return torch.relu(hidden + self.shift) * factor + self.queue.mean(0) / (1 + self.seen)
+
+
+class Imaging(Net):
+    """Computes with images in ways that are rare: as one without rows, channels last, as volumes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.drop = nn.Conv2d(4, 4, 3, padding=1), nn.AlphaDropout(0.2)
+        self.norm = nn.BatchNorm3d(4, momentum=None)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        images = self.drop(self.convolution(hidden.view(-1, 4, 2, 2)))
+        images = F.dropout(images.to(memory_format=torch.channels_last), 0.2, self.training)
+        images = images.contiguous(memory_format=torch.channels_last) + self.convolution(images.mean(0))
+        return self.norm(images.unsqueeze(2)).flatten(1)  # type: ignore[no-any-return]
+
+
+class Masking(Net):
+    """Takes of its features what a mask among its buffers says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones(4, 4).tril().bool())
+        self.last = nn.Linear(10, 10)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.view(-1, 4, 4)[:, self.mask]  # type: ignore[index]  # torch: a buffer is a tensor
+
+
+class MaskingBranching(Masking):
+    """Does so where vmap has it as a whole, and writes there, too."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden.view(-1, 4, 4).clone() if len(hidden) else hidden
+        hidden[:, ~self.mask] = 0.5  # type: ignore[operator]
+        return super().between(hidden + hidden.transpose(1, 2))
+
+
+class Translating(Net):
+    """Has a whole transformer of torch's, with rows that are padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = nn.Transformer(4, 2, 1, 1, 8, batch_first=True)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        rows = self.first(inputs.flatten(1)).view(-1, 4, 4)
+        padding = (inputs.flatten(1)[:, :4] > 99) | (torch.arange(4) > 2)
+        return self.last(self.transformer(rows, rows, src_key_padding_mask=padding).flatten(1))  # type: ignore[no-any-return]
+
+
 AGREE: tuple[type[Net], ...] = (
     *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
     *(BoxedByData, Collecting, Hiding),
@@ -589,8 +668,12 @@ AGREE: tuple[type[Net], ...] = (
     *(Filling, AddingToItself, FreezingAlways, SpareHead, Averaging, Gating, Choosing),
     *(Reading, ReadingLong, ReadingBranching, Stepping),
     *(Naming, Twice, Normed, Pruned, SpectrallyNormed, FeedingBack, NormingParts),
-    Calling,
+    *(Calling, Queueing),
 )
+
+
+BY_CHECK: tuple[type[Net], ...] = (Imaging, Translating, Masking, MaskingBranching)
+"""What agrees, too, as far as the check before a study sees."""
 
 
 class Hooking(Net):
@@ -1096,6 +1179,26 @@ class Deciding(Net):
         return torch.relu(hidden) if hidden.mean() > 0 else hidden
 
 
+class DecidingByABuffer(Net):
+    """Goes by a number that it has computed in the step before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.mean: torch.Tensor
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(hidden) if self.mean > -100 else hidden
+        self.mean.copy_(hidden.detach().mean())
+        return hidden
+
+
+class DecidingByACount(DecidingByABuffer):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.mean.copy_((hidden > 0).sum())
+        return torch.relu(hidden) if self.mean > -100 else hidden
+
+
 class Picking(Net):
     def between(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.relu(hidden) + hidden[hidden > 0].mean()
@@ -1133,6 +1236,8 @@ class Differentiating(Net):
     [
         (Scripted, "a part of the model is compiled by torch.jit"),
         (Deciding, "the model or the loss goes by numbers that it has computed"),
+        (DecidingByABuffer, "the model goes by a number in a buffer, of which each trial has another"),
+        (DecidingByACount, "the model or the loss goes by numbers that it has computed"),
         (Picking, "the model or the loss makes tensors whose size goes by numbers"),
         (WritingIntoAView, "the model or the loss writes what it has computed into"),
         (WritingIntoASlice, "the model or the loss writes what it has computed into"),
@@ -1414,7 +1519,7 @@ def test_what_each_seed_has_for_itself_keeps_seeds_apart(build: type[Net], told:
         train()
 
 
-@pytest.mark.parametrize("build", [*AGREE, Annealing, *REFUSED], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("build", [*AGREE, Annealing, *BY_CHECK, *REFUSED], ids=lambda one: one.__name__)
 def test_the_check_before_a_study_takes_what_agrees_and_nothing_else(build: type[Net]) -> None:
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
     rehearsal = Rehearsal(WithModel(3, build, torch.float32), plan, CPU, 3, [])
@@ -1555,6 +1660,43 @@ def test_a_loss_that_counts_the_training_steps_and_sums_up_is_that_of_one_alone(
     stacked, single, together, alone = histories(Net, kind=CountingSteps)
     assert farthest(stacked, single) <= 1e-9
     assert_agree(together, alone)
+
+
+class Ramp(nn.Module):
+    """A loss that rises with the steps, which it counts itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.steps += outputs.requires_grad
+        return F.cross_entropy(outputs, targets) * (1 + self.steps)
+
+
+def test_the_check_before_a_study_begins_each_time_with_a_loss_that_has_seen_nothing() -> None:
+    plan, loaded = TrainingPlan(epochs=1, optimizer=SGD, device="cpu"), WithModel(3, Net, torch.float32)
+    loaded.loss = Ramp()  # type: ignore[method-assign]
+    rehearsal = Rehearsal(loaded, plan, CPU, 3, [])
+    assert [rehearsal.check(crowds) for crowds in (1, 2)] == ["", ""]
+    assert rehearsal.seconds_per_member(2, 1) > 0
+
+
+def test_a_loss_that_counts_goes_on_for_all_seeds_also_where_those_of_the_first_have_left() -> None:
+    def begin(seed: int) -> Run:
+        loaded = WithModel(seed, Net, torch.float64)
+        loaded.loss = Ramp()  # type: ignore[method-assign]
+        return new_run(loaded, TrainingPlan(epochs=1, optimizer=SGD, device="cpu"), CPU, seed)
+
+    stacked, single = StackedRun([begin(3), begin(8)], [SGD.settings] * 2), begin(8)
+    for members in ([0, 1], [1]):
+        stacked.keep(members) if len(members) < stacked.live else None
+        for _ in range(4):
+            stacked.step(stacked.numbers([0.01, 0.002][-len(members) :]))
+            single.step(0.002)
+        assert stacked.evaluate("validation")[-1][0] == pytest.approx(single.evaluate("validation")[0], abs=1e-9)
+        stacked.take_losses()
+    assert farthest(stacked, [single]) <= 1e-9
 
 
 class Demanding(WithModel):
