@@ -186,9 +186,9 @@ def test_in_a_gang_each_pays_for_the_thinking_of_its_own_search(
     monkeypatch.setattr(DefaultRate, "propose", slowly)
     record = run(tmp_path, "gangs: auto\n", seeds="[0]")
     idle = {trial.strategy: trial.phase_seconds["idle"] for trial in record.trials if trial.gang_size == FIRST}
-    assert idle.pop("default") > 0.5
+    thought = idle.pop("default")
     assert idle.keys() == {"grid", "random", "tpe"}
-    assert idle["random"] < 0.25
+    assert thought > 0.25 + min(idle.values()), "of the rest all have the same"
     [event] = [event.data for event in record.events if event.kind == "run"]
     billed = sum(attempt.billed_seconds for trial in record.trials for attempt in trial.attempts)
     assert billed == pytest.approx(event["held_seconds"], rel=0.01)
