@@ -26,6 +26,9 @@ class Clock:
     def perf_counter(self) -> float:
         return self.seconds
 
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)
 

@@ -492,11 +492,11 @@ def test_a_running_trial_is_seen_in_the_ledger_and_in_optuna_before_it_ends(
                 time.sleep(0.1)
                 with contextlib.suppress(KeyError):  # the mirror has not begun the study
                     trials = optuna.load_study(study_name=f"small/{trial.strategy}/0", storage=url).trials
-                    self.seen += [
+                    self.seen.extend(
                         (len(shown.intermediate_values), int(point.epoch))
                         for shown in trials[trial.number : trial.number + 1]
                         if shown.state == optuna.trial.TrialState.RUNNING and shown.intermediate_values
-                    ]
+                    )
 
     monkeypatch.setattr("lrsearch.conductor.HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr("lrsearch.conductor.LIVE_AFTER_SECONDS", 0.5)
