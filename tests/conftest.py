@@ -4,7 +4,7 @@ import signal
 import sys
 from pathlib import Path
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -12,5 +12,5 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes depends on what else the machine does.
-settings.register_profile("lrsearch", deadline=None)
+settings.register_profile("lrsearch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("lrsearch")

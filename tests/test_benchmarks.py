@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -194,15 +195,18 @@ class TestPrograms:
         assert found.values["accuracy"] > 0.85
         assert found.values["images_per_second"] > 0
 
-    def test_what_the_service_adds_is_less_than_an_epoch(self, tmp_path: Path) -> None:
+    def test_what_the_service_adds_is_told_of_each_side(self, tmp_path: Path) -> None:
+        """How much that is, a machine that others share does not say: the benchmark does."""
         few = ["--only", "digits", "digits gang", "--epochs", "3", "--repeats", "1", "--threads", "1"]
         assert service.main([*few, "--results", str(tmp_path)]) == 0
         (written,) = tmp_path.glob("*.json")
-        found = {one["side"]: one["values"] for one in json.loads(written.read_text())["runs"]}
+        content = json.loads(written.read_text())
+        found = {one["side"]: one["values"] for one in content["runs"]}
         assert list(found) == ["digits", "digits, control", "digits gang", "digits gang, control"]
-        for values in found.values():
-            assert values["epochs"] == 2
-            assert -90 < values["more_percent"] < 100
+        for side, values in found.items():
+            assert values["epochs"] == 2, "of three; in the first both warm up"
+            assert -100 < values["more_percent"] < math.inf
+            assert content["numbers"][side]["median"] == values["more_percent"]
 
     @pytest.mark.parametrize("name", grid_search.PEERS)
     def test_each_way_of_searching_finds_the_better_rate(self, name: str) -> None:
@@ -245,10 +249,11 @@ class TestPrograms:
         few = ["--only", "help", "first_step", "worker", "trial", "--repeats", "1", "--results", str(tmp_path)]
         assert fixed_costs.main(few) == 0
         (written,) = tmp_path.glob("*.json")
-        numbers = json.loads(written.read_text())["numbers"]
-        assert 0 < numbers["lrsearch run-study: exec to first step, s"]["median"] < 120
-        whole, fixed = (numbers[name]["median"] for name in ("a trial of one step, ms", "a trial's fixed cost, ms"))
-        assert whole > fixed > 0, "of the same trials: other steps are of another moment"
+        content = json.loads(written.read_text())
+        numbers, [whole] = content["numbers"], [one for one in content["runs"] if one["side"] == "lrsearch run-study"]
+        assert 0 < numbers["lrsearch run-study: exec to first step, s"]["median"] < whole["seconds"], "exec to exit"
+        trial, fixed = (numbers[name]["median"] for name in ("a trial of one step, ms", "a trial's fixed cost, ms"))
+        assert trial > fixed > 0, "of the same trials: other steps are of another moment"
         assert numbers["a step, ms"]["median"] > 0
 
 

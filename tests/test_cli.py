@@ -661,7 +661,7 @@ def test_a_signal_stops_the_study_settles_its_cost_and_names_the_way_on(
     running.send_signal(number)
     assert running.stderr is not None
     last = running.stderr.read().splitlines()[-1]
-    assert running.wait(timeout=20) == exit_code
+    assert running.wait(timeout=60) == exit_code
     assert last.startswith("Stopped; what has finished is stored")
     assert last.endswith("To continue: lrsearch run-study study.yaml")
     attempts = list(csv.DictReader(io.StringIO(lrsearch(tmp_path, "export", "long", "--table", "attempts").stdout)))
@@ -704,7 +704,7 @@ def test_a_signal_that_comes_while_the_database_is_closed_waits_for_that(
 
 def ask(url: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method=method, headers=headers), timeout=20) as answer:  # noqa: S310  # our own
+        with urllib.request.urlopen(urllib.request.Request(url, method=method, headers=headers), timeout=60) as answer:  # noqa: S310  # our own
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -750,7 +750,7 @@ def test_the_dashboard_shows_the_study_to_this_machine_alone(copied: Path) -> No
         status, body = ask(f"{url}reports")
         assert (status, b'<a href="/reports/1">tiny version 1</a>, finished' in body) == (200, True)
         assert b"name='viewport'" in body, "a telephone would show it a tenth of its size"
-        with urllib.request.urlopen(f"{url}reports/1", timeout=30) as report:  # noqa: S310  # http
+        with urllib.request.urlopen(f"{url}reports/1", timeout=60) as report:  # noqa: S310  # http
             assert report.headers["Content-Security-Policy"].startswith("sandbox allow-scripts allow-downloads;")
             assert "<title>" in report.read().decode()
         assert ask(f"{url}reports/2")[0] == 404
@@ -760,7 +760,7 @@ def test_the_dashboard_shows_the_study_to_this_machine_alone(copied: Path) -> No
         taken = lrsearch(copied, "dashboard", "--port", url.rstrip("/").rpartition(":")[2])
         assert (taken.returncode, taken.stderr.count("\n")) == (2, 1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=60) == 130
     with sqlite3.connect(copied / "lrsearch.db") as database:
         assert database.execute("select count(*) from studies").fetchone() == (4,)
     database.close()
@@ -777,7 +777,7 @@ def test_the_dashboard_is_where_it_says_on_each_address_of_loopback(copied: Path
         assert ask(f"{url}reports")[0] == 200
         assert ask(f"{url}reports", Host="evil.example")[0] == 403
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=60) == 130
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])  # noqa: S104  # refused

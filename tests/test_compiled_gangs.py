@@ -409,7 +409,7 @@ def test_a_batch_of_another_shape_is_trained_as_it_is() -> None:
 
 
 @pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     """Have gangs take 50 microseconds for each member and 10 when compiled; return what is timed."""
     honest, asked = Rehearsal.seconds_per_member, []
 
@@ -421,6 +421,12 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
         return 1e-5 if compiled else 5e-5
 
     monkeypatch.setattr(Rehearsal, "seconds_per_member", seconds)
+    return asked
+
+
+@pytest.fixture
+def timed(asked: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """And have no trial alone compiled."""
     monkeypatch.setattr("lrsearch.training.compiled", lambda: lambda model, inputs: model(inputs))
     return asked
 
@@ -546,6 +552,7 @@ gangs: auto
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.usefixtures("asked")
 def test_a_study_of_compiled_gangs_finds_what_one_of_others_finds(
     tmp_path: Path, compiled: list[torch.fx.GraphModule]
 ) -> None:

@@ -284,7 +284,7 @@ class Stage:
             environment = {"PGPORT": str(self.server.port)}
             return subprocess.run([program, *command[1:]], env=environment, capture_output=True).returncode == 0
         check = self.start(name, command)
-        check.communicate(timeout=60)
+        check.communicate(timeout=120)
         return check.returncode == 0
 
     def wait_until_healthy(self, name: str) -> None:
@@ -371,7 +371,7 @@ def test_the_services_work_together_in_the_order_of_the_file(stage: Stage) -> No
     assert not stage.is_healthy("worker"), "there are no tables yet"
 
     migrate = stage.start("migrate")
-    said, _ = migrate.communicate(timeout=60)
+    said, _ = migrate.communicate(timeout=120)
     assert migrate.returncode == 0, said
 
     for name in order[2:]:
@@ -390,7 +390,7 @@ def test_the_services_work_together_in_the_order_of_the_file(stage: Stage) -> No
     assert worker.returncode == 0, trained
     assert PASSWORD not in trained + said
     again = stage.start("worker")
-    assert "is finished; nothing to run" in again.communicate(timeout=60)[0]
+    assert "is finished; nothing to run" in again.communicate(timeout=120)[0]
 
     [port] = stage.model["services"]["web"]["ports"]
     url = f"http://{port['host_ip']}:{port['published']}"
@@ -412,7 +412,7 @@ def test_the_services_work_together_in_the_order_of_the_file(stage: Stage) -> No
         assert _ask(url + path)[0] == 200, "a restart of the database is no more than a pause"
     web = stage.started.pop("web")
     web.terminate()
-    assert PASSWORD not in web.communicate(timeout=20)[0]
+    assert PASSWORD not in web.communicate(timeout=120)[0]
 
 
 @pytest.mark.ray_long
@@ -422,7 +422,7 @@ def test_ray_trains_without_a_way_to_the_database(stage: Stage) -> None:
     stage.start_database()
     stage.wait_until_healthy("db")
     migrate = stage.start("migrate")
-    assert migrate.wait(timeout=60) == 0
+    assert migrate.wait(timeout=120) == 0
     migrate.communicate()
     for name in ("ray-head", "ray-worker"):
         stage.started[name] = stage.start(name)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +147,11 @@ DEATHS = {
 }
 
 
-def dying_study(tmp_path: Path, death: str, flag: str) -> Path:
+def dying_study(tmp_path: Path, death: str, flag: str, patience_seconds: float = 60.0) -> Path:
     (tmp_path / "dying.py").write_text(DYING.format(death=death))
     (tmp_path / "flag").write_text(flag)
     workload = "{name: callable, model: 'dying:model', data: 'dying:data', batch_size: 16, python_path: .}"
-    executor = "{name: process, slots: 1, threads_per_slot: 1, patience_seconds: 2}"
+    executor = f"{{name: process, slots: 1, threads_per_slot: 1, patience_seconds: {patience_seconds}}}"
     path = write(tmp_path, executor, workload=workload)
     one_way = "strategies:\n  grid: {name: grid, points: 2}\nexecutor"
     path.write_text(re.sub(r"strategies:(.*\n)+executor", one_way, path.read_text()).replace("[0, 1]", "[0]"))
@@ -161,8 +162,8 @@ def dying_study(tmp_path: Path, death: str, flag: str) -> Path:
 @pytest.mark.parametrize("kind", DEATHS)
 def test_a_users_model_that_dies_costs_one_attempt_and_not_the_study(tmp_path: Path, kind: str) -> None:
     death, told = DEATHS[kind]
-    watcher = Quiet()
-    record = run(dying_study(tmp_path, death, "once"), tmp_path / "x.db", watcher)
+    watcher, patience = Quiet(), 4.0 if kind == "hang" else 60.0
+    record = run(dying_study(tmp_path, death, "once", patience), tmp_path / "x.db", watcher)
     assert record.finished
     assert {trial.status for trial in record.trials} == {"completed"}
     lost = [attempt for trial in record.trials for attempt in trial.attempts if attempt.status == "lost"]
@@ -170,7 +171,7 @@ def test_a_users_model_that_dies_costs_one_attempt_and_not_the_study(tmp_path: P
     assert told in (lost[0].error or "")
     assert not lost[0].estimated, "the loop saw when it died"
     assert set(lost[0].phase_seconds) <= {"lost", "idle"}, "without a checkpoint nothing of it is kept"
-    assert lost[0].phase_seconds["lost"] > (2 if kind == "hang" else 0)
+    assert lost[0].phase_seconds["lost"] > (patience if kind == "hang" else 0)
     assert any("runs again" in message and told in message for message in watcher.messages)
 
 
@@ -202,6 +203,7 @@ def test_a_signal_in_a_terminal_leaves_no_worker_and_no_open_attempt(
     path = write(tmp_path, "{name: process, slots: 2, threads_per_slot: 1}", epochs=2000)
     main_side, terminal = pty.openpty()
     database = tmp_path / "x.db"
+    spawned = time.monotonic()
     process = spawn(path, database, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
     os.close(terminal)
     with open_store(f"sqlite:///{database}") as store:
@@ -209,9 +211,10 @@ def test_a_signal_in_a_terminal_leaves_no_worker_and_no_open_attempt(
         while not store.studies() or store.studies()[0].trials.get("running", 0) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        workers = workers_of(process.pid)
+        seen, workers = time.monotonic(), workers_of(process.pid)
         assert len(workers) == 2
-        time.sleep(2.5)
+        time.sleep(1.5)
+        ran = time.monotonic() - seen
         os.killpg(process.pid, number)
         shown = b""
         while True:
@@ -222,13 +225,14 @@ def test_a_signal_in_a_terminal_leaves_no_worker_and_no_open_attempt(
             if not part:
                 break
             shown += part
-        assert process.wait(timeout=30) == code
+        assert process.wait(timeout=60) == code
+        lived = time.monotonic() - spawned
         assert b"Traceback" not in shown
         assert b"lrsearch run-study" in re.sub(rb"\s+", b" ", shown)
         record = store.record("small")
         attempts = [attempt for trial in record.trials for attempt in trial.attempts]
         assert [attempt.status for attempt in attempts] == ["interrupted"] * 2
-        assert all(2 < attempt.charged_device_seconds < 30 for attempt in attempts)
+        assert all(ran < attempt.charged_device_seconds < lived for attempt in attempts)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     os.close(main_side)
 
@@ -304,17 +308,22 @@ def test_a_trial_that_has_ended_is_shown_before_the_next_one_trains(
 
 
 class Meddling(Quiet):
-    """Does `meddle` when the trial with that number of grid's first seed has begun."""
+    """Does `meddle` when the trial with that number of grid's first seed has begun, and waits until it is `mended`."""
 
-    def __init__(self, number: int, meddle: Callable[[], object]) -> None:
+    def __init__(self, number: int, meddle: Callable[[], object], mended: Callable[[], bool]) -> None:
         super().__init__()
         self._number = number
         self._meddle = meddle
+        self._mended = mended
 
     def trial_started(self, trial: TrialRecord) -> None:
         super().trial_started(trial)
         if (trial.strategy, trial.seed, trial.number) == ("grid", 0, self._number):
             self._meddle()
+            deadline = time.monotonic() + 60
+            while not self._mended():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -333,7 +342,11 @@ def test_an_attempt_that_nobody_runs_is_closed_while_the_study_runs_and_its_tria
             past = "status = 'running', finished_at = NULL, lease_expires_at = '2020-01-01 00:00:00'"
             connection.execute(f"UPDATE lrsearch_attempt SET {past} WHERE trial_id = {first}")  # noqa: S608
 
-    watcher = Meddling(1, meddle)
+    def is_closed() -> bool:
+        with closing(sqlite3.connect(database)) as connection:
+            return bool(connection.execute("SELECT 1 FROM lrsearch_attempt WHERE status = 'lost'").fetchone())
+
+    watcher = Meddling(1, meddle, is_closed)
     record = run(write(tmp_path, "{name: inline}"), database, watcher)
     assert record.finished
     [trial] = [one for one in record.search("grid", 0) if len(one.attempts) > 1]
@@ -351,9 +364,14 @@ def test_what_somebody_deletes_in_the_dashboard_comes_back_while_the_study_runs(
 ) -> None:
     monkeypatch.setattr(conductor, "LEASE_SECONDS", 0.2)
     database = tmp_path / "x.db"
-    watcher = Meddling(2, lambda: optuna.delete_study(study_name="small/grid/0", storage=f"sqlite:///{database}"))
+    name = "small/grid/0"
+
+    def has_come_back() -> bool:
+        return name in optuna.get_all_study_names(storage=f"sqlite:///{database}")
+
+    watcher = Meddling(2, lambda: optuna.delete_study(study_name=name, storage=f"sqlite:///{database}"), has_come_back)
     record = run(write(tmp_path, "{name: inline}"), database, watcher)
     assert record.finished
     assert check_database(f"sqlite:///{database}").notes == []
-    shown = optuna.load_study(study_name="small/grid/0", storage=f"sqlite:///{database}").trials
+    shown = optuna.load_study(study_name=name, storage=f"sqlite:///{database}").trials
     assert sorted(one.user_attrs["uuid"] for one in shown) == sorted(t.uuid for t in record.search("grid", 0))

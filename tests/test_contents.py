@@ -174,10 +174,10 @@ def test_what_waits_in_a_queue_goes_on_waiting() -> None:
     before = Contents(holding, copies=True)
     for number in range(3):
         orders.put(number)
-        assert answers.get(timeout=5) == number + 1
+        assert answers.get(timeout=60) == number + 1
         before.restore()
     orders.put(-1)
-    worker.join(timeout=5)
+    worker.join(timeout=60)
     assert not worker.is_alive()
 
 

@@ -312,8 +312,8 @@ if sys.argv[1] == "tested":
     import os, signal, threading
     import lrsearch
     lrsearch.lr_range_test(model, optimizer, nn.CrossEntropyLoss(), loader, steps=30)
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
         lrsearch.lr_range_test(model, optimizer, nn.CrossEntropyLoss(), loader, steps=10**5, high=1e-5)
         print("was not interrupted")
     except KeyboardInterrupt:

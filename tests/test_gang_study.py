@@ -186,9 +186,9 @@ def test_in_a_gang_each_pays_for_the_thinking_of_its_own_search(
     monkeypatch.setattr(DefaultRate, "propose", slowly)
     record = run(tmp_path, "gangs: auto\n", seeds="[0]")
     idle = {trial.strategy: trial.phase_seconds["idle"] for trial in record.trials if trial.gang_size == FIRST}
-    assert idle.pop("default") > 0.5
+    thought = idle.pop("default")
     assert idle.keys() == {"grid", "random", "tpe"}
-    assert idle["random"] < 0.25
+    assert thought > 0.25 + min(idle.values()), "of the rest all have the same"
     [event] = [event.data for event in record.events if event.kind == "run"]
     billed = sum(attempt.billed_seconds for trial in record.trials for attempt in trial.attempts)
     assert billed == pytest.approx(event["held_seconds"], rel=0.01)
@@ -288,53 +288,46 @@ def test_range_tests_whose_evaluations_are_too_many_train_with_those_of_their_ow
     assert sizes(record, "grid") == {2 * FIRST}
 
 
-SLOW = """
-import time, torch
-def data():
-    inputs = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
-    targets = (inputs.sum(1) > 0).long()
-    return (inputs[:160], targets[:160]), (inputs[160:], targets[160:])
-class Net(torch.nn.Linear):
-    def forward(self, inputs):
-        time.sleep(0.01)
-        return super().forward(inputs)
-def model():
-    return Net(5, 2)
-"""
-SLOW_STUDY = """
+BUDGETED = """
 version: 1
-name: slow
-workload: {name: callable, model: 'slow:model', data: 'slow:data', batch_size: 16, python_path: .}
-training: {epochs: 6, device: cpu, optimizer: {name: sgd}}
+name: budgeted
+workload: {name: digits, model: mlp, batch_size: 128}
+training: {epochs: 4, device: cpu, optimizer: {name: sgd}}
 seeds: [0]
 rates: {low: 1e-3, high: 0.1}
-strategies: {grid: {name: grid, points: 120, schedule: {name: constant}}}
+strategies: {grid: {name: grid, points: 150, schedule: {name: constant}}}
 gangs: auto
 budget: {device_hours: HOURS}
 """
 
 
-def test_a_budget_holds_when_trials_train_together(tmp_path: Path) -> None:
-    """One after another four trials would fit; a gang takes in no more than would fit so, but takes less time."""
-    (tmp_path / "slow.py").write_text(SLOW)
-    file = tmp_path / "study.yaml"
+def test_a_budget_holds_when_trials_train_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gang takes in no more than would fit one after another, but takes less time.
+
+    What a trial takes alone is made up; what gangs take depends on what else the machine does.
+    """
+    file, limit, step_seconds = tmp_path / "study.yaml", 2.0, 0.009
+    monkeypatch.setattr(Solo, "cost", lambda *_: SoloCost(0.0, step_seconds, 0.0, 0.0, blocks=(step_seconds,)))
 
     def go(hours: float) -> StudyRecord:
-        file.write_text(SLOW_STUDY.replace("HOURS", str(hours)))
+        file.write_text(BUDGETED.replace("HOURS", str(hours)))
         with open_store(f"sqlite:///{tmp_path}/study.db") as store:
             return run_study(load_study(file), store, observer=Quiet())
 
-    limit = 3.0
     record = go(limit / 3600)
     assert not record.finished
-    [event] = [event.data for event in record.events if event.kind == "run"]
-    assert event["held_seconds"] <= limit
-    ended = [trial for trial in record.trials if trial.status == "completed"]
-    assert len(ended) == len(record.trials) > 5
-    assert max(trial.gang_size for trial in ended) <= 5
+    assert {trial.status for trial in record.trials} == {"completed"}
+    alone = step_seconds * some(record.trials[0].result).train_steps
+    spent, begun = 0.0, 0
+    while begun < len(record.trials):
+        gang = record.trials[begun : begun + record.trials[begun].gang_size]
+        assert begun or len(gang) == int(limit / alone) > 3
+        assert spent + len(gang) * alone <= limit, "when it began, all of it would have fitted one after another"
+        spent, begun = spent + sum(one.attempts[0].billed_seconds for one in gang), begun + len(gang)
+    assert begun > limit / alone
     record = go(1.0)
     assert record.finished
-    assert [trial.status for trial in record.trials] == ["completed"] * 120
+    assert [trial.status for trial in record.trials] == ["completed"] * 150
     assert {len(trial.attempts) for trial in record.trials} == {1}
 
 

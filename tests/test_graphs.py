@@ -23,6 +23,7 @@ from lrsearch.interfaces import Batch
 from lrsearch.training import GRAPH_STEPS, Run, load, new_run
 from lrsearch.trial import CheckpointPlan, Choice, Compiling, ParameterGroup, TrainingPlan, TrialSpec
 from tests import recording
+from tests.clock import Clock
 from tests.test_compiling import FILE
 from tests.test_gang import DIGITS, SGD, Listener, alone, assert_equal, spec
 from tests.test_gang_across_seeds import ADAMW, MODELS, RATES, SEEDS, WithModel
@@ -255,15 +256,20 @@ def test_a_gang_evaluates_with_the_statistics_of_its_last_step(recorded: list[st
         assert torch.equal(replayed.stacked.buffers[name], expected), name
 
 
-def test_a_trial_with_graphs_gives_what_it_gives_without_and_records_in_its_warm_up(recorded: list[str]) -> None:
+def test_a_trial_with_graphs_gives_what_it_gives_without_and_records_in_its_warm_up(
+    recorded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch, training).charge(Run, "step", 1.0)
     trial = replace(spec(0, 0.05, Choice("triangular2", {"cycles": 1})), solo=None)
     [plain] = run_trials([trial], Listener())
     [replayed] = run_trials([replace(trial, training=replace(trial.training, compile="graphs"))], Listener())
     assert recorded
     assert_equal([replayed], [plain])
     assert replayed.validation_loss == plain.validation_loss
-    assert replayed.phase_seconds["warmup"] > plain.phase_seconds["warmup"], "it holds the first steps and recording"
-    assert replayed.phase_seconds["train"] > 0
+    assert plain.phase_seconds["warmup"] == 1.0, "its first step"
+    warm_up = replayed.phase_seconds["warmup"]
+    assert 1.0 < warm_up <= GRAPH_STEPS, "it holds the first steps and recording"
+    assert replayed.phase_seconds["train"] == replayed.train_steps - warm_up > 0
 
 
 class Told(Listener):
@@ -277,13 +283,16 @@ class Told(Listener):
         self.messages.append(text)
 
 
-def test_a_scheduled_momentum_is_not_replayed_and_its_steps_are_no_warm_up(recorded: list[str]) -> None:
+def test_a_scheduled_momentum_is_not_replayed_and_its_steps_are_no_warm_up(
+    recorded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch, training).charge(Run, "step", 1.0)
     trial = replace(spec(0, 0.05, Choice("one_cycle", {"base_momentum": 0.85, "max_momentum": 0.95})), solo=None)
     [plain] = run_trials([trial], Listener())
     [replayed] = run_trials([replace(trial, training=replace(trial.training, compile="graphs"))], listener := Told())
     assert not recorded
     assert_equal([replayed], [plain])
-    assert replayed.phase_seconds["warmup"] < replayed.phase_seconds["train"]
+    assert replayed.phase_seconds["warmup"] == plain.phase_seconds["warmup"] == 1.0, "the first one"
     assert listener.messages == [
         "its steps were not replayed as a CUDA graph: the momentum is scheduled, and would stay as it was recorded."
     ]

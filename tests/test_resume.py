@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from lrsearch import checkpoint
+from lrsearch import checkpoint, training
 from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.trial import CheckpointPlan, Choice
+from tests.clock import Clock
 from tests.resuming import UUID, Channel, assert_goes_on_bit_for_bit, kept, run, spec
 
 DIGITS = Choice("digits", {"batch_size": 256, "model": "mlp"})
@@ -137,6 +138,8 @@ def test_a_run_shorter_than_the_interval_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_writing_checkpoints_is_charged_as_idle(tmp_path: Path) -> None:
+def test_writing_checkpoints_is_charged_as_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch, training).charge(checkpoint, "write", 1.0)
     with_checkpoints, without = run(kept(spec(DIGITS), tmp_path, 1)), run(spec(DIGITS))
-    assert with_checkpoints.phase_seconds["idle"] > 10 * without.phase_seconds["idle"]
+    assert with_checkpoints.phase_seconds["idle"] == pytest.approx(with_checkpoints.train_steps), "one after each step"
+    assert without.phase_seconds.get("idle", 0.0) == 0.0

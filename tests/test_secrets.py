@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,9 +95,13 @@ def _watched_process_list(word: str = PASSWORD) -> Iterator[list[str]]:
 @pytest.mark.postgres
 def test_the_watch_would_see_a_password() -> None:
     word = "another-word"  # the test beside this one is not to see it
-    with _watched_process_list(word) as seen:
-        subprocess.run([sys.executable, "-c", "import time; time.sleep(0.5)", word], check=True)
-    assert seen
+    command = [sys.executable, "-c", "input()", word]
+    with _watched_process_list(word) as seen, subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not seen:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.communicate(b"\n")
 
 
 Command = Callable[..., tuple[int, str]]

@@ -525,7 +525,9 @@ def shaken(stacked: StackedModel) -> list[nn.Module]:
 
 
 @pytest.mark.filterwarnings(f"ignore:{SLOW_IN_VMAP}")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "torchvision/resnet18" else []) for name in CASES]
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_each_copy_of_a_stacked_model_computes_what_it_computes_alone(name: str, training: bool) -> None:
     torch.manual_seed(0)

@@ -424,16 +424,24 @@ def start(path: Path, database: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_heartbeat(database: Path, after_trials: int) -> None:
-    """Wait until `after_trials` trials are done and another attempt runs, of which a heartbeat has told."""
+def stop_after_heartbeat(process: subprocess.Popen[str], database: Path, after_trials: int) -> None:
+    """Stop the process when `after_trials` trials are done and another attempt runs, of which a heartbeat has told."""
     beating = "SELECT 1 FROM lrsearch_attempt WHERE status = 'running' AND heartbeat_at > started_at"
     begun = "SELECT count(*) FROM lrsearch_trial"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+
+    def is_there() -> bool:
         with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as connection:
             [count] = connection.execute(begun).fetchone()
-            if count > after_trials and connection.execute(beating).fetchone():
+            return count > after_trials and connection.execute(beating).fetchone() is not None
+        return False
+
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if is_there():
+            process.send_signal(signal.SIGSTOP)
+            if is_there():
                 return
+            process.send_signal(signal.SIGCONT)  # the attempt has ended meanwhile
         time.sleep(0.02)
     raise AssertionError("no heartbeat was seen")
 
@@ -448,9 +456,10 @@ def test_a_killed_study_goes_on_with_nothing_lost_and_nothing_twice(
     database = tmp_path / "broken.db"
     for after_trials in (1, 4):
         process = start(path, database)
-        wait_for_heartbeat(database, after_trials)
+        stop_after_heartbeat(process, database, after_trials)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=30)
+        process.send_signal(signal.SIGCONT)
+        output, _ = process.communicate(timeout=60)
         assert process.returncode == code, output
         assert "Traceback" not in output
         if number != signal.SIGKILL:
@@ -472,26 +481,28 @@ def test_a_running_trial_is_seen_in_the_ledger_and_in_optuna_before_it_ends(
     import optuna
 
     class Peeking(Quiet):
-        """Looks at both tables from inside a running trial."""
+        """Looks at both tables from inside a running trial, until something is there."""
 
         seen: ClassVar[list[tuple[int, int]]] = []
 
         def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None:
-            time.sleep(0.1)
-            if not self.seen and time.monotonic() - began > 1.5:
-                trials = optuna.load_study(study_name=f"small/{trial.strategy}/0", storage=url).trials
-                if len(trials) <= trial.number:  # the mirror is behind
-                    return
-                shown = trials[trial.number]
-                if shown.state == optuna.trial.TrialState.RUNNING and shown.intermediate_values:
-                    self.seen.append((len(shown.intermediate_values), int(point.epoch)))
+            deadline = time.monotonic() + 120
+            while point.epoch >= 2 and not self.seen:
+                assert time.monotonic() < deadline, "no running trial with values was seen"
+                time.sleep(0.1)
+                with contextlib.suppress(KeyError):  # the mirror has not begun the study
+                    trials = optuna.load_study(study_name=f"small/{trial.strategy}/0", storage=url).trials
+                    self.seen.extend(
+                        (len(shown.intermediate_values), int(point.epoch))
+                        for shown in trials[trial.number : trial.number + 1]
+                        if shown.state == optuna.trial.TrialState.RUNNING and shown.intermediate_values
+                    )
 
     monkeypatch.setattr("lrsearch.conductor.HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr("lrsearch.conductor.LIVE_AFTER_SECONDS", 0.5)
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    began = time.monotonic()
-    run_study(config(write(epochs=30, points=2)), store, observer=Peeking(), mirror_url=url)
-    assert Peeking.seen, "no running trial with values was seen"
+    run_study(config(write(points=2)), store, observer=Peeking(), mirror_url=url)
+    assert Peeking.seen
     assert all(0 < shown <= epoch for shown, epoch in Peeking.seen)
 
 

