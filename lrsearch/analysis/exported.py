@@ -198,15 +198,12 @@ def _trial(row: Row, place: int) -> TrialRecord:
     attempts = _attempts(row, status, phases, device)
     result = None
     if status in FINISHED_STATUSES:
-        last = plain_number(row.get("last_attempt_seconds"))
-        if row.get("attempt_records") or len(attempts) == 1:
-            last = None
         result = TrialResult(
             uuid=str(row.get("uuid") or place),
             status=status,
             device=device or DeviceInfo("unknown", "unknown"),
             train_steps=int(plain_number(row.get("train_steps")) or 0),
-            phase_seconds=attempts[-1].phase_seconds if last is None else {"train": last},
+            phase_seconds=attempts[-1].phase_seconds if attempts else {},
             core_seconds=plain_number(row.get("core_seconds")) or 0.0,
             validation_metric=plain_number(row["validation_metric"]),
             test_metric=plain_number(row.get("test_metric")),
