@@ -713,7 +713,7 @@ class Conductor:
                     break
                 yield turn
 
-    def _may_join(self, first: Turn, turn: Turn, *, across: bool = False) -> bool:
+    def _may_join(self, first: Turn, turn: Turn, *, across: bool) -> bool:
         """Whether a trial may train beside the first; `across`: also one that sees other data."""
         return (
             self._kind(turn) == self._kind(first)
