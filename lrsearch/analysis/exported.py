@@ -52,6 +52,8 @@ ORIGINS = {
 }
 """What a way does whose settings the table lacks, by the beginning of its name; else it is some search over rates."""
 TIMES = ("started_at", "finished_at")
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
+"""What cells that do not fit may raise."""
 Row = Mapping[str, Any]
 
 
@@ -109,22 +111,25 @@ def record_of_rows(rows: Sequence[Row]) -> StudyRecord:
     for line, row in enumerate(rows, start=2):
         try:
             records.append(_trial(row, len(records)))
-        except (ValueError, TypeError, KeyError) as error:
+        except UNREADABLE as error:
             raise UsageError(f"Line {line} of the table cannot be read: {error}.") from error
-    told = _study_record(rows)
-    config = told["config"] if told else _config(rows)
-    place = {key: position for position, key in enumerate(config["strategies"])}
+    try:
+        version = int(studies[0][1])
+        told = _study_record(rows) or {"config": _config(rows), "facts": _facts(rows), "finished": True, "events": ()}
+    except UNREADABLE as error:
+        raise UsageError(f"Line 2 of the table cannot be read: {error}.") from error
+    place = {key: position for position, key in enumerate(told["config"]["strategies"])}
     records.sort(key=lambda one: (one.seed, place.get(one.strategy, len(place)), one.number))
     return StudyRecord(
         name=studies[0][0],
-        version=int(studies[0][1]),
+        version=version,
         created_at=UNKNOWN_TIME,
-        config=config,
-        facts=told["facts"] if told else _facts(rows),
-        finished=told["finished"] if told else True,
+        config=told["config"],
+        facts=told["facts"],
+        finished=told["finished"],
         trials=tuple(record for record in records if not record.is_confirmation),
         confirmations=tuple(record for record in records if record.is_confirmation),
-        events=told["events"] if told else (),
+        events=told["events"],
     )
 
 
@@ -143,7 +148,7 @@ def _study_record(rows: Sequence[Row]) -> dict[str, Any] | None:
             "finished": bool(told["finished"]),
             "events": tuple(map(_event, told["events"])),
         }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"The table's cell study_record cannot be read: {error!r}. Export the study again.") from error
 
 
