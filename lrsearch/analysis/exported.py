@@ -210,8 +210,8 @@ def _trial(row: Row, place: int) -> TrialRecord:
             train_steps=int(plain_number(row.get("train_steps")) or 0),
             phase_seconds=attempts[-1].phase_seconds if attempts else {},
             core_seconds=plain_number(row.get("core_seconds")) or 0.0,
-            validation_metric=plain_number(row["validation_metric"]),
-            test_metric=plain_number(row.get("test_metric")),
+            validation_metric=_finite(row["validation_metric"]),
+            test_metric=_finite(row.get("test_metric")),
             curve=_curve(row, attempts),
             range_test=_rungs(row),
             diverged_step=_whole(row.get("diverged_step")),
@@ -251,6 +251,12 @@ def _proposal(row: Row) -> Proposal:
 def _choice(row: Row, column: str) -> Choice | None:
     name = row.get(column)
     return Choice(str(name), _json(row.get(f"{column}_settings")) or {}) if name else None
+
+
+def _finite(value: Any) -> float | None:
+    """Return None for what is not finite, as a trial's result has it."""
+    number = plain_number(value)
+    return None if number is None or math.isinf(number) else number
 
 
 def _whole(value: Any) -> int | None:
@@ -342,7 +348,7 @@ def _curve(row: Row, attempts: Sequence[AttemptRecord]) -> tuple[CurvePoint, ...
         hits = [[0.0, hit, row.get("target")]] if hit not in (None, "") else []
         told = [] if row.get("stage") == "range_test" else [*hits, [0.0, end, row["validation_metric"]]]
     return tuple(
-        CurvePoint(0, float(epoch), 0.0, None, None, plain_number(value), float(cost) - before)
+        CurvePoint(0, float(epoch), 0.0, None, None, _finite(value), float(cost) - before)
         for epoch, cost, value in told
     )
 

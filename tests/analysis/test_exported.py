@@ -370,6 +370,15 @@ def test_a_table_that_does_not_fit_is_refused_with_its_line(text: str, message: 
         read_trials(io.StringIO(text))
 
 
+@pytest.mark.parametrize("value", ["inf", "-inf"])
+def test_values_that_are_not_finite_are_none(value: str) -> None:
+    def document(value: str) -> dict[str, Any]:
+        lines = HAND_MADE.replace("clr,0,0.9,1,0.9", f"clr,0,{value},1,{value}")
+        return study_document(read_trials(io.StringIO(lines)))
+
+    assert document(value) == document("nan")
+
+
 def test_two_studies_in_one_table_are_refused() -> None:
     rows = [
         *export_rows(make_record(seeds=[0]), "trials"),
