@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import traceback
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -501,7 +502,7 @@ def analyze(
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rt", newline="", encoding="utf-8-sig") as stream:
             rows = read_rows(stream)
-    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UsageError(
             f"{file} is not a CSV file in UTF-8: {error}. Give one that `lrsearch export` wrote."
         ) from error

@@ -370,7 +370,7 @@ class Budget:
             for attempt in trial.attempts:
                 self.spend(attempt.billed_seconds)
             if trial.status in FINISHED_STATUSES:
-                self.learn(trial.strategy, trial.proposal, _alone(trial.attempts[-1]))
+                self.learn(trial.strategy, trial.proposal, _alone(trial))
 
     def spend(self, seconds: float) -> None:
         self.spent_seconds += seconds
@@ -713,7 +713,7 @@ class Conductor:
                     break
                 yield turn
 
-    def _may_join(self, first: Turn, turn: Turn, *, across: bool = False) -> bool:
+    def _may_join(self, first: Turn, turn: Turn, *, across: bool) -> bool:
         """Whether a trial may train beside the first; `across`: also one that sees other data."""
         return (
             self._kind(turn) == self._kind(first)
@@ -833,7 +833,7 @@ class Conductor:
                 self._observer.message(
                     f"{finished.strategy}, seed {finished.seed}: {self._facts.metric} was not a finite number."
                 )
-            self._budget.learn(finished.strategy, finished.proposal, _alone(finished.attempts[-1]))
+            self._budget.learn(finished.strategy, finished.proposal, _alone(finished))
             attempt.turn.search.running -= 1
             if not finished.is_confirmation:
                 attempt.turn.search.note(finished)
@@ -1053,9 +1053,10 @@ class Conductor:
             )
 
 
-def _alone(attempt: AttemptRecord) -> float:
-    """Return the device seconds of the attempt, had it trained alone; one of a gang has them as its phases."""
-    return max(attempt.billed_seconds, sum(attempt.phase_seconds.values()))
+def _alone(trial: TrialRecord) -> float:
+    """Return the device seconds of the trial, had it trained alone and never been interrupted."""
+    charged, billed = sum(trial.phase_seconds.values()), sum(attempt.billed_seconds for attempt in trial.attempts)
+    return max(charged, billed) - trial.phase_seconds["lost"]  # a member of a gang is charged what it takes alone
 
 
 def _was_lost(turn: Turn) -> bool:

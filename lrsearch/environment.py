@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 from collections.abc import Mapping
@@ -32,6 +33,14 @@ def of_slot(base: Mapping[str, str], slots: int, threads: int | None) -> dict[st
     public = {name: value for name, value in base.items() if name not in SECRETS}
     decoders = str(min(slots * threads, processors()))
     return {**public, **dict.fromkeys(THREAD_VARIABLES, str(threads)), DECODERS_VARIABLE: decoders}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def devices_are_known(device: str) -> bool:

@@ -369,7 +369,7 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
                 "There are no batches; give at least one."
                 if not count
                 else f"The batches ended after {count}, and cannot be iterated again: give a DataLoader, a list, "
-                f"or fewer steps."
+                "or fewer steps."
             )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lrsearch import chance
 from lrsearch.errors import UsageError
 from lrsearch.interrupts import deferred
 
@@ -66,10 +67,11 @@ class Snapshot:
         self._seen: dict[int, object] = {}  # holds what it names, so that no id is given twice
         self._undo: list[Undo] = []
         self._keep(things)
-        for source in generators:
+        sources = list(generators)
+        for source in sources:
             self._keep_samplers(source)
-            self._undo += [_generator_undo(generator) for generator in find_generators(source)]
-        self._undo += _global_generators()
+        own = find_among(sources, GENERATORS)
+        self._undo.append(partial(chance.restore, chance.snapshot(own), own))
 
     def restore(self) -> None:
         """Bring everything back. A Ctrl-C that comes meanwhile is answered afterwards; a second call does nothing."""
@@ -246,26 +248,3 @@ def _around(function: FunctionType) -> Iterator[object]:
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # there is nothing in it yet
             yield cell.cell_contents
-
-
-def _generator_undo(generator: Any) -> Undo:
-    if isinstance(generator, torch.Generator):
-        return partial(generator.set_state, generator.get_state())
-    if isinstance(generator, np.random.Generator):
-        return partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
-    if isinstance(generator, np.random.RandomState):
-        return partial(generator.set_state, generator.get_state())
-    return partial(generator.setstate, generator.getstate())
-
-
-def _global_generators() -> list[Undo]:
-    undo: list[Undo] = [
-        partial(torch.set_rng_state, torch.get_rng_state()),
-        partial(np.random.set_state, np.random.get_state()),
-        partial(random.setstate, random.getstate()),
-    ]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch: untyped
-        undo.append(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    if torch.backends.mps.is_available():
-        undo.append(partial(torch.mps.set_rng_state, torch.mps.get_rng_state()))
-    return undo

@@ -23,8 +23,8 @@ from lrsearch.graphs import Replayed
 from lrsearch.interfaces import Batch, FitsMetric, HasOwnChance, HasStackedLoss, LoadedWorkload, Split
 from lrsearch.stacked_optimizers import StackedOptimizer
 from lrsearch.stacked_values import side_by_side
-from lrsearch.stacking import MadeAnew, StackedModel
-from lrsearch.training import Run, autocast, finite, is_out_of_memory, one_line, own_generators
+from lrsearch.stacking import ModelContents, StackedModel
+from lrsearch.training import Run, autocast, finite, is_out_of_memory, one_line, own_generators, whole
 from lrsearch.trial import OF_EACH_MEMBER, CompiledGang
 
 
@@ -127,17 +127,15 @@ class _Before:
         numbers = stacked.parameters | stacked.buffers if writes_weights else stacked.buffers
         self._numbers = {name: one.detach().clone() for name, one in numbers.items()}
         others = [thing for crowd in crowds for thing in (crowd.loaded.loss, _sources(crowd.loaded))]
-        self._contents = Contents(stacked.model, *others, copies=True)
-        self._anew = MadeAnew(stacked.model)
+        self._contents = ModelContents(stacked.model, *others, copies=True)
 
     def is_still(self) -> bool:
-        self._anew.put_back()
         own = self._stacked.parameters | self._stacked.buffers
         return (
-            chance.is_alike(self._chance, chance.snapshot(self._own))
+            self._contents.is_still()
+            and chance.is_alike(self._chance, chance.snapshot(self._own))
             and self._versions in (None, self._stacked.versions())
             and all(is_equal(own[name], before) for name, before in self._numbers.items())
-            and self._contents.is_still()
         )
 
     def restore(self) -> None:
@@ -425,7 +423,8 @@ class StackedRun:
                 targets.append(batch_targets)
                 self.progressed()
         self.stacked.take_buffers(part, rows)
-        all_outputs, all_targets = torch.cat(outputs, 1).float(), torch.cat(targets)
+        all_outputs = whole(outputs, "outputs", split, 1).float()
+        all_targets = whole(targets, "targets", split)
         drawn, draws, nothing = chance.snapshot(()), False, torch.nn.Module()
         for row, own in enumerate(all_outputs, rows.start):
             if draws:  # alone, each would have drawn the same

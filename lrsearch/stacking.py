@@ -262,17 +262,17 @@ def made_anew(part: nn.Module) -> set[str]:
     }
 
 
-class MadeAnew:
-    """What torch puts into a model's parts before each call, as it was."""
+class ModelContents(Contents):
+    """What a model holds; what torch puts into its parts before each call is put back when it is looked at."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._before = [
-            (vars(part), name, vars(part).get(name)) for part in model.modules() for name in made_anew(part)
-        ]
+    def __init__(self, model: nn.Module, *others: object, copies: bool = False) -> None:
+        super().__init__(model, *others, copies=copies)
+        self._anew = [(vars(part), name, vars(part).get(name)) for part in model.modules() for name in made_anew(part)]
 
-    def put_back(self) -> None:
-        for held, name, before in self._before:
+    def is_still(self) -> bool:
+        for held, name, before in self._anew:
             held[name] = before
+        return super().is_still()
 
 
 def _shared(model: nn.Module) -> set[str]:
@@ -413,8 +413,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.mode: bool | None = None
-        self._held: Contents | None = None
-        self._anew: MadeAnew | None = None
+        self._held: ModelContents | None = None
         self._looks = 3
 
     def is_other(self, model: nn.Module) -> bool:
@@ -429,12 +428,9 @@ class _Seen:
         self.mode = model.training
         if self.is_still():
             return False
-        is_first, self._held, self._anew = self._held is None, Contents(model), MadeAnew(model)
+        is_first, self._held = self._held is None, ModelContents(model)
         return not is_first
 
     def is_still(self) -> bool:
         """Whether the model holds what it did at the last look."""
-        if self._held is None or self._anew is None:
-            return False
-        self._anew.put_back()
-        return self._held.is_still()
+        return self._held is not None and self._held.is_still()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -16,8 +17,10 @@ def text_chart(
     A column shows the median of the values that fall into it, or nothing where none does.
     """
     low, high = math.log(rates[0]), math.log(rates[-1])
-    place = [round((math.log(rate) - low) / ((high - low) or 1.0) * (width - 1)) for rate in rates]
-    columns = [_median([v for v, at in zip(values, place, strict=True) if at == column]) for column in range(width)]
+    inside: list[list[float]] = [[] for _ in range(width)]
+    for rate, value in zip(rates, values, strict=True):
+        inside[_column(rate, low, high, width)].append(value)
+    columns = [statistics.median_high(some) if some else None for some in inside]
     bottom, top = min(values), max(values)
     eighths = [None if v is None else 1 + (v - bottom) / ((top - bottom) or 1.0) * (8 * height - 1) for v in columns]
     rows = ["".join(_block(eighth, row) for eighth in eighths).rstrip() for row in reversed(range(height))]
@@ -34,10 +37,6 @@ def text_chart(
 def _column(rate: float, low: float, high: float, width: int) -> int:
     share = (math.log(rate) - low) / ((high - low) or 1.0)
     return min(max(round(share * (width - 1)), 0), width - 1)
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return sorted(values)[len(values) // 2] if values else None
 
 
 def _block(eighth: float | None, row: int) -> str:

@@ -66,7 +66,7 @@ class DeviceStopwatch:
     """Splits the span from `start` to `stop` into consecutive segments, each on one phase's account.
 
     The device is synchronised before each reading, so call `switch` at segment ends, never per step. Seconds are those
-    of a monotonic clock, times `device_count`.
+    of a monotonic clock.
 
     >>> ticks = iter([0, 2_000_000_000, 5_000_000_000])
     >>> watch = DeviceStopwatch(clock=lambda: next(ticks))
@@ -78,12 +78,10 @@ class DeviceStopwatch:
     def __init__(
         self,
         synchronize: Callable[[], None] = lambda: None,
-        device_count: int = 1,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.phase_seconds: dict[str, float] = {}
         self._synchronize = synchronize
-        self._device_count = device_count
         self._clock = clock
         self._phase: str | None = None
         self._since = 0
@@ -105,7 +103,7 @@ class DeviceStopwatch:
         assert phase in PHASES
         self._synchronize()
         now = self._clock()
-        self.add(self._phase, (now - self._since) / 1e9 * self._device_count)
+        self.add(self._phase, (now - self._since) / 1e9)
         self._since = now
         self._phase = phase
 

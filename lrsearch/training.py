@@ -643,7 +643,7 @@ class Run:
                 targets.append(batch_targets)
                 self.progressed()
         self.switch(training=True)
-        all_outputs, all_targets = _whole(outputs, "outputs", split).float(), _whole(targets, "targets", split)
+        all_outputs, all_targets = whole(outputs, "outputs", split).float(), whole(targets, "targets", split)
         loss = float(self.loaded.loss(all_outputs, all_targets))
         if isinstance(self.loaded, FitsMetric) and split != "test":
             self._metric = self.loaded.fit_metric(all_outputs, all_targets)
@@ -700,15 +700,15 @@ class Run:
         return autocast(self.training, self.device)
 
 
-def _whole(batches: Sequence[torch.Tensor], what: str, split: Split) -> torch.Tensor:
-    """Return all rows. Raises WorkloadError where batches do not go together."""
-    shapes = sorted({tuple(batch.shape[1:]) for batch in batches})
+def whole(batches: Sequence[torch.Tensor], what: str, split: Split, dimension: int = 0) -> torch.Tensor:
+    """Return all rows, which lie along `dimension`. Raises WorkloadError where batches do not go together."""
+    shapes = sorted({tuple(batch.shape[dimension + 1 :]) for batch in batches})
     if len(shapes) > 1:
         raise WorkloadError(
             f"Batches of the {split} split have {what} of shapes {shapes[0]} and {shapes[1]} per row, but the metric "
             "is given all in one tensor: where collate_fn pads, pad all batches to one length."
         )
-    return torch.cat(list(batches))
+    return torch.cat(list(batches), dimension)
 
 
 @dataclass

@@ -6,7 +6,6 @@ that a foreign web page sends there (by a name that resolves to us, or from anot
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import socket
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from lrsearch.environment import is_loopback
 from lrsearch.errors import LrsearchError, UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def serve_dashboard(
     Raises UsageError when the port is taken, or when `host` is not loopback and it is not said to be `exposed`;
     StorageError when there is no such database.
     """
-    if not exposed and not _is_loopback(host):
+    if not exposed and not is_loopback(host):
         raise UsageError(
             f"The dashboard has no login, and --host {host} would let others in: anyone who reaches it could change "
             "studies. Leave it on 127.0.0.1 and use an SSH tunnel, or add --exposed where a container's port mapping "
@@ -64,16 +64,9 @@ def serve_dashboard(
                 f"Port {port} of {host} cannot be used: {error.strerror}. Choose another --port, or 0."
             ) from error
         with server:
-            own = host if _is_loopback(host) else HOST
+            own = host if is_loopback(host) else HOST
             announce(f"http://{f'[{own}]' if ':' in own else own}:{server.server_port}/")
             server.serve_forever()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _dashboard(database: str) -> WSGIApplication:
@@ -152,7 +145,7 @@ def only_local(application: WSGIApplication) -> WSGIApplication:
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         origin = environ.get("HTTP_ORIGIN")
         host = urlsplit(f"//{environ.get('HTTP_HOST', '')}")
-        if _is_loopback(host.hostname or "") and (origin is None or urlsplit(origin).netloc == host.netloc):
+        if is_loopback(host.hostname or "") and (origin is None or urlsplit(origin).netloc == host.netloc):
             return application(environ, start_response)
         start_response("403 Forbidden", [("Content-Type", "text/plain")])
         return [b"Only pages of this machine may use the dashboard.\n"]

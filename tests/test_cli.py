@@ -303,10 +303,14 @@ def test_analyze_computes_the_numbers_of_the_run_from_its_csv_alone(
     assert json.loads(lrsearch(tmp_path, "analyze", str(packed), "--json").stdout) == document
 
 
+GZIP = gzip.compress(b"", mtime=0)[:10]
+
+
 @pytest.mark.parametrize(
     ("content", "code", "message"),
     [
         (None, 4, "cannot be read"),
+        (GZIP + b"\xff" * 20, 2, "not a CSV file in UTF-8"),
         (b"\xff\xfe\x00", 2, "not a CSV file in UTF-8"),
         (b"a,b\n1,2\n", 2, "lacks the column strategy"),
         (
@@ -317,9 +321,10 @@ def test_analyze_computes_the_numbers_of_the_run_from_its_csv_alone(
     ],
 )
 def test_analyze_says_what_is_wrong_with_a_file(tmp_path: Path, content: bytes | None, code: int, message: str) -> None:
+    name = "trials.csv.gz" if content is not None and content.startswith(GZIP) else "trials.csv"
     if content is not None:
-        (tmp_path / "trials.csv").write_bytes(content)
-    said = lrsearch(tmp_path, "analyze", "trials.csv")
+        (tmp_path / name).write_bytes(content)
+    said = lrsearch(tmp_path, "analyze", name)
     assert (said.returncode, said.stdout) == (code, "")
     assert message in said.stderr
     assert "Traceback" not in said.stderr

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,16 @@ def test_a_budget_expects_what_such_a_trial_took_longest() -> None:
     assert budget.allows(39)
     assert not budget.allows(41)
     assert Budget(None, make_record()).allows(1e9)
+
+
+def test_a_budget_expects_all_of_a_trial_that_went_on_from_a_checkpoint() -> None:
+    record = make_record()
+    trial = record.trials[0]
+    [attempt] = trial.attempts
+    killed = replace(attempt, status="lost", phase_seconds={"train": 900.0, "lost": 50.0})
+    resumed = replace(trial, attempts=(killed, replace(attempt, number=2, phase_seconds={"train": 100.0})))
+    budget = Budget(1.0, replace(record, trials=(resumed,)))
+    assert budget.forecast(trial.strategy, trial.proposal) == pytest.approx(1000.0)
 
 
 def test_a_trial_that_has_ended_is_shown_before_the_next_one_trains(

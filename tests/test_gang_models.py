@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.overrides import _get_current_function_mode_stack
 
+from lrsearch.errors import WorkloadError
 from lrsearch.interfaces import Batch, Split
 from lrsearch.rehearsal import Rehearsal
 from lrsearch.stacked_run import CannotGangError, StackedRun
@@ -1408,6 +1409,27 @@ class Knowing(WithModel):
 def step_and_evaluate(stacked: StackedRun) -> None:
     stacked.step(torch.tensor([0.01, 0.02], dtype=torch.float64))
     stacked.evaluate("validation")
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.scale * inputs
+
+
+@pytest.mark.parametrize("what", ["outputs", "targets"])
+def test_evaluated_batches_that_do_not_go_together_are_told_as_to_a_trial_alone(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(Scaled)
+    shapes = [(4, 3), (4, 5)] if what == "outputs" else [(4, 3), (4, 3)]
+    batches = [(torch.zeros(shape), torch.zeros(4, width)) for shape, width in zip(shapes, (1, 2), strict=True)]
+    monkeypatch.setattr(run.loaded, "evaluation_batches", lambda split: iter(batches))
+    with pytest.raises(WorkloadError, match=rf"validation split have {what} of shapes .*pad all batches"):
+        StackedRun([run] * 2, [SGD.settings] * 2).evaluate("validation")
 
 
 class UnderAMode(Knowing):

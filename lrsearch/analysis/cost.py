@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from lrsearch.analysis.plain import plain_number
-from lrsearch.errors import UsageError
+from lrsearch.errors import UsageError, did_you_mean
 from lrsearch.trial import PHASES, StudyRecord, TrialRecord, charged_seconds
 
 OTHER_SECONDS = ("charged_device_seconds", "billed_device_seconds", "core_seconds", "last_attempt_seconds")
@@ -144,9 +143,7 @@ def _phase_seconds(named: Mapping[str, Any]) -> dict[str, float]:
     for key, value in named.items():
         phase = _phase_of(key)
         if phase not in PHASES:
-            near = get_close_matches(phase, PHASES, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"Unknown phase {phase!r}; known: {', '.join(PHASES)}.{hint}")
+            raise UsageError(f"Unknown phase {phase!r}; known: {', '.join(PHASES)}.{did_you_mean(phase, PHASES)}")
         seconds[phase] += plain_number(value) or 0.0
     return seconds
 

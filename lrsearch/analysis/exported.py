@@ -52,6 +52,8 @@ ORIGINS = {
 }
 """What a way does whose settings the table lacks, by the beginning of its name; else it is some search over rates."""
 TIMES = ("started_at", "finished_at")
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
+"""What cells that do not fit may raise."""
 Row = Mapping[str, Any]
 
 
@@ -109,22 +111,25 @@ def record_of_rows(rows: Sequence[Row]) -> StudyRecord:
     for line, row in enumerate(rows, start=2):
         try:
             records.append(_trial(row, len(records)))
-        except (ValueError, TypeError, KeyError) as error:
+        except UNREADABLE as error:
             raise UsageError(f"Line {line} of the table cannot be read: {error}.") from error
-    told = _study_record(rows)
-    config = told["config"] if told else _config(rows)
-    place = {key: position for position, key in enumerate(config["strategies"])}
+    try:
+        version = int(studies[0][1])
+        told = _study_record(rows) or {"config": _config(rows), "facts": _facts(rows), "finished": True, "events": ()}
+    except UNREADABLE as error:
+        raise UsageError(f"Line 2 of the table cannot be read: {error}.") from error
+    place = {key: position for position, key in enumerate(told["config"]["strategies"])}
     records.sort(key=lambda one: (one.seed, place.get(one.strategy, len(place)), one.number))
     return StudyRecord(
         name=studies[0][0],
-        version=int(studies[0][1]),
+        version=version,
         created_at=UNKNOWN_TIME,
-        config=config,
-        facts=told["facts"] if told else _facts(rows),
-        finished=told["finished"] if told else True,
+        config=told["config"],
+        facts=told["facts"],
+        finished=told["finished"],
         trials=tuple(record for record in records if not record.is_confirmation),
         confirmations=tuple(record for record in records if record.is_confirmation),
-        events=told["events"] if told else (),
+        events=told["events"],
     )
 
 
@@ -143,7 +148,7 @@ def _study_record(rows: Sequence[Row]) -> dict[str, Any] | None:
             "finished": bool(told["finished"]),
             "events": tuple(map(_event, told["events"])),
         }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"The table's cell study_record cannot be read: {error!r}. Export the study again.") from error
 
 
@@ -198,18 +203,15 @@ def _trial(row: Row, place: int) -> TrialRecord:
     attempts = _attempts(row, status, phases, device)
     result = None
     if status in FINISHED_STATUSES:
-        last = plain_number(row.get("last_attempt_seconds"))
-        if row.get("attempt_records") or len(attempts) == 1:
-            last = None
         result = TrialResult(
             uuid=str(row.get("uuid") or place),
             status=status,
             device=device or DeviceInfo("unknown", "unknown"),
             train_steps=int(plain_number(row.get("train_steps")) or 0),
-            phase_seconds=attempts[-1].phase_seconds if last is None else {"train": last},
+            phase_seconds=attempts[-1].phase_seconds if attempts else {},
             core_seconds=plain_number(row.get("core_seconds")) or 0.0,
-            validation_metric=plain_number(row["validation_metric"]),
-            test_metric=plain_number(row.get("test_metric")),
+            validation_metric=_finite(row["validation_metric"]),
+            test_metric=_finite(row.get("test_metric")),
             curve=_curve(row, attempts),
             range_test=_rungs(row),
             diverged_step=_whole(row.get("diverged_step")),
@@ -249,6 +251,12 @@ def _proposal(row: Row) -> Proposal:
 def _choice(row: Row, column: str) -> Choice | None:
     name = row.get(column)
     return Choice(str(name), _json(row.get(f"{column}_settings")) or {}) if name else None
+
+
+def _finite(value: Any) -> float | None:
+    """Return None for what is not finite, as a trial's result has it."""
+    number = plain_number(value)
+    return None if number is None or math.isinf(number) else number
 
 
 def _whole(value: Any) -> int | None:
@@ -340,7 +348,7 @@ def _curve(row: Row, attempts: Sequence[AttemptRecord]) -> tuple[CurvePoint, ...
         hits = [[0.0, hit, row.get("target")]] if hit not in (None, "") else []
         told = [] if row.get("stage") == "range_test" else [*hits, [0.0, end, row["validation_metric"]]]
     return tuple(
-        CurvePoint(0, float(epoch), 0.0, None, None, plain_number(value), float(cost) - before)
+        CurvePoint(0, float(epoch), 0.0, None, None, _finite(value), float(cost) - before)
         for epoch, cost, value in told
     )
 

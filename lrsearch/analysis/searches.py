@@ -104,18 +104,12 @@ def evaluations_of(trial: TrialRecord) -> list[tuple[float, CurvePoint]]:
     return [(before + point.charged_device_seconds, point) for point in (trial.result.curve if trial.result else ())]
 
 
+@once_per_record
 def searches(record: StudyRecord, strategy: str) -> list[Search]:
     """Return the searches of a way, one per seed in the order of the file; those not begun have no trials.
 
-    They are made once per record, which is frozen, and keep what they have computed.
+    They keep what they have computed.
     """
-    made: dict[str, list[Search]] = vars(record).setdefault("_searches", {})
-    if strategy not in made:
-        made[strategy] = _searches(record, strategy)
-    return made[strategy]
-
-
-def _searches(record: StudyRecord, strategy: str) -> list[Search]:
     by_seed: dict[int, list[TrialRecord]] = {seed: [] for seed in record.seeds}
     for trial in record.trials:
         if trial.strategy == strategy:

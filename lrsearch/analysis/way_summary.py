@@ -13,7 +13,7 @@ from lrsearch.analysis.pace import range_test_price, working_seconds
 from lrsearch.analysis.searches import Search, metric_range, searches, target_value
 from lrsearch.analysis.target import Outcome, ReachSummary, reach_summary
 from lrsearch.analysis.ways import Way, clr_way, ways
-from lrsearch.trial import FINISHED_STATUSES, StudyRecord, TrialRecord, charged_seconds
+from lrsearch.trial import FINISHED_STATUSES, StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class WaySummary:
     energy: Mean | None
     """Joules of a whole search by the device's own counter; None where any attempt's are unknown: never 0."""
     overhead: Mean | None
-    """Charged seconds of the search over those of the chosen training run alone."""
+    """Charged seconds of the search over those of the chosen training run alone, but those that it lost."""
     validation: Mean | None
     """Validation value of the chosen model."""
     test: Mean | None
@@ -138,10 +138,11 @@ def _status_counts(trials: Sequence[TrialRecord]) -> dict[str, int]:
 
 
 def _overhead(search: Search) -> float | None:
-    """Return what the search cost over what its chosen training run alone cost: METHOD's overhead ratio."""
-    incumbent = search.incumbent
-    result = incumbent.trial.result if incumbent else None
-    alone = charged_seconds(result.phase_seconds) if result else 0.0
+    """Return what the search cost over what its chosen training run cost without interruptions: METHOD's overhead
+    ratio.
+    """
+    run = search.incumbent.trial if search.incumbent else None
+    alone = run.charged_device_seconds - run.phase_seconds["lost"] if run else 0.0
     return search.charged_device_seconds / alone if alone else None
 
 

@@ -10,6 +10,7 @@ from lrsearch.executors.ray import Ray
 from lrsearch.interfaces import ExecutorSettings
 
 EXECUTORS: Mapping[str, type[ExecutorSettings]] = {"inline": Inline, "process": Process, "ray": Ray}
-"""inline: in the orchestrator's own process, one after another. process: in persistent processes beside it."""
+"""inline: in the orchestrator's own process, one after another. process: in persistent processes beside it. ray: in
+persistent processes on the machines of a cluster."""
 
 __all__ = ["EXECUTORS", "Inline", "Process", "Ray"]

@@ -8,7 +8,6 @@ again elsewhere. A node that is not asked for half as long ends the trial itself
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import secrets
 import signal
@@ -28,7 +27,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lrsearch import checkpoint
-from lrsearch.environment import SECRETS, THREAD_VARIABLES
+from lrsearch.environment import SECRETS, THREAD_VARIABLES, is_loopback
 from lrsearch.errors import (
     ClusterError,
     LrsearchError,
@@ -109,6 +108,7 @@ def _connect(settings: Ray) -> Any:
             f"executor.address {address!r}: the study's process must run on a node of the cluster, not behind Ray's "
             "client. Start it there, as with `ray start --address HOST:PORT --num-cpus 0`, and say HOST:PORT or auto."
         )
+    is_elsewhere = address != "local" and not is_loopback(address.rpartition(":")[0].strip("[]"))
     options: dict[str, Any] = {"address": address}
     variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     # We watch nodes ourselves, and stop in order when the cluster is gone; Ray would abort this process.
@@ -121,7 +121,7 @@ def _connect(settings: Ray) -> Any:
             "object_store_memory": 200_000_000,
             "_node_ip_address": "127.0.0.1",
         }
-    elif not _is_loopback(address):
+    elif is_elsewhere:
         _ask_for_token(address)
         variables["RAY_AUTH_MODE"] = "token"
     with _surroundings(variables):
@@ -132,7 +132,7 @@ def _connect(settings: Ray) -> Any:
             # Processes of a Ray that has half started would stay.
             with deferred(signal.SIGINT, signal.SIGTERM) if address == "local" else contextlib.nullcontext():
                 ray.init(**options, log_to_driver=False, logging_level="ERROR")
-            if address != "local" and not _is_loopback(address):
+            if is_elsewhere:
                 _refuse_open_cluster(ray.get_runtime_context().gcs_address)
         except Exception as error:
             ray.shutdown()
@@ -166,14 +166,6 @@ def _import_ray() -> Any:
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
     return ray
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _ask_for_token(address: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 import torch
 
-from lrsearch.errors import MissingExtraError
+from lrsearch.errors import MissingExtraError, UsageError
 from lrsearch.finder import RangeTest, TestOptions, plan_test
 from lrsearch.integrations._run_plan import Bounds, ScheduleLike, check_schedule, plan_run, stops_at
 from lrsearch.interfaces import Schedule
@@ -111,7 +111,9 @@ class RangeTestCallback(Callback):
             sums = sum(self._sums(batch) for batch in self.learn.dls.valid)
         for module, mode in modes:
             module.training = mode
-        loss, metric = (torch.as_tensor(sums)[:2] / torch.as_tensor(sums)[2]).tolist()
+        if not isinstance(sums, torch.Tensor):
+            raise UsageError("There are no validation batches for the metric; give some, or leave it out.")
+        loss, metric = (sums[:2] / sums[2]).tolist()
         return loss if math.isfinite(loss) else None, metric if math.isfinite(metric) else None
 
     def _sums(self, batch: Any) -> torch.Tensor:

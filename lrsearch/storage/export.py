@@ -8,19 +8,20 @@ seconds x devices held, times are UTC in ISO 8601, an empty cell is a value that
 - trials: uuid and status; the proposal's learning_rate, schedule with schedule_settings (JSON), base_lr, max_lr and
   model_guided; optimizer with optimizer_settings (JSON), batch_size and planned epochs; the last attempt's train_steps,
   diverged_step, validation_* and test_* (of the end of the run; `metric` names the metric), gang_size, device_*,
-  peak_device_memory_bytes, energy_joules and error. Over all attempts: attempts (how many), charged_device_seconds, one
-  <phase>_seconds per phase, billed_device_seconds (what it really took, of trials that trained together its share; the
-  charged ones are what each would have taken alone), core_seconds (empty where an attempt cannot say), estimated
-  (whether any seconds were read off a heartbeat), started_at of the first and finished_at of the last.
+  peak_device_memory_bytes, energy_joules, error and last_attempt_seconds (charged). Over all attempts: attempts (how
+  many), charged_device_seconds, one <phase>_seconds per phase, billed_device_seconds (what it really took, of trials
+  that trained together its share; the charged ones are what each would have taken alone), core_seconds (empty where an
+  attempt cannot say), estimated (whether any seconds were read off a heartbeat), started_at of the first and
+  finished_at of the last.
   The rest is what `lrsearch analyze` needs to compute the report's tables from this one: target, higher_is_better,
-  chance, price (USD per device hour), last_attempt_seconds (charged, of the attempt that finished), seconds_to_target
-  (charged seconds of the trial until an evaluation first met the target); evaluations: JSON [epoch, charged seconds of
-  the trial so far, validation value], all of the run that its search chose, of other runs those that were better than
-  all before and the first at or after 10, 20, 30, 40 and 50 % of the epochs (the table curves has them all);
-  range_test_points: JSON, the plan and of each rung [learning rate, training loss, validation loss, validation value];
-  attempt_records: JSON, each attempt with its times, device, versions, seconds by phase and the number of the process
-  that ran it, counted through the table; and study_record, in the first row alone: JSON, the study file with its
-  defaults, what is known of the workload, whether the study is finished, and the events of its ledger.
+  chance, price (USD per device hour), seconds_to_target (charged seconds of the trial until an evaluation first met the
+  target); evaluations: JSON [epoch, charged seconds of the trial so far, validation value], all of the run that its
+  search chose, of other runs those that were better than all before and the first at or after 10, 20, 30, 40 and 50 %
+  of the epochs (the table curves has them all); range_test_points: JSON, the plan and of each rung [learning rate,
+  training loss, validation loss, validation value]; attempt_records: JSON, each attempt with its times, device,
+  versions, seconds by phase and the number of the process that ran it, counted through the table; and study_record, in
+  the first row alone: JSON, the study file with its defaults, what is known of the workload, whether the study is
+  finished, and the events of its ledger.
 - attempts: the same of each attempt, with its own number, status (finished, interrupted, lost, running) and owner.
 - curves: the points of the attempt that finished; charged_device_seconds is cumulative within it.
 - range_tests: the rungs; values belong to the model after the step at learning_rate.

@@ -1,7 +1,7 @@
 """The dashboard's view: the ledger's trials as Optuna studies, one per strategy and seed, in the same database.
 
 Joined by the trial's UUID in a user attribute. The ledger is committed first; what is missing here is written the next
-time, and all of it can be rebuilt. This file alone of storage/ imports Optuna, whose import takes a while.
+time. This file alone of storage/ imports Optuna, whose import takes a while.
 """
 
 from __future__ import annotations
@@ -101,8 +101,7 @@ class OptunaMirror:
         """Bring Optuna's tables in step with `trials`; what is there already is skipped.
 
         Of `record` only name, version, config and facts are read; nothing is written while the facts are not known.
-        `live_points` (by UUID) are the curves so far of running trials. Raises
-        StorageError.
+        `live_points` (by UUID) are the curves so far of running trials. Raises StorageError.
         """
         facts = record.facts
         if facts is None:
@@ -146,17 +145,6 @@ class OptunaMirror:
         with self._storage.engine.connect() as connection:
             found = connection.execute(text("SELECT study_id FROM studies WHERE study_name = :name"), {"name": name})
             return bool(found.scalar() == study_id)
-
-    def rebuild(self, record: StudyRecord) -> None:
-        """Delete the Optuna studies of `record` and write them again."""
-        with self._translated():
-            names = {study_name(record, trial.strategy, trial.seed) for trial in record.trials}
-            for study in self._storage.get_all_studies():
-                if study.study_name in names:
-                    self._storage.delete_study(study._study_id)
-            for name in names:
-                self._studies.pop(name, None)
-        self.publish(record, record.trials)
 
     def _study(self, name: str, facts: WorkloadFacts) -> _Study:
         if name not in self._studies:

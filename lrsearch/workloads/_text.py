@@ -89,8 +89,9 @@ def _sequences(path: Path | None, tokens: str, sequence_length: int) -> tuple[ND
     count = len(every) // width
     if count < 3:
         raise DataError(
-            f"{path} has {len(every)} tokens, but one sequence of {sequence_length} and the token after it for each of "
-            f"training, validation and test need {3 * width}: give a longer text, or lower workload.sequence_length."
+            f"{path or 'The built-in text'} has {len(every)} tokens, but one sequence of {sequence_length} and the "
+            f"token after it for each of training, validation and test need {3 * width}: give a longer text, or lower "
+            "workload.sequence_length."
         )
     return every[: count * width].reshape(count, width), symbol_count
 

@@ -359,11 +359,24 @@ def test_a_table_written_by_hand_is_enough() -> None:
         (HAND_MADE.replace("grid_a,1,0.7,4", "grid_a,one,0.7,4"), "Line 5"),
         (HAND_MADE.replace("grid_a,1,0.7,4", "grid_a,1,0.7,-4"), "Line 5.*from 0 up"),
         (HAND_MADE.replace("grid_a,1,0.7,4", "grid_a,1,good,4"), "Line 5"),
+        (HAND_MADE.replace(",target", ",trial").replace(",0.8\n", ",inf\n"), "Line 2"),
+        (HAND_MADE.replace(",0.8\n", ",good\n"), "Line 2"),
+        (HAND_MADE.replace(",target", ",chance").replace(",0.8\n", ",good\n"), "Line 2"),
+        (HAND_MADE.replace(",target", ",version").replace(",0.8\n", ",first\n"), "Line 2"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_trials(io.StringIO(text))
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf"])
+def test_values_that_are_not_finite_are_none(value: str) -> None:
+    def document(value: str) -> dict[str, Any]:
+        lines = HAND_MADE.replace("clr,0,0.9,1,0.9", f"clr,0,{value},1,{value}")
+        return study_document(read_trials(io.StringIO(lines)))
+
+    assert document(value) == document("nan")
 
 
 def test_two_studies_in_one_table_are_refused() -> None:

@@ -91,6 +91,23 @@ def test_the_overhead_follows_from_the_csv(record: StudyRecord, summary: StudySu
     assert some(summary.way("tpe").overhead).value == pytest.approx(statistics.fmean(ratios))
 
 
+def test_a_run_that_went_on_from_a_checkpoint_counts_whole_in_the_overhead(record: StudyRecord) -> None:
+    whole = next(trial for trial in record.trials if trial.strategy == "clr" and trial.stage == "train")
+    [attempt] = whole.attempts
+    half = {phase: seconds / 2 for phase, seconds in attempt.phase_seconds.items()}
+    killed = replace(attempt, status="lost", phase_seconds={**half, "lost": 3.0})
+    resumed = replace(
+        whole,
+        attempts=(killed, replace(attempt, number=2, phase_seconds=half)),
+        result=replace(some(whole.result), phase_seconds=half),
+    )
+    trials = [resumed if trial is whole else trial for trial in record.trials if trial.seed == whole.seed]
+    study = replace(record, config={**record.config, "seeds": [whole.seed]}, trials=tuple(trials))
+    total = sum(trial.charged_device_seconds for trial in trials if trial.strategy == "clr")
+    found = some(summarise(study).way("clr").overhead).value
+    assert found == pytest.approx(total / whole.charged_device_seconds)
+
+
 def test_cost_to_target_follows_from_the_csv(record: StudyRecord, summary: StudySummary, way: str) -> None:
     attempts, curves = exported(record, "attempts"), exported(record, "curves")
     hits, spent = [], []

@@ -19,6 +19,7 @@ from fastai.metrics import accuracy
 from fastai.optimizer import SGD, Adam, OptimWrapper, ranger
 from torch import nn
 
+from lrsearch.errors import UsageError
 from lrsearch.integrations.fastai import RangeTestCallback, ScheduleCallback, lr_range_test
 from lrsearch.schedules import one_cycle, one_cycle_momentum, triangular2
 from tests.integrations.digits import TRAIN_COUNT, arrays
@@ -126,6 +127,12 @@ class TestRangeTest:
         for found in (judged, unjudged):
             assert found.verdict.max_lr is not None
             assert 0.05 < found.verdict.max_lr < 2
+
+    def test_a_metric_without_validation_batches_says_so(self, make: Any) -> None:
+        learn = make()
+        learn.dls.loaders[1] = learn.dls.valid.new([])
+        with pytest.raises(UsageError, match="There are no validation batches for the metric"):
+            lr_range_test(learn, metric=accuracy)
 
     def test_rates_are_the_heads_and_other_groups_keep_their_ratio(self, make: Any) -> None:
         learn, seen = make(splitter=halves), []

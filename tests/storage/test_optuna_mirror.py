@@ -226,25 +226,6 @@ def test_publishing_again_changes_nothing(store: Store, mirror: OptunaMirror, ur
     assert shown_trials(url) == before
 
 
-def test_a_rebuilt_mirror_shows_the_ledger_and_leaves_other_studies_alone(
-    store: Store, mirror: OptunaMirror, url: str
-) -> None:
-    row = held_study(store)
-    finish(store, begin(store, row), metric=0.7)
-    _publish(mirror, store)
-    storage = optuna.storages.RDBStorage(url)
-    optuna.create_study(storage=storage, study_name="theirs")
-    optuna.load_study(study_name="digits/grid/0", storage=storage).ask()  # a zombie that someone left there
-    finish(store, begin(store, row), metric=0.8)
-    mirror.rebuild(store.record("digits"))
-    assert [(t.state, t.value) for t in shown_trials(url)] == [(TrialState.COMPLETE, 0.7), (TrialState.COMPLETE, 0.8)]
-    assert "theirs" in optuna.get_all_study_names(storage)
-    _publish(mirror, store)
-    assert len(shown_trials(url)) == 2
-    storage.remove_session()
-    storage.engine.dispose()
-
-
 def test_a_second_version_has_studies_of_its_own(store: Store, mirror: OptunaMirror, url: str) -> None:
     finish(store, begin(store, held_study(store)), metric=0.7)
     _publish(mirror, store)

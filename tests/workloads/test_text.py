@@ -122,6 +122,8 @@ def test_a_text_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("short")
     with pytest.raises(DataError, match=r"has 5 tokens, but .* need 195: give a longer text"):
         load(Text(path=tmp_path / "short.txt"))
+    with pytest.raises(DataError, match=r"^The built-in text has \d+ tokens, but .* lower workload.sequence_length"):
+        load(Text(sequence_length=100_000))
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1") * 500)
     with pytest.raises(DataError, match=r"is not UTF-8 \(byte 0\): convert it, or set workload.tokens to bytes"):
         load(Text(path=tmp_path / "latin.txt", tokens="characters"))
