@@ -765,14 +765,14 @@ class Checkpoints:
         self._watch.switch("train")
         self._due = time.monotonic() + self._plan.every_seconds
 
-    def resume(self, run: Run, outcome: Outcome) -> bool:
-        """Put `run`, which is new, where the newest checkpoint was written; return False when there is none.
+    def resume(self, run: Run, outcome: Outcome) -> None:
+        """Put `run`, which is new, where the newest checkpoint was written, if there is one.
 
-        Raises StorageError when it cannot be read, and ValueError, RuntimeError or KeyError when it does not fit.
+        Raises StorageError when it cannot be read, and DOES_NOT_FIT when it does not fit.
         """
         found = checkpoint.newest(self._folder, self._spec.uuid)
         if found is None:
-            return False
+            return
         header, content = found
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         run.set_state(state["run"])
@@ -789,7 +789,6 @@ class Checkpoints:
                 points[-1].validation_loss,
                 points[-1].validation_metric,
             )
-        return True
 
 
 def bills(spec: TrialSpec, run: Run | None, watch: DeviceStopwatch) -> Bills:
@@ -868,6 +867,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY))
 
 
+DOES_NOT_FIT = (ValueError, RuntimeError, KeyError, TypeError)
+"""What a checkpoint of another model, or of another version of this program, raises."""
+
+
 def _resumed(
     spec: TrialSpec, run: Run, device: torch.device, checkpoints: Checkpoints, outcome: Outcome, channel: Channel
 ) -> Run:
@@ -875,7 +878,7 @@ def _resumed(
     run.batches.keeps_place = True
     try:
         checkpoints.resume(run, outcome)
-    except (ValueError, RuntimeError, KeyError):  # the user's model or data are others by now
+    except DOES_NOT_FIT:  # the user's model or data are others by now, or this program
         if isinstance(channel, Told):
             channel.message(
                 spec.uuid, "its checkpoint does not fit the model or the data, which have changed; it begins anew."

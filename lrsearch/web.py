@@ -73,12 +73,12 @@ def _dashboard(database: str) -> WSGIApplication:
     import optuna
     import optuna_dashboard
 
-    from lrsearch.storage.engine import connect_args, parse_url, sqlite_path
+    from lrsearch.storage.engine import connect_args, optuna_url, parse_url, sqlite_path
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = parse_url(database)
     storage = optuna.storages.RDBStorage(
-        url.render_as_string(hide_password=False),
+        optuna_url(url),
         engine_kwargs={"connect_args": connect_args(url), "pool_pre_ping": sqlite_path(url) is None},
     )
     # Optuna's caching storage: polls take 0.08 s instead of 4.6 s at 5,000 trials (DESIGN, facts checked).

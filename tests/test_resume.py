@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lrsearch import checkpoint, training
 from lrsearch.optimizers import OPTIMIZERS
@@ -129,6 +130,23 @@ def test_a_checkpoint_of_another_model_is_of_no_use_and_the_run_begins_anew(tmp_
     run(kept(spec(Choice("digits", {"batch_size": 256, "model": "small_cnn"})), tmp_path, 1), Channel(cut_at=6))
     assert checkpoint.newest(tmp_path, UUID) is not None
     resumed, unbroken = run(kept(spec(DIGITS), tmp_path, 2)), run(spec(DIGITS))
+    assert (resumed.status, resumed.test_loss, len(resumed.curve)) == ("completed", unbroken.test_loss, 2)
+
+
+def test_a_checkpoint_of_a_version_with_other_points_is_of_no_use_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: Any, **settings: Any) -> Any:
+        state = really(*arguments, **settings)
+        assert state["curve"]
+        return {**state, "curve": [{**point, "of_later": 1.0} for point in state["curve"]]}
+
+    trial, really = spec(DIGITS), torch.load
+    whole = Channel()
+    unbroken = run(trial, whole)
+    run(kept(trial, tmp_path, 1), Channel(cut_at=round(0.7 * whole.signs)))
+    monkeypatch.setattr("torch.load", load)
+    resumed = run(kept(trial, tmp_path, 2))
     assert (resumed.status, resumed.test_loss, len(resumed.curve)) == ("completed", unbroken.test_loss, 2)
 
 

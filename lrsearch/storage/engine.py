@@ -94,6 +94,11 @@ def display_url(url: str | URL) -> str:
     return parsed.update_query_dict(secrets).render_as_string(hide_password=True)
 
 
+def optuna_url(url: URL) -> str:
+    """Return the URL as Optuna takes it: braces are a template to it, and not every SQLAlchemy writes them as %7B."""
+    return url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+
+
 def sqlite_path(url: URL) -> Path | None:
     """Return the file of an SQLite URL, None for PostgreSQL."""
     return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None

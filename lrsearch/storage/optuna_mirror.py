@@ -26,6 +26,7 @@ from lrsearch.errors import StorageError
 from lrsearch.storage.engine import (
     connect_args,
     display_url,
+    optuna_url,
     parse_url,
     patiently,
     set_pragmas,
@@ -74,10 +75,8 @@ class OptunaMirror:
             # Optuna reads before it writes in a transaction; IMMEDIATE makes it wait for the lock instead of failing.
             arguments["isolation_level"] = "IMMEDIATE"
         with self._translated():
-            # Braces in a URL are a template to Optuna.
-            url = self._url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
             try:
-                storage = RDBStorage(url, engine_kwargs=engine_kwargs)
+                storage = RDBStorage(optuna_url(self._url), engine_kwargs=engine_kwargs)
             except RuntimeError as error:  # Optuna's tables are of another of its versions; the message says what to do
                 raise StorageError(f"{display_url(self._url)}: {error}") from error
         if self._is_sqlite:
