@@ -17,7 +17,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -28,6 +28,7 @@ from lrsearch import __version__
 from lrsearch.errors import LrsearchError, StorageError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from lrsearch.analysis import Mean, WaySummary
@@ -220,7 +221,7 @@ def run_study(
     _check_writable(page)
     with ahead.ended_at_last(), placed(file, replaced=replaced):
         ahead.begin(likely_environment(config))
-        record = _run(config, database, page, extend=extend, fresh=fresh)
+        record = _run(config, database, page, extend=extend, fresh=fresh, as_json=as_json)
     if as_json:
         _print_json(_outcome(record, database, page))
     else:
@@ -230,7 +231,7 @@ def run_study(
         raise typer.Exit(8)
 
 
-def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh: bool) -> StudyRecord:
+def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh: bool, as_json: bool) -> StudyRecord:
     from lrsearch import study
     from lrsearch.conductor import Signals
     from lrsearch.progress import progress_for
@@ -246,6 +247,7 @@ def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh:
     try:
         # SQLAlchemy tells of a connection whose closing is interrupted by a traceback: that is awaited.
         with signals.handled(), ExitStack() as stack, signals.interruptible():
+            stack.enter_context(_stdout_kept(as_json))
             store = stack.enter_context(open_store(database))
             progress = stack.enter_context(progress_for(sys.stderr))
             record = study.run_study(
@@ -311,7 +313,8 @@ def _show_forecast(config: StudyConfig, as_json: bool) -> None:
     from lrsearch.progress import duration
     from lrsearch.study import forecast
 
-    result = forecast(config)
+    with _stdout_kept(as_json):
+        result = forecast(config)
     if as_json:
         _print_json({"study": config.name, **asdict(result), "total_seconds": result.total_seconds})
         return
@@ -346,7 +349,7 @@ def range_test(
     config, images = load_study(file), _images(png)
     page = output or Path("reports") / f"{config.name}-range-test.html"
     _check_writable(page, "--output")
-    with placed(file):
+    with placed(file), _stdout_kept(as_json):
         run = run_range_test(config, way=way, repeats=repeats, tell=lambda line: typer.echo(line, err=True))
     write_page(run, page)
     for kind, path in images.items():
@@ -375,7 +378,7 @@ def probe(
 
     _forget_passwords()
     config = load_study(file)
-    with placed(file):
+    with placed(file), _stdout_kept(as_json):
         found = survey(config)
     if as_json:
         _print_json({**asdict(found), "best": asdict(found.best), "exit_code": 0})
@@ -613,7 +616,7 @@ def compare(
     with _existing(database) as store:
         record = store.record(study, study_version, points="hits")
     table = Table(title=f"Study {record.name}: {one} and {other}", box=None, show_header=False)
-    table.add_column(no_wrap=True)
+    table.add_column()
     table.add_column()
     for name, text in compare_ways(record, one, other):
         table.add_row(name, text)
@@ -843,6 +846,23 @@ def _way_outcome(way: WaySummary) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _stdout_kept(for_json: bool) -> Iterator[None]:
+    """Keep stdout for the one JSON document: what a study's own code and its programs print goes to stderr."""
+    if not for_json:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
@@ -854,7 +874,31 @@ def _print(table: Table) -> None:
         def on_broken_pipe(self) -> None:  # rich would leave with code 1
             raise BrokenPipeError
 
-    PipeConsole(file=sys.stdout, width=_stdout_width(), highlight=False).print(table)
+    console = PipeConsole(file=sys.stdout, width=_stdout_width(), highlight=False)
+    if console.width < Console(width=10_000).measure(table).minimum:
+        _print_narrow(console, table)
+    else:
+        console.print(table)
+
+
+def _print_narrow(console: Console, table: Table) -> None:
+    """Print a paragraph per row and a line per cell: rich would cut words and numbers to make the table fit."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    def text(cell: Any) -> Text:
+        shown = Text.from_markup(cell) if isinstance(cell, str) else cell
+        return Text(", ").join(shown.split("\n"))
+
+    if table.title:
+        console.print(table.title, style="table.title")
+    for key, *cells in zip(*(column.cells for column in table.columns), strict=True):
+        console.print(text(key), style="bold")
+        for column, cell in zip(table.columns[1:], cells, strict=True):
+            line = Text.assemble(text(column.header), ": ", text(cell)) if table.show_header else text(cell)
+            console.print(Padding(line, (0, 0, 0, 2)))
+    if table.caption:
+        console.print(table.caption, style="table.caption")
 
 
 def _stdout_width() -> int:

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.table import Table
 
-from lrsearch import __main__
+from lrsearch import __main__, cli
 from lrsearch.cli import EXIT_CODES
 from lrsearch.errors import LrsearchError
 from tests.test_config import install_plug_in
@@ -376,7 +377,7 @@ def test_where_one_of_two_streams_is_full_the_other_still_says_what_is_wrong(tmp
 
 WITHOUT_STREAMS = """
 import os, sys
-from lrsearch import __main__
+from lrsearch import __main__, cli
 
 def run():
     with open("opened.txt", "w"), open("too.txt", "w"):
@@ -528,6 +529,28 @@ def test_each_failure_is_one_line_and_its_exit_code(
     assert re.fullmatch(message, document["error"]), document["error"]
     assert answer.stderr.splitlines()[-1] == document["error"]
     assert "Traceback" not in answer.stderr
+
+
+def test_what_a_study_s_own_code_prints_does_not_mix_with_the_json_document(capfd: pytest.CaptureFixture[str]) -> None:
+    with cli._stdout_kept(True):
+        print("loading")  # noqa: T201  # as a user does
+        os.write(1, b"from compiled code\n")
+        subprocess.run(["echo", "from a program"], check=True)
+    cli._print_json({})
+    assert capfd.readouterr() == ("{}\n", "loading\nfrom compiled code\nfrom a program\n")
+
+
+@pytest.mark.parametrize(("width", "whole"), [(40, False), (28, True), (12, True)])
+def test_no_number_of_a_table_is_cut_however_narrow_the_terminal(
+    width: int, whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table("way", "seconds", "accuracy", title="Study tiny", caption="mean")
+    table.add_row("clr", "0.123456", "0.9542 ±\n0.0191")
+    monkeypatch.setattr(cli, "_stdout_width", lambda: width)
+    cli._print(table)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("0.123456", "0.9542", "0.0191", "Study tiny", "mean"))
+    assert ("seconds:" in shown) is whole
 
 
 @pytest.mark.parametrize(("argument", "message"), [("--nope", "No such option: --nope"), ("", "Missing argument")])
