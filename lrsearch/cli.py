@@ -237,6 +237,7 @@ def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh:
     from lrsearch.progress import progress_for
     from lrsearch.storage.store import open_store
 
+    page = page.absolute()  # a study's own code may change the folder
     drawn: list[StudyRecord] = []
 
     def conclude(record: StudyRecord) -> None:
@@ -349,9 +350,11 @@ def range_test(
     config, images = load_study(file), _images(png)
     page = output or Path("reports") / f"{config.name}-range-test.html"
     _check_writable(page, "--output")
+    place = page.absolute()  # a study's own code may change the folder
+    images = {kind: path.absolute() for kind, path in images.items()}
     with placed(file), _stdout_kept(as_json):
         run = run_range_test(config, way=way, repeats=repeats, tell=lambda line: typer.echo(line, err=True))
-    write_page(run, page)
+    write_page(run, place)
     for kind, path in images.items():
         from lrsearch.images import write_images
 

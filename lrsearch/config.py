@@ -504,6 +504,7 @@ def placed(path: str | Path, *, replaced: Sequence[str] = ()) -> Iterator[None]:
 
     What the command line has `replaced`, such as "training.device", has its value from elsewhere.
     """
+    file = Path(path).absolute()  # a study's own code may change the folder
     try:
         yield
     except LrsearchError as error:
@@ -511,7 +512,7 @@ def placed(path: str | Path, *, replaced: Sequence[str] = ()) -> Iterator[None]:
         keys: list[str | int] = []
         if named and named[1] not in replaced:
             keys = [int(key) if key.isdigit() else key for key in named[1].split(".")]
-        if keys and (position := read_yaml(Path(path)).position_of(keys)):
+        if keys and (position := read_yaml(file).position_of(keys)):
             error.args = (f"{path}:{position.line}:{position.column}: {error}",)
         raise
 

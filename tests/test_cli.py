@@ -26,6 +26,7 @@ from rich.table import Table
 
 from lrsearch import __main__, cli
 from lrsearch.cli import EXIT_CODES
+from lrsearch.config import load_study
 from lrsearch.errors import LrsearchError
 from tests.test_config import install_plug_in
 
@@ -538,6 +539,23 @@ def test_what_a_study_s_own_code_prints_does_not_mix_with_the_json_document(capf
         subprocess.run(["echo", "from a program"], check=True)
     cli._print_json({})
     assert capfd.readouterr() == ("{}\n", "loading\nfrom compiled code\nfrom a program\n")
+
+
+def test_the_report_goes_where_it_was_asked_for_also_where_the_study_s_code_changes_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changes_folder(config: object, store: object, **_: object) -> str:
+        os.chdir("elsewhere")
+        return "record"
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    written: list[Path] = []
+    monkeypatch.setattr("lrsearch.study.run_study", changes_folder)
+    monkeypatch.setattr(cli, "_write_report", lambda record, page: written.append(page))
+    path = tmp_path / write(tmp_path, STUDY)
+    cli._run(load_study(path), "sqlite:///a.db", Path("page.html"), extend=False, fresh=False, as_json=False)
+    assert written == [tmp_path / "page.html"]
 
 
 @pytest.mark.parametrize(("width", "whole"), [(40, False), (28, True), (12, True)])

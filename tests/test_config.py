@@ -1,5 +1,6 @@
 # ruff: noqa: E501  # whole messages, as users see them
 import json
+import os
 import random
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrsearch.config import StudyConfig, diff, from_resolved, is_extension, json_schema, load_study
+from lrsearch.config import StudyConfig, diff, from_resolved, is_extension, json_schema, load_study, placed
 from lrsearch.errors import StudyFileError, UsageError
 from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.registry import names
@@ -94,6 +95,21 @@ def test_bounds_that_were_found_with_the_studys_settings_are_taken(
     clr = load(tmp_path, text.replace("cycles: 2}", f"cycles: 2}}, max_lr: 0.1, tested_with: {tested_with}"))
     assert clr.strategies["clr"].planned_trials == 1
     assert from_resolved(clr.resolved()).fingerprint() == clr.fingerprint()
+
+
+def test_an_error_is_placed_in_the_file_also_where_the_study_s_code_has_changed_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text(GOOD)
+    (tmp_path / "elsewhere").mkdir()
+
+    def run() -> None:
+        os.chdir("elsewhere")
+        raise UsageError("target.value must be less.")
+
+    with pytest.raises(UsageError, match=r"^study\.yaml:10:35: target\.value must be less"), placed("study.yaml"):
+        run()
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
