@@ -110,8 +110,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _keep_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="lrsearch-", suffix=".log", delete=False) as log:
-        log.write(_without_passwords(traceback.format_exc()))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="lrsearch-", suffix=".log", delete=False) as log:
+            log.write(_without_passwords(traceback.format_exc()))
+    except OSError as error:
+        return f"none, as no temporary file can be written: {error.strerror}."
     return log.name
 
 

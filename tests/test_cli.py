@@ -558,6 +558,13 @@ def test_the_report_goes_where_it_was_asked_for_also_where_the_study_s_code_chan
     assert written == [tmp_path / "page.html"]
 
 
+def test_a_fault_is_told_also_where_no_temporary_file_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert cli._keep_traceback() == "none, as no temporary file can be written: No such file or directory."
+
+
 @pytest.mark.parametrize(("width", "whole"), [(40, False), (28, True), (12, True)])
 def test_no_number_of_a_table_is_cut_however_narrow_the_terminal(
     width: int, whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -41,8 +41,9 @@ def parse_url(url: str) -> URL:
     Raises UsageError for anything but an SQLite file or PostgreSQL.
     """
     try:
+        url.encode()
         parsed = sa.make_url(url)
-    except (ArgumentError, ValueError):  # its message may hold a password; ValueError: a port that is no number
+    except (ArgumentError, ValueError):  # its message may hold a password; ValueError: no number as port, no UTF-8
         raise UsageError(
             "A database is written sqlite:///lrsearch.db or postgresql://user@host:5432/database; this one cannot be "
             "read."
