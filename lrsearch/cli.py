@@ -18,7 +18,7 @@ import tempfile
 import traceback
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -29,6 +29,7 @@ from lrsearch import __version__
 from lrsearch.errors import LrsearchError, StorageError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from lrsearch.analysis import Mean, WaySummary
@@ -110,8 +111,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _keep_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="lrsearch-", suffix=".log", delete=False) as log:
-        log.write(_without_passwords(traceback.format_exc()))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="lrsearch-", suffix=".log", delete=False) as log:
+            log.write(_without_passwords(traceback.format_exc()))
+    except OSError as error:
+        return f"none, as no temporary file can be written: {error.strerror}."
     return log.name
 
 
@@ -221,7 +225,7 @@ def run_study(
     _check_writable(page)
     with ahead.ended_at_last(), placed(file, replaced=replaced):
         ahead.begin(likely_environment(config))
-        record = _run(config, database, page, extend=extend, fresh=fresh)
+        record = _run(config, database, page, extend=extend, fresh=fresh, as_json=as_json)
     if as_json:
         _print_json(_outcome(record, database, page))
     else:
@@ -231,12 +235,13 @@ def run_study(
         raise typer.Exit(8)
 
 
-def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh: bool) -> StudyRecord:
+def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh: bool, as_json: bool) -> StudyRecord:
     from lrsearch import study
     from lrsearch.conductor import Signals
     from lrsearch.progress import progress_for
     from lrsearch.storage.store import open_store
 
+    page = page.absolute()  # a study's own code may change the folder
     drawn: list[StudyRecord] = []
 
     def conclude(record: StudyRecord) -> None:
@@ -247,6 +252,7 @@ def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh:
     try:
         # SQLAlchemy tells of a connection whose closing is interrupted by a traceback: that is awaited.
         with signals.handled(), ExitStack() as stack, signals.interruptible():
+            stack.enter_context(_stdout_kept(as_json))
             store = stack.enter_context(open_store(database))
             progress = stack.enter_context(progress_for(sys.stderr))
             record = study.run_study(
@@ -312,7 +318,8 @@ def _show_forecast(config: StudyConfig, as_json: bool) -> None:
     from lrsearch.progress import duration
     from lrsearch.study import forecast
 
-    result = forecast(config)
+    with _stdout_kept(as_json):
+        result = forecast(config)
     if as_json:
         _print_json({"study": config.name, **asdict(result), "total_seconds": result.total_seconds})
         return
@@ -347,9 +354,11 @@ def range_test(
     config, images = load_study(file), _images(png)
     page = output or Path("reports") / f"{config.name}-range-test.html"
     _check_writable(page, "--output")
-    with placed(file):
+    place = page.absolute()  # a study's own code may change the folder
+    images = {kind: path.absolute() for kind, path in images.items()}
+    with placed(file), _stdout_kept(as_json):
         run = run_range_test(config, way=way, repeats=repeats, tell=lambda line: typer.echo(line, err=True))
-    write_page(run, page)
+    write_page(run, place)
     for kind, path in images.items():
         from lrsearch.images import write_images
 
@@ -376,7 +385,7 @@ def probe(
 
     _forget_passwords()
     config = load_study(file)
-    with placed(file):
+    with placed(file), _stdout_kept(as_json):
         found = survey(config)
     if as_json:
         _print_json({**asdict(found), "best": asdict(found.best), "exit_code": 0})
@@ -616,7 +625,7 @@ def compare(
     with _existing(database) as store:
         record = store.record(study, study_version, points="hits")
     table = Table(title=f"Study {record.name}: {one} and {other}", box=None, show_header=False)
-    table.add_column(no_wrap=True)
+    table.add_column()
     table.add_column()
     for name, text in compare_ways(record, one, other):
         table.add_row(name, text)
@@ -846,6 +855,23 @@ def _way_outcome(way: WaySummary) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _stdout_kept(for_json: bool) -> Iterator[None]:
+    """Keep stdout for the one JSON document: what a study's own code and its programs print goes to stderr."""
+    if not for_json:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
@@ -857,7 +883,31 @@ def _print(table: Table) -> None:
         def on_broken_pipe(self) -> None:  # rich would leave with code 1
             raise BrokenPipeError
 
-    PipeConsole(file=sys.stdout, width=_stdout_width(), highlight=False).print(table)
+    console = PipeConsole(file=sys.stdout, width=_stdout_width(), highlight=False)
+    if console.width < Console(width=10_000).measure(table).minimum:
+        _print_narrow(console, table)
+    else:
+        console.print(table)
+
+
+def _print_narrow(console: Console, table: Table) -> None:
+    """Print a paragraph per row and a line per cell: rich would cut words and numbers to make the table fit."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    def text(cell: Any) -> Text:
+        shown = Text.from_markup(cell) if isinstance(cell, str) else cell
+        return Text(", ").join(shown.split("\n"))
+
+    if table.title:
+        console.print(table.title, style="table.title")
+    for key, *cells in zip(*(column.cells for column in table.columns), strict=True):
+        console.print(text(key), style="bold")
+        for column, cell in zip(table.columns[1:], cells, strict=True):
+            line = Text.assemble(text(column.header), ": ", text(cell)) if table.show_header else text(cell)
+            console.print(Padding(line, (0, 0, 0, 2)))
+    if table.caption:
+        console.print(table.caption, style="table.caption")
 
 
 def _stdout_width() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import platform
 import signal
 import threading
@@ -94,8 +95,14 @@ class Signals:
     def __init__(self) -> None:
         self._interruptible = False
         self._pending: type[BaseException] | None = None
+        self._process = os.getpid()
+        self._before: dict[signal.Signals, Any] = {}
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # one that the study's own code has forked, such as a pool's
+            signal.signal(signum, self._before[signal.Signals(signum)])
+            os.kill(os.getpid(), signum)
+            return
         error = KeyboardInterrupt if signum == signal.SIGINT else Terminated
         if self._interruptible or self._pending is not None:
             raise error
@@ -107,12 +114,14 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.getsignal(number)
+            signal.signal(number, self._handle)
         try:
             yield
             self._raise_pending()
         finally:
-            for number, handler in before.items():
+            for number, handler in self._before.items():
                 signal.signal(number, handler)
 
     @contextmanager

@@ -72,6 +72,7 @@ TYPE_RULES = {
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 Positive = Annotated[float, Field(gt=0)]
+Epochs = Annotated[float, Field(gt=0, le=1e9)]  # so that they can be counted in steps
 NotNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's and scikit-learn's generators take
 
@@ -184,6 +185,8 @@ class Rates(Settings):
     def _check_order(self) -> Rates:
         if self.low >= self.high:
             raise ValueError(f"low must be smaller than high, got {self.low:g} and {self.high:g}")
+        if self.low < 1e-30 or self.high > 1e30:  # single precision ends at 1e-38 and 3e38
+            raise ValueError(f"must lie between 1e-30 and 1e30, got {self.low:g} and {self.high:g}")
         return self
 
 
@@ -233,7 +236,7 @@ class Group(Settings):
 class Training(Settings):
     """How each trial trains; the same for every way."""
 
-    epochs: Positive
+    epochs: Epochs
     optimizer: Annotated[Settings, OPTIMIZER]
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """`auto`: what timing finds faster, bfloat16 autocast or float32; the stored study says which it was."""
@@ -514,6 +517,7 @@ def placed(path: str | Path, *, replaced: Sequence[str] = ()) -> Iterator[None]:
 
     What the command line has `replaced`, such as "training.device", has its value from elsewhere.
     """
+    file = Path(path).absolute()  # a study's own code may change the folder
     try:
         yield
     except LrsearchError as error:
@@ -521,7 +525,7 @@ def placed(path: str | Path, *, replaced: Sequence[str] = ()) -> Iterator[None]:
         keys: list[str | int] = []
         if named and named[1] not in replaced:
             keys = [int(key) if key.isdigit() else key for key in named[1].split(".")]
-        if keys and (position := read_yaml(Path(path)).position_of(keys)):
+        if keys and (position := read_yaml(file).position_of(keys)):
             error.args = (f"{path}:{position.line}:{position.column}: {error}",)
         raise
 
@@ -545,6 +549,8 @@ def _problems(file: YamlFile, mistakes: list[ErrorDetails]) -> Iterator[Problem]
             continue
         if any(refused[: len(path)] == path for refused in file.refused):
             continue
+        if details["type"] == "too_short" and any(other[: len(path)] == path != other for other in paths):
+            continue  # what is wrong in it was left out of the count
         # What a value breaks of each of the things that it may be, such as a word or a number, comes one by one.
         same = [
             own

@@ -107,6 +107,8 @@ def run_study(
         with signals.interruptible():
             begun = () if study is None or fresh else study.config["strategies"]
             prepared = prepare(config, executor, begun)
+        if study is not None and not fresh:
+            _check_same_task(study, prepared.facts)
         settled = _settled(config, prepared)
         if prepared.reading is not None:
             observer.message(_reading_text(prepared.reading))
@@ -278,6 +280,23 @@ def _check_unchanged(config: StudyConfig, study: StudyRow, *, extend: bool) -> N
         f"The study file differs from the stored study {study.name!r} version {study.version}:\n"
         f"{_changes(study, resolved)}\n{way_out}"
     )
+
+
+def _check_same_task(study: StudyRow, facts: WorkloadFacts) -> None:
+    """Raise StudyChangedError where model or data, which the study file only names, are others than they were."""
+    was = study.facts
+    sizes = ("train_count", "validation_count", "test_count", "input_shape", "class_count", "parameter_count")
+    changes = [
+        f"{size.replace('_', ' ')} {getattr(was, size)} -> {getattr(facts, size)}"
+        for size in sizes
+        if was is not None and getattr(was, size) != getattr(facts, size)
+    ]
+    if changes:
+        raise StudyChangedError(
+            f"The model or the data differ from those of the stored study {study.name!r} version {study.version}: "
+            f"{', '.join(changes)}. Trials of both would not compare: undo the change, or start a new version with "
+            "--fresh."
+        )
 
 
 def _changes(study: StudyRow, resolved: dict[str, Any]) -> str:

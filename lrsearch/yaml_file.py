@@ -198,6 +198,9 @@ class _Builder:
                 self._refuse(path, position, "a key must be a word, got a list or a mapping")
                 continue
             key = str(key_node.value)
+            if key == "<<" and key_node.style is None:
+                self._refuse(path, position, "merge keys (<<) are not of YAML 1.2; write out what they would bring in")
+                continue
             here = (*path, key)
             if key in values:
                 first = self._file._keys[here].line

@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.table import Table
 
-from lrsearch import __main__
+from lrsearch import __main__, cli
 from lrsearch.cli import EXIT_CODES
+from lrsearch.config import load_study
 from lrsearch.errors import LrsearchError
 from tests.test_config import install_plug_in
 
@@ -381,7 +383,7 @@ def test_where_one_of_two_streams_is_full_the_other_still_says_what_is_wrong(tmp
 
 WITHOUT_STREAMS = """
 import os, sys
-from lrsearch import __main__
+from lrsearch import __main__, cli
 
 def run():
     with open("opened.txt", "w"), open("too.txt", "w"):
@@ -533,6 +535,52 @@ def test_each_failure_is_one_line_and_its_exit_code(
     assert re.fullmatch(message, document["error"]), document["error"]
     assert answer.stderr.splitlines()[-1] == document["error"]
     assert "Traceback" not in answer.stderr
+
+
+def test_what_a_study_s_own_code_prints_does_not_mix_with_the_json_document(capfd: pytest.CaptureFixture[str]) -> None:
+    with cli._stdout_kept(True):
+        print("loading")  # noqa: T201  # as a user does
+        os.write(1, b"from compiled code\n")
+        subprocess.run(["echo", "from a program"], check=True)
+    cli._print_json({})
+    assert capfd.readouterr() == ("{}\n", "loading\nfrom compiled code\nfrom a program\n")
+
+
+def test_the_report_goes_where_it_was_asked_for_also_where_the_study_s_code_changes_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changes_folder(config: object, store: object, **_: object) -> str:
+        os.chdir("elsewhere")
+        return "record"
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    written: list[Path] = []
+    monkeypatch.setattr("lrsearch.study.run_study", changes_folder)
+    monkeypatch.setattr(cli, "_write_report", lambda record, page: written.append(page))
+    path = tmp_path / write(tmp_path, STUDY)
+    cli._run(load_study(path), "sqlite:///a.db", Path("page.html"), extend=False, fresh=False, as_json=False)
+    assert written == [tmp_path / "page.html"]
+
+
+def test_a_fault_is_told_also_where_no_temporary_file_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert cli._keep_traceback() == "none, as no temporary file can be written: No such file or directory."
+
+
+@pytest.mark.parametrize(("width", "whole"), [(40, False), (28, True), (12, True)])
+def test_no_number_of_a_table_is_cut_however_narrow_the_terminal(
+    width: int, whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table("way", "seconds", "accuracy", title="Study tiny", caption="mean")
+    table.add_row("clr", "0.123456", "0.9542 ±\n0.0191")
+    monkeypatch.setattr(cli, "_stdout_width", lambda: width)
+    cli._print(table)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("0.123456", "0.9542", "0.0191", "Study tiny", "mean"))
+    assert ("seconds:" in shown) is whole
 
 
 @pytest.mark.parametrize(("argument", "message"), [("--nope", "No such option: --nope"), ("", "Missing argument")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import pty
 import re
@@ -22,7 +23,7 @@ import pytest
 
 from lrsearch import conductor
 from lrsearch.analysis.searches import searches
-from lrsearch.conductor import DEATHS_TO_FAIL, Budget
+from lrsearch.conductor import DEATHS_TO_FAIL, Budget, Signals
 from lrsearch.config import load_study
 from lrsearch.errors import StudyFailedError
 from lrsearch.storage.maintenance import check_database
@@ -90,6 +91,15 @@ def test_a_parallel_study_equals_the_one_on_one_slot(tmp_path: Path) -> None:
     assert event.data["slots"] == 3
     done = [event.data for event in three.events if event.kind == "search_done"]
     assert len(done) == 6
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_a_study_s_own_code_forks_ends_by_sigterm_as_it_would_elsewhere() -> None:
+    with Signals().handled():  # a pool's processes that outlive SIGTERM are waited for without end
+        child = multiprocessing.get_context("fork").Process(target=signal.raise_signal, args=(signal.SIGTERM,))
+        child.start()
+        child.join()
+    assert child.exitcode == -signal.SIGTERM
 
 
 class Impatient(Quiet):

@@ -1,5 +1,6 @@
 # ruff: noqa: E501  # whole messages, as users see them
 import json
+import os
 import random
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrsearch.config import StudyConfig, diff, from_resolved, is_extension, json_schema, load_study
+from lrsearch.config import StudyConfig, diff, from_resolved, is_extension, json_schema, load_study, placed
 from lrsearch.errors import StudyFileError, UsageError
 from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.registry import names
@@ -96,6 +97,21 @@ def test_bounds_that_were_found_with_the_studys_settings_are_taken(
     assert from_resolved(clr.resolved()).fingerprint() == clr.fingerprint()
 
 
+def test_an_error_is_placed_in_the_file_also_where_the_study_s_code_has_changed_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text(GOOD)
+    (tmp_path / "elsewhere").mkdir()
+
+    def run() -> None:
+        os.chdir("elsewhere")
+        raise UsageError("target.value must be less.")
+
+    with pytest.raises(UsageError, match=r"^study\.yaml:10:35: target\.value must be less"), placed("study.yaml"):
+        run()
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_every_study_that_we_ship_is_valid(path: Path) -> None:
     assert load_study(path).name == path.stem
@@ -168,9 +184,12 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
         ("points: 4", "learning_rates: []", "13:38: strategies.grid.learning_rates: must have at least 1 item, got 0."),
         ("low: 1e-5", "low: -1", "9:14: rates.low: must be greater than 0, got -1."),
         ("low: 1e-5", "low: 20", "9:8: rates: low must be smaller than high, got 20 and 10."),
+        ("high: 10", "high: 1e300", "9:8: rates: must lie between 1e-30 and 1e30, got 1e-05 and 1e+300."),
         ("cycles: 2", "cycles: 0", "15:68: strategies.clr.schedule.cycles: must be greater than or equal to 1, got 0."),
         ("[0, 1]", "[0, 0]", "8:8: seeds: must differ from each other, got [0, 0]."),
         ("[0, 1]", "[]", "8:8: seeds: must have at least 1 item, got 0."),
+        ("[0, 1]", "[-1]", "8:9: seeds.0: must be greater than or equal to 0, got -1."),
+        ("epochs: 5", "epochs: 1e308", "6:11: training.epochs: must be less than or equal to 1000000000, got 1e+308."),
         ("[0, 1]", "3", "8:8: seeds: must be a list, got 3."),
         ("version: 1", "version: 2", "2:10: version: must be 1, got 2."),
         ("version: 1", "version: true", "2:10: version: must be 1, got true."),

@@ -24,7 +24,7 @@ from lrsearch.storage.mirror_process import MirrorProcess
 from lrsearch.storage.store import Store, open_store
 from lrsearch.strategies import OptunaSearch
 from lrsearch.study import forecast, run_study
-from lrsearch.trial import CurvePoint, History, StudyRecord, TrialRecord, charged_seconds
+from lrsearch.trial import CurvePoint, History, StudyRecord, TrialRecord, WorkloadFacts, charged_seconds
 
 FILE = """
 version: 1
@@ -211,6 +211,14 @@ def test_a_changed_file_is_refused_with_its_differences(write: Write, store: Sto
         run_study(config(write(epochs=3)), store, observer=Quiet())
     with pytest.raises(StudyChangedError, match="--extend can add"):
         run_study(config(write(epochs=3)), store, observer=Quiet(), extend=True)
+
+
+def test_a_study_does_not_go_on_with_another_model_or_other_data(write: Write, store: Store) -> None:
+    small = config(write())
+    facts = WorkloadFacts.of_metric("accuracy")
+    store.set_facts(store.create_study("small", small.resolved(), small.fingerprint()).id, facts)
+    with pytest.raises(StudyChangedError, match=r"train count 0 -> \d+, .*parameter count 0 -> \d+\. .*--fresh"):
+        run_study(small, store, observer=Quiet())
 
 
 def test_a_study_from_before_a_key_came_goes_on_and_is_told_only_what_changed(write: Write, store: Store) -> None:

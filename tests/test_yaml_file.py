@@ -55,6 +55,12 @@ def test_an_alias_stands_for_its_anchor(read: Read) -> None:
     assert read("a: &x {name: constant}\nb: *x\n").values == {"a": {"name": "constant"}, "b": {"name": "constant"}}
 
 
+def test_a_merge_key_is_refused_where_it_stands(read: Read) -> None:
+    file = read("a: &x {name: constant}\nb: {<<: *x, c: 1}\n'<<': 2\n")
+    assert file.problems == [((2, 5), "b: merge keys (<<) are not of YAML 1.2; write out what they would bring in")]
+    assert file.values == {"a": {"name": "constant"}, "b": {"c": 1}, "<<": 2}
+
+
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n"
     for before, after in zip("abcdefgh", "bcdefghi", strict=True)

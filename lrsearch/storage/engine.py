@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
@@ -41,8 +43,9 @@ def parse_url(url: str) -> URL:
     Raises UsageError for anything but an SQLite file or PostgreSQL.
     """
     try:
+        url.encode()
         parsed = sa.make_url(url)
-    except (ArgumentError, ValueError):  # its message may hold a password; ValueError: a port that is no number
+    except (ArgumentError, ValueError):  # its message may hold a password; ValueError: no number as port, no UTF-8
         raise UsageError(
             "A database is written sqlite:///lrsearch.db or postgresql://user@host:5432/database; this one cannot be "
             "read."
@@ -146,6 +149,12 @@ def _refuse_network_file_systems(path: Path) -> None:
         )
 
 
+def is_archived(path: Path) -> bool:
+    """Whether nobody is at the file and we cannot change it: SQLite's WAL takes a writable folder even to read."""
+    folder = path.absolute().parent
+    return path.exists() and not os.access(folder, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
+
+
 def connect_args(url: URL) -> dict[str, Any]:
     """Return what the driver needs: patience with SQLite's lock; soon noticing that PostgreSQL is away."""
     if url.get_backend_name() == "sqlite":
@@ -168,9 +177,13 @@ def set_pragmas(dbapi_connection: Any, _record: object = None) -> None:
 
 def make_engine(url: URL) -> Engine:
     """Return an engine whose transactions read, and whose `writer(engine)` takes the write lock at their beginning."""
+    more: dict[str, Any] = {}
+    if (path := sqlite_path(url)) is not None and is_archived(path):
+        uri = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
+        more["creator"] = partial(sqlite3.connect, uri, uri=True, check_same_thread=False)
     try:
         engine = sa.create_engine(
-            url, connect_args=connect_args(url), pool_pre_ping=sqlite_path(url) is None, json_serializer=_dumps
+            url, connect_args=connect_args(url), pool_pre_ping=path is None, json_serializer=_dumps, **more
         )
     except ImportError as error:
         raise MissingExtraError("PostgreSQL", "postgresql") from error

@@ -163,6 +163,14 @@ def open_store(url: str, *, must_exist: bool = False, patience_seconds: float | 
     return Store(engine, patience_seconds)
 
 
+def _identity(path: Path | None) -> tuple[int, int] | None:
+    """Return what tells a file from any other on this machine; None where there is none."""
+    try:
+        return None if path is None else (path.stat().st_dev, path.stat().st_ino)
+    except FileNotFoundError:
+        return None
+
+
 class Store:
     """The studies of one database. Safe to use from several threads; `close` it, or use it as a context manager."""
 
@@ -170,6 +178,10 @@ class Store:
         self._patience_seconds = patience_seconds
         self._reader = reader(engine)
         self._writer = writer(engine)
+        path = sqlite_path(engine.url)
+        self.sqlite_file = None if path is None else path.absolute()  # a study's own code may change the folder
+        """The file that holds it; None on PostgreSQL."""
+        self._identity = _identity(self.sqlite_file)
         self.absence = Absence()
         """Set its `tell` to hear of a database that is away."""
         self.turn: AbstractContextManager[object] = nullcontext() if self.sqlite_file is None else threading.RLock()
@@ -184,16 +196,16 @@ class Store:
     def close(self) -> None:
         self._reader.dispose()
 
-    @property
-    def sqlite_file(self) -> Path | None:
-        """The file that holds it; None on PostgreSQL."""
-        return sqlite_path(self._reader.url)
-
     def _read(self, work: Callable[[Connection], T]) -> T:
         return transact(self._reader, work, self._patience_seconds, self.absence)
 
     def _write(self, work: Callable[[Connection], T]) -> T:
         with self.turn:
+            if _identity(self.sqlite_file) != self._identity:
+                raise StorageError(
+                    f"{self.sqlite_file} was moved, deleted or replaced while it was in use, and what would be written "
+                    "now would be lost. Put it back if you have it, then type the same command again."
+                )
             return transact(self._writer, work, self._patience_seconds, self.absence)
 
     # Studies

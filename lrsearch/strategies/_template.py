@@ -44,7 +44,7 @@ class TrainingStrategy(Settings):
     schedule: ScheduleTemplate = CONSTANT
     optimizer: OptimizerTemplate | None = None
     """None: the study's."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """None: the study's."""
 
     def training(self, learning_rate: float | None, **more: Any) -> Proposal:

@@ -49,7 +49,7 @@ class RangeTested(TrainingStrategy):
 
     name: Literal["range_tested"] = "range_tested"
     schedule: ScheduleTemplate = ScheduleTemplate(name="triangular2", cycles=2)
-    range_epochs: Positive = 2.0
+    range_epochs: Annotated[float, Field(gt=0, le=1e9)] = 2.0
     min_steps: Annotated[int, Field(ge=20)] = 100
     ladder: Ladder = "exponential"
     policy: Policy = "default"

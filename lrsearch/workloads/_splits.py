@@ -50,8 +50,10 @@ def stratified_sample(labels: Indices, count: int, generator: np.random.Generato
 
 
 def stratified_split(labels: Indices, fraction: float, generator: np.random.Generator) -> tuple[Indices, Indices]:
-    """Return the positions that stay and those held back: `fraction` of all, at least one, stratified, both sorted."""
-    held_back = stratified_sample(labels, max(1, round(len(labels) * fraction)), generator)
+    """Return the positions that stay and those held back: `fraction` of all, stratified, both sorted, none empty."""
+    if len(labels) < 2:
+        raise WorkloadError(f"A training and a validation split take 2 examples or more, got {len(labels)}.")
+    held_back = stratified_sample(labels, min(max(1, round(len(labels) * fraction)), len(labels) - 1), generator)
     return np.setdiff1d(np.arange(len(labels)), held_back, assume_unique=True), held_back
 
 

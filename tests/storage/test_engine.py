@@ -244,3 +244,8 @@ def test_the_password_may_lie_in_a_file_that_its_user_can_read(tmp_path: Path, m
     secret.unlink()
     with pytest.raises(UsageError, match=r"_PASSWORD_FILE names .*password, which cannot be read: No such file"):
         parse_url("postgresql://me@db/x")
+
+
+def test_a_database_s_name_that_is_no_utf_8_is_refused() -> None:
+    with pytest.raises(UsageError, match="this one cannot be read"):
+        parse_url("sqlite:///b\udcff.db")

@@ -61,6 +61,43 @@ def _count(engine: sa.Engine, table: sa.Table) -> int:
     return int(_execute(engine, sa.select(sa.func.count()).select_from(table))[0][0])
 
 
+def test_a_database_in_a_folder_that_one_cannot_write_to_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a 100%.db'}"
+    with open_store(url) as store:
+        study_id = store.create_study("small", CONFIG, "f").id
+    tmp_path.chmod(0o555)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write all the same
+    try:
+        with open_store(url, must_exist=True) as store:
+            assert [one.name for one in store.studies()] == ["small"]
+            with pytest.raises(StorageError, match="cannot be written: attempt to write a readonly database"):
+                store.add_event(study_id, "new", {})
+            assert len(list(tmp_path.iterdir())) == 1, "no file of SQLite's own stands beside it"
+    finally:
+        tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize("put_another", [False, True])
+def test_nothing_is_written_where_the_file_was_deleted_or_replaced_and_elsewhere_it_goes_on(
+    put_another: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with open_store("sqlite:///a.db") as store:
+        assert store.sqlite_file == tmp_path / "a.db"
+        study_id = store.create_study("small", CONFIG, "f").id
+        monkeypatch.chdir("elsewhere")
+        store.add_event(study_id, "still the same file", {})
+        for file in tmp_path.glob("a.db*"):
+            file.rename(tmp_path / "elsewhere" / file.name)
+        if put_another:
+            (tmp_path / "a.db").touch()
+        with pytest.raises(StorageError, match=r"a\.db was moved, deleted or replaced while it was in use"):
+            store.add_event(study_id, "lost", {})
+
+
 def _only(record: StudyRecord) -> TrialRecord:
     [trial] = record.trials
     return trial

@@ -25,6 +25,7 @@ def test_a_split_loses_nothing_and_holds_back_at_least_one() -> None:
     assert sorted([*kept, *held_back]) == list(range(100))
     assert len(held_back) == 20
     assert len(stratified_split(labels[:3], 0.01, np.random.default_rng(0))[1]) == 1
+    assert len(stratified_split(labels, 0.999, np.random.default_rng(0))[0]) == 1
 
 
 def test_each_example_is_held_back_equally_often() -> None:
