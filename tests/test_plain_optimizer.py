@@ -56,7 +56,7 @@ strategies:
     ("gangs", "workload"),
     [
         ("auto", ""),
-        ("off", ""),
+        pytest.param("off", "", marks=pytest.mark.slow),
         ("auto", "{name: diabetes}"),
     ],
 )

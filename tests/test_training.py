@@ -602,6 +602,7 @@ print(found)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
 def test_large_tensors_find_the_memory_of_those_before_them() -> None:
     def pages(how: str) -> int:
