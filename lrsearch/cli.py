@@ -18,7 +18,7 @@ import tempfile
 import traceback
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, chdir, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -354,11 +354,9 @@ def range_test(
     config, images = load_study(file), _images(png)
     page = output or Path("reports") / f"{config.name}-range-test.html"
     _check_writable(page, "--output")
-    place = page.absolute()  # a study's own code may change the folder
-    images = {kind: path.absolute() for kind, path in images.items()}
-    with placed(file), _stdout_kept(as_json):
+    with placed(file), _stdout_kept(as_json), chdir("."):  # back to it: a study's own code may change the folder
         run = run_range_test(config, way=way, repeats=repeats, tell=lambda line: typer.echo(line, err=True))
-    write_page(run, place)
+    write_page(run, page)
     for kind, path in images.items():
         from lrsearch.images import write_images
 
