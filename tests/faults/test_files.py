@@ -94,9 +94,11 @@ def test_a_model_that_was_changed_beside_a_kill_is_said_to_begin_anew(tmp_path: 
     landed = killed_inside_an_attempt(path, url, checkpointed=True)
     kept = {file.name.partition(".")[0] for file in (tmp_path / "states").glob("*.ckpt")}
     module = tmp_path / "slow_user.py"
-    module.write_text(
-        module.read_text().replace("Linear(4, 8)", "Linear(4, 16)").replace("Linear(8, 2)", "Linear(16, 2)")
-    )
+    text = module.read_text()
+    module.write_text(text.replace("Linear(4, 8)", "Linear(4, 16)").replace("Linear(8, 2)", "Linear(16, 2)"))
+    assert start(path, url).wait(timeout=300) == 7, said(tmp_path)
+    assert "parameter" in said(tmp_path)
+    module.write_text(text.replace("layers", "net"))
     assert start(path, url).wait(timeout=300) == 0, said(tmp_path)
     assert said(tmp_path).count("its checkpoint does not fit the model or the data") == len(kept)
     assert "it begins anew" in said(tmp_path)
