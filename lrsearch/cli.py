@@ -562,7 +562,7 @@ def _print_analysis(record: StudyRecord) -> None:
 
 @app.command("report")
 def write_report(
-    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="One study, or several for one page.")],
+    studies: Annotated[list[str], typer.Argument(metavar="STUDY", help="One study, or several for one page.")],
     database: Database = DEFAULT_DATABASE,
     study_version: StudyVersion = None,
     output: Annotated[Path | None, typer.Option(metavar="PATH", help="Default: reports/STUDY.html.")] = None,
@@ -653,7 +653,7 @@ def dashboard(
 @app.command()
 def health(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Ask for this study: finished, or a process gives signs.")
+        Path | None, typer.Argument(metavar="FILE", help="Ask for this study: finished, or a process gives signs.")
     ] = None,
     database: Database = DEFAULT_DATABASE,
     port: Annotated[

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 from rich.table import Table
+from typer.testing import CliRunner
 
 from lrsearch import __main__, cli
 from lrsearch.cli import EXIT_CODES
@@ -179,6 +180,13 @@ def test_ctrl_c_while_the_command_line_is_being_imported_is_one_line(
             __main__.main()
         assert ended.value.code == 130
         assert capsys.readouterr().err == "Stopped.\n"
+
+
+@pytest.mark.parametrize("command", ["health", "report"])
+def test_the_usage_says_once_that_an_argument_may_be_left_out_or_repeated(command: str) -> None:
+    usage = CliRunner().invoke(cli.app, [command, "--help"]).output.partition("Usage:")[2].partition("\n")[0]
+    assert "[[" not in usage
+    assert usage.count("...") <= 1
 
 
 def test_help_answers_in_less_than_0_4_seconds(tmp_path: Path) -> None:
