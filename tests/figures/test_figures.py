@@ -395,6 +395,23 @@ def test_a_schedule_is_drawn_by_the_few_points_that_it_needs(height: float) -> N
         assert np.abs(np.interp(steps, x, y) - rates).max() <= 1e-3 * height
 
 
+def test_a_few_epochs_have_whole_ticks() -> None:
+    record = STUDIES["whole"]
+
+    def until(last: int) -> StudyRecord:
+        def cut(trial: TrialRecord) -> TrialRecord:
+            result = trial.result
+            if result is None or not result.curve:
+                return trial
+            points = tuple(replace(result.curve[-1], epoch=float(epoch)) for epoch in range(1, last + 1))
+            return replace(trial, result=replace(result, curve=points))
+
+        return replace(record, trials=tuple(map(cut, record.trials)))
+
+    assert figure_of("learning_curves", until(4)).layout.xaxis.dtick == 1
+    assert figure_of("learning_curves", until(40)).layout.xaxis.dtick is None
+
+
 def test_a_run_of_a_single_epoch_is_seen_among_the_learning_curves() -> None:
     record = make_record({key: SEVEN_WAYS[key] for key in ("clr", "default")}, seeds=[0, 1])
     short = tuple(
