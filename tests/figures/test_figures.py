@@ -395,6 +395,14 @@ def test_a_schedule_is_drawn_by_the_few_points_that_it_needs(height: float) -> N
         assert np.abs(np.interp(steps, x, y) - rates).max() <= 1e-3 * height
 
 
+@pytest.mark.parametrize("key", FIGURES)
+def test_no_second_is_told_as_a_power_of_ten(key: str) -> None:
+    """In plotly's format .3g 12,345 seconds are 1.23e+4, in ,.3r they are 12,300."""
+    figure = FIGURES[key](STUDIES["whole"])
+    told = [trace.hovertemplate or "" for trace in figure.data] if figure else []
+    assert {text for text in told if re.search(r"g\} s\b", text)} == set()
+
+
 def test_a_few_epochs_have_whole_ticks() -> None:
     record = STUDIES["whole"]
 
