@@ -925,6 +925,9 @@ def main() -> None:
         app()
     except SystemExit as end:
         exit_code = end.code if isinstance(end.code, int) else None
+        if isinstance(end.__context__, BrokenPipeError):  # of a help or a usage error, whose reader has seen enough
+            exit_code = getattr(end.__context__.__context__, "exit_code", 0)
+            raise SystemExit(exit_code) from None
         raise
 
 
