@@ -560,7 +560,7 @@ def _print_analysis(record: StudyRecord) -> None:
 
 @app.command("report")
 def write_report(
-    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="One study, or several for one page.")],
+    studies: Annotated[list[str], typer.Argument(metavar="STUDY", help="One study, or several for one page.")],
     database: Database = DEFAULT_DATABASE,
     study_version: StudyVersion = None,
     output: Annotated[Path | None, typer.Option(metavar="PATH", help="Default: reports/STUDY.html.")] = None,
@@ -651,7 +651,7 @@ def dashboard(
 @app.command()
 def health(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Ask for this study: finished, or a process gives signs.")
+        Path | None, typer.Argument(metavar="FILE", help="Ask for this study: finished, or a process gives signs.")
     ] = None,
     database: Database = DEFAULT_DATABASE,
     port: Annotated[
@@ -923,6 +923,9 @@ def main() -> None:
         app()
     except SystemExit as end:
         exit_code = end.code if isinstance(end.code, int) else None
+        if isinstance(end.__context__, BrokenPipeError):  # of a help or a usage error, whose reader has seen enough
+            exit_code = getattr(end.__context__.__context__, "exit_code", 0)
+            raise SystemExit(exit_code) from None
         raise
 
 

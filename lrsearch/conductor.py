@@ -1005,7 +1005,7 @@ class Conductor:
         expected = self._forecast(turn)
         self._observer.message(
             f"Stopped at the budget of {limit / 3600:g} device hours: {spent / 3600:.4g} are spent, and the next trial "
-            f"({turn.search.key}, seed {turn.search.seed}) would take about {expected:.3g} s. Raise "
+            f"({turn.search.key}, seed {turn.search.seed}) would take about {wording.significant(expected)} s. Raise "
             "budget.device_hours and type the same command to go on."
         )
         data = {"device_hours": limit / 3600, "spent_seconds": spent, "next_trial_seconds": expected}

@@ -9,6 +9,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lrsearch.analysis import wording
-from lrsearch.errors import UsageError
+from lrsearch.errors import UsageError, typed
 from lrsearch.range_test import RangeTestVerdict, judge
 from lrsearch.range_test import ladder as make_ladder
 from lrsearch.restore import Snapshot, find_generators, seed_generators
@@ -74,8 +75,15 @@ class RangeTest:
             if (rate := getattr(found, name)) is not None:
                 yield name, wording.rate(rate) + _interval(getattr(found, f"{name}_interval", None))
         yield "confidence", found.confidence + (f" ({', '.join(found.flags)})" if found.flags else "")
-        yield "judged on", found.signal
+        yield "judged on", found.signal + self._why_not_on_the_metric()
         yield "advice", found.advice
+
+    def _why_not_on_the_metric(self) -> str:
+        values = [point.validation_metric for point in self.curve if point.validation_metric is not None]
+        if self.verdict.signal == "validation_metric" or not values or 0 <= min(values) <= max(values) <= 1:
+            return ""
+        extent = f"from {min(values):.4g} to {max(values):.4g}"
+        return f", as the metric is not from 0 to 1 but {extent}; divide a percentage by 100"
 
 
 class TestOptions(TypedDict, total=False):
@@ -138,6 +146,13 @@ def plan_test(
     for name, value, known in (("ladder", ladder, get_args(Ladder)), ("policy", policy, get_args(Policy))):
         if value not in known:
             raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+    for name, number in (("low", low), ("high", high), ("chance", chance)):
+        if number is not None and not isinstance(number, Real):
+            raise UsageError(f"{name} must be a number, got {number!r}.")
+    if chance is not None and not 0 <= chance < 1:
+        raise UsageError(f"chance must be at least 0 and below 1, as the metric is, got {chance}.")
+    _check_count("steps", steps, at_least=2)
+    _check_count("evaluation_count", evaluation_count, at_least=0)
     usual = SGD_RANGE if optimizer_name.lower() in SGD_LIKE else ADAPTIVE_RANGE
     plan = TestPlan(
         optimizer_name,
@@ -216,6 +231,9 @@ def lr_range_test(
         chance=chance,
         evaluation_count=evaluation_count,
     )
+    _check_kinds(model, optimizer, loss_fn, forward=forward, evaluate=evaluate)
+    if autocast is not None and not isinstance(autocast, torch.dtype):
+        raise UsageError(f"autocast must be a dtype such as torch.bfloat16, got {autocast!r}.")
     _check(model, optimizer, clip_norm=clip_norm, clip_value=clip_value)
     sources = [batches, *generators]
     # A loss with parameters or buffers of its own is changed by training like the model.
@@ -436,6 +454,27 @@ def _loss_and_metric(result: Any) -> tuple[float | None, float | None]:
     return loss if math.isfinite(loss) else None, metric if math.isfinite(metric) else None
 
 
+def _check_kinds(model: object, optimizer: object, loss_fn: object, **functions: object) -> None:
+    """Raise UsageError for arguments in another order, and for a class in the place of what it makes."""
+    order = "the order is model, optimizer, loss_fn, batches"
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model must be a torch.nn.Module, got {typed(model)}; {order}.")
+    if not hasattr(optimizer, "param_groups"):
+        raise UsageError(f"optimizer must be a torch.optim.Optimizer, got {typed(optimizer)}; {order}.")
+    if isinstance(loss_fn, type):
+        raise UsageError(f"loss_fn must be a function (outputs, targets) -> loss; write {loss_fn.__name__}().")
+    for name, function in {"loss_fn": loss_fn, **functions}.items():
+        if function is not None and not callable(function):
+            raise UsageError(f"{name} must be a function, got {typed(function)}.")
+
+
+def _check_count(name: str, value: object, *, at_least: int) -> None:
+    if value is not None and not isinstance(value, Integral):
+        raise UsageError(f"{name} must be a whole number, got {value!r}.")
+    if value is not None and value < at_least:
+        raise UsageError(f"{name} must be at least {at_least}, got {value}.")
+
+
 def _check(model: nn.Module, optimizer: torch.optim.Optimizer, **clip: float | None) -> None:
     """Raise UsageError for what would only fail later, or go wrong unseen."""
     trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
@@ -452,8 +491,7 @@ def _check(model: nn.Module, optimizer: torch.optim.Optimizer, **clip: float | N
 
 def _epoch_steps(batches: Iterable[Any], accumulate: int) -> float | None:
     """Return the steps of an epoch, where batches have a length. Raises UsageError where there can be none."""
-    if accumulate < 1:
-        raise UsageError(f"accumulate must be at least 1, got {accumulate}.")
+    _check_count("accumulate", accumulate, at_least=1)
     if not isinstance(batches, Iterable):
         raise UsageError(f"batches must be something to iterate, such as a DataLoader, got {type(batches).__name__}.")
     try:

@@ -1,5 +1,6 @@
 """The command line as users meet it: every test starts the real program."""
 
+import atexit
 import csv
 import gzip
 import io
@@ -23,6 +24,7 @@ from typing import Any
 
 import pytest
 from rich.table import Table
+from typer.testing import CliRunner
 
 from lrsearch import __main__, cli
 from lrsearch.cli import EXIT_CODES
@@ -179,6 +181,36 @@ def test_ctrl_c_while_the_command_line_is_being_imported_is_one_line(
             __main__.main()
         assert ended.value.code == 130
         assert capsys.readouterr().err == "Stopped.\n"
+
+
+@pytest.mark.parametrize("command", ["health", "report"])
+def test_the_usage_says_once_that_an_argument_may_be_left_out_or_repeated(command: str) -> None:
+    usage = CliRunner().invoke(cli.app, [command, "--help"]).output.partition("Usage:")[2].partition("\n")[0]
+    assert "[[" not in usage
+    assert usage.count("...") <= 1
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["show", "--help"], 0), (["ls", "--bogus"], 2)])
+def test_a_reader_that_has_seen_enough_of_a_help_changes_no_exit_code(
+    arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """rich leaves with 1 then, which says a fault of lrsearch itself."""
+
+    class Closed(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+        def fileno(self) -> int:
+            return thrown_away.fileno()
+
+    monkeypatch.setattr(atexit, "register", lambda function: None)
+    monkeypatch.setattr(sys, "argv", ["lrsearch", *arguments])
+    with (tmp_path / "out").open("w") as thrown_away:
+        monkeypatch.setattr(sys, "stdout", Closed())
+        monkeypatch.setattr(sys, "stderr", Closed())
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == code
 
 
 def test_help_answers_in_less_than_0_4_seconds(tmp_path: Path) -> None:

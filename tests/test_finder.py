@@ -656,6 +656,7 @@ def test_a_metric_that_is_no_share_leaves_the_verdict_to_the_training_loss() -> 
     found = lr_range_test(model, optimizer, LOSS, batches, evaluate=lambda model: 42.0, steps=60)
     assert found.verdict.signal == "train_loss"
     assert all(point.validation_metric == 42.0 for point in found.curve)
+    assert "train_loss, as the metric is not from 0 to 1 but from 42 to 42; divide a percentage by 100" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -746,10 +747,19 @@ OTHER = nn.Linear(8, 3)
         refused("does not depend on any trainable", loss_fn=lambda outputs, targets: outputs.detach().sum()),
         refused("0 < low < high", low=1.0, high=0.1),
         refused("0 < low < high", low=0.0),
-        refused("at least 2 rates, got 1", steps=1),
+        refused("steps must be at least 2, got 1", steps=1),
+        refused("steps must be a whole number, got 50.5", steps=50.5),
+        refused("low must be a number, got '1e-5'", low="1e-5"),
+        refused("chance must be at least 0 and below 1, as the metric is, got 33", chance=33),
+        refused("evaluation_count must be at least 0, got -1", evaluation_count=-1),
         refused("ladder must be one of exponential, linear, got 'log'", ladder="log"),
         refused("policy must be one of default, smith2015, got 'x'", policy="x"),
         refused("accumulate must be at least 1, got 0", accumulate=0),
+        refused("accumulate must be a whole number, got 1.5", accumulate=1.5),
+        refused("autocast must be a dtype such as torch.bfloat16, got 'bf16'", autocast="bf16"),
+        refused("write CrossEntropyLoss()", loss_fn=nn.CrossEntropyLoss),
+        refused("loss_fn must be a function, got a str", loss_fn="ce"),
+        refused("evaluate must be a function, got a float", evaluate=0.5),
         refused("clip_norm must be greater than 0, got 0", clip_norm=0),
         refused("of type Tensor needs forward=", batches=[torch.ones(4, 8)]),
         refused("of type tuple needs forward=", batches=[(torch.ones(4, 8),) * 3]),
@@ -771,6 +781,15 @@ def test_what_cannot_work_is_refused_and_leaves_nothing_behind(changes: dict[str
         lr_range_test(given.pop("model"), given.pop("optimizer"), given.pop("loss_fn"), given.pop("batches"), **given)
     given = {"model": model, "optimizer": optimizer, **changes}
     assert fingerprint(given["model"], given["optimizer"]) == before
+
+
+def test_arguments_in_another_order_are_refused_with_the_order() -> None:
+    model, optimizer, batches = simple()
+    with pytest.raises(UsageError, match=r"model must be a torch\.nn\.Module, got an? SGD; the order is model, opti"):
+        lr_range_test(optimizer, model, LOSS, batches)  # type: ignore[arg-type]  # as a user may type it
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    with pytest.raises(UsageError, match=r"optimizer must be a torch\.optim\.Optimizer, got a StepLR; the order"):
+        lr_range_test(model, schedule, LOSS, batches)  # type: ignore[arg-type]  # the same
 
 
 def test_the_package_offers_them_without_importing_torch() -> None:

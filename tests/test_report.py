@@ -206,8 +206,11 @@ def test_the_downloads_are_the_exported_tables_and_the_numbers(record: StudyReco
 
 def test_energy_is_unknown_or_measured_and_never_nothing(record: StudyRecord) -> None:
     assert all(way.energy is None for way in summarise(record).ways)
+    assert "Energy per search" not in {column.title for column in columns(summarise(record))}
     trials = [replace(t, result=replace(some(t.result), energy_joules=10.0)) for t in record.trials]
-    ways = {way.key: way for way in summarise(replace(record, trials=tuple(trials))).ways}
+    measured = summarise(replace(record, trials=tuple(trials)))
+    ways = {way.key: way for way in measured.ways}
+    assert "Energy per search" in {column.title for column in columns(measured)}
     assert some(ways["clr"].energy).value == 20.0
     assert ways["grid"].energy is None, "one of its attempts was killed: nobody knows its energy"
 

@@ -36,7 +36,7 @@ class Column:
 
 
 def columns(summary: StudySummary) -> list[Column]:
-    """Return every column that this study has numbers for: no target, no confirmation, no column."""
+    """Return every column that this study has numbers for: no target, energy, confirmation, no column."""
     return [*first_columns(summary), *further_columns(summary)]
 
 
@@ -61,10 +61,10 @@ def first_columns(summary: StudySummary) -> list[Column]:
     money = (
         "no price in the study file" if price is None else f"charged seconds at ${price:g} per device hour; mean ± sd"
     )
-    found += [
-        Column("Money per search", money, _usd),
-        Column("Energy per search", "by the device's own counter; unknown where it has none; mean ± sd", _energy),
-    ]
+    found.append(Column("Money per search", money, _usd))
+    if any(row.energy for row in summary.ways):
+        energy = "by the device's own counter; unknown where an attempt was killed; mean ± sd"
+        found.append(Column("Energy per search", energy, _energy))
     return [*found, _confirmed_values(summary) if _is_confirmed(summary) else _test_values(summary)]
 
 

@@ -124,7 +124,7 @@ def _band(line: Lines, style: WayStyle) -> list[go.Scatter]:
             y=band.median,
             mode="lines",
             line={**way_line(style), "shape": "hv"},
-            hovertemplate="median of the searches: %{y:.4f} at %{x:.3g} s",
+            hovertemplate="median of the searches: %{y:.4f} at %{x:,.3r} s",
             **of_way(line.key),
         ),
     ]
@@ -151,7 +151,7 @@ def _ends(line: Lines, style: WayStyle) -> go.Scatter:
         mode="markers",
         marker={"symbol": style.symbol, "size": 10, "color": style.faint(0.85)},
         customdata=[search.seed for search in line.searches],
-        hovertemplate="seed %{customdata} ended: %{y:.4f} for %{x:.3g} s",
+        hovertemplate="seed %{customdata} ended: %{y:.4f} for %{x:,.3r} s",
         **of_way(line.key),
     )
 
@@ -169,7 +169,7 @@ def _range_tests(line: Lines, style: WayStyle) -> list[go.Scatter]:
             mode="lines+markers",
             line={"color": style.faint(0.6), "width": 1, "dash": "dot"},
             marker={"symbol": "line-ns-open", "size": [11, 0], "color": style.color, "line": {"width": 1.5}},
-            hovertemplate="range test done after %{x:.3g} s",
+            hovertemplate="range test done after %{x:,.3r} s",
             **of_way(line.key),
         )
         for tested, end, value in marked

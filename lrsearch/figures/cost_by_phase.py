@@ -113,7 +113,7 @@ def _bars(
 ) -> go.Bar:
     layout = {"showlegend": False, **layout}
     name = phase.replace("_", " ")
-    hover = f"{name}{addition}: %{{x:.3g}} s<extra></extra>"
+    hover = f"{name}{addition}: %{{x:,.3r}} s<extra></extra>"
     return go.Bar(
         x=x, y=names, orientation="h", name=name, marker=marker, legendgroup=phase, hovertemplate=hover, **layout
     )

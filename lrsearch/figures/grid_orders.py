@@ -70,7 +70,7 @@ def _marks(key: str, rows: list[Row], style: WayStyle) -> list[go.Scatter]:
             mode="markers",
             marker=marker,
             customdata=[[order.good, order.good + order.bad] for _, order in own],
-            hovertemplate=f"{which.replace('_', ' ')}: %{{x:.3g}} s (%{{customdata[0]}} of %{{customdata[1]}} good)",
+            hovertemplate=f"{which.replace('_', ' ')}: %{{x:,.3r}} s (%{{customdata[0]}} of %{{customdata[1]}} good)",
             **of_way(key),
         )
         for which, marker in looks.items()

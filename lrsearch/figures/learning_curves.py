@@ -28,6 +28,8 @@ from lrsearch.trial import StudyRecord, TrialRecord
 Curve = list[tuple[float, float]]
 MOST_POINTS = 60
 """Of a line: more cannot be told apart."""
+MOST_WHOLE_TICKS = 10
+"""With more epochs plotly's own ticks are whole."""
 
 
 def numbers(record: StudyRecord) -> dict[str, list[Curve]]:
@@ -73,6 +75,9 @@ def draw(record: StudyRecord) -> go.Figure | None:
     if target is not None:
         add_target(figure, target)
     figure.update_yaxes(range=_value_range(by_way, target))
+    epochs = [epoch for curves in by_way.values() for curve in curves for epoch, _ in curve]
+    if epochs and 2 <= max(epochs) - min(epochs) <= MOST_WHOLE_TICKS:
+        figure.update_xaxes(dtick=1)  # plotly's own choice has ticks at half an epoch
     return figure
 
 

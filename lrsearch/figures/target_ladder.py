@@ -49,7 +49,7 @@ def _line(key: str, rungs: list[AtTarget], style: WayStyle) -> go.Scatter:
         line=way_line(style),
         marker={"symbol": [f"{style.symbol}-open" if one else style.symbol for one in missed], "size": 8},
         customdata=[[rung.target, rung.reach.reached, rung.reach.total] for rung in rungs],
-        hovertemplate="%{customdata[0]:.4g}: %{y:.3g} s, reached by %{customdata[1]} of %{customdata[2]}",
+        hovertemplate="%{customdata[0]:.4g}: %{y:,.3r} s, reached by %{customdata[1]} of %{customdata[2]}",
         **of_way(key),
     )
 

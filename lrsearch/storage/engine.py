@@ -46,6 +46,8 @@ def parse_url(url: str) -> URL:
         url.encode()
         parsed = sa.make_url(url)
     except (ArgumentError, ValueError):  # its message may hold a password; ValueError: no number as port, no UTF-8
+        if url.endswith((".db", ".sqlite", ".sqlite3")) and not {":", "@", "="} & set(url):  # no word of a password
+            raise UsageError(f"A database is given as a URL: sqlite:///{url} for the file {url}.") from None
         raise UsageError(
             "A database is written sqlite:///lrsearch.db or postgresql://user@host:5432/database; this one cannot be "
             "read."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sqlite3
@@ -30,9 +31,8 @@ from lrsearch.storage.engine import (
     writer,
 )
 from lrsearch.storage.migrate import known_schema, upgrade
-from lrsearch.storage.owner import is_dead
 from lrsearch.storage.schema import HEAD, attempt, search, study, trial
-from lrsearch.storage.statements import ended_but_not_shown, latest_study, spoken
+from lrsearch.storage.statements import ended_but_not_shown, is_held, latest_study, spoken
 from lrsearch.trial import FINISHED_STATUSES
 
 _HEALTH_SECONDS = 5.0
@@ -75,9 +75,7 @@ def back_up(url: str, target: Path | None = None) -> Path:
     """
     parsed = parse_url(url)
     path = sqlite_path(parsed)
-    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    if target is None:
-        target = Path(f"{parsed.database}-{stamp}.dump") if path is None else path.with_name(f"{path.stem}-{stamp}.db")
+    target = target or _new_name(parsed, path)
     if target.exists():
         raise UsageError(f"{target} exists already and is not overwritten; name another file.")
     unfinished = target.with_name(f".{target.name}.unfinished")
@@ -95,6 +93,16 @@ def back_up(url: str, target: Path | None = None) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return target
+
+
+def _new_name(url: URL, path: Path | None) -> Path:
+    """Return a file's name with the time, which nothing has: a backup may have been made in this very second."""
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    stem, ending = (f"{url.database}-{stamp}", "dump") if path is None else (f"{path.stem}-{stamp}", "db")
+    folder = Path() if path is None else path.parent
+    numbered = (f"{stem}-{number}" for number in itertools.count(2))
+    names = (folder / f"{name}.{ending}" for name in itertools.chain([stem], numbered))
+    return next(name for name in names if not name.exists())
 
 
 def _copy(path: Path, target: Path) -> None:
@@ -129,10 +137,8 @@ def _dump(url: URL, target: Path) -> None:
 
 
 def _check_nobody_runs(connection: Connection) -> None:
-    now = database_now(connection)
-    held = sa.select(study.c.name, study.c.owner).where(study.c.owner.is_not(None), study.c.lease_expires_at > now)
-    for name, owner in connection.execute(held):
-        if not is_dead(owner):
+    for name, owner, expires_at in connection.execute(sa.select(study.c.name, study.c.owner, study.c.lease_expires_at)):
+        if is_held(connection, owner, expires_at):
             raise StudyBusyError(f"Study {name!r} is being run by {spoken(owner)}; stop it, then upgrade.")
 
 
@@ -241,10 +247,9 @@ def _ledger_faults(connection: Connection) -> Iterator[str]:
 
 def _left_running(connection: Connection) -> Iterator[str]:
     """Yield the attempts whose process is gone."""
-    now = database_now(connection)
     running = _trials(study.c.owner, study.c.lease_expires_at).join(attempt).where(attempt.c.status == "running")
     for row in connection.execute(running):
-        if row.owner is None or row.lease_expires_at <= now or is_dead(row.owner):
+        if not is_held(connection, row.owner, row.lease_expires_at):
             yield f"{_spoken(row)} was left running by a process that died; the study's next run charges and repeats it"
 
 

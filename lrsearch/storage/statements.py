@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row
 
 from lrsearch.errors import StorageError
 from lrsearch.storage.engine import database_now, finite
+from lrsearch.storage.owner import is_alive, is_dead
 from lrsearch.storage.reading import facts_from_json, proposal_columns
 from lrsearch.storage.schema import attempt, event, phase, search, study, trial
 from lrsearch.trial import (
@@ -130,6 +131,19 @@ def insert_event(connection: Connection, study_id: int, at: datetime, kind: str,
     written = sa.select(event.c.id).where(event.c.study_id == study_id, event.c.at == at, event.c.kind == kind)
     if connection.execute(written).first() is None:
         connection.execute(sa.insert(event).values(study_id=study_id, at=at, kind=kind, data=data))
+
+
+def is_held(connection: Connection, owner: str | None, lease_expires_at: datetime | None) -> bool:
+    """Return whether the process `owner` holds a study.
+
+    Not from when its lease has run out, or when it is known to be dead. SQLite's clock is the machine's own and may be
+    set, and a process may be stopped for a while: there one that lives on this machine holds it nevertheless.
+    """
+    if owner is None or is_dead(owner):
+        return False
+    if lease_expires_at is not None and lease_expires_at > database_now(connection):
+        return True
+    return connection.dialect.name == "sqlite" and is_alive(owner)
 
 
 def check_holder(connection: Connection, study_id: int, owner: str) -> None:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Row
 
 from lrsearch import faults
-from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError
+from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError, UsageError
 from lrsearch.storage.engine import (
     Absence,
     check_sqlite_file,
@@ -33,7 +33,7 @@ from lrsearch.storage.engine import (
     writer,
 )
 from lrsearch.storage.migrate import ensure_schema
-from lrsearch.storage.owner import is_alive, is_dead, this_owner
+from lrsearch.storage.owner import this_owner
 from lrsearch.storage.reading import (
     Points,
     attempt_columns,
@@ -62,6 +62,7 @@ from lrsearch.storage.statements import (
     insert_event,
     insert_rows,
     insert_trial,
+    is_held,
     latest_study,
     one_at_a_time,
     phase_seconds_of,
@@ -324,10 +325,7 @@ class Store:
 
         def work(connection: Connection) -> None:
             row, now = study_for_update(connection, study_id), database_now(connection)
-            expired = row.lease_expires_at is None or row.lease_expires_at <= now
-            if expired and self.sqlite_file is not None and row.owner is not None:
-                expired = not is_alive(row.owner)
-            if not (row.owner in (None, owner) or expired or is_dead(row.owner)):
+            if row.owner != owner and is_held(connection, row.owner, row.lease_expires_at):
                 busy = StudyBusyError(
                     f"Study {row.name!r} is being run by {spoken(row.owner)} (sign of life due by "
                     f"{row.lease_expires_at:%Y-%m-%d %H:%M:%S} UTC); wait for it or stop it, then try again."
@@ -525,7 +523,7 @@ class Store:
         """Return one version of a study, by default the latest, with all its trials.
 
         A constant number of statements in one snapshot; `points` as in `read_study`. Raises UnknownNameError, which
-        lists the known studies.
+        lists the known studies, and UsageError for a version that the study does not have.
         """
 
         def work(connection: Connection) -> StudyRecord:
@@ -553,5 +551,5 @@ class Store:
             )
         own = [str(row.version) for row in versions if row.name == name]
         if own:
-            return UnknownNameError(f"version of study {name!r}", str(version), own)
+            return UsageError(f"Study {name!r} has no version {version}; it has {', '.join(own)}.")
         return UnknownNameError("study", name, {row.name for row in versions})

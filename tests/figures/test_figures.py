@@ -395,6 +395,31 @@ def test_a_schedule_is_drawn_by_the_few_points_that_it_needs(height: float) -> N
         assert np.abs(np.interp(steps, x, y) - rates).max() <= 1e-3 * height
 
 
+@pytest.mark.parametrize("key", FIGURES)
+def test_no_second_is_told_as_a_power_of_ten(key: str) -> None:
+    """In plotly's format .3g 12,345 seconds are 1.23e+4, in ,.3r they are 12,300."""
+    figure = FIGURES[key](STUDIES["whole"])
+    told = [trace.hovertemplate or "" for trace in figure.data] if figure else []
+    assert {text for text in told if re.search(r"g\} s\b", text)} == set()
+
+
+def test_a_few_epochs_have_whole_ticks() -> None:
+    record = STUDIES["whole"]
+
+    def until(last: int) -> StudyRecord:
+        def cut(trial: TrialRecord) -> TrialRecord:
+            result = trial.result
+            if result is None or not result.curve:
+                return trial
+            points = tuple(replace(result.curve[-1], epoch=float(epoch)) for epoch in range(1, last + 1))
+            return replace(trial, result=replace(result, curve=points))
+
+        return replace(record, trials=tuple(map(cut, record.trials)))
+
+    assert figure_of("learning_curves", until(4)).layout.xaxis.dtick == 1
+    assert figure_of("learning_curves", until(40)).layout.xaxis.dtick is None
+
+
 def test_a_run_of_a_single_epoch_is_seen_among_the_learning_curves() -> None:
     record = make_record({key: SEVEN_WAYS[key] for key in ("clr", "default")}, seeds=[0, 1])
     short = tuple(

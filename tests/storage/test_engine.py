@@ -246,6 +246,14 @@ def test_the_password_may_lie_in_a_file_that_its_user_can_read(tmp_path: Path, m
         parse_url("postgresql://me@db/x")
 
 
+def test_a_bare_file_s_name_is_answered_with_its_url() -> None:
+    with pytest.raises(UsageError, match=r"as a URL: sqlite:///runs/mine\.db for the file runs/mine\.db"):
+        parse_url("runs/mine.db")
+    with pytest.raises(UsageError) as caught:
+        parse_url("me:hunter2@host/mine.db")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_database_s_name_that_is_no_utf_8_is_refused() -> None:
     with pytest.raises(UsageError, match="this one cannot be read"):
         parse_url("sqlite:///b\udcff.db")

@@ -98,9 +98,12 @@ def test_an_older_database_is_copied_and_upgraded_on_request_only(database: Path
         assert len(store.record("digits").trials) == 4
 
 
-def test_nothing_is_upgraded_under_a_running_study(database: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("lease_seconds", [60.0, 0.0], ids=["in time", "stopped for a while, or the clock was set"])
+def test_nothing_is_upgraded_under_a_running_study(
+    database: Path, request: pytest.FixtureRequest, lease_seconds: float
+) -> None:
     with open_store(_url(database)) as store:
-        store.acquire(1, this_owner(), 60.0)
+        store.acquire(1, this_owner(), lease_seconds)
     request.getfixturevalue("newer")
     with pytest.raises(StudyBusyError, match="Study 'digits' is being run by process"):
         upgrade_database(_url(database), lambda line: None)
@@ -177,6 +180,13 @@ def test_a_copy_is_whole_while_a_study_writes(database: Path) -> None:
     assert not list(database.parent.glob(".*unfinished"))
 
 
+def test_copies_of_the_same_second_have_names_of_their_own(database: Path) -> None:
+    """As in `lrsearch db backup && lrsearch db upgrade`."""
+    copies = [back_up(_url(database)) for _ in range(3)]
+    assert len(set(copies)) == 3
+    assert {copy.parent for copy in copies} == {database.parent}
+
+
 def test_a_copy_overwrites_nothing_and_needs_a_source(database: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"lrsearch\.db exists already and is not overwritten"):
         back_up(_url(database), database)
@@ -237,6 +247,16 @@ def test_what_a_kill_leaves_behind_is_a_note(database: Path) -> None:
     assert found.faults == []
     [note] = found.notes
     assert note.startswith("killed version 1, grid, seed 0, trial 0 was left running by a process that died")
+
+
+def test_a_process_that_lives_here_has_left_nothing_running(database: Path) -> None:
+    """Its lease runs out while it is stopped, as by Ctrl-Z, and when the clock is set."""
+    with open_store(_url(database)) as store:
+        study = held_study(store, "stopped", owner=this_owner())
+        store.begin_trials(study.id, [Claim("grid", 0, CONSTANT)], owner=this_owner(), versions={})
+    _change(database, "UPDATE lrsearch_study SET lease_expires_at = datetime('now', '-1 minute')")
+    found = check_database(_url(database))
+    assert (found.faults, found.notes) == ([], [])
 
 
 def test_a_trial_that_the_dashboard_lacks_is_noted_and_mended(database: Path) -> None:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from lrsearch.analysis import StudySummary, summarise
 from lrsearch.analysis.table import Cell, columns, row_cells
-from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError
+from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError, UsageError
 from lrsearch.storage import engine as engine_module
 from lrsearch.storage.engine import make_engine, parse_url, writer
 from lrsearch.storage.schema import attempt, curve_point, event, phase, study, trial
@@ -193,7 +193,7 @@ class TestStudies:
         store.create_study("digits", CONFIG, "a")
         with pytest.raises(UnknownNameError, match=r"study 'digit'; known: digits\. Did you mean 'digits'\?"):
             store.record("digit")
-        with pytest.raises(UnknownNameError, match="version of study 'digits' '7'; known: 1"):
+        with pytest.raises(UsageError, match=r"Study 'digits' has no version 7; it has 1\."):
             store.record("digits", 7)
 
     def test_the_list_of_studies_counts_trials_and_charged_seconds(self, store: Store) -> None:
