@@ -86,7 +86,7 @@ class AsAlone(TorchFunctionMode):
             *_, own = map(_the_same_for_all, (*sources, args[0]))
             return func(own)
         if func in CHOOSING and self._counts:
-            args = args[0], *map(self._chosen, args[1:])
+            args = args[0], self._chosen(args[1]), *args[2:]
         self._made.before(func, args, kwargs)
         instead = _INSTEAD.get(func)
         found = NotImplemented if instead is None else instead(func, *args, **kwargs)

@@ -866,6 +866,7 @@ def _stdout_kept(for_json: bool) -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     finally:
+        sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
 

@@ -95,14 +95,9 @@ class Signals:
     def __init__(self) -> None:
         self._interruptible = False
         self._pending: type[BaseException] | None = None
-        self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # one that the study's own code has forked, such as a pool's
-            signal.signal(signum, self._before[signal.Signals(signum)])
-            os.kill(os.getpid(), signum)
-            return
         error = KeyboardInterrupt if signum == signal.SIGINT else Terminated
         if self._interruptible or self._pending is not None:
             raise error
@@ -114,15 +109,22 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPS:
             self._before[number] = signal.getsignal(number)
             signal.signal(number, self._handle)
+        _taken_over.append(self)
         try:
             yield
             self._raise_pending()
         finally:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Have both signals do what they did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self in _taken_over:
+            _taken_over.remove(self)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -137,6 +139,32 @@ class Signals:
     def _raise_pending(self) -> None:
         if self._pending is not None:
             raise self._pending
+
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+_taken_over: list[Signals] = []
+"""Innermost last."""
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    """Hold signals back: Python drops those that reach a new process before its own code does."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if _taken_over else ())
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _after_fork_in_child() -> None:
+    """Have signals end a process that the study's own code has forked, such as a pool's, as they would elsewhere."""
+    for signals in reversed(_taken_over.copy()):
+        signals.give_back()
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 @dataclass

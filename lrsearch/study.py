@@ -107,8 +107,6 @@ def run_study(
         with signals.interruptible():
             begun = () if study is None or fresh else study.config["strategies"]
             prepared = prepare(config, executor, begun)
-        if study is not None and not fresh:
-            _check_same_task(study, prepared.facts)
         settled = _settled(config, prepared)
         if prepared.reading is not None:
             observer.message(_reading_text(prepared.reading))
@@ -116,10 +114,14 @@ def run_study(
             observer.message(text)
         # Nothing is stored before the workload has shown that it runs.
         if study is None or fresh:
-            config = settled
-            study = _create_study(config, store, study)
+            study = _create_study(settled, store, study)
             lease = _take_lease(study, store, observer, signals, stack)
-        study = _as_the_file_says(config, store, observer, study, extend=extend)
+            config = _as_begun(config, study)
+            if config.training != settled.training:  # another process was faster, and timing told it otherwise
+                with signals.interruptible():
+                    prepared = prepare(config, executor, study.config["strategies"])
+                settled = _settled(config, prepared)
+        study = _as_the_file_says(config, store, observer, study, prepared.facts, extend=extend)
         if _is_done(config, study):
             return _done(study, store, observer)
         folder = config.checkpoint_folder(store.sqlite_file)
@@ -469,11 +471,12 @@ def _check_schedule(config: StudyConfig, key: str, schedule: Choice, facts: Work
 
 
 def _as_the_file_says(
-    config: StudyConfig, store: Store, observer: Observer, study: StudyRow, *, extend: bool
+    config: StudyConfig, store: Store, observer: Observer, study: StudyRow, facts: WorkloadFacts, *, extend: bool
 ) -> StudyRow:
     """Return the row of the study, whose lease is held, as it is by now, or extended by what the file adds."""
     study = _find_study(study.name, store, study.version) or study
     _check_unchanged(config, study, extend=extend)  # another process may have extended it before the lease was ours
+    _check_same_task(study, facts)
     if study.config == config.resolved():
         return study
     if study.fingerprint == config.fingerprint():  # what changes no trial, such as the budget

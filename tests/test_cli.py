@@ -415,7 +415,7 @@ def test_where_one_of_two_streams_is_full_the_other_still_says_what_is_wrong(tmp
 
 WITHOUT_STREAMS = """
 import os, sys
-from lrsearch import __main__, cli
+from lrsearch import __main__
 
 def run():
     with open("opened.txt", "w"), open("too.txt", "w"):
@@ -569,13 +569,18 @@ def test_each_failure_is_one_line_and_its_exit_code(
     assert "Traceback" not in answer.stderr
 
 
-def test_what_a_study_s_own_code_prints_does_not_mix_with_the_json_document(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_a_study_s_own_code_prints_does_not_mix_with_the_json_document(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdout = open(1, "w", closefd=False)  # noqa: SIM115  # with lines of its own to write, and not captured apart
+    monkeypatch.setattr("sys.stdout", stdout)
     with cli._stdout_kept(True):
         print("loading")  # noqa: T201  # as a user does
+        stdout.write("kept\n")  # as a logger does that has it from before
         os.write(1, b"from compiled code\n")
         subprocess.run(["echo", "from a program"], check=True)
     cli._print_json({})
-    assert capfd.readouterr() == ("{}\n", "loading\nfrom compiled code\nfrom a program\n")
+    assert capfd.readouterr() == ("{}\n", "loading\nfrom compiled code\nfrom a program\nkept\n")
 
 
 def test_the_report_goes_where_it_was_asked_for_also_where_the_study_s_code_changes_the_folder(

@@ -95,11 +95,22 @@ def test_a_parallel_study_equals_the_one_on_one_slot(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_process_that_a_study_s_own_code_forks_ends_by_sigterm_as_it_would_elsewhere() -> None:
-    with Signals().handled():  # a pool's processes that outlive SIGTERM are waited for without end
-        child = multiprocessing.get_context("fork").Process(target=signal.raise_signal, args=(signal.SIGTERM,))
+    """A pool's processes that outlive SIGTERM are waited for without end."""
+
+    def end() -> None:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # from its beginning
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with Signals().handled(), Signals().handled():
+        mine = signal.getsignal(signal.SIGTERM)
+        child = multiprocessing.get_context("fork").Process(target=end)
         child.start()
         child.join()
+        assert signal.getsignal(signal.SIGTERM) is mine
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert child.exitcode == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 class Impatient(Quiet):

@@ -633,10 +633,11 @@ class Masking(Net):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mask", torch.ones(4, 4).tril().bool())
+        self.mask: torch.Tensor
         self.last = nn.Linear(10, 10)
 
     def between(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden.view(-1, 4, 4)[:, self.mask]  # type: ignore[index]  # torch: a buffer is a tensor
+        return hidden.view(-1, 4, 4)[:, self.mask]
 
 
 class MaskingBranching(Masking):
@@ -644,8 +645,10 @@ class MaskingBranching(Masking):
 
     def between(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = hidden.view(-1, 4, 4).clone() if len(hidden) else hidden
-        hidden[:, ~self.mask] = 0.5  # type: ignore[operator]
-        return super().between(hidden + hidden.transpose(1, 2))
+        hidden[:, ~self.mask] = 0.5
+        chosen = torch.zeros_like(hidden, dtype=torch.bool)
+        chosen[:] = self.mask
+        return super().between(hidden + hidden.transpose(1, 2) + chosen)
 
 
 class Translating(Net):

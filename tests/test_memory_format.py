@@ -306,3 +306,28 @@ def test_a_study_keeps_to_what_was_chosen_when_it_began(
     again = run(fresh=True)
     assert "memory_format" not in again.config["training"]
     assert strip(again).precision == "float32"
+
+
+def test_where_another_process_was_faster_to_begin_the_study_its_choice_holds(
+    timed: Timed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On PostgreSQL, where that process is waited for, what it timed may have come out otherwise."""
+    module = f"own_{tmp_path.name}".replace("-", "_")
+    (tmp_path / f"{module}.py").write_text(MODULE)
+    file = tmp_path / "study.yaml"
+    file.write_text(OWN.replace("MODULE", module).replace("FORMAT", "").replace("SEEDS", "0"))
+    config = load_study(file)
+    with open_store(f"sqlite:///{tmp_path / 'own.db'}") as store:
+
+        def choose(_: Choice, plan: TrainingPlan, *others: object) -> str:
+            if not store.studies():
+                first = config.settled(memory_format="channels_last")
+                store.create_study(config.name, first.resolved(), first.fingerprint())
+            return plan.memory_format
+
+        monkeypatch.setattr(store, "sqlite_file", None)
+        monkeypatch.setattr(store, "_identity", None)
+        monkeypatch.setattr(memory_format, "faster_memory_format", choose)
+        record = run_study(config, store, observer=Quiet())
+    assert record.config["training"]["memory_format"] == "channels_last"
+    assert [trial.status for trial in record.trials] == ["completed"] * 2
