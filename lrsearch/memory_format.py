@@ -9,17 +9,17 @@ import torch
 
 from lrsearch.cache import recall, remember
 from lrsearch.interfaces import PROBE_SHARE
-from lrsearch.precision import LARGEST_TRIED, SHARE, TOGETHER_SHARE, seconds_together
+from lrsearch.precision import LARGEST_TRIED, seconds_together
 from lrsearch.timing import synchronizer
-from lrsearch.training import TIMED_BLOCKS, Run, device_info, load, memory_format_of, new_run, pick_device, step_seconds
+from lrsearch.training import Run, device_info, load, memory_format_of, new_run, pick_device, step_seconds
 from lrsearch.trial import Choice, MemoryFormat, TrainingPlan, likeness
 
 CLEARLY = 0.95
 """Of what a step takes as the model has its weights, the most that it may take otherwise: chance changes no layout."""
-TRIED_STEPS = 4
-"""What comparing takes, counted in steps."""
-MOST_STEPS = 4
-"""Of a block at most."""
+CLEARLY_SLOWER = 1.1
+"""From which ratio on gangs that lose are a reason against it: two steps of each tell no less."""
+TRIED_STEPS, FEWEST_STEPS, MOST_STEPS = 4, 2, 16
+"""What comparing takes, counted in steps; how many steps each way are timed, of which the first warms up."""
 TOLERANCE = 1e-2
 """Of a weight's gradient, how much may differ: far above the rounding of single precision, far below a mistake,"""
 FLOOR = 1e-4
@@ -31,12 +31,13 @@ def faster_memory_format(
 ) -> MemoryFormat:
     """Return `channels_last` where training steps take clearly less time so, and what the training has where not.
 
-    Both are timed, once a week for each model and machine, unless that takes more than PROBE_SHARE of `search_steps`,
-    the training steps of this process in the study. Where `most` trials may train together and one alone is faster
-    channels last, gangs are timed as well: some lose more than it gains. A model that is not the same function in both
-    is left as it is, and so is one that fails, as `view` does where activations lie channels last.
+    Both are timed, once a week for each model and machine, by as many steps as PROBE_SHARE of `search_steps`, the
+    training steps of this process in the study. Where `most` trials may train together and one alone is faster
+    channels last, two steps of gangs are timed as well: some lose more than it gains. A model that is not the same
+    function in both is left as it is, and so is one that fails, as `view` does where activations lie channels last.
     """
-    if training.memory_format != "auto" or PROBE_SHARE * search_steps < 2 * TIMED_BLOCKS + TRIED_STEPS:
+    count = min(MOST_STEPS, int(PROBE_SHARE * search_steps - TRIED_STEPS) // 2)
+    if training.memory_format != "auto" or count < FEWEST_STEPS:
         return training.memory_format
     device = pick_device(training.device)
     if device.type == "cpu" and training.precision == "auto":
@@ -44,10 +45,9 @@ def faster_memory_format(
     loaded = load(workload, device, seed)
     if memory_format_of(loaded, training) is not None:
         return "auto"
-    block = max(1, min(MOST_STEPS, int(SHARE * search_steps / (2 * TIMED_BLOCKS))))
-    size = min(most, LARGEST_TRIED, int(TOGETHER_SHARE * search_steps / 4))
+    size = min(most, LARGEST_TRIED, int(PROBE_SHARE * search_steps / 4))
     where = [device_info(device).name, torch.get_num_threads(), torch.__version__]
-    circumstances = [likeness(workload, training), size, block, *where]
+    circumstances = [likeness(workload, training), size, count, *where]
     variants = [training, replace(training, memory_format="channels_last")]
     try:
         runs = [new_run(loaded, training, device, seed)]
@@ -59,13 +59,15 @@ def faster_memory_format(
         known: MemoryFormat | None = recall("memory_formats", circumstances)
         if known is not None:
             return known
-        seconds = step_seconds(runs, synchronizer(device), block)
-        if size > 1 and seconds[1] <= CLEARLY * seconds[0]:
+        seconds = step_seconds(runs, synchronizer(device), block=1, count=count)
+        pays = seconds[1] <= CLEARLY * seconds[0]
+        if pays and size > 1:
             together = [seconds_together(workload, one, seed, size) for one in variants]
-            seconds = list(map(min, seconds, together))
+            own, other = map(min, seconds, together)
+            pays = other < CLEARLY_SLOWER * own
     except Exception:  # whatever it is, the model trains as it is
         return "auto"
-    chosen: MemoryFormat = "channels_last" if seconds[1] <= CLEARLY * seconds[0] else "auto"
+    chosen: MemoryFormat = "channels_last" if pays else "auto"
     remember("memory_formats", circumstances, chosen)
     return chosen
 

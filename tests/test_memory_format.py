@@ -137,11 +137,15 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Timed:
 
 
 def choice(
-    monkeypatch: pytest.MonkeyPatch, build: Callable[[], nn.Module], plan: TrainingPlan = PLAN, most: int = 1
+    monkeypatch: pytest.MonkeyPatch,
+    build: Callable[[], nn.Module],
+    plan: TrainingPlan = PLAN,
+    most: int = 1,
+    steps: int = 10_000,
 ) -> str:
     monkeypatch.setattr(memory_format, "load", lambda workload, device, seed: WithModel(seed, build, torch.float32))
     kind = Choice("callable", {"model": build.__name__})
-    return memory_format.faster_memory_format(kind, plan, 0, 10_000, most)
+    return memory_format.faster_memory_format(kind, plan, 0, steps, most)
 
 
 @pytest.mark.parametrize(("seconds", "chosen"), [((1.0, 0.9), "channels_last"), ((1.0, 0.96), "auto")])
@@ -158,11 +162,21 @@ def test_it_is_channels_last_where_steps_take_clearly_less_time_so_and_known_the
     assert choice(monkeypatch, Convolutions) == "auto", "its code has changed"
 
 
+@pytest.mark.parametrize(("steps", "taken"), [(700, 0), (800, 2), (1600, 6), (1_000_000, 16)])
+def test_timing_takes_a_hundredth_of_the_study(
+    timed: Timed, steps: int, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = timed((1.0, 0.5))
+    assert choice(monkeypatch, Convolutions, steps=steps) == ("channels_last" if taken else "auto")
+    assert [run.steps_taken for runs in calls for run in runs] == [taken] * (2 if taken else 0)
+
+
 @pytest.mark.parametrize(
     ("alone", "together", "chosen"),
     [
         ((1.0, 0.5), (2.0, 3.0), "channels_last"),  # no gang pays
         ((1.0, 0.5), (0.4, 0.6), "auto"),
+        ((1.0, 0.5), (0.4, 0.42), "channels_last"),  # chance, as likely as not
         ((1.0, 0.5), (0.4, 0.3), "channels_last"),
         ((0.5, 1.0), (0.0, 0.0), "auto"),  # gangs are not tried
     ],
@@ -192,12 +206,9 @@ def test_a_model_that_fails_or_is_another_function_so_is_left_as_it_is(
     assert calls == []
 
 
-def test_what_is_given_what_is_built_in_and_what_is_short_is_not_timed(
-    timed: Timed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_given_and_what_is_built_in_is_not_timed(timed: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = timed((1.0, 0.5))
     assert choice(monkeypatch, Convolutions, replace(PLAN, memory_format="contiguous")) == "contiguous"
-    assert memory_format.faster_memory_format(Choice("callable", {}), PLAN, 0, 1_000) == "auto"
     monkeypatch.undo()
     built_in = Choice("digits", {"model": "small_cnn"})
     assert memory_format.faster_memory_format(built_in, PLAN, 0, 10_000) == "auto"
