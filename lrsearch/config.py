@@ -35,7 +35,7 @@ from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCu
 
 from lrsearch.errors import LrsearchError, UsageError, did_you_mean
 from lrsearch.executors import EXECUTORS, Inline, Process
-from lrsearch.interfaces import ExecutorSettings, Settings, SharesTests, Strategy
+from lrsearch.interfaces import Epochs, ExecutorSettings, Settings, SharesTests, Strategy
 from lrsearch.optimizers import OPTIMIZERS
 from lrsearch.registry import lookup, names
 from lrsearch.schedules import SCHEDULES, schedule_settings
@@ -72,7 +72,6 @@ TYPE_RULES = {
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 Positive = Annotated[float, Field(gt=0)]
-Epochs = Annotated[float, Field(gt=0, le=1e9)]  # so that they can be counted in steps
 NotNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's and scikit-learn's generators take
 

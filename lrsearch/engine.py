@@ -75,8 +75,7 @@ def prepare_all(
     Where memory format and precision are `auto`, they are chosen for the first variant, and all train so; so is what
     makes the steps faster, of what the study is `open_to`. `epochs` are those of this process in the whole study,
     which say how long timing may take; `slots` processes do the same. Without `evaluates` the first variant takes
-    training steps alone.
-    The gangs are asked for with `auto` and answered for as they train.
+    training steps alone. The gangs are asked for with `auto` and answered for as they train.
     """
     if "torch" not in sys.modules:
         import_at_rest("lrsearch.training")
@@ -140,5 +139,6 @@ def prepare_all(
         for request, choice in zip(gangs, choices, strict=True):
             chosen[likeness(request.workload, replace(request.training, compile=compiling))] = choice
         seconds += time.perf_counter() - began
-    settled = replace(prepared, precision=precision, compile=compiling, memory_format=memory_format)
-    return replace(settled, seconds=seconds, gangs=chosen)
+    return replace(
+        prepared, precision=precision, compile=compiling, memory_format=memory_format, seconds=seconds, gangs=chosen
+    )

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from lrsearch.trial import (
     CurvePoint,
@@ -52,7 +52,13 @@ steps has its share of the preparing."""
 
 PROBE_SHARE = 0.01
 """Of what a search takes, what timing may take that chooses how to run it: a quarter each for the number of processes,
-what a trial takes alone, and gangs, an eighth for the precision; and as much again for `compile: auto`."""
+what a trial takes alone, and gangs, an eighth for the precision; and as much again for `compile: auto`, and for how
+convolutions of a user's lie in memory."""
+
+
+MOST_EPOCHS = 1e9
+"""So that they can be counted in steps."""
+Epochs = Annotated[float, Field(gt=0, le=MOST_EPOCHS)]
 
 
 class Settings(BaseModel):

@@ -21,7 +21,7 @@ from lrsearch.environment import devices_are_known, importing_alike, processors
 from lrsearch.errors import UsageError
 from lrsearch.executors import Inline
 from lrsearch.executors.process import Process
-from lrsearch.interfaces import PROBE_SHARE, Executor, ExecutorSettings
+from lrsearch.interfaces import MOST_EPOCHS, PROBE_SHARE, Executor, ExecutorSettings
 from lrsearch.timing import processor_name
 from lrsearch.trial import likeness
 
@@ -31,8 +31,6 @@ TIMED_STEPS = 100
 LAYOUT_GENERATION = 2
 """Raised when layouts become faster or slower than those that were timed before."""
 LAYOUT_SHARE = PROBE_SHARE / 4
-ANY_TIME = 1e9
-"""Epochs, of which timing takes its share: as long as it needs."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ def survey(config: StudyConfig) -> Survey:
         with closing(executor.start(plan.device)) as started:
             for precision in precisions:
                 variant = replace(plan, precision=precision)
-                prepared, *_ = started.prepare(partial(prepare_all, [(workload, variant)], seed, epochs=ANY_TIME))
+                # Of so many a share is as long as timing needs.
+                prepared, *_ = started.prepare(partial(prepare_all, [(workload, variant)], seed, epochs=MOST_EPOCHS))
                 variant = replace(variant, memory_format=prepared.memory_format)
                 (timed, note), *_ = started.prepare(partial(timings, workload, variant, seed, GANG_SIZES))
                 found += [

@@ -287,11 +287,13 @@ def _check_unchanged(config: StudyConfig, study: StudyRow, *, extend: bool) -> N
 def _check_same_task(study: StudyRow, facts: WorkloadFacts) -> None:
     """Raise StudyChangedError where model or data, which the study file only names, are others than they were."""
     was = study.facts
+    if was is None:
+        return
     sizes = ("train_count", "validation_count", "test_count", "input_shape", "class_count", "parameter_count")
     changes = [
         f"{size.replace('_', ' ')} {getattr(was, size)} -> {getattr(facts, size)}"
         for size in sizes
-        if was is not None and getattr(was, size) != getattr(facts, size)
+        if getattr(was, size) != getattr(facts, size)
     ]
     if changes:
         raise StudyChangedError(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import Field, create_model, model_validator
 
 from lrsearch.errors import UsageError
-from lrsearch.interfaces import Schedule, Settings
+from lrsearch.interfaces import MOST_EPOCHS, Epochs, Schedule, Settings
 from lrsearch.registry import lookup
 
 RATES = ("learning_rate", "base_lr", "max_lr")
@@ -26,7 +26,7 @@ class ScheduleSettings(Settings):
     """Base of all templates: what can be said of any schedule."""
 
     name: str
-    warmup_epochs: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0, le=MOST_EPOCHS)] = 0.0
     """Epochs of the run that are taken for a warm-up in front of the schedule."""
 
 
@@ -42,7 +42,7 @@ class WithCycles(ScheduleSettings):
 
     cycles: Annotated[int, Field(ge=1)] | None = None
     """Whole cycles in the run; 2 unless `stepsize_epochs` is given."""
-    stepsize_epochs: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    stepsize_epochs: Epochs | None = None
     """Half a cycle in epochs; 2 to 10 in Smith, https://arxiv.org/abs/1506.01186, section 3.2."""
 
     @model_validator(mode="after")

@@ -137,8 +137,9 @@ def _dump(url: URL, target: Path) -> None:
 
 
 def _check_nobody_runs(connection: Connection) -> None:
+    now = database_now(connection)
     for name, owner, expires_at in connection.execute(sa.select(study.c.name, study.c.owner, study.c.lease_expires_at)):
-        if is_held(connection, owner, expires_at):
+        if is_held(connection, owner, expires_at, now):
             raise StudyBusyError(f"Study {name!r} is being run by {spoken(owner)}; stop it, then upgrade.")
 
 
@@ -247,9 +248,10 @@ def _ledger_faults(connection: Connection) -> Iterator[str]:
 
 def _left_running(connection: Connection) -> Iterator[str]:
     """Yield the attempts whose process is gone."""
+    now = database_now(connection)
     running = _trials(study.c.owner, study.c.lease_expires_at).join(attempt).where(attempt.c.status == "running")
     for row in connection.execute(running):
-        if not is_held(connection, row.owner, row.lease_expires_at):
+        if not is_held(connection, row.owner, row.lease_expires_at, now):
             yield f"{_spoken(row)} was left running by a process that died; the study's next run charges and repeats it"
 
 

@@ -133,15 +133,15 @@ def insert_event(connection: Connection, study_id: int, at: datetime, kind: str,
         connection.execute(sa.insert(event).values(study_id=study_id, at=at, kind=kind, data=data))
 
 
-def is_held(connection: Connection, owner: str | None, lease_expires_at: datetime | None) -> bool:
-    """Return whether the process `owner` holds a study.
+def is_held(connection: Connection, owner: str | None, lease_expires_at: datetime | None, now: datetime) -> bool:
+    """Return whether the process `owner` holds a study, `now` by the database's clock.
 
     Not from when its lease has run out, or when it is known to be dead. SQLite's clock is the machine's own and may be
     set, and a process may be stopped for a while: there one that lives on this machine holds it nevertheless.
     """
     if owner is None or is_dead(owner):
         return False
-    if lease_expires_at is not None and lease_expires_at > database_now(connection):
+    if lease_expires_at is not None and lease_expires_at > now:
         return True
     return connection.dialect.name == "sqlite" and is_alive(owner)
 

@@ -166,10 +166,13 @@ def open_store(url: str, *, must_exist: bool = False, patience_seconds: float | 
 
 def _identity(path: Path | None) -> tuple[int, int] | None:
     """Return what tells a file from any other on this machine; None where there is none."""
+    if path is None:
+        return None
     try:
-        return None if path is None else (path.stat().st_dev, path.stat().st_ino)
+        found = path.stat()
     except FileNotFoundError:
         return None
+    return found.st_dev, found.st_ino
 
 
 class Store:
@@ -325,7 +328,7 @@ class Store:
 
         def work(connection: Connection) -> None:
             row, now = study_for_update(connection, study_id), database_now(connection)
-            if row.owner != owner and is_held(connection, row.owner, row.lease_expires_at):
+            if row.owner != owner and is_held(connection, row.owner, row.lease_expires_at, now):
                 busy = StudyBusyError(
                     f"Study {row.name!r} is being run by {spoken(row.owner)} (sign of life due by "
                     f"{row.lease_expires_at:%Y-%m-%d %H:%M:%S} UTC); wait for it or stop it, then try again."

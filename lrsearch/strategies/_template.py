@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from lrsearch.interfaces import Settings
+from lrsearch.interfaces import Epochs, Settings
 from lrsearch.trial import Choice, Proposal
 
 
@@ -44,7 +44,7 @@ class TrainingStrategy(Settings):
     schedule: ScheduleTemplate = CONSTANT
     optimizer: OptimizerTemplate | None = None
     """None: the study's."""
-    epochs: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    epochs: Epochs | None = None
     """None: the study's."""
 
     def training(self, learning_rate: float | None, **more: Any) -> Proposal:

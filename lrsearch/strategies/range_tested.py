@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from lrsearch.errors import UsageError
-from lrsearch.interfaces import Settings
+from lrsearch.interfaces import Epochs, Settings
 from lrsearch.strategies._template import ScheduleTemplate, TrainingStrategy
 from lrsearch.trial import History, Ladder, Policy, Proposal, RangeTestPlan, Trial
 
@@ -49,7 +49,7 @@ class RangeTested(TrainingStrategy):
 
     name: Literal["range_tested"] = "range_tested"
     schedule: ScheduleTemplate = ScheduleTemplate(name="triangular2", cycles=2)
-    range_epochs: Annotated[float, Field(gt=0, le=1e9)] = 2.0
+    range_epochs: Epochs = 2.0
     min_steps: Annotated[int, Field(ge=20)] = 100
     ladder: Ladder = "exponential"
     policy: Policy = "default"
