@@ -221,6 +221,13 @@ def wait_until(reached: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def any_is_shown(url: str) -> bool:
+    try:
+        return values(url) != []
+    except KeyError:  # not even their study is, yet
+        return False
+
+
 def test_it_dies_with_the_study_and_no_password_stands_in_its_command(store: Store, url: str) -> None:
     study = subprocess.Popen([sys.executable, "-c", HOLDER, url], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     with study:
@@ -238,7 +245,7 @@ def test_it_lets_the_ledger_go_first(store: Store, url: str, told: list[str]) ->
         mirror.finish(told.append)
         with store.turn:
             mirror.publish(record, record.trials)
-            wait_until(lambda: values(url) != [])
+            wait_until(lambda: any_is_shown(url))
             time.sleep(0.5)  # enough for all
             assert values(url) == [0.0], "the trial that it had begun with"
         mirror.finish(told.append)
