@@ -234,6 +234,9 @@ class FewEvaluations:
     def __init__(self, loaded: LoadedWorkload) -> None:
         self.loaded = loaded
         self.evaluates = True
+        for name in ("stacked_loss", "random_sources", "channels_last"):
+            if hasattr(loaded, name):  # from Python 3.12 on protocols do not find what __getattr__ gives
+                setattr(self, name, getattr(loaded, name))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loaded, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import mobilenet_v3_small
 
-from lrsearch.gang_check import FewRows, History, difference, shake
+from lrsearch.gang_check import FewEvaluations, FewRows, History, InDouble, difference, shake
 from lrsearch.rehearsal import Rehearsal
 from lrsearch.stacked_run import StackedRun
 from lrsearch.trial import Choice, Precision, TrainingPlan
@@ -46,6 +47,20 @@ class Normed(Net):
 
     def between(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.norm(hidden))
+
+
+@pytest.mark.parametrize("name", ["stacked_loss", "random_sources", "channels_last"])
+@pytest.mark.parametrize("kind", [FewEvaluations, FewRows, InDouble])
+def test_what_a_workload_can_do_beside_is_found_in_the_one_that_is_checked(
+    kind: type[FewEvaluations], name: str
+) -> None:
+    class More(WithModel):
+        pass
+
+    without, more = WithModel(3, Net, torch.float32), More(3, Net, torch.float32)
+    setattr(More, name, property(lambda loaded: name))
+    assert inspect.getattr_static(kind(without), name, None) is None
+    assert inspect.getattr_static(kind(more), name) == name
 
 
 def scaled_rates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from tests.test_gang import SGD
 from tests.test_gang_across_seeds import ADAMW, CPU, WithModel, farthest
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(weight_norm|jit.script).* is deprecated:FutureWarning",
+    "ignore:.*(weight_norm|jit.script).* is deprecated",
     f"ignore:{SLOW_IN_VMAP}",
     "ignore:The PyTorch API of nested tensors:UserWarning",
 )
