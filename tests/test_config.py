@@ -218,6 +218,12 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
          "strategies.clr.tested_with.momentum: the bounds were found with 0.8, but this way has 0.9: test again."),
         ("cycles: 2}", "cycles: 2}, optimizer: {name: adam}, max_lr: 0.1, tested_with: {optimizer: sgd}", "15:135: "
          "strategies.clr.tested_with.optimizer: the bounds were found with 'sgd', but this way has 'adam': test again."),
+        # Lists that are too short, and home folders that there are not.
+        ("sgd, momentum: 0.9", "adam, betas: [0.9]", "7:27: training.optimizer.betas.1: is missing; add it."),
+        ("model: mlp", "model: mlp, start_from: ~no.such.user/a.pt", "4:50: workload.start_from: must begin with a home "
+         "folder that is known here, got '~no.such.user/a.pt'; write the whole path."),
+        ("price:", "checkpoint: {folder: ~no.such.user/a}\nprice:", "11:22: checkpoint.folder: must begin with a home "
+         "folder that is known here, got '~no.such.user/a'; write the whole path."),
         # An optimizer of a way's own, and searches for more than the rate.
         ("points: 4", "points: 4, optimizer: {name: adm}", "13:51: strategies.grid.optimizer.name: unknown optimizer 'adm'; "
          "known: adadelta, adagrad, adam, adamw, prodigy, rmsprop, schedulefree_adamw, schedulefree_sgd, sgd. Did you mean "
