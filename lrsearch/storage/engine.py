@@ -63,6 +63,8 @@ def parse_url(url: str) -> URL:
         )
     if parsed.database in (None, "", ":memory:"):
         raise UsageError("SQLite in memory would be lost at exit: name a file, as in sqlite:///lrsearch.db.")
+    if "?" in url:  # what follows would be no part of the file's name, and most of it would be dropped in silence
+        raise UsageError("The URL of an SQLite file takes no settings, and its path no '?'; write sqlite:///FILE.")
     return parsed
 
 
@@ -143,7 +145,7 @@ def _refuse_network_file_systems(path: Path) -> None:
         mounts = Path("/proc/self/mountinfo").read_text()
     except OSError:  # not Linux
         return
-    kind = file_system_of(path.parent.resolve(), mounts)
+    kind = file_system_of(path.resolve().parent, mounts)
     if kind in NETWORK_FILE_SYSTEMS:
         raise StorageError(
             f"The database {path} would lie on a network file system ({kind}), where SQLite can lose what it wrote: "
@@ -152,9 +154,12 @@ def _refuse_network_file_systems(path: Path) -> None:
 
 
 def is_archived(path: Path) -> bool:
-    """Whether nobody is at the file and we cannot change it: SQLite's WAL takes a writable folder even to read."""
-    folder = path.absolute().parent
-    return path.exists() and not os.access(folder, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
+    """Whether nobody is at the file and we cannot change it: SQLite's WAL takes a writable folder even to read.
+
+    That is the folder of the file itself, also where `path` is a link to it.
+    """
+    file = path.resolve()
+    return file.exists() and not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
 
 
 def connect_args(url: URL) -> dict[str, Any]:
