@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache, partial
@@ -528,8 +528,9 @@ def placed(path: str | Path, *, replaced: Sequence[str] = ()) -> Iterator[None]:
         keys: list[str | int] = []
         if named and named[1] not in replaced:
             keys = [int(key) if key.isdigit() else key for key in named[1].split(".")]
-        if keys and (position := read_yaml(file).position_of(keys)):
-            error.args = (f"{path}:{position.line}:{position.column}: {error}",)
+        with suppress(StudyFileError):  # it was a pipe, or has been changed meanwhile
+            if keys and (position := read_yaml(file).position_of(keys)):
+                error.args = (f"{path}:{position.line}:{position.column}: {error}",)
         raise
 
 

@@ -112,6 +112,14 @@ def test_an_error_is_placed_in_the_file_also_where_the_study_s_code_has_changed_
         run()
 
 
+def test_an_error_is_told_also_where_the_file_cannot_be_read_again(tmp_path: Path) -> None:
+    """As a pipe cannot, or one that its user edits while the study runs."""
+    file = tmp_path / "study.yaml"
+    file.touch()
+    with pytest.raises(UsageError, match=r"^target\.value must be less"), placed(file):
+        raise UsageError("target.value must be less.")
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_every_study_that_we_ship_is_valid(path: Path) -> None:
     assert load_study(path).name == path.stem

@@ -113,7 +113,14 @@ def sqlite_path(url: URL) -> Path | None:
 
 def check_sqlite_file(path: Path, *, must_exist: bool) -> None:
     """Raise StorageError where SQLite would only say "unable to open database file"."""
-    if must_exist and not path.exists():
+    try:
+        found = path.exists()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise StorageError(
+            f"The database {path} cannot be reached: {error.strerror}; change the permissions or give another file "
+            "with --database."
+        ) from error
+    if must_exist and not found:
         raise StorageError(f"There is no database {path}; give another one with --database, or run a study first.")
     if not path.parent.is_dir():
         raise StorageError(f"The folder {path.parent} of the database {path.name} does not exist; create it first.")

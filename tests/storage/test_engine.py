@@ -133,6 +133,15 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         open_store(f"sqlite:///{tmp_path / 'nowhere' / 'x.db'}")
 
 
+@pytest.mark.parametrize("must_exist", [True, False])
+def test_a_file_that_no_path_leads_to_is_named(must_exist: bool) -> None:
+    """As in a folder that may not be entered, which stops nobody who is root."""
+    with pytest.raises(
+        StorageError, match=r"x\.db cannot be reached: File name too long; .* another file with --database"
+    ):
+        open_store(f"sqlite:///{'x' * 300}.db", must_exist=must_exist)
+
+
 def test_a_folder_is_not_a_database(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"is a folder; name a file in it"):
         open_store(f"sqlite:///{tmp_path}")
