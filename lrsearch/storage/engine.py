@@ -330,7 +330,9 @@ def translated(error: DBAPIError, url: URL) -> StorageError:
     path = sqlite_path(url)
     reason = _reason(error)
     if path is None and isinstance(error, OperationalError):
-        way_out = _LOGIN_ADVICE if _is_refused(error) else "Is its server running?"
+        is_full = any(words in reason for words in ("too many clients", "too many connections", "connection slots"))
+        way_out = "End some of them, or raise max_connections." if is_full else "Is its server running?"
+        way_out = _LOGIN_ADVICE if _is_refused(error) else way_out
         reason = reason.split(" Is the server running")[0]  # libpq's own question
         return StorageError(f"The database {display_url(url)} cannot be used: {reason}. {way_out}")
     if path is None:

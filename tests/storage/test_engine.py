@@ -302,3 +302,9 @@ def test_a_link_to_a_network_file_system_is_refused(tmp_path: Path, monkeypatch:
             open_store(f"sqlite:///{link}")
     finally:
         link.unlink()
+
+
+def test_a_server_without_room_for_another_connection_is_not_asked_whether_it_runs() -> None:
+    full = sa.exc.OperationalError("", {}, Exception("FATAL:  sorry, too many clients already"))
+    told = str(engine_module.translated(full, parse_url("postgresql://me@db/x")))
+    assert told.endswith("sorry, too many clients already. End some of them, or raise max_connections.")
