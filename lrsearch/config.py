@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache, partial
@@ -33,7 +33,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
 
-from lrsearch.errors import LrsearchError, UsageError, did_you_mean
+from lrsearch.errors import LrsearchError, StudyFileError, UsageError, did_you_mean
 from lrsearch.executors import EXECUTORS, Inline, Process
 from lrsearch.interfaces import Epochs, ExecutorSettings, Settings, SharesTests, Strategy
 from lrsearch.optimizers import OPTIMIZERS
@@ -480,14 +480,15 @@ class StudyConfig(Settings):
 
     def workload_choice(self) -> Choice:
         """Return the workload with its relative paths, defaults included, joined to the study file's folder."""
-        paths = {key: str(self._folder / path.expanduser()) for key, path in self.workload if isinstance(path, Path)}
+        workload = [(key, path) for key, path in self.workload if isinstance(path, Path)]
+        paths = {key: str(self._folder / _from_home(path, f"workload.{key}")) for key, path in workload}
         choice = _choice(self.workload)
         return Choice(choice.name, {**choice.settings, **paths})
 
     def checkpoint_folder(self, database: Path | None) -> Path:
         """Return where states are kept: what the file says, or a folder beside the database, or the working folder."""
         if self.checkpoint.folder is not None:
-            return (self._folder / self.checkpoint.folder.expanduser()).absolute()
+            return (self._folder / _from_home(self.checkpoint.folder, "checkpoint.folder")).absolute()
         return (database.with_suffix(".checkpoints") if database else Path("lrsearch.checkpoints")).absolute()
 
     def on_device(self, device: str) -> StudyConfig:
@@ -507,6 +508,9 @@ def load_study(path: str | Path) -> StudyConfig:
     if file.problems:
         raise file.error(file.problems)
     config._folder = file.path.absolute().parent
+    with placed(path):
+        config.workload_choice()
+        config.checkpoint_folder(None)
     return config
 
 
@@ -524,8 +528,9 @@ def placed(path: str | Path, *, replaced: Sequence[str] = ()) -> Iterator[None]:
         keys: list[str | int] = []
         if named and named[1] not in replaced:
             keys = [int(key) if key.isdigit() else key for key in named[1].split(".")]
-        if keys and (position := read_yaml(file).position_of(keys)):
-            error.args = (f"{path}:{position.line}:{position.column}: {error}",)
+        with suppress(StudyFileError):  # it was a pipe, or has been changed meanwhile
+            if keys and (position := read_yaml(file).position_of(keys)):
+                error.args = (f"{path}:{position.line}:{position.column}: {error}",)
         raise
 
 
@@ -582,7 +587,7 @@ def _path_in(values: Any, details: ErrorDetails) -> KeyPath:
     """Return the error's path without what pydantic adds to it, such as the names of a union's members."""
     path: list[str | int] = []
     for part in details["loc"]:
-        if isinstance(values, dict | list) and (part in values if isinstance(values, dict) else isinstance(part, int)):
+        if isinstance(values, dict | list) and part in (values if isinstance(values, dict) else range(len(values))):
             path.append(part)
             values = values[part]  # type: ignore[index]  # checked by the line above
     absent = details["type"] == "missing"
@@ -654,6 +659,14 @@ def _model_at(path: KeyPath, values: Any) -> type[BaseModel] | None:
     field = parent.model_fields.get(str(path[-1])) if parent else None
     models = [field.annotation, *get_args(field.annotation)] if field else []
     return next((model for model in models if isinstance(model, type) and issubclass(model, BaseModel)), None)
+
+
+def _from_home(path: Path, key: str) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # no such user, or no home of this one's
+        text = f"{key}: must begin with a home folder that is known here, got {str(path)!r}; write the whole path."
+        raise StudyFileError(text) from error
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -32,7 +32,7 @@ from lrsearch import checkpoint, graphs
 from lrsearch.batches import Batches
 from lrsearch.cache import recall, remember
 from lrsearch.chance import seed_own
-from lrsearch.errors import LrsearchError, MissingExtraError, StorageError, UsageError, WorkloadError
+from lrsearch.errors import DataError, LrsearchError, MissingExtraError, StorageError, UsageError, WorkloadError
 from lrsearch.interfaces import (
     BLOCK_STEPS,
     PROBE_SHARE,
@@ -343,7 +343,12 @@ def device_info(device: torch.device) -> DeviceInfo:
 
 def load(choice: Choice, device: torch.device, seed: int) -> LoadedWorkload:
     workload: Workload = lookup("workload", WORKLOADS, choice.name)(name=choice.name, **choice.settings)
-    return workload.load(device, seed)
+    try:
+        return workload.load(device, seed)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise DataError(
+            f"The workload {choice.name!r} cannot read its data: {error}. Mend the path or its rights."
+        ) from error
 
 
 def _seed_everything(seed: int) -> None:

@@ -247,6 +247,8 @@ def _foreign_tag(node: Node) -> str:
 def _text(text: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):  # only an escape such as "\ud800" brings one in
         raise ValueError("half a surrogate pair is not a character; remove the escape")
+    if "\0" in text:  # likewise; no path may hold it
+        raise ValueError("the character \\0 has no place here; remove the escape")
     return text
 
 

@@ -112,6 +112,14 @@ def test_an_error_is_placed_in_the_file_also_where_the_study_s_code_has_changed_
         run()
 
 
+def test_an_error_is_told_also_where_the_file_cannot_be_read_again(tmp_path: Path) -> None:
+    """As a pipe cannot, or one that its user edits while the study runs."""
+    file = tmp_path / "study.yaml"
+    file.touch()
+    with pytest.raises(UsageError, match=r"^target\.value must be less"), placed(file):
+        raise UsageError("target.value must be less.")
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_every_study_that_we_ship_is_valid(path: Path) -> None:
     assert load_study(path).name == path.stem
@@ -218,6 +226,12 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
          "strategies.clr.tested_with.momentum: the bounds were found with 0.8, but this way has 0.9: test again."),
         ("cycles: 2}", "cycles: 2}, optimizer: {name: adam}, max_lr: 0.1, tested_with: {optimizer: sgd}", "15:135: "
          "strategies.clr.tested_with.optimizer: the bounds were found with 'sgd', but this way has 'adam': test again."),
+        # Lists that are too short, and home folders that there are not.
+        ("sgd, momentum: 0.9", "adam, betas: [0.9]", "7:27: training.optimizer.betas.1: is missing; add it."),
+        ("model: mlp", "model: mlp, start_from: ~no.such.user/a.pt", "4:50: workload.start_from: must begin with a home "
+         "folder that is known here, got '~no.such.user/a.pt'; write the whole path."),
+        ("price:", "checkpoint: {folder: ~no.such.user/a}\nprice:", "11:22: checkpoint.folder: must begin with a home "
+         "folder that is known here, got '~no.such.user/a'; write the whole path."),
         # An optimizer of a way's own, and searches for more than the rate.
         ("points: 4", "points: 4, optimizer: {name: adm}", "13:51: strategies.grid.optimizer.name: unknown optimizer 'adm'; "
          "known: adadelta, adagrad, adam, adamw, prodigy, rmsprop, schedulefree_adamw, schedulefree_sgd, sgd. Did you mean "

@@ -621,3 +621,11 @@ def test_a_range_test_is_evaluated_as_often_as_is_said(steps: int) -> None:
 
     climb(rates, lambda rate: None, list, evaluate)
     assert len(evaluated) == evaluation_count(steps)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "image_folder", "multi_label_images"])
+def test_data_where_no_path_can_lead_are_no_fault_of_ours(name: str) -> None:
+    """As in a folder that may not be entered, which stops nobody who is root."""
+    workload = Choice(name, {"data_root": "x" * 300, "model": "small_cnn", "batch_size": 8})
+    with pytest.raises(DataError, match=rf"^The workload '{name}' cannot read its data: .* Mend the path"):
+        prepare(workload, TrainingPlan(1, SGD, device="cpu"), 0)

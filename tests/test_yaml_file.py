@@ -122,6 +122,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_place(read: Read, conten
         ("a: 1e999\n", "(1, 4) a: must be a finite number, got 1e999"),
         ("a: 9223372036854775808\n", "(1, 4) a: must fit into 64 bits, got 9223372036854775808"),
         ('a: "\\ud800"\n', "(1, 4) a: half a surrogate pair is not a character; remove the escape"),
+        ('a: "\\0"\n', "(1, 4) a: the character \\0 has no place here; remove the escape"),
         ("[b]: 1\n", "(1, 1) a key must be a word, got a list or a mapping"),
     ],
 )

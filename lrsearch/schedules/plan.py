@@ -197,7 +197,10 @@ def _restarts(name: str, settings: ScheduleSettings, total_steps: int) -> _Lengt
     """
     assert isinstance(settings, WithRestarts), "the template of a factory with first_cycle_steps"
     count, mult = settings.cycles, settings.cycle_mult
-    first = int(total_steps / cycle_start(count, 1, mult))
+    try:
+        first = int(total_steps / cycle_start(count, 1, mult))
+    except OverflowError:  # the last cycle would be longer than any number
+        first = 0
     if first < 1:
         raise UsageError(f"The schedule {name!r} does not fit: {count} cycles in {total_steps} steps; train longer.")
     ends = tuple(math.ceil(cycle_start(number, first, mult)) for number in range(1, count + 1))

@@ -21,7 +21,7 @@ class Stage(Settings):
     """A part of a run: `share` of its steps, in proportion to the other parts', at `rate_factor` times the rates."""
 
     schedule: dict[str, Any]
-    share: Positive = 1.0
+    share: Annotated[float, Field(gt=0, le=1e9)] = 1.0
     rate_factor: Positive = 1.0
 
     @field_validator("schedule")

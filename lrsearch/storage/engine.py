@@ -63,6 +63,8 @@ def parse_url(url: str) -> URL:
         )
     if parsed.database in (None, "", ":memory:"):
         raise UsageError("SQLite in memory would be lost at exit: name a file, as in sqlite:///lrsearch.db.")
+    if "?" in url:  # what follows would be no part of the file's name, and most of it would be dropped in silence
+        raise UsageError("The URL of an SQLite file takes no settings, and its path no '?'; write sqlite:///FILE.")
     return parsed
 
 
@@ -111,7 +113,14 @@ def sqlite_path(url: URL) -> Path | None:
 
 def check_sqlite_file(path: Path, *, must_exist: bool) -> None:
     """Raise StorageError where SQLite would only say "unable to open database file"."""
-    if must_exist and not path.exists():
+    try:
+        found = path.exists()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise StorageError(
+            f"The database {path} cannot be reached: {error.strerror}; change the permissions or give another file "
+            "with --database."
+        ) from error
+    if must_exist and not found:
         raise StorageError(f"There is no database {path}; give another one with --database, or run a study first.")
     if not path.parent.is_dir():
         raise StorageError(f"The folder {path.parent} of the database {path.name} does not exist; create it first.")
@@ -143,7 +152,7 @@ def _refuse_network_file_systems(path: Path) -> None:
         mounts = Path("/proc/self/mountinfo").read_text()
     except OSError:  # not Linux
         return
-    kind = file_system_of(path.parent.resolve(), mounts)
+    kind = file_system_of(path.resolve().parent, mounts)
     if kind in NETWORK_FILE_SYSTEMS:
         raise StorageError(
             f"The database {path} would lie on a network file system ({kind}), where SQLite can lose what it wrote: "
@@ -152,9 +161,12 @@ def _refuse_network_file_systems(path: Path) -> None:
 
 
 def is_archived(path: Path) -> bool:
-    """Whether nobody is at the file and we cannot change it: SQLite's WAL takes a writable folder even to read."""
-    folder = path.absolute().parent
-    return path.exists() and not os.access(folder, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
+    """Whether nobody is at the file and we cannot change it: SQLite's WAL takes a writable folder even to read.
+
+    That is the folder of the file itself, also where `path` is a link to it.
+    """
+    file = path.resolve()
+    return file.exists() and not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
 
 
 def connect_args(url: URL) -> dict[str, Any]:
@@ -318,7 +330,9 @@ def translated(error: DBAPIError, url: URL) -> StorageError:
     path = sqlite_path(url)
     reason = _reason(error)
     if path is None and isinstance(error, OperationalError):
-        way_out = _LOGIN_ADVICE if _is_refused(error) else "Is its server running?"
+        is_full = any(words in reason for words in ("too many clients", "too many connections", "connection slots"))
+        way_out = "End some of them, or raise max_connections." if is_full else "Is its server running?"
+        way_out = _LOGIN_ADVICE if _is_refused(error) else way_out
         reason = reason.split(" Is the server running")[0]  # libpq's own question
         return StorageError(f"The database {display_url(url)} cannot be used: {reason}. {way_out}")
     if path is None:

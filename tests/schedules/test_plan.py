@@ -123,6 +123,7 @@ def test_restarts_fill_the_run_with_cycles_that_grow() -> None:
         ("cosine", {"learning_rate": float("nan")}, "needs a positive learning_rate, got nan"),
         ("triangular", {"total_steps": 3}, "does not fit: 2 cycles in 3 steps"),
         ("cosine_restarts", {"total_steps": 1}, "does not fit: 2 cycles in 1 steps"),
+        ("cosine_restarts", {"settings": {"cycles": 200, "cycle_mult": 100}}, "does not fit: 200 cycles in "),
         ("cosine", {"total_steps": 0}, "0 steps left after its warm-up"),
     ],
 )

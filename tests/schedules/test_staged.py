@@ -80,6 +80,7 @@ def test_a_run_of_stages_ends_with_a_whole_cycle_and_wastes_little(
         ({"schedule": {"name": "triangular", "stepsize_epochs": 2}}, "give cycles instead"),
         ({"schedule": {"name": "staged"}}, "no stages"),
         ({"schedule": {"name": "constant"}, "share": 0}, "greater than 0"),
+        ({"schedule": {"name": "constant"}, "share": 1e308}, "less than or equal to 1000000000"),
     ],
 )
 def test_a_stage_that_cannot_be_is_refused(stage: dict[str, Any], message: str) -> None:

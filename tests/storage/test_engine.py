@@ -133,6 +133,15 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         open_store(f"sqlite:///{tmp_path / 'nowhere' / 'x.db'}")
 
 
+@pytest.mark.parametrize("must_exist", [True, False])
+def test_a_file_that_no_path_leads_to_is_named(must_exist: bool) -> None:
+    """As in a folder that may not be entered, which stops nobody who is root."""
+    with pytest.raises(
+        StorageError, match=r"x\.db cannot be reached: File name too long; .* another file with --database"
+    ):
+        open_store(f"sqlite:///{'x' * 300}.db", must_exist=must_exist)
+
+
 def test_a_folder_is_not_a_database(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"is a folder; name a file in it"):
         open_store(f"sqlite:///{tmp_path}")
@@ -257,3 +266,45 @@ def test_a_bare_file_s_name_is_answered_with_its_url() -> None:
 def test_a_database_s_name_that_is_no_utf_8_is_refused() -> None:
     with pytest.raises(UsageError, match="this one cannot be read"):
         parse_url("sqlite:///b\udcff.db")
+
+
+@pytest.mark.parametrize("more", ["?timeout=1", "?&x/y.db", "?"])
+def test_a_question_mark_in_the_url_of_a_file_is_refused(more: str) -> None:
+    with pytest.raises(UsageError, match="takes no settings, and its path no '\\?'"):
+        parse_url(f"sqlite:///mine.db{more}")
+
+
+def test_a_link_to_an_archived_file_is_read_and_an_archived_link_to_a_file_in_use_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, archive = tmp_path / "used", tmp_path / "archive"
+    monkeypatch.setattr(os, "access", lambda folder, mode: Path(folder) != archive)  # root may write everywhere
+    for folder, other in ((used, archive), (archive, used)):
+        folder.mkdir()
+        (folder / "x.db").touch()
+        (folder / "link.db").symlink_to(other / "x.db")
+    assert engine_module.is_archived(used / "link.db")
+    assert not engine_module.is_archived(archive / "link.db")
+    (archive / "x.db-wal").touch()
+    assert not engine_module.is_archived(used / "link.db")
+
+
+def test_a_link_to_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = file_system_of(tmp_path.resolve(), Path("/proc/self/mountinfo").read_text())
+    other = Path("/dev/shm")  # noqa: S108  # only a link is written there
+    if not other.is_dir() or file_system_of(other, Path("/proc/self/mountinfo").read_text()) == here:
+        pytest.skip("needs a second file system")
+    monkeypatch.setattr(engine_module, "NETWORK_FILE_SYSTEMS", frozenset({here}))
+    link = other / f"lrsearch-{os.getpid()}.db"
+    link.symlink_to(tmp_path / "x.db")
+    try:
+        with pytest.raises(StorageError, match="network file system"):
+            open_store(f"sqlite:///{link}")
+    finally:
+        link.unlink()
+
+
+def test_a_server_without_room_for_another_connection_is_not_asked_whether_it_runs() -> None:
+    full = sa.exc.OperationalError("", {}, Exception("FATAL:  sorry, too many clients already"))
+    told = str(engine_module.translated(full, parse_url("postgresql://me@db/x")))
+    assert told.endswith("sorry, too many clients already. End some of them, or raise max_connections.")
