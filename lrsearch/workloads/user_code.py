@@ -45,11 +45,23 @@ def resolve(role: str, reference: str, python_path: Path | None) -> Callable[...
             raise WorkloadError(
                 f"workload.{role} {reference!r}: {getattr(found, '__file__', module_name)} has no {name!r}; "
                 f"it has {', '.join(shown) or 'no functions'}.{did_you_mean(name, known)}"
+                f"{_hidden(module_name, python_path)}"
             )
         found = getattr(found, name)
     if not callable(found):
         raise WorkloadError(f"workload.{role} {reference!r} must be a function, got {typed(found)}.")
     return found  # type: ignore[no-any-return]  # a callable of the user's, of unknown signature
+
+
+def _hidden(module_name: str, python_path: Path | None) -> str:
+    """Return what to do where Python, or a package, has a module of the name that the user gave theirs."""
+    file = getattr(sys.modules[module_name], "__file__", None)
+    if file is None or os.path.realpath(file).startswith(FOREIGN):
+        for folder in (python_path, Path.cwd()):
+            own = None if folder is None else folder / f"{module_name.replace('.', '/')}.py"
+            if own is not None and own.is_file() and (file is None or not own.samefile(file)):
+                return f" {own} is hidden by that module of the same name: rename yours."
+    return ""
 
 
 def _import(role: str, reference: str, module_name: str, python_path: Path | None) -> Any:
