@@ -437,6 +437,11 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         {"data": "no_such_module:data"},
         r"no module 'no_such_module' in .* set workload.python_path",
     ),
+    "a file for a module": (
+        "",
+        {"data": "mine.py:data"},
+        r"no module 'mine.py': name the module without its .py, as 'mine:data'",
+    ),
     "misspelt function": ("", {"data": "dta"}, r"has no 'dta'; it has .*Did you mean 'data'\?"),
     "not a function": ("nets = 3", {"model": "nets"}, r"must be a function, got an int"),
     "a model": (
@@ -450,9 +455,9 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         r"workload.loss .* must be a function of \(outputs, targets\), got a class: .* `loss = CrossEntropyLoss\(",
     ),
     "the class of a metric": (
-        "from torchmetrics import MeanMetric",
-        {"metric": "MeanMetric"},
-        r"workload.metric .* must be a function of \(outputs, targets\), got a class: .* `metric = MeanMetric\(",
+        "class Score(nn.Module):\n    def forward(self, outputs, targets):\n        return 1.0",
+        {"metric": "Score"},
+        r"workload.metric .* must be a function of \(outputs, targets\), got a class: .* `metric = Score\(",
     ),
     "data raises": ("def own():\n    return 1 / 0", {"data": "own"}, r"ZeroDivisionError: .*\.py:\d+, in own\)"),
     "data exits": ("def own():\n    raise SystemExit(3)", {"data": "own"}, r"raised SystemExit: 3 .*in own\)"),
@@ -667,6 +672,12 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         "def own():\n    return Triples(20, 0), Rows(50, 1)",
         {"data": "own"},
         r"train: an item must be \(input, target\), got a list of 3",
+    ),
+    "a Dataset that raises in a worker": (
+        "class Broken(Rows):\n    def __getitem__(self, index):\n        raise OSError('disk\\ngone')\n"
+        "def own():\n    return DataLoader(Broken(20, 0), 16, num_workers=1), Rows(50, 1), Rows(50, 2)",
+        {"data": "own"},
+        r"train: reading it raised OSError: disk gone \([^ ]*user_code_\d+\.py:\d+, in __getitem__\)$",
     ),
     "a Dataset that raises": (
         "class Broken(Rows):\n    def __getitem__(self, index):\n        raise OSError('disk gone')\n"
