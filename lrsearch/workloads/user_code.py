@@ -145,6 +145,6 @@ def user_line(error: BaseException) -> str:
         return f" ({error.filename}:{error.lineno})"
     frames = [(frame.filename, str(frame.lineno), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     if _FROM_WORKER.match(str(error)):
-        frames += [frame.group(1, 2, 3) for frame in _FRAME.finditer(str(error))]
+        frames += [(frame[1], frame[2], frame[3]) for frame in _FRAME.finditer(str(error))]
     own = [frame for frame in frames if not frame[0].startswith((*FOREIGN, "<"))]
     return " ({}:{}, in {})".format(*own[-1]) if own else ""
