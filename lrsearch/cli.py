@@ -404,9 +404,10 @@ def probe(
     best = found.best
     slots = f"{{name: process, slots: {best.processes}, threads_per_slot: {best.threads}}}"
     typer.echo(
-        f"Fastest: executor: {slots if best.processes > 1 else '{name: inline}'}, precision: {best.precision}, "
-        f"{'memory_format: channels_last, ' if best.memory_format == 'channels_last' else ''}"
-        f"gangs: {'auto' if best.gang_size > 1 else 'off'}{', compile: gangs' if best.compiled else ''}. "
+        f"Fastest: executor: {slots if best.processes > 1 else '{name: inline}'}, "
+        f"training.precision: {best.precision}, "
+        f"{'training.memory_format: channels_last, ' if best.memory_format == 'channels_last' else ''}"
+        f"gangs: {'auto' if best.gang_size > 1 else 'off'}{', training.compile: gangs' if best.compiled else ''}. "
         "Gangs are chosen anew by each study where gangs is auto."
     )
 

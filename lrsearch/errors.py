@@ -143,5 +143,6 @@ def typed(value: object) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known name nearest to `name`, or an empty string."""
-    nearest = difflib.get_close_matches(name, list(known), n=1)
+    names = list(known)
+    nearest = [one for one in names if one.casefold() == name.casefold()] or difflib.get_close_matches(name, names, n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""

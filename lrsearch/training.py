@@ -81,7 +81,7 @@ from lrsearch.trial import (
     range_test_steps,
 )
 from lrsearch.workloads import WORKLOADS
-from lrsearch.workloads.user_code import user_line
+from lrsearch.workloads.user_code import user_line, words_of
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -1113,7 +1113,7 @@ def finite(value: float | None) -> float | None:
 
 
 def one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+    return words_of(error, 500)
 
 
 def forget_peak_memory(device: torch.device) -> None:

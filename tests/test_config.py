@@ -165,6 +165,8 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
          "hyperband, optuna_search, random_search, range_tested, successive_halving. Did you mean 'grid'?"),
         ("name: sgd", "name: sdg", "7:21: training.optimizer.name: unknown optimizer 'sdg'; known: adadelta, adagrad, adam, "
          "adamw, prodigy, rmsprop, schedulefree_adamw, schedulefree_sgd, sgd. Did you mean 'sgd'?"),
+        ("name: sgd", "name: AdamW", "7:21: training.optimizer.name: unknown optimizer 'AdamW'; known: adadelta, adagrad, adam, "
+         "adamw, prodigy, rmsprop, schedulefree_adamw, schedulefree_sgd, sgd. Did you mean 'adamw'?"),
         ("{name: digits", "{name: digit", "4:18: workload.name: unknown workload 'digit'; known: callable, cifar10, "
          "cifar100, diabetes, digits, fashion_mnist, image_folder, mnist, multi_label_images, text. Did you mean 'digits'?"),
         ("{name: constant}", "{name: 3}", "13:50: strategies.grid.schedule.name: must be text, got 3."),

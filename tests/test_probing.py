@@ -68,17 +68,17 @@ def test_a_survey_is_a_table_with_the_fastest_way_as_lines_for_the_study_file(
     assert "float32 2 1 16 0.2 4.00" in lines
     assert "float32 1 2 1 0.8 1.00" in lines
     assert "Not everything could be timed: it would not" in lines
-    assert "slots: 2, threads_per_slot: 1}, precision: float32, gangs: auto. Gangs" in said
+    assert "slots: 2, threads_per_slot: 1}, training.precision: float32, gangs: auto. Gangs" in said
     found.append(probing.Survey("a processor (cpu)", (alone, together, compiled), ()))
     said = CliRunner().invoke(app, command).output
     assert "float32 2 1 16, compiled 0.1 8.00" in [" ".join(line.split()) for line in said.splitlines()]
-    assert "precision: float32, gangs: auto, compile: gangs. Gangs" in said
+    assert "training.precision: float32, gangs: auto, training.compile: gangs. Gangs" in said
     best = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)["best"]
     assert (best["gang_size"], best["compiled"]) == (16, True)
     found.append(probing.Survey("a processor (cpu)", (replace(alone, memory_format="channels_last"),), ()))
     said = CliRunner().invoke(app, command).output
     assert "float32, channels last 1 2 1 0.8 1.00" in [" ".join(line.split()) for line in said.splitlines()]
-    assert "precision: float32, memory_format: channels_last, gangs: off. Gangs" in said
+    assert "training.precision: float32, training.memory_format: channels_last, gangs: off. Gangs" in said
 
 
 def test_the_processor_is_divided_by_halves_down_to_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,10 @@ seconds x devices held, times are UTC in ISO 8601, an empty cell is a value that
   the first row alone: JSON, the study file with its defaults, what is known of the workload, whether the study is
   finished, and the events of its ledger.
 - attempts: the same of each attempt, with its own number, status (finished, interrupted, lost, running) and owner.
-- curves: the points of the attempt that finished; charged_device_seconds is cumulative within it.
-- range_tests: the rungs; values belong to the model after the step at learning_rate.
+- curves: the points of the attempt that finished; train_loss is the mean since the point before,
+  charged_device_seconds is cumulative within the attempt, cycle_end says whether a cycle of the rate ends there.
+- range_tests: the rungs; validation_* belong to the model after the step at learning_rate, train_loss is that of the
+  following batch.
 """
 
 from __future__ import annotations

@@ -83,7 +83,12 @@ def _checked(settings: CallableWorkload, device: torch.device) -> _Checked:
     """Build the model, send some examples through it and try loss and metric. Raises WorkloadError where one fails."""
     data = _data(settings.data, settings.python_path, device)
     build = resolve("model", settings.model, settings.python_path)
-    loss = resolve("loss", settings.loss, settings.python_path) if settings.loss else cross_entropy
+    if isinstance(build, torch.nn.Module):
+        raise WorkloadError(
+            f"workload.model {settings.model!r} must be a function that returns a new model, got a model "
+            f"({type(build).__name__}): build it inside a function."
+        )
+    loss = _scorer("loss", settings.loss, settings) if settings.loss else cross_entropy
     _check_loss(loss, settings)
     metric = _metric(settings)
     class_count = _class_count(settings, data)
@@ -98,6 +103,17 @@ def _checked(settings: CallableWorkload, device: torch.device) -> _Checked:
     return _Checked(build, loss, changes, metric, parameters, class_count)
 
 
+def _scorer(role: str, reference: str, settings: CallableWorkload) -> Callable[..., Any]:
+    """Return the loss or metric. Raises WorkloadError where it is a class such as torch.nn.MSELoss, not made yet."""
+    found = resolve(role, reference, settings.python_path)
+    if isinstance(found, type) and issubclass(found, torch.nn.Module):
+        raise WorkloadError(
+            f"workload.{role} {reference!r} must be a function of (outputs, targets), got a class: name a function, or "
+            f"an object of that class, such as `{role} = {found.__name__}(...)` in a module of yours."
+        )
+    return found
+
+
 def _copied(loss: Callable[[Any, Any], torch.Tensor]) -> Callable[[Any, Any], torch.Tensor]:
     """Return a copy, if it is an object of the user's that can be copied."""
     with suppress(Exception):  # whatever it holds
@@ -109,7 +125,7 @@ def _metric(settings: CallableWorkload) -> Callable[[Any, Any], float]:
     """Return accuracy, or the user's metric: NaN, without asking their function, where outputs are not finite."""
     if settings.metric is None:
         return accuracy
-    function = resolve("metric", settings.metric, settings.python_path)
+    function = _scorer("metric", settings.metric, settings)
     given = f" with metric_settings {settings.metric_settings}" if settings.metric_settings else ""
 
     def metric(outputs: Any, targets: Any) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import random
+import re
 import site
 import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ FOREIGN = tuple(
     )
 )
 """Folders of code that is not the user's own: lrsearch, Python, installed packages."""
+_FROM_WORKER = re.compile(r"Caught .*\nOriginal Traceback \(most recent call last\):\n")
+"""How the text of an exception begins that torch hands on from a DataLoader's worker."""
+_FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
 
 
 def resolve(role: str, reference: str, python_path: Path | None) -> Callable[..., Any]:
@@ -45,11 +50,23 @@ def resolve(role: str, reference: str, python_path: Path | None) -> Callable[...
             raise WorkloadError(
                 f"workload.{role} {reference!r}: {getattr(found, '__file__', module_name)} has no {name!r}; "
                 f"it has {', '.join(shown) or 'no functions'}.{did_you_mean(name, known)}"
+                f"{_hidden(module_name, python_path)}"
             )
         found = getattr(found, name)
     if not callable(found):
         raise WorkloadError(f"workload.{role} {reference!r} must be a function, got {typed(found)}.")
     return found  # type: ignore[no-any-return]  # a callable of the user's, of unknown signature
+
+
+def _hidden(module_name: str, python_path: Path | None) -> str:
+    """Return what to do where Python, or a package, has a module of the name that the user gave theirs."""
+    file = getattr(sys.modules[module_name], "__file__", None)
+    if file is None or os.path.realpath(file).startswith(FOREIGN):
+        for folder in (python_path, Path.cwd()):
+            own = None if folder is None else folder / f"{module_name.replace('.', '/')}.py"
+            if own is not None and own.is_file() and (file is None or not own.samefile(file)):
+                return f" {own} is hidden by that module of the same name: rename yours."
+    return ""
 
 
 def _import(role: str, reference: str, module_name: str, python_path: Path | None) -> Any:
@@ -67,6 +84,12 @@ def _import(role: str, reference: str, module_name: str, python_path: Path | Non
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _raised(f"workload.{role} {reference!r}: importing {module_name!r}", error) from error
+        if module_name.endswith(".py"):
+            named = reference.replace(".py:", ":")
+            raise WorkloadError(
+                f"workload.{role} {reference!r}: there is no module {module_name!r}: name the module without its .py, "
+                f"as {named!r}."
+            ) from error
         raise WorkloadError(
             f"workload.{role} {reference!r}: there is no module {error.name!r} in {' or '.join(folders)} nor among the "
             "installed packages: start lrsearch where the module lies, or set workload.python_path."
@@ -104,14 +127,24 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _raised(what: str, error: BaseException) -> WorkloadError:
-    message = " ".join(str(error).split())[:300]
-    return WorkloadError(f"{what} raised {type(error).__name__}: {message}{user_line(error)}")
+    return WorkloadError(f"{what} raised {words_of(error, 300)}{user_line(error)}")
+
+
+def words_of(error: BaseException, length: int) -> str:
+    """Return type and text in one line; where a DataLoader's worker met the error, those that it had there."""
+    name, text = type(error).__name__, str(error)
+    if _FROM_WORKER.match(text) and (frames := list(_FRAME.finditer(text))):
+        lines = text[frames[-1].end() :].splitlines()
+        name, _, text = "\n".join(dropwhile(lambda line: line.startswith(" ") or not line, lines)).partition(": ")
+    return f"{name.strip()}: {' '.join(text.split())[:length]}"
 
 
 def user_line(error: BaseException) -> str:
     """Return " (file:line, in function)" for the innermost frame of the user's own code, or an empty string."""
     if isinstance(error, SyntaxError):
         return f" ({error.filename}:{error.lineno})"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((*FOREIGN, "<"))]
-    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
+    frames = [(frame.filename, str(frame.lineno), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    if _FROM_WORKER.match(str(error)):
+        frames += [(frame[1], frame[2], frame[3]) for frame in _FRAME.finditer(str(error))]
+    own = [frame for frame in frames if not frame[0].startswith((*FOREIGN, "<"))]
+    return " ({}:{}, in {})".format(*own[-1]) if own else ""

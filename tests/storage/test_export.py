@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import get_args
 
 import pytest
 
+from lrsearch.storage import export
 from lrsearch.storage.export import COLUMNS, TableName, export_rows, write_rows
 from lrsearch.storage.store import End, Store, open_store
 from lrsearch.trial import CHARGED_PHASES, PHASES, StudyRecord
@@ -55,6 +57,14 @@ def _csv(record: StudyRecord, table: TableName) -> list[dict[str, str]]:
     write_rows(export_rows(record, table), "csv", stream)
     stream.seek(0)
     return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("table", get_args(TableName))
+def test_every_column_is_explained(table: TableName) -> None:
+    words = set(re.findall(r"[a-z_]+\*?", str(export.__doc__)))
+    named = words | {f"{phase}_seconds" for phase in PHASES}
+    kinds = tuple(word[:-1] for word in words if word.endswith("_*"))
+    assert [column for column in COLUMNS[table] if column not in named and not column.startswith(kinds)] == []
 
 
 def test_the_trials_table_has_the_promised_columns(record: StudyRecord) -> None:

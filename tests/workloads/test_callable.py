@@ -437,8 +437,28 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         {"data": "no_such_module:data"},
         r"no module 'no_such_module' in .* set workload.python_path",
     ),
+    "a file for a module": (
+        "",
+        {"data": "mine.py:data"},
+        r"no module 'mine.py': name the module without its .py, as 'mine:data'",
+    ),
     "misspelt function": ("", {"data": "dta"}, r"has no 'dta'; it has .*Did you mean 'data'\?"),
     "not a function": ("nets = 3", {"model": "nets"}, r"must be a function, got an int"),
+    "a model": (
+        "net = torch.nn.Linear(5, 3)",
+        {"model": "net"},
+        r"must be a function that returns a new model, got a model \(Linear\): build it inside a function",
+    ),
+    "the class of a loss": (
+        "from torch.nn import CrossEntropyLoss",
+        {"loss": "CrossEntropyLoss"},
+        r"workload.loss .* must be a function of \(outputs, targets\), got a class: .* `loss = CrossEntropyLoss\(",
+    ),
+    "the class of a metric": (
+        "class Score(nn.Module):\n    def forward(self, outputs, targets):\n        return 1.0",
+        {"metric": "Score"},
+        r"workload.metric .* must be a function of \(outputs, targets\), got a class: .* `metric = Score\(",
+    ),
     "data raises": ("def own():\n    return 1 / 0", {"data": "own"}, r"ZeroDivisionError: .*\.py:\d+, in own\)"),
     "data exits": ("def own():\n    raise SystemExit(3)", {"data": "own"}, r"raised SystemExit: 3 .*in own\)"),
     "data in numpy": (
@@ -653,6 +673,12 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         {"data": "own"},
         r"train: an item must be \(input, target\), got a list of 3",
     ),
+    "a Dataset that raises in a worker": (
+        "class Broken(Rows):\n    def __getitem__(self, index):\n        raise OSError('disk\\ngone')\n"
+        "def own():\n    return DataLoader(Broken(20, 0), 16, num_workers=1), Rows(50, 1), Rows(50, 2)",
+        {"data": "own"},
+        r"train: reading it raised OSError: disk gone \([^ ]*user_code_\d+\.py:\d+, in __getitem__\)$",
+    ),
     "a Dataset that raises": (
         "class Broken(Rows):\n    def __getitem__(self, index):\n        raise OSError('disk gone')\n"
         "def own():\n    return Broken(20, 0), Rows(50, 1)",
@@ -693,6 +719,13 @@ def test_a_module_that_does_not_import_names_its_line(tmp_path: Path, content: s
     (tmp_path / f"{name}.py").write_text(content)
     workload = CallableWorkload(model=f"{name}:model", data=f"{name}:data", python_path=tmp_path)
     assert re.search(message, error_of(workload))
+
+
+@pytest.mark.parametrize("name", ["random", "itertools"])
+def test_a_module_that_python_has_under_the_same_name_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.py").write_text(TABLE)
+    message = error_of(CallableWorkload(model=f"{name}:model", data=f"{name}:data", python_path=tmp_path))
+    assert message.endswith(f" {tmp_path}/{name}.py is hidden by that module of the same name: rename yours.")
 
 
 @pytest.mark.parametrize(
