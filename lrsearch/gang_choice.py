@@ -159,7 +159,9 @@ def _of_a_look(
     if each is None:
         return None
     if each > one:
-        return _settled(alone, ((size, each),), one, circumstances)
+        # Not to be remembered: a moment of another program may be all of so short a look.
+        reason = f"a step of {size} together takes {each / one:.2f} of a step alone for each"
+        return replace(alone, reason=reason, measured=((size, each),))
     return few if (1 + MORE_SAVED - each / one) * solo.search_steps < trying else None
 
 
@@ -188,14 +190,7 @@ def _of_one_crowd(
     measured, reason = rehearsal.times(most, 1, seconds, solo.glance)
     if reason:
         return replace(alone, reason=reason)
-    return _settled(alone, measured, solo.step_beside(measured), circumstances)
-
-
-def _settled(
-    alone: GangChoice, measured: tuple[tuple[int, float], ...], one: float, circumstances: list[object]
-) -> GangChoice:
-    """Return, and remember, the choice by what was measured of gangs and takes `one` trial alone."""
-    reason = ""
+    one = solo.step_beside(measured)
     size, each = _best(measured, one) if measured else (1, one)
     if each > GANG_MUST_SAVE * one and measured:
         size, reason = 1, f"a step of {size} together takes {each / one:.2f} of a step alone for each"
