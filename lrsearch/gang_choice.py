@@ -17,6 +17,7 @@ from lrsearch.gang import why_alone
 from lrsearch.interfaces import BLOCK_STEPS, PROBE_SHARE
 from lrsearch.rehearsal import (
     GANG_MUST_SAVE,
+    GANG_STEPS,
     HOPELESS,
     LARGEST_GANG,
     SMALLEST_GANG,
@@ -35,6 +36,14 @@ GENERATION = 11
 GANG_SHARE = PROBE_SHARE / 4
 LAYOUT_BLOCKS = 3
 """Of a trial alone, where numbers of processes are compared."""
+LOOK_SECONDS, LOOK_SIZE = 0.005, 4
+"""Where a step alone takes so long, calls are a small part of it, and a gang of so many shows what any saves,"""
+MORE_SAVED, MOST_SAVED = 0.05, 0.5
+"""with so much more of a step alone in larger ones: of seven models one saved more, a recurrent one. At most they
+saved half."""
+TRYING_STEPS = 75
+"""What it takes to try gangs after that, counted in steps, beside GANG_STEPS of the largest: comparing takes about 25,
+the smallest 8, and a trial alone 42 more."""
 PROBED_STEPS = 50_000
 """So many does a study have, of which `timings` knows nothing."""
 
@@ -109,9 +118,13 @@ def _chosen(
 ) -> GangChoice:
     """Return the choice; what was chosen before is compared with trials alone again."""
     rehearsal, alone = solo.rehearsal(), GangChoice(1)
+    seconds = GANG_SHARE * solo.search_steps * solo.glance
+    if solo.training.compile not in COMPILES_GANGS and _recall_choice(circumstances, None) is None:
+        if apart := _of_a_look(solo, rehearsal, circumstances, most, seconds):
+            return apart
+        seconds -= rehearsal.spent
     if reason := rehearsal.check(1):
         return replace(alone, reason=reason)
-    seconds = GANG_SHARE * solo.search_steps * solo.glance
     chosen = _of_one_crowd(alone, solo, rehearsal, circumstances, most, seconds)
     if solo.training.compile in COMPILES_GANGS and most >= SMALLEST_GANG:
         size = min(most, LARGEST_GANG)
@@ -125,6 +138,31 @@ def _chosen(
     if reason := rehearsal.check(SMALLEST_GANG):
         return replace(chosen, reason_across=reason)
     return _of_several_crowds(chosen, solo, rehearsal, widely, most_across, crowds, seconds)
+
+
+def _of_a_look(
+    solo: Solo, rehearsal: Rehearsal, circumstances: list[object], most: int, seconds: float
+) -> GangChoice | None:
+    """Return that trials train alone where trying gangs would take longer than what these can save in the study.
+
+    None where a step takes no time, or where the study leaves the `seconds` to time the largest.
+    """
+    one, largest = solo.glance, min(most, LARGEST_GANG) * max(GANG_STEPS)
+    if most < SMALLEST_GANG or one < LOOK_SECONDS or seconds > largest * one:
+        return None
+    trying, alone = TRYING_STEPS + largest, GangChoice(1)
+    few = replace(alone, reason=f"trying gangs takes longer than they save in {solo.search_steps} steps")
+    if MOST_SAVED * solo.search_steps < trying:
+        return few
+    size = min(most, LOOK_SIZE)
+    each = rehearsal.look(size, one)
+    if each is None:
+        return None
+    if each > one:
+        # Not to be remembered: a moment of another program may be all of so short a look.
+        reason = f"a step of {size} together takes {each / one:.2f} of a step alone for each"
+        return replace(alone, reason=reason, measured=((size, each),))
+    return few if (1 + MORE_SAVED - each / one) * solo.search_steps < trying else None
 
 
 def _recall_choice(circumstances: list[object], widely: list[object] | None) -> GangChoice | None:
@@ -321,8 +359,7 @@ def member_seconds(workload: Choice, training: TrainingPlan, seed: int, size: in
     if why_alone(training):
         return math.inf
     try:
-        hopeless = 0.0 if briefly else math.inf
-        return Rehearsal(loaded, training, device, seed, []).seconds_per_member(size, 1, hopeless=hopeless)
+        return Rehearsal(loaded, training, device, seed, []).seconds_per_member(size, 1, briefly=briefly)
     except Exception:  # as in `choose`, which says why
         return math.inf
 

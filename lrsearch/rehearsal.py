@@ -130,9 +130,9 @@ class Solo:
         return self._rehearsal([self._losses])
 
     def step_beside(self, measured: Sequence[tuple[int, float]]) -> float:
-        """Return the seconds of a step: a glance is enough beside gangs that take far more for each member."""
+        """Return the seconds of a step: a glance is enough beside gangs that take more for each member."""
         self.note(measured)
-        hopeless = all(each > HOPELESS * self.glance for _, each in measured)
+        hopeless = all(each > self.glance for _, each in measured)
         return self.glance if hopeless else self.step
 
     def note(self, measured: Sequence[tuple[int, float]]) -> None:
@@ -243,6 +243,16 @@ class Rehearsal:
         finally:
             self.spent += time.perf_counter() - began
         return tuple(measured), "" if measured else too_large
+
+    def look(self, size: int, glance: float) -> float | None:
+        """Return the seconds of a step by the size of a gang, from two or three steps; None where there are none."""
+        began = time.perf_counter()
+        try:
+            return self.seconds_per_member(size, 1, hopeless=glance, briefly=True)
+        except Exception:  # `check` says why
+            return None
+        finally:
+            self.spent += time.perf_counter() - began
 
     def check(self, crowds: int, size: int = SMALLEST_GANG, compiled: CompiledGang | None = None) -> str:
         """Return how a gang trains or evaluates otherwise than its members alone; nothing where it does not.
@@ -392,17 +402,27 @@ class Rehearsal:
         compiled: CompiledGang | None = None,
         seconds: float | None = None,
         hopeless: float = math.inf,
+        *,
+        briefly: bool = False,
     ) -> float:
         """Return the seconds of a gang's step by its size, timed for so many `seconds` within the limits, if given.
 
-        Three steps are enough where all take longer for each member than what is `hopeless`, two where clearly so.
+        Three steps are enough where all take longer for each member than what is `hopeless`, two where clearly so, or
+        where others do not and it is to be told `briefly`.
         Raises CannotGangError when it computes wrongly, or is not compiled although it was to be.
         """
         with self._leaving_no_trace():
-            return self._seconds_per_member(size, crowds, compiled, seconds, hopeless)
+            return self._seconds_per_member(size, crowds, compiled, seconds, hopeless, briefly=briefly)
 
     def _seconds_per_member(
-        self, size: int, crowds: int, compiled: CompiledGang | None, seconds: float | None, hopeless: float
+        self,
+        size: int,
+        crowds: int,
+        compiled: CompiledGang | None,
+        seconds: float | None,
+        hopeless: float,
+        *,
+        briefly: bool,
     ) -> float:
         wait = synchronizer(self.device)
         places = self._places(size, crowds)
@@ -423,7 +443,7 @@ class Rehearsal:
         fastest = min(first) / size
         if hopeless < fastest <= CLEARLY * hopeless:
             fastest = min(fastest, call_seconds(lambda: run.step(rates), wait, 1)[0] / size)
-        if fastest > hopeless:
+        if fastest > hopeless or briefly:
             return fastest
         step = partial(run.step, torch.zeros_like(rates))
         if self.device.type == "cuda":  # where waiting after each step takes as long as a small one

@@ -122,6 +122,33 @@ def test_where_gangs_cost_more_trials_train_alone_and_that_is_known_from_few_ste
     assert not alone
 
 
+@pytest.mark.parametrize(
+    ("each", "steps", "tried", "reason"),
+    [
+        (1.1, 5_000, [4] * 3, "a step of 4 together takes 1.10 of a step alone for each"),
+        (0.9, 700, [4] * 2, "trying gangs takes longer than they save in 700 steps"),
+        (0.5, 240, [], "trying gangs takes longer than they save in 240 steps"),
+        (0.9, 5_000, [4] * 2 + [2] * 4 + [12] * 4, ""),
+        (1.1, 10**5, [2] * 4 + [12] * 5 + [6], "a step of 12 together takes 1.10 of a step alone for each"),
+    ],
+)
+def test_gangs_of_long_steps_are_tried_only_as_far_as_the_study_can_repay_that(
+    each: float, steps: int, tried: list[int], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def seconds(run: stacked_run.StackedRun, rates: torch.Tensor, *_: Any) -> float:
+        sizes.append(len(rates))
+        return each * 0.01 * len(rates)
+
+    clock = Clock(monkeypatch, rehearsal)
+    clock.charge(Run, "step", 0.01)
+    clock.charge(stacked_run.StackedRun, "step", seconds)
+    chosen = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=12, search_steps=steps)
+    assert (chosen.size > 1, chosen.reason) == (not reason, reason)
+    assert sizes[:10] == tried, "two steps each tell, or three; before the largest gang two trials are compared"
+
+
 @pytest.mark.usefixtures("always_pays")
 def test_the_longer_a_study_the_more_steps_alone_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     honest, steps = Run.step, []

@@ -192,7 +192,10 @@ def test_where_trials_train_together_the_faster_of_alone_and_together_counts(
     timed(alone)
     monkeypatch.setattr(memory_format, "seconds_together", seconds_together)
     assert choice(monkeypatch, Convolutions, most=16) == chosen
-    assert asked == ([] if alone[1] > alone[0] else [("auto", 8), ("channels_last", 8)])
+    # Where the gang as the model lies is no faster than a trial alone channels last, the other one decides nothing.
+    decides = together[0] < alone[1]
+    tried = [("auto", 8), ("channels_last", 8)] if decides else [("auto", 8)]
+    assert asked == ([] if alone[1] > alone[0] else tried)
 
 
 @pytest.mark.parametrize(
