@@ -91,6 +91,8 @@ class Program:
         output = next(node for node in nodes if node.op == "output")
         if len(placeholders) != 1 or not isinstance(output.args[0], fx.Node):
             return None
+        if isinstance(output.args[0].target, type):
+            return None  # a named tuple or the like, of several tensors
         if any(node.op == "call_method" and not hasattr(torch.Tensor, str(node.target)) for node in nodes):
             return None  # it takes no tensor but a dictionary, say
         aliases = _Aliases(nodes, model)
@@ -371,4 +373,6 @@ def _modes() -> tuple[Any, ...]:
 
 
 def _filled(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
+    if isinstance(argument, list):  # a graph's own does not let a function write into it, as the model's does
+        return [_filled(one, values) for one in argument]
     return values[argument] if isinstance(argument, fx.Node) else fx.node.map_arg(argument, values.__getitem__)
