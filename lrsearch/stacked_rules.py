@@ -826,7 +826,7 @@ def _through_vmap(function: Callable[..., Any], stacked: Copies, arguments: list
             results.append(one)
             return Value(Layout.STACKED, one)
 
-        with AsAlone(stacked.own):
+        with AsAlone(stacked.own, stacked.turned):
             shape = each_in(take, function(*filled[0], **filled[1]))
         return tuple(results)
 

@@ -885,8 +885,22 @@ class NoisyWeights(Net):
         return hidden + noisy.mean() if hidden.shape[1] else hidden
 
 
+class DroppingWeights(Net):
+    """Drops weights, which changes nothing in the first steps: the check before a study does not see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between_both = nn.Linear(16, 16)
+        self.share = 0.0
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        dropped = F.linear(hidden, F.dropout(self.between_both.weight, 0.5, self.training))
+        return torch.relu(hidden) + self.share * dropped
+
+
 REFUSED: dict[type[Net], str] = {
     NoisyWeights: "draws chance",
+    DroppingWeights: "draws chance",
     Writing: "writes into what it has reshaped",
     Rectifying: "writes into what it has reshaped",
     Tied: "a weight that something else holds",
