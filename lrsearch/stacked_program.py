@@ -321,7 +321,8 @@ for _name in IN_PLACE:
 class _Tracer(fx.Tracer):
     """Records what a model does with its buffers too, as it may write to them.
 
-    What is computed inside `torch.no_grad` or an autocast of the model's own raises, as a graph does not say so.
+    What is computed inside `torch.no_grad` or an autocast of the model's own, or once it has drawn or seeded chance,
+    raises, as a graph does not say so.
     """
 
     proxy_buffer_attributes = True
@@ -369,7 +370,8 @@ class _Tracer(fx.Tracer):
 def _modes() -> tuple[Any, ...]:
     kinds = ("cpu", "cuda")
     autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+    drawn = torch.get_rng_state().numpy().tobytes()  # another one inside `fork_rng`, say
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), drawn, *autocast
 
 
 def _filled(argument: Any, values: Mapping[fx.Node, Any]) -> Any:

@@ -628,6 +628,16 @@ class Imaging(Net):
         return self.norm(images.unsqueeze(2)).flatten(1)  # type: ignore[no-any-return]
 
 
+class Seeding(Net):
+    """Adds the same noise at each step, and leaves torch's generator where it was."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(5)
+            noise = torch.randn(hidden.shape[1], dtype=torch.float64)
+        return torch.relu(hidden) + noise.to(hidden)
+
+
 @torch.fx.wrap
 def _shifted(hidden: torch.Tensor, steps: list[int]) -> torch.Tensor:
     """Write into the list, too, as torchvision's video Swin does."""
@@ -685,7 +695,7 @@ AGREE: tuple[type[Net], ...] = (
     *(Filling, AddingToItself, FreezingAlways, SpareHead, Averaging, Gating, Choosing),
     *(Reading, ReadingLong, ReadingBranching, Stepping),
     *(Naming, Twice, Normed, Pruned, SpectrallyNormed, FeedingBack, NormingParts),
-    *(Calling, Queueing, Shifting),
+    *(Calling, Queueing, Shifting, Seeding),
 )
 
 
