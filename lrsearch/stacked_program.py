@@ -91,6 +91,8 @@ class Program:
         output = next(node for node in nodes if node.op == "output")
         if len(placeholders) != 1 or not isinstance(output.args[0], fx.Node):
             return None
+        if isinstance(output.args[0].target, type):
+            return None  # a named tuple or the like, of several tensors
         if any(node.op == "call_method" and not hasattr(torch.Tensor, str(node.target)) for node in nodes):
             return None  # it takes no tensor but a dictionary, say
         aliases = _Aliases(nodes, model)
@@ -319,7 +321,8 @@ for _name in IN_PLACE:
 class _Tracer(fx.Tracer):
     """Records what a model does with its buffers too, as it may write to them.
 
-    What is computed inside `torch.no_grad` or an autocast of the model's own raises, as a graph does not say so.
+    What is computed inside `torch.no_grad` or an autocast of the model's own, or once it has drawn or seeded chance,
+    raises, as a graph does not say so.
     """
 
     proxy_buffer_attributes = True
@@ -367,8 +370,11 @@ class _Tracer(fx.Tracer):
 def _modes() -> tuple[Any, ...]:
     kinds = ("cpu", "cuda")
     autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+    drawn = torch.get_rng_state().numpy().tobytes()  # another one inside `fork_rng`, say
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), drawn, *autocast
 
 
 def _filled(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
+    if isinstance(argument, list):  # a graph's own does not let a function write into it, as the model's does
+        return [_filled(one, values) for one in argument]
     return values[argument] if isinstance(argument, fx.Node) else fx.node.map_arg(argument, values.__getitem__)

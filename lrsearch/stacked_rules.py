@@ -810,6 +810,7 @@ def _through_vmap(function: Callable[..., Any], stacked: Copies, arguments: list
     own = [value.layout is not Layout.SHARED for value in values]
     pairs = zip(values, own, strict=True)
     tensors = [to_stacked(value, stacked.count) if mine else value.tensor for value, mine in pairs]
+    has_weights = any(value.tensor.is_leaf and value.tensor.requires_grad for value in values)
 
     shape: Any = None
     """The result with places for its tensors, which are all that vmap lets a function return."""
@@ -826,7 +827,7 @@ def _through_vmap(function: Callable[..., Any], stacked: Copies, arguments: list
             results.append(one)
             return Value(Layout.STACKED, one)
 
-        with AsAlone(stacked.own):
+        with AsAlone(stacked.own, stacked.turned if has_weights else ()):
             shape = each_in(take, function(*filled[0], **filled[1]))
         return tuple(results)
 

@@ -78,6 +78,13 @@ IN_OUR_WORDS = {
         "an encoder leaves out what is padded when it is evaluated, which it does for one trial only unless it is made "
         "with enable_nested_tensor=False"
     ),
+    "must only return Tensors": (
+        "in training the model returns something else than tensors, alone or in tuples, lists and dictionaries"
+    ),
+    **dict.fromkeys(
+        ("from the 'Sparse", "for sparse tensors", "unsupported for Sparse"),
+        "the model or the loss computes with sparse tensors, or has sparse gradients, which serve one trial only",
+    ),
     "cannot register a hook": "the model has hooks on its gradients, which only a model alone calls",
 }
 """Of what torch says that stops a gang."""

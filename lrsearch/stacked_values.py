@@ -34,6 +34,7 @@ class Copies(Protocol):
     parameters: dict[str, torch.Tensor]
     buffers: dict[str, torch.Tensor]
     own: set[int]
+    turned: frozenset[tuple[int, ...]]
 
 
 Rule = Callable[[Copies, list[Any], dict[str, Any]], Any]

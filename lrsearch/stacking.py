@@ -71,7 +71,7 @@ class StackedModel:
             for kind in MULTIPLIED
             if isinstance(module, kind)
         }
-        self._turned = frozenset(tuple(one.shape) for name, one in model.named_parameters() if name in turned)
+        self.turned = frozenset(tuple(one.shape) for name, one in model.named_parameters() if name in turned)
         self.parameters = {
             name: _copies(one.mT.contiguous(), count).mT if name in turned else _copies(one, count)
             for name, one in model.named_parameters()
@@ -123,7 +123,7 @@ class StackedModel:
             for name in self.parameters:  # for `self.weight += 1`, and whoever asks whether it is one
                 own[name]._is_param = True  # by which nn.Parameter knows its own
             counts = [own[name] for name, buffer in self.buffers.items() if _is_count(buffer)]
-            with AsAlone(self.own, self._turned, counts):
+            with AsAlone(self.own, self.turned, counts):
                 outputs = functional_call(self.model, placed, (inputs,), tie_weights=False)
             if any(placed[name] is not own[name] for name in self.parameters):
                 raise ValueError("the model puts other weights or buffers in the place of its own")

@@ -8,9 +8,10 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -627,6 +628,28 @@ class Imaging(Net):
         return self.norm(images.unsqueeze(2)).flatten(1)  # type: ignore[no-any-return]
 
 
+class Seeding(Net):
+    """Adds the same noise at each step, and leaves torch's generator where it was."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(5)
+            noise = torch.randn(hidden.shape[1], dtype=torch.float64)
+        return torch.relu(hidden) + noise.to(hidden)
+
+
+@torch.fx.wrap
+def _shifted(hidden: torch.Tensor, steps: list[int]) -> torch.Tensor:
+    """Write into the list, too, as torchvision's video Swin does."""
+    steps[0] += hidden.shape[0]
+    return hidden.roll(steps, [1])
+
+
+class Shifting(Net):
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return _shifted(torch.relu(hidden), [3])
+
+
 class Masking(Net):
     """Takes of its features what a mask among its buffers says."""
 
@@ -672,7 +695,7 @@ AGREE: tuple[type[Net], ...] = (
     *(Filling, AddingToItself, FreezingAlways, SpareHead, Averaging, Gating, Choosing),
     *(Reading, ReadingLong, ReadingBranching, Stepping),
     *(Naming, Twice, Normed, Pruned, SpectrallyNormed, FeedingBack, NormingParts),
-    *(Calling, Queueing),
+    *(Calling, Queueing, Shifting, Seeding),
 )
 
 
@@ -872,8 +895,22 @@ class NoisyWeights(Net):
         return hidden + noisy.mean() if hidden.shape[1] else hidden
 
 
+class DroppingWeights(Net):
+    """Drops weights, which changes nothing in the first steps: the check before a study does not see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between_both = nn.Linear(16, 16)
+        self.share = 0.0
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        dropped = F.linear(hidden, F.dropout(self.between_both.weight, 0.5, self.training))
+        return torch.relu(hidden) + self.share * dropped
+
+
 REFUSED: dict[type[Net], str] = {
     NoisyWeights: "draws chance",
+    DroppingWeights: "draws chance",
     Writing: "writes into what it has reshaped",
     Rectifying: "writes into what it has reshaped",
     Tied: "a weight that something else holds",
@@ -962,6 +999,35 @@ class ByName(Net):
 
 def test_a_model_that_takes_a_dictionary_trains_together() -> None:
     stacked, single, together, alone = histories(ByName, kind=WithNames)
+    assert farthest(stacked, single) <= 1e-9
+    assert_agree(together, alone)
+
+
+class Found(NamedTuple):
+    """What a model with a second head gives while it is trained, as torchvision's GoogLeNet does."""
+
+    outputs: torch.Tensor
+    others: torch.Tensor
+
+
+class TwoHeaded(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(64, 10)
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        outputs = super().forward(inputs)
+        return Found(outputs, self.other(inputs.flatten(1))) if self.training else outputs
+
+
+class OfBothHeads(WithModel):
+    def loss(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+        both = outputs if isinstance(outputs, Found) else [outputs]
+        return torch.stack([F.cross_entropy(one, targets) for one in both]).sum()
+
+
+def test_a_model_that_gives_a_named_tuple_trains_together() -> None:
+    stacked, single, together, alone = histories(TwoHeaded, kind=OfBothHeads)
     assert farthest(stacked, single) <= 1e-9
     assert_agree(together, alone)
 
@@ -1235,6 +1301,32 @@ class Differentiating(Net):
             return hidden + torch.autograd.grad(hidden.square().sum(), hidden, create_graph=True)[0]
 
 
+class Neighbouring(Net):
+    """Adds up what a sparse matrix says to be beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("beside", torch.eye(16).to_sparse())
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(torch.sparse.mm(self.beside, hidden.T).T)
+
+
+@dataclass
+class _Record:
+    outputs: torch.Tensor
+
+
+class GivingRecords(Net):
+    def behind(self, outputs: torch.Tensor) -> Any:
+        return _Record(outputs) if self.training else outputs
+
+
+class OfRecords(WithModel):
+    def loss(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(outputs.outputs if isinstance(outputs, _Record) else outputs, targets)
+
+
 @pytest.mark.parametrize(
     ("build", "told"),
     [
@@ -1251,11 +1343,14 @@ class Differentiating(Net):
         (Signs, "an autograd.Function serves one trial only, as it has no setup_context"),
         (Noise, "the model draws chance by numbers that it has computed"),
         (Packing, "a recurrent layer takes rows of several lengths"),
+        (Neighbouring, "the model or the loss computes with sparse tensors"),
+        (GivingRecords, "in training the model returns something else than tensors"),
     ],
 )
 def test_what_stops_a_gang_is_told_in_words_of_the_model(build: type[Net], told: str) -> None:
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
-    assert Rehearsal(WithModel(3, build, torch.float32), plan, CPU, 3, []).check(1).startswith(told)
+    kind = OfRecords if build is GivingRecords else WithModel
+    assert Rehearsal(kind(3, build, torch.float32), plan, CPU, 3, []).check(1).startswith(told)
 
 
 class NoisyLoss(WithModel):
