@@ -38,8 +38,8 @@ LAYOUT_BLOCKS = 3
 """Of a trial alone, where numbers of processes are compared."""
 LOOK_SECONDS, LOOK_SIZE = 0.005, 4
 """Where a step alone takes so long, calls are a small part of it, and a gang of so many shows what any saves,"""
-MORE_SAVED, MOST_SAVED = 0.05, 0.5
-"""with so much more of a step alone in larger ones: of seven models one saved more, a recurrent one. At most they
+MORE_SAVED, MOST_SAVED = 0.1, 0.5
+"""with so much more of a step alone in larger ones: of seven models a recurrent one saved more (0.23). At most they
 saved half."""
 TRYING_STEPS = 75
 """What it takes to try gangs after that, counted in steps, beside GANG_STEPS of the largest: comparing takes about 25,
