@@ -49,7 +49,7 @@ EXIT_CODES = {
     8: "the study stopped at its budget; with a larger one the same command continues",
     9: "the Ray cluster cannot be joined, or has no room (left) for the study",
     130: "stopped by Ctrl-C; the same command continues",
-    143: "stopped by SIGTERM; the same command continues",
+    143: "stopped by SIGTERM, or with its terminal; the same command continues",
 }
 EPILOG = "\n".join(["Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items())])
 

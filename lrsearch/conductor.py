@@ -86,11 +86,13 @@ KILLS_TO_FAIL = 10
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; like KeyboardInterrupt for Ctrl-C, raised after the ledger is settled."""
+    """SIGTERM arrived, or SIGHUP; like KeyboardInterrupt for Ctrl-C, raised after the ledger is settled."""
 
 
 class Signals:
-    """Ctrl-C and SIGTERM end a trial at once, but wait while the ledger is being written; a second one never waits."""
+    """Ctrl-C, SIGTERM, and SIGHUP of a terminal that went end a trial at once, but wait while the ledger is being
+    written; a second one never waits.
+    """
 
     def __init__(self) -> None:
         self._interruptible = False
@@ -105,13 +107,14 @@ class Signals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Take both signals over for the block (only the main thread may)."""
+        """Take the signals over for the block (only the main thread may)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         for number in STOPS:
             self._before[number] = signal.getsignal(number)
-            signal.signal(number, self._handle)
+            if number in ASKED_FOR or self._before[number] is not signal.SIG_IGN:  # which nohup has set
+                signal.signal(number, self._handle)
         _taken_over.append(self)
         try:
             yield
@@ -120,7 +123,7 @@ class Signals:
             self.give_back()
 
     def give_back(self) -> None:
-        """Have both signals do what they did before."""
+        """Have the signals do what they did before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self in _taken_over:
@@ -141,7 +144,8 @@ class Signals:
             raise self._pending
 
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+ASKED_FOR = (signal.SIGINT, signal.SIGTERM)
+STOPS = (*ASKED_FOR, signal.SIGHUP) if hasattr(signal, "SIGHUP") else ASKED_FOR
 _taken_over: list[Signals] = []
 """Innermost last."""
 _forking = threading.local()

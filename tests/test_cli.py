@@ -761,6 +761,24 @@ def test_a_signal_stops_the_study_settles_its_cost_and_names_the_way_on(
     assert "unfinished" in lrsearch(tmp_path, "ls").stdout
 
 
+@pytest.mark.slow
+def test_a_study_whose_terminal_goes_is_settled(tmp_path: Path) -> None:
+    import pty
+
+    write(tmp_path, LONG)
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-m", "lrsearch", "run-study", "study.yaml"], ENVIRONMENT)  # noqa: S606
+    shown = b""
+    while not re.search(rb"\b[2-9]/\d", shown):
+        shown += os.read(terminal, 10_000)
+    os.close(terminal)  # of which SIGHUP comes
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 143
+    attempts = list(csv.DictReader(io.StringIO(lrsearch(tmp_path, "export", "long", "--table", "attempts").stdout)))
+    assert {row["status"] for row in attempts} == {"finished", "interrupted"}
+
+
 CLOSING = """
 import os, sys
 from lrsearch import cli

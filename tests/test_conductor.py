@@ -113,6 +113,16 @@ def test_a_process_that_a_study_s_own_code_forks_ends_by_sigterm_as_it_would_els
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_hangup_that_nohup_has_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals().handled(), Signals().handled():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 class Impatient(Quiet):
     """Types Ctrl-C in the middle of the fourth trial."""
 
