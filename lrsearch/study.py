@@ -79,8 +79,8 @@ def run_study(
     or strategies, `fresh` starts a new version), StudyBusyError when another process runs it (on PostgreSQL that one
     is waited for), StudyFailedError when its trials keep failing, here or in a process that was waited for, DataError
     and WorkloadError before the first trial.
-    On Ctrl-C, SIGTERM or SIGHUP the running attempt is closed with its cost, and KeyboardInterrupt or Terminated goes on
-    to the caller.
+    On Ctrl-C, SIGTERM or SIGHUP the running attempt is closed with its cost, and KeyboardInterrupt or Terminated goes
+    on to the caller.
     """
     store.absence.tell = observer.message
     study = _find_study(config.name, store)
