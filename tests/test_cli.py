@@ -18,7 +18,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -921,12 +921,12 @@ def test_a_database_is_checked_copied_and_upgraded(copied: Path) -> None:
     assert lrsearch(copied, "db", "backup", "--output", "copy.db").stdout == "Copied to copy.db.\n"
     assert lrsearch(copied, "show", "tiny", "--database", "sqlite:///copy.db").returncode == 0
     assert "nothing to do" in lrsearch(copied, "db", "upgrade").stdout
-    with sqlite3.connect(copied / "lrsearch.db") as connection:
+    with closing(sqlite3.connect(copied / "lrsearch.db")) as connection, connection:
         connection.execute("UPDATE lrsearch_trial SET status = 'planned' WHERE id = 1")
     broken = lrsearch(copied, "db", "check")
     assert broken.returncode == 4
     assert "tiny version 1, grid, seed 0, trial 0 is planned with 1 finished attempts" in broken.stderr
-    with sqlite3.connect(copied / "lrsearch.db") as connection:
+    with closing(sqlite3.connect(copied / "lrsearch.db")) as connection, connection:
         connection.execute("UPDATE lrsearch_alembic_version SET version_num = '0099'")
     for command in (["db", "check"], ["db", "upgrade"], ["show", "tiny"], ["ls"]):
         newer = lrsearch(copied, *command)

@@ -377,7 +377,7 @@ def test_an_attempt_that_nobody_runs_is_closed_while_the_study_runs_and_its_tria
     database = tmp_path / "x.db"
 
     def meddle() -> None:
-        with sqlite3.connect(database) as connection:
+        with closing(sqlite3.connect(database)) as connection, connection:
             first = "(SELECT t.id FROM lrsearch_trial t JOIN lrsearch_search s ON t.search_id = s.id WHERE number = 0 "
             first += "AND strategy = 'grid' AND seed = 0)"
             connection.execute(f"UPDATE lrsearch_trial SET status = 'running' WHERE id = {first}")  # noqa: S608

@@ -86,8 +86,9 @@ def write(tmp_path: Path) -> Write:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"sqlite:///{tmp_path / 'study.db'}")
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(f"sqlite:///{tmp_path / 'study.db'}") as store:
+        yield store
 
 
 def config(path: Path) -> StudyConfig:
@@ -475,7 +476,8 @@ def test_a_killed_study_goes_on_with_nothing_lost_and_nothing_twice(
     process = start(path, database)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
-    record = open_store(f"sqlite:///{database}").record("small")
+    with open_store(f"sqlite:///{database}") as store:
+        record = store.record("small")
     assert outcome(record) == outcome(unbroken)
     broken_off = [a for trial in record.trials for a in trial.attempts if a.status in ("lost", "interrupted")]
     assert len(broken_off) == 2, "both kills landed inside a running attempt"
