@@ -151,6 +151,23 @@ def test_gangs_of_long_steps_are_tried_only_as_far_as_the_study_can_repay_that(
     assert sizes[:10] == tried, "two steps each tell, or three; before the largest gang two trials are compared"
 
 
+def test_a_gang_that_a_glance_at_a_trial_alone_does_not_show_to_save_is_compared_with_more_of_its_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The glance is the faster of two blocks, and what is chosen by it would be remembered."""
+    steps: list[float] = []
+
+    def seconds(run: Run, rate: float, *_: Any) -> float:
+        steps.append(rate)
+        return 0.0009 if len(steps) <= 18 else 0.001
+
+    clock = Clock(monkeypatch, rehearsal)
+    clock.charge(Run, "step", seconds)
+    clock.charge(stacked_run.StackedRun, "step", lambda run, rates, *_: 0.00093 * len(rates))
+    chosen = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=2, search_steps=100)
+    assert (chosen.size, chosen.reason) == (2, "")
+
+
 @pytest.mark.usefixtures("always_pays")
 def test_the_longer_a_study_the_more_steps_alone_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     honest, steps = Run.step, []
