@@ -153,7 +153,8 @@ def _of_a_look(
     if most < SMALLEST_GANG or one < LOOK_SECONDS or seconds > largest * one:
         return None
     trying, alone = TRYING_STEPS + largest, GangChoice(1)
-    few = replace(alone, reason=f"trying gangs takes longer than they save in {solo.search_steps} steps")
+    where = f"the {solo.search_steps} steps of a process's training runs"
+    few = replace(alone, reason=f"trying gangs takes longer than they save in {where}")
     if MOST_SAVED * solo.search_steps < trying:
         return few
     size = min(most, LOOK_SIZE)

@@ -127,8 +127,14 @@ def test_where_gangs_cost_more_trials_train_alone_and_that_is_known_from_few_ste
     [
         (1.1, 5_000, [4] * 3, "a step of 4 together takes 1.10 of a step alone for each", False),
         (1.1, 5_000, [4] * 3, "a step of 4 together takes 1.10 of a step alone for each", True),
-        (0.9, 500, [4] * 2, "trying gangs takes longer than they save in 500 steps", False),
-        (0.5, 240, [], "trying gangs takes longer than they save in 240 steps", False),
+        (
+            0.9,
+            500,
+            [4] * 2,
+            "trying gangs takes longer than they save in the 500 steps of a process's training runs",
+            False,
+        ),
+        (0.5, 240, [], "trying gangs takes longer than they save in the 240 steps of a process's training runs", False),
         (0.9, 5_000, [4] * 2 + [2] * 4 + [12] * 4, "", False),
         (1.1, 10**5, [2] * 4 + [12] * 5 + [6], "a step of 12 together takes 1.10 of a step alone for each", False),
     ],
