@@ -119,7 +119,8 @@ def _chosen(
     """Return the choice; what was chosen before is compared with trials alone again."""
     rehearsal, alone = solo.rehearsal(), GangChoice(1)
     seconds = GANG_SHARE * solo.search_steps * solo.glance
-    if solo.training.compile not in COMPILES_GANGS and _recall_choice(circumstances, None) is None:
+    is_to_compile = solo.training.compile in COMPILES_GANGS and not compiling_must_pay
+    if not is_to_compile and _recall_choice(circumstances, None) is None:
         if apart := _of_a_look(solo, rehearsal, circumstances, most, seconds):
             return apart
         seconds -= rehearsal.spent
@@ -145,13 +146,15 @@ def _of_a_look(
 ) -> GangChoice | None:
     """Return that trials train alone where trying gangs would take longer than what these can save in the study.
 
-    None where a step takes no time, or where the study leaves the `seconds` to time the largest.
+    None where it would not; unseen, where a step takes little time or the study leaves the `seconds` to time the
+    largest.
     """
     one, largest = solo.glance, min(most, LARGEST_GANG) * max(GANG_STEPS)
     if most < SMALLEST_GANG or one < LOOK_SECONDS or seconds > largest * one:
         return None
     trying, alone = TRYING_STEPS + largest, GangChoice(1)
-    few = replace(alone, reason=f"trying gangs takes longer than they save in {solo.search_steps} steps")
+    where = f"the {solo.search_steps} steps of a process's training runs"
+    few = replace(alone, reason=f"trying gangs takes longer than they save in {where}")
     if MOST_SAVED * solo.search_steps < trying:
         return few
     size = min(most, LOOK_SIZE)

@@ -130,9 +130,9 @@ class Solo:
         return self._rehearsal([self._losses])
 
     def step_beside(self, measured: Sequence[tuple[int, float]]) -> float:
-        """Return the seconds of a step: a glance is enough beside gangs that take more for each member."""
+        """Return the seconds of a step: a glance is enough beside gangs that take far more for each member."""
         self.note(measured)
-        hopeless = all(each > self.glance for _, each in measured)
+        hopeless = all(each > HOPELESS * self.glance for _, each in measured)
         return self.glance if hopeless else self.step
 
     def note(self, measured: Sequence[tuple[int, float]]) -> None:

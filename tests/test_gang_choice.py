@@ -123,17 +123,24 @@ def test_where_gangs_cost_more_trials_train_alone_and_that_is_known_from_few_ste
 
 
 @pytest.mark.parametrize(
-    ("each", "steps", "tried", "reason"),
+    ("each", "steps", "tried", "reason", "auto"),
     [
-        (1.1, 5_000, [4] * 3, "a step of 4 together takes 1.10 of a step alone for each"),
-        (0.9, 500, [4] * 2, "trying gangs takes longer than they save in 500 steps"),
-        (0.5, 240, [], "trying gangs takes longer than they save in 240 steps"),
-        (0.9, 5_000, [4] * 2 + [2] * 4 + [12] * 4, ""),
-        (1.1, 10**5, [2] * 4 + [12] * 5 + [6], "a step of 12 together takes 1.10 of a step alone for each"),
+        (1.1, 5_000, [4] * 3, "a step of 4 together takes 1.10 of a step alone for each", False),
+        (1.1, 5_000, [4] * 3, "a step of 4 together takes 1.10 of a step alone for each", True),
+        (
+            0.9,
+            500,
+            [4] * 2,
+            "trying gangs takes longer than they save in the 500 steps of a process's training runs",
+            False,
+        ),
+        (0.5, 240, [], "trying gangs takes longer than they save in the 240 steps of a process's training runs", False),
+        (0.9, 5_000, [4] * 2 + [2] * 4 + [12] * 4, "", False),
+        (1.1, 10**5, [2] * 4 + [12] * 5 + [6], "a step of 12 together takes 1.10 of a step alone for each", False),
     ],
 )
 def test_gangs_of_long_steps_are_tried_only_as_far_as_the_study_can_repay_that(
-    each: float, steps: int, tried: list[int], reason: str, monkeypatch: pytest.MonkeyPatch
+    each: float, steps: int, tried: list[int], reason: str, auto: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
 
@@ -144,9 +151,27 @@ def test_gangs_of_long_steps_are_tried_only_as_far_as_the_study_can_repay_that(
     clock = Clock(monkeypatch, rehearsal)
     clock.charge(Run, "step", 0.01)
     clock.charge(stacked_run.StackedRun, "step", seconds)
-    chosen = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=12, search_steps=steps)
+    plan = TrainingPlan(20, SGD, device="cpu", compile="gangs" if auto else "off")  # as asked for with compile: auto
+    chosen = choose(DIGITS, plan, 0, most=12, search_steps=steps, compiling_must_pay=auto)
     assert (chosen.size > 1, chosen.reason) == (not reason, reason)
     assert sizes[:10] == tried, "two steps each tell, or three; before the largest gang two trials are compared"
+
+
+def test_a_gang_that_a_glance_at_a_trial_alone_does_not_show_to_save_is_compared_with_more_of_its_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The glance is the faster of two blocks, and what is chosen by it would be remembered."""
+    steps: list[float] = []
+
+    def seconds(run: Run, rate: float, *_: Any) -> float:
+        steps.append(rate)
+        return 0.0009 if len(steps) <= 18 else 0.001
+
+    clock = Clock(monkeypatch, rehearsal)
+    clock.charge(Run, "step", seconds)
+    clock.charge(stacked_run.StackedRun, "step", lambda run, rates, *_: 0.00093 * len(rates))
+    chosen = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=2, search_steps=100)
+    assert (chosen.size, chosen.reason) == (2, "")
 
 
 @pytest.mark.usefixtures("always_pays")

@@ -227,13 +227,15 @@ def test_the_faster_precision_is_chosen_and_known_the_next_time(
 
 
 @pytest.mark.parametrize(
-    ("alone", "together", "steps", "fast"),
+    ("alone", "together", "steps", "fast", "tried"),
     [
-        ((0.04, 0.05), (0.4, 0.1), 1_000_000, "bfloat16"),
-        ((0.04, 0.05), (0.64, 0.24), 900, "float32"),  # no time for gangs of more than four
-        ((0.04, 0.05), (0.16, 0.4), 1_000_000, "float32"),
-        ((0.02, 0.06), (0.16, 0.0), 1_000_000, "float32"),  # so far behind that gangs are not tried
-        ((0.05, 0.02), (0.0, 0.16), 1_000_000, "bfloat16"),
+        ((0.04, 0.05), (0.4, 0.1), 1_000_000, "bfloat16", ["bfloat16", "float32"]),
+        ((0.04, 0.05), (0.16, 0.1), 1_000_000, "bfloat16", ["bfloat16", "float32"]),
+        ((0.04, 0.05), (0.08, 0.1), 1_000_000, "float32", ["bfloat16", "float32"]),
+        ((0.04, 0.05), (0.64, 0.24), 900, "float32", ["bfloat16"]),  # no time for gangs of more than four
+        ((0.04, 0.05), (0.16, 0.4), 1_000_000, "float32", ["bfloat16"]),  # where float32's gangs decide nothing
+        ((0.02, 0.06), (0.16, 0.0), 1_000_000, "float32", []),  # so far behind that gangs are not tried
+        ((0.05, 0.02), (0.0, 0.16), 1_000_000, "bfloat16", []),
     ],
 )
 def test_a_precision_that_is_faster_in_gangs_alone_is_chosen_where_there_are_gangs(
@@ -243,13 +245,21 @@ def test_a_precision_that_is_faster_in_gangs_alone_is_chosen_where_there_are_gan
     together: tuple[float, float],
     steps: int,
     fast: str,
+    tried: list[str],
 ) -> None:
     """`alone` and `together` are what steps take in float32 and bfloat16, those of a gang for all members."""
+    of_gangs: list[str] = []
+
+    def seconds_together(run: stacked_run.StackedRun, *_: Any) -> float:
+        of_gangs.append(run.training.precision)
+        return together[run.training.precision == "bfloat16"]
+
     clock = Clock(monkeypatch, training, rehearsal)
-    for kind, seconds in ((training.Run, alone), (stacked_run.StackedRun, together)):
-        clock.charge(kind, "step", lambda run, *_, own=seconds: own[run.training.precision == "bfloat16"])
+    clock.charge(training.Run, "step", lambda run, *_: alone[run.training.precision == "bfloat16"])
+    clock.charge(stacked_run.StackedRun, "step", seconds_together)
     monkeypatch.setattr(precision, "_faster_product", lambda device: "bfloat16")
     assert precision.faster_precision(*work, steps, 16) == fast
+    assert list(dict.fromkeys(of_gangs)) == tried
     assert precision.faster_precision(*work, steps) == ("bfloat16" if alone[1] < alone[0] else "float32")
     monkeypatch.setattr(precision, "new_run", None)
     assert precision.faster_precision(*work, steps, 16) == fast, "it is known the next time"

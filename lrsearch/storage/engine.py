@@ -152,7 +152,7 @@ def _refuse_network_file_systems(path: Path) -> None:
         mounts = Path("/proc/self/mountinfo").read_text()
     except OSError:  # not Linux
         return
-    kind = file_system_of(path.resolve().parent, mounts)
+    kind = file_system_of(Path(os.path.realpath(path)).parent, mounts)
     if kind in NETWORK_FILE_SYSTEMS:
         raise StorageError(
             f"The database {path} would lie on a network file system ({kind}), where SQLite can lose what it wrote: "
@@ -165,7 +165,7 @@ def is_archived(path: Path) -> bool:
 
     That is the folder of the file itself, also where `path` is a link to it.
     """
-    file = path.resolve()
+    file = Path(os.path.realpath(path))  # `resolve` raises where links lead in a circle
     return file.exists() and not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
 
 

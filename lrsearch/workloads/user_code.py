@@ -141,7 +141,7 @@ def words_of(error: BaseException, length: int) -> str:
 
 def user_line(error: BaseException) -> str:
     """Return " (file:line, in function)" for the innermost frame of the user's own code, or an empty string."""
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and error.filename:  # one that torch hands on from a worker has none
         return f" ({error.filename}:{error.lineno})"
     frames = [(frame.filename, str(frame.lineno), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     if _FROM_WORKER.match(str(error)):

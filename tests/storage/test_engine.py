@@ -289,6 +289,13 @@ def test_a_link_to_an_archived_file_is_read_and_an_archived_link_to_a_file_in_us
     assert not engine_module.is_archived(used / "link.db")
 
 
+def test_links_that_lead_in_a_circle_are_no_fault_of_ours(tmp_path: Path) -> None:
+    link = tmp_path / "x.db"
+    link.symlink_to(link)
+    with pytest.raises(StorageError, match="cannot be written: unable to open database file"):
+        open_store(f"sqlite:///{link}")
+
+
 def test_a_link_to_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = file_system_of(tmp_path.resolve(), Path("/proc/self/mountinfo").read_text())
     other = Path("/dev/shm")  # noqa: S108  # only a link is written there

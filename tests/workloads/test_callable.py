@@ -679,6 +679,12 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         {"data": "own"},
         r"train: reading it raised OSError: disk gone \([^ ]*user_code_\d+\.py:\d+, in __getitem__\)$",
     ),
+    "a Dataset that raises of a text in a worker": (
+        "class Broken(Rows):\n    def __getitem__(self, index):\n        return compile('a b', 'rule', 'eval')\n"
+        "def own():\n    return DataLoader(Broken(20, 0), 16, num_workers=1), Rows(50, 1), Rows(50, 2)",
+        {"data": "own"},
+        r"raised SyntaxError: invalid syntax .*\([^ ]*user_code_\d+\.py:\d+, in __getitem__\)$",
+    ),
     "a Dataset that raises": (
         "class Broken(Rows):\n    def __getitem__(self, index):\n        raise OSError('disk gone')\n"
         "def own():\n    return Broken(20, 0), Rows(50, 1)",
