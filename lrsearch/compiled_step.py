@@ -13,11 +13,14 @@ from typing import Any
 import torch
 
 from lrsearch import chance
+from lrsearch.gang_check import less, norm, shake_numbers
 from lrsearch.graphs import FasterSteps
 from lrsearch.training import one_line
 
 UNCOMPILED_STEPS = 1
 """Taken as they are first: optimisers make their state then."""
+ROUNDING = 10.0
+"""Times what other last digits change: so far a compiled step may be from its trace. Found were 1.5 times at most."""
 Step = Callable[..., torch.Tensor]
 Layout = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device], ...]
 _compiled: dict[tuple[str, Layout], Step] = {}
@@ -75,7 +78,7 @@ def _layout(tensors: Sequence[torch.Tensor]) -> Layout:
 
 
 def _find(traceable: Step, arguments: Sequence[torch.Tensor], held: Sequence[torch.Tensor]) -> Step:
-    """Return the compiled step, which has been called once on copies. Raises ValueError where it cannot be compiled."""
+    """Return the compiled step, compared with its trace. Raises ValueError where it cannot be compiled."""
     drawn = chance.snapshot(())
     try:
         text, graph = _traced(traceable, arguments, held)
@@ -86,14 +89,51 @@ def _find(traceable: Step, arguments: Sequence[torch.Tensor], held: Sequence[tor
         key = text, _layout([*arguments, *held])
         if key not in _compiled:
             # Its own look at each tensor, at each call, takes a tenth of a small step; the layout is looked at here.
-            without_guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-            compiled: Step = torch.compile(graph, fullgraph=True, dynamic=False, options=without_guards)
-            with torch.no_grad():
-                compiled(*arguments, *(tensor.detach().clone() for tensor in held))
+            options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+            # Torch 2.11 moves the update of a weight before what reads it in the backward pass.
+            options["reorder_for_peak_memory"] = False
+            compiled: Step = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+            _check(compiled, graph, arguments, held)
             _compiled[key] = compiled
     finally:
         chance.restore(drawn, ())
     return _compiled[key]
+
+
+def _check(
+    compiled: Step, graph: torch.fx.GraphModule, arguments: Sequence[torch.Tensor], held: Sequence[torch.Tensor]
+) -> None:
+    """Raise ValueError where a compiled step, taken on copies, does otherwise than its trace, beyond rounding.
+
+    What counts as rounding is how the trace does otherwise with other last digits in all that it holds.
+    """
+    drawn, own = chance.snapshot(()), [tensor.detach() for tensor in held]
+    rounds = torch.finfo(torch.bfloat16).eps / 2 if "bfloat16" in graph.code else 0.0
+
+    def changes(step: Step, *, shaken: bool = False) -> list[torch.Tensor]:
+        copies, generator = [tensor.clone() for tensor in own], torch.Generator().manual_seed(0)
+        for one in copies if shaken else ():
+            if one.is_floating_point():
+                shake_numbers(one, generator)
+        before = [one.clone() for one in copies] if shaken else own
+        chance.restore(drawn, ())
+        with torch.no_grad():
+            losses = step(*arguments, *copies)
+        return [losses, *(less(_numbers(one), _numbers(first)) for one, first in zip(copies, before, strict=True))]
+
+    expected = changes(graph)
+    wrong = [float(less(one, right).norm()) for one, right in zip(changes(compiled), expected, strict=True)]
+    noise = [norm(less(one, right)) for one, right in zip(changes(graph, shaken=True), expected, strict=True)]
+    for error, rounding, change, before in zip(wrong, noise, expected, [expected[0], *own], strict=True):
+        digits = torch.finfo(change.dtype).eps * norm(_numbers(before) + change)
+        if not error <= ROUNDING * (rounding + digits + rounds * norm(change)):
+            raise ValueError("torch.compile makes something else of the step than what it computes")
+
+
+def _numbers(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_complex():
+        return torch.view_as_real(tensor)
+    return tensor if tensor.is_floating_point() else tensor.double()
 
 
 def _traced(

@@ -82,9 +82,9 @@ class History:
         """Raises ValueError for what was not there to begin with."""
         if not (last.keys() <= self.first.keys() and buffers.keys() <= self.first_buffers.keys()):
             raise ValueError("the model makes a buffer or parameter in its first pass")
-        self.updates = {name: _less(own, self.first[name]) for name, own in last.items()}
+        self.updates = {name: less(own, self.first[name]) for name, own in last.items()}
         self.buffer_changes = {
-            name: _less(own.double(), self.first_buffers[name].double())
+            name: less(own.double(), self.first_buffers[name].double())
             for name, own in buffers.items()
             if own.shape == self.first_buffers[name].shape
         }
@@ -112,17 +112,17 @@ def difference(
         return reason
     rounding = {} if rounded is None else rounded.updates | rounded.buffer_changes
     for name, change in expected.buffer_changes.items():
-        slack = BUFFER_TOLERANCE * _norm(change) + 1e-3 * _norm(expected.first_buffers[name])
+        slack = BUFFER_TOLERANCE * norm(change) + 1e-3 * norm(expected.first_buffers[name])
         if name in rounding:
-            slack += ROUNDED * _norm(_less(rounding[name], change))
-        if name not in found.buffer_changes or not float(_less(found.buffer_changes[name], change).norm()) <= slack:
+            slack += ROUNDED * norm(less(rounding[name], change))
+        if name not in found.buffer_changes or not float(less(found.buffer_changes[name], change).norm()) <= slack:
             return f"together the model's buffer {name} becomes another than alone"
     off = count = 0
     for name, update in expected.updates.items():
         near = UPDATE_TOLERANCE[precision] * update.abs() + ROUNDING * expected.first[name].abs()
         if name in rounding:
-            near += ROUNDED * _norm(_less(rounding[name], update)) / math.sqrt(max(1, update.numel()))
-        off += int((~(_less(found.updates[name], update).abs() <= near)).sum())
+            near += ROUNDED * norm(less(rounding[name], update)) / math.sqrt(max(1, update.numel()))
+        off += int((~(less(found.updates[name], update).abs() <= near)).sum())
         count += update.numel()
     if off > MOST_OFF * count:
         return f"together {off} of {count} weights are trained otherwise than alone"
@@ -165,8 +165,8 @@ def difference_in_double(found: History, expected: History, shaken: History | No
         for name, change in alone_changes.items():
             slack = DOUBLE_TOLERANCE * _largest(change) + FAINT * most + DOUBLE_ROUNDING * _largest(first[name])
             if name in rounding:
-                slack += SHAKEN * _largest(_less(rounding[name], change))
-            if name not in own_changes or not bool((_less(own_changes[name], change).abs() <= slack).all()):
+                slack += SHAKEN * _largest(less(rounding[name], change))
+            if name not in own_changes or not bool((less(own_changes[name], change).abs() <= slack).all()):
                 return words.format(name)
     return _other_evaluation(found, expected, EVALUATION_TOLERANCE, shaken, SHAKEN)
 
@@ -192,19 +192,24 @@ def shake(model: nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point() and parameter.requires_grad:  # the others may be everybody's
-                noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator).to(parameter)
-                parameter.add_(parameter * noise, alpha=LAST_DIGITS * torch.finfo(parameter.dtype).eps)
+                shake_numbers(parameter, generator)
 
 
-def _less(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def shake_numbers(numbers: torch.Tensor, generator: torch.Generator) -> None:
+    """Give the numbers other last digits."""
+    noise = torch.randn(numbers.shape, dtype=torch.float64, generator=generator).to(numbers)
+    numbers.add_(numbers * noise, alpha=LAST_DIGITS * torch.finfo(numbers.dtype).eps)
+
+
+def less(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Return one minus the other, 0 also where both are the same infinity or no number."""
     return torch.where((one == other) | (one.isnan() & other.isnan()), 0, one - other)
 
 
-def _norm(numbers: torch.Tensor) -> float:
+def norm(numbers: torch.Tensor) -> float:
     """Return the root of the sum of squares, 0 where that is not finite."""
-    norm = float(numbers.double().norm())
-    return norm if math.isfinite(norm) else 0.0
+    found = float(numbers.double().norm())
+    return found if math.isfinite(found) else 0.0
 
 
 def _largest(numbers: torch.Tensor) -> float:

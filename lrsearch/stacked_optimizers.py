@@ -63,10 +63,10 @@ class StackedOptimizer:
     ) -> None:
         """Take one step. `momentum` replaces SGD's momentum, or Adam's first beta, from this step on."""
         with torch.no_grad():
-            self._steps += 1
             if self.name == "sgd":
                 self._sgd(list(gradients), rates, momentum)
             else:
+                self._steps += 1
                 self._adam(list(gradients), rates, momentum)
 
     def leave_out(self, indices: Collection[int]) -> None:

@@ -379,6 +379,30 @@ def test_what_compiling_would_change_trains_as_it_is(
     assert_as_alone(together, runs[:6])
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_a_compiler_that_makes_something_else_of_a_step_is_found_out(
+    precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of torch 2.11 does, which may update a weight before the backward pass has read it."""
+
+    def wrong(graph: torch.fx.GraphModule, **_: object) -> Callable[..., torch.Tensor]:
+        def step(*tensors: torch.Tensor) -> torch.Tensor:
+            before = tensors[-1].clone()
+            losses: torch.Tensor = graph(*tensors)
+            tensors[-1].add_(tensors[-1] - before, alpha=0.001)
+            return losses
+
+        return step
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    together = stacked("perceptron", 6, precision=precision)
+    for _ in range(3):
+        together.step(torch.tensor(RATES, dtype=precision))
+    assert together.why_not_compiled == (
+        "ValueError: torch.compile makes something else of the step than what it computes"
+    )
+
+
 def test_chance_that_was_drawn_while_compiling_is_given_back(compiled: list[torch.fx.GraphModule]) -> None:
     loaded = WithModel(3, perceptron_with_dropout, torch.float32)
     together = StackedRun([new_run(loaded, replace(PLAN, compile="off"), CPU, 3)] * 6, [SGD.settings] * 6, EIGHT)
