@@ -768,6 +768,7 @@ def test_a_study_whose_terminal_goes_is_settled(tmp_path: Path) -> None:
     write(tmp_path, LONG)
     process, terminal = pty.fork()
     if process == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
         os.chdir(tmp_path)
         os.execve(sys.executable, [sys.executable, "-m", "lrsearch", "run-study", "study.yaml"], ENVIRONMENT)  # noqa: S606
     shown = b""
