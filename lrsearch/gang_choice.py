@@ -121,7 +121,7 @@ def _chosen(
     seconds = GANG_SHARE * solo.search_steps * solo.glance
     is_to_compile = solo.training.compile in COMPILES_GANGS and not compiling_must_pay
     if not is_to_compile and _recall_choice(circumstances, None) is None:
-        if apart := _of_a_look(solo, rehearsal, circumstances, most, seconds):
+        if apart := _of_a_look(solo, rehearsal, most, seconds):
             return apart
         seconds -= rehearsal.spent
     if reason := rehearsal.check(1):
@@ -141,9 +141,7 @@ def _chosen(
     return _of_several_crowds(chosen, solo, rehearsal, widely, most_across, crowds, seconds)
 
 
-def _of_a_look(
-    solo: Solo, rehearsal: Rehearsal, circumstances: list[object], most: int, seconds: float
-) -> GangChoice | None:
+def _of_a_look(solo: Solo, rehearsal: Rehearsal, most: int, seconds: float) -> GangChoice | None:
     """Return that trials train alone where trying gangs would take longer than what these can save in the study.
 
     None where it would not; unseen, where a step takes little time or the study leaves the `seconds` to time the
