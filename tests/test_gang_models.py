@@ -34,7 +34,8 @@ from tests.test_gang import SGD
 from tests.test_gang_across_seeds import ADAMW, CPU, WithModel, farthest
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(weight_norm|jit.script).* is deprecated",
+    "ignore:.*(weight_norm|jit.script).* is deprecated:FutureWarning",
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning",  # torch 2.11's
     f"ignore:{SLOW_IN_VMAP}",
     "ignore:The PyTorch API of nested tensors:UserWarning",
 )
