@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -236,6 +237,33 @@ def _check_batch(
             got = f"shape {tuple(value.shape)}" if value.ndim else "one without a gradient"
         raise WorkloadError(f"workload.loss {loss_name!r} must return a scalar tensor to differentiate, got {got}.")
     metric(outputs.detach(), targets)
+    if class_count is None:
+        _check_pairs(f"workload.loss {loss_name!r}", loss, outputs, targets)
+        _check_pairs(f"workload.metric {settings.metric!r}", metric, outputs, targets)
+
+
+def _check_pairs(who: str, score: Callable[[Any, Any], Any], outputs: torch.Tensor, targets: torch.Tensor) -> None:
+    """Refuse a loss or metric for which it does not matter which target belongs to which output.
+
+    Outputs of shape (rows, 1) and targets of shape (rows,) are broadcast to (rows, rows), at most with a warning.
+    """
+    if sorted((outputs.shape, targets.shape)) != [(len(targets),), (len(targets), 1)]:
+        return
+    spread = torch.linspace(0.1, 0.9, len(targets)).to(outputs).reshape(outputs.shape)
+    tries = (spread, targets), (spread, targets.roll(1, 0)), (spread.reshape(targets.shape), targets)
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            as_it_is, in_another_order, of_one_shape = (float(score(*one)) for one in tries)
+    except Exception:  # it takes other numbers or shapes only
+        return
+    if math.isclose(as_it_is, in_another_order, rel_tol=1e-5) and not math.isclose(
+        as_it_is, of_one_shape, rel_tol=1e-5
+    ):
+        raise WorkloadError(
+            f"{who} compares each output with every target: the model returns {tuple(outputs.shape)}, targets have "
+            f"{tuple(targets.shape)}, which torch broadcasts to {(len(targets),) * 2}. Give both one shape, such as "
+            f"outputs.squeeze(1) in the model, or targets of shape (rows, 1)."
+        )
 
 
 def _probe_batch(data: UserData, device: torch.device) -> Batch:

@@ -646,6 +646,21 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         {"loss": "loss"},
         r"must return a scalar tensor to differentiate, got one without a gradient",
     ),
+    "a loss that compares each output with every target": (
+        "def column():\n    return nn.Linear(5, 1)\n"
+        "def loss(outputs, targets):\n    return (outputs - targets).square().mean()\n"
+        "def metric(outputs, targets):\n    return float((outputs[:, 0] - targets).abs().mean())",
+        {"model": "column", "loss": "loss", "metric": "metric"},
+        r"workload.loss '.*' compares each output with every target: .* returns \(16, 1\), targets have \(16,\), "
+        r"which torch broadcasts to \(16, 16\). Give both one shape",
+    ),
+    "a metric that compares each output with every target": (
+        "def column():\n    return nn.Linear(5, 1)\n"
+        "def loss(outputs, targets):\n    return (outputs[:, 0] - targets).square().mean()\n"
+        "def metric(outputs, targets):\n    return float((outputs - targets).abs().mean())",
+        {"model": "column", "loss": "loss", "metric": "metric"},
+        r"workload.metric '.*' compares each output with every target",
+    ),
     "metric is no number": (
         "def metric(outputs, targets):\n    return 'good'",
         {"metric": "metric"},
@@ -700,6 +715,18 @@ def test_what_is_not_right_is_said_in_one_line_with_a_way_out(make: Make, case: 
     assert re.search(message, error_of(make(source, **settings)))
 
 
+@pytest.mark.parametrize(
+    "metric", ["(outputs[:, 0] - targets).abs().mean()", "outputs.mean() - targets.float().mean()"]
+)
+def test_scores_that_take_a_column_of_outputs_as_it_is_meant_are_taken(make: Make, metric: str) -> None:
+    source = (
+        "def column():\n    return nn.Linear(5, 1)\n"
+        "def loss(outputs, targets):\n    return (outputs[:, 0] - targets).square().mean()\n"
+        f"def metric(outputs, targets):\n    return float({metric})"
+    )
+    load(make(source, model="column", loss="loss", metric="metric"))
+
+
 def test_the_line_of_the_users_own_code_is_named(make: Make) -> None:
     source = "\ndef own():\n    return helper()\n\ndef helper():\n    raise ValueError('no data today')"
     workload = make(source, data="own")
@@ -728,7 +755,10 @@ def test_a_module_that_does_not_import_names_its_line(tmp_path: Path, content: s
 
 
 @pytest.mark.parametrize("name", ["random", "itertools"])
-def test_a_module_that_python_has_under_the_same_name_is_told(tmp_path: Path, name: str) -> None:
+def test_a_module_that_python_has_under_the_same_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # processes that later tests start would find it
     (tmp_path / f"{name}.py").write_text(TABLE)
     message = error_of(CallableWorkload(model=f"{name}:model", data=f"{name}:data", python_path=tmp_path))
     assert message.endswith(f" {tmp_path}/{name}.py is hidden by that module of the same name: rename yours.")
