@@ -38,6 +38,9 @@ is cross-entropy and the metric accuracy. For anything else name your own, as mo
       higher_is_better: false
       chance: 1.7                          # the metric of a model that ignores its input, if you know it
 
+Where a model returns (rows, 1) and targets have (rows,), a loss or metric that lets torch broadcast them, so that each
+output is compared with every target, is refused.
+
 torchmetrics has most metrics of the field, and is installed with lrsearch:
 
       metric: torchmetrics.functional.classification:multiclass_f1_score
