@@ -3,8 +3,8 @@
 `python -m benchmarks.gangs --threads 1 --cases mlp_32x16` takes about a minute on two cores for each case and number of
 threads. The name says model, batch and members. Each side is a fresh process: `alone` trains one member through
 run_trials, `gang` all of them through run_gang, `gang-compiled` too, with a compiled step (with a C++ compiler;
-compiling is not timed). Evaluations are left out of the ratio; how far the members' validation values are from those of
-the trials alone stands beside it.
+compiling is not timed), both by oneDNN where the choice of gangs finds that faster. Evaluations are left out of the
+ratio; how far the members' validation values are from those of the trials alone stands beside it.
 
 `--device cuda` takes the cases of a GPU, gangs of 4 to 32, and for each also both sides with their steps replayed as
 CUDA graphs: all ratios are over one trial alone that is not replayed. All of them are 480 processes; `--cases` and
@@ -92,11 +92,14 @@ def measure(case: Case, side: str, epochs: int | None, device: str) -> None:
         steps = results[0].train_steps - (UNRECORDED_STEPS + 1 if how else 1)  # the others are the warm-up
     else:
         from lrsearch.gang import run_gang
+        from lrsearch.gang_choice import PROBED_STEPS, choose
         from lrsearch.trial import CompiledGang, SoloCost
 
         unknown = SoloCost(0.0, 0.0, 0.0, 0.0)  # a bill that nobody reads here
         compiled = CompiledGang(case.members, case.members) if how == "compiled" else None
-        told = [replace(spec, solo=unknown, compiled=compiled) for spec in made]
+        plain = replace(made[0].training, compile="off")
+        onednn = choose(made[0].workload, plain, 0, most=case.members, search_steps=PROBED_STEPS).onednn
+        told = [replace(spec, solo=unknown, compiled=compiled, onednn=onednn) for spec in made]
         once = [replace(spec, training=replace(spec.training, epochs=1e-9)) for spec in told]
         run_gang(once, Silence())  # one step: what the first gang of a process does is on nobody's bill
         results = [checked(one) for one in run_gang(told, Silence())]

@@ -663,8 +663,8 @@ class Conductor:
         running.heart = _Heart(self._store, running.attempts, self._observer, self._publish_live, since=slot.boundary)
         specs = [self._spec(attempt.trial) for attempt in running.attempts]
         if len(specs) > 1:
-            compiled = self._gang_of(turn).compiled
-            specs = [replace(spec, compiled=compiled) for spec in specs]
+            choice = self._gang_of(turn)
+            specs = [replace(spec, compiled=choice.compiled, onednn=choice.onednn) for spec in specs]
         channels = {attempt.trial.uuid: attempt.channel for attempt in running.attempts}
         if self._executor.slot_count == 1:  # which may train before it returns
             self.show_ended()

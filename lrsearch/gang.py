@@ -243,6 +243,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
             [runs[crowd] for crowd, own in crowds.items() for _ in own],
             [member.spec.training.optimizer.settings for member in members],
             specs[0].compiled,
+            specs[0].onednn,
         )
         del runs  # the models are copied, and only the first is used
         if isinstance(channel, Watched):

@@ -31,7 +31,7 @@ from lrsearch.timing import synchronizer
 from lrsearch.training import COMPILING_SECONDS, MUST_SAVE, device_info, has_compiler, load, new_run, pick_device
 from lrsearch.trial import COMPILES_GANGS, Choice, CompiledGang, GangChoice, TrainingPlan, likeness
 
-GENERATION = 11
+GENERATION = 12
 """Raised when gangs become faster or slower than those that were timed before."""
 GANG_SHARE = PROBE_SHARE / 4
 LAYOUT_BLOCKS = 3
@@ -187,16 +187,20 @@ def _of_one_crowd(
     """
     known = _recall_choice(circumstances, None)
     if known is not None and dict(known.measured).get(known.size, 0.0) <= HOPELESS * solo.glance:
+        rehearsal.onednn = known.onednn
         return known
     measured, reason = rehearsal.times(most, 1, seconds, solo.glance)
     if reason:
         return replace(alone, reason=reason)
+    if measured:
+        measured = rehearsal.with_onednn(measured, 1, solo.glance)
     one = solo.step_beside(measured)
     size, each = _best(measured, one) if measured else (1, one)
     if each > GANG_MUST_SAVE * one and measured:
         size, reason = 1, f"a step of {size} together takes {each / one:.2f} of a step alone for each"
     smallest = _smallest(measured, one)
     found: dict[str, Any] = {"size": size, "measured": measured, "reason": reason, "smallest": smallest}
+    found["onednn"] = rehearsal.onednn
     remember("gangs", circumstances, found)
     return replace(alone, **found)
 
@@ -267,11 +271,13 @@ def _of_several_crowds(
     measured, reason = rehearsal.times(most, crowds, seconds, solo.glance)
     if reason:
         return replace(choice, reason_across=reason)
+    measured = rehearsal.with_onednn(measured, crowds, solo.glance)
     one, found = solo.step_beside(measured), dict[str, Any]()
     size, each = _best(measured, one)
     if each <= GANG_MUST_SAVE * one:
         better = [own for own, own_each in choice.measured if each > MUST_SAVE * own_each]
         found = {"across": size, "enough": min(better, default=size), "smallest_across": _smallest(measured, one)}
+        found["onednn"] = rehearsal.onednn
         of_tests = min(crowds, size)
         [(_, step)] = _gang_steps(measured, [of_tests], one)
         try:
@@ -334,6 +340,10 @@ def timings(
     try:
         for size in sizes:
             found[size, False] = rehearsal.seconds_per_member(size, 1)
+        if sizes:
+            largest = max(sizes)
+            timed = ((largest, found[largest, False]),)
+            found[largest, False] = rehearsal.with_onednn(timed, 1, solo.step)[0][1]
     except Exception as error:  # as in `choose`
         return found, what_stops(error)
     if sizes and training.compile in COMPILES_GANGS:

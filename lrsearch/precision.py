@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import replace
 
 import torch
 
 from lrsearch.cache import recall, remember
 from lrsearch.interfaces import PROBE_SHARE
+from lrsearch.products import SIDE, ratio
 from lrsearch.timing import processor_name, synchronizer
 from lrsearch.training import TIMED_BLOCKS, device_info, load, new_run, pick_device, pick_precision, step_seconds
 from lrsearch.trial import Choice, Precision, TrainingPlan, likeness
@@ -27,9 +26,8 @@ LARGEST_TRIED = 8
 """Of gangs that are tried in both precisions, by two steps,"""
 TOGETHER_SHARE = 2 * PROBE_SHARE
 """for which there is more time, as they can save far more."""
-PRODUCT_SIDE, PRODUCTS, CLEARLY_SLOWER = 512, 8, 1.25
-"""Of matrices, how many products in each precision, a hundredth of a second together, and from which ratio on no model
-gains from bfloat16."""
+CLEARLY_SLOWER = 1.25
+"""Times what a product of two matrices takes in float32: from there on no model gains from bfloat16."""
 
 
 def faster_precision(
@@ -88,22 +86,9 @@ def _faster_product(device: torch.device) -> Precision:
     known: Precision | None = recall("products", circumstances)
     if known is not None:
         return known
-    chosen: Precision = "float32" if _product_ratio() > CLEARLY_SLOWER else "bfloat16"
+    single, half = (torch.ones(SIDE, SIDE, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    chosen: Precision = (
+        "float32" if ratio(lambda: half @ half, lambda: single @ single) > CLEARLY_SLOWER else "bfloat16"
+    )
     remember("products", circumstances, chosen)
     return chosen
-
-
-def _product_ratio() -> float:
-    """Return what a product of two matrices takes on the processor in bfloat16 over what it takes in float32.
-
-    They take turns; it is the median after one of each to warm up.
-    """
-    factors = [torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
-    ratios = []
-    for _ in range(PRODUCTS):
-        marks = [time.perf_counter()]
-        for factor in factors:
-            factor @ factor
-            marks.append(time.perf_counter())
-        ratios.append((marks[2] - marks[1]) / (marks[1] - marks[0]))
-    return statistics.median(ratios[1:])

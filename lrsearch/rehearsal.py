@@ -30,6 +30,7 @@ from lrsearch.gang_check import (
     state,
 )
 from lrsearch.interfaces import BLOCK_STEPS, PROBE_SHARE, LoadedWorkload, Split
+from lrsearch.products import is_faster
 from lrsearch.stacked_run import CannotGangError, StackedRun, what_stops
 from lrsearch.timing import synchronizer
 from lrsearch.training import (
@@ -208,6 +209,8 @@ class Rehearsal:
     """By crowd, the losses of its first steps alone."""
     spent: float = 0.0
     """Seconds of checks and timings so far."""
+    onednn: int = 0
+    """So many members or more multiply by oneDNN; 0: none."""
 
     def times(self, most: int, crowds: int, left: float, glance: float) -> tuple[tuple[tuple[int, float], ...], str]:
         """Return sizes with seconds per member, and why there are none; `glance`: what a step alone takes, about.
@@ -243,6 +246,28 @@ class Rehearsal:
         finally:
             self.spent += time.perf_counter() - began
         return tuple(measured), "" if measured else too_large
+
+    def with_onednn(
+        self, measured: tuple[tuple[int, float], ...], crowds: int, glance: float
+    ) -> tuple[tuple[int, float], ...]:
+        """Return the sizes with what the largest takes by oneDNN, if that is less: then all that are larger than half
+        of it multiply so from now on.
+        """
+        (largest, each), *others = measured
+        single = self.device.type == "cpu" and pick_precision(self.training.precision, self.device) == "float32"
+        if self.onednn or not single or each > HOPELESS * glance or not is_faster():
+            return measured
+        began = time.perf_counter()
+        try:
+            other = replace(self, onednn=largest).seconds_per_member(largest, crowds, hopeless=each)
+        except Exception:  # as it is, it is known to train
+            return measured
+        finally:
+            self.spent += time.perf_counter() - began
+        if other > GANG_MUST_SAVE * each:
+            return measured
+        self.onednn = largest // 2 + 1
+        return ((largest, other), *others)
 
     def look(self, size: int, glance: float) -> float | None:
         """Return the seconds of a step by the size of a gang, from two or three steps; None where there are none."""
@@ -489,7 +514,7 @@ class Rehearsal:
         """Return a gang and the rates with which it is tried."""
         runs, settings = [self._new_run(place) for place in range(places[-1] + 1)], self.training.optimizer.settings
         size = len(places)
-        run = StackedRun([runs[place] for place in places], [settings] * size, compiled)
+        run = StackedRun([runs[place] for place in places], [settings] * size, compiled, self.onednn)
         return run, run.numbers([CHECKED_RATE] * len(places))
 
     def _alone(self, place: int) -> list[float]:

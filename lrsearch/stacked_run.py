@@ -21,6 +21,7 @@ from lrsearch.contents import Contents, is_equal
 from lrsearch.errors import LrsearchError
 from lrsearch.graphs import Replayed
 from lrsearch.interfaces import Batch, FitsMetric, HasOwnChance, HasStackedLoss, LoadedWorkload, Split
+from lrsearch.products import by_onednn, is_exact
 from lrsearch.stacked_optimizers import StackedOptimizer
 from lrsearch.stacked_values import side_by_side
 from lrsearch.stacking import ModelContents, StackedModel
@@ -164,12 +165,17 @@ class StackedRun:
 
     `runs` has one for each member, with its optimiser `settings`. Members with the same run begin with the same weights
     and see the same data; they stand beside each other. Different runs are the same workload with different seeds.
-    `compiled` says of how many members the step is compiled; never where the runs are several.
+    `compiled` says of how many members the step is compiled; never where the runs are several. So many
+    members or more as `onednn` says multiply by oneDNN on a processor; 0: never.
     Raises ValueError for models that cannot be stacked, CannotGangError for runs that cannot.
     """
 
     def __init__(
-        self, runs: Sequence[Run], settings: Sequence[Mapping[str, Any]], compiled: CompiledGang | None = None
+        self,
+        runs: Sequence[Run],
+        settings: Sequence[Mapping[str, Any]],
+        compiled: CompiledGang | None = None,
+        onednn: int = 0,
     ) -> None:
         self._compiled = compiled if all(own is runs[0] for own in runs) else None
         self.live = len(runs)
@@ -178,6 +184,8 @@ class StackedRun:
         runs, settings = [*runs, *(runs[row] for row in copies)], [*settings, *(settings[row] for row in copies)]
         run, count = runs[0], len(runs)
         self.device, self.training, self.progressed = run.device, run.training, run.progressed
+        self._by_onednn = 0 < onednn <= self.live and self.device.type == "cpu" and is_exact()
+        """Also when some have left, so that these change no bit of the others."""
         self.stacked = StackedModel(run.model, count)
         self._crowds: list[_Crowd] = []
         first = 0
@@ -251,12 +259,13 @@ class StackedRun:
         if self._replayed is not None and self.stacked.replaces_buffers:
             self._replayed.give_up("the model's buffers are other tensors after a step or an evaluation")
         own = [rates] if momentum is None else [rates, momentum]
-        if self._replayed is not None and self._replayed.why_not is None:
-            losses = self._replayed.step(self._recorded_step, *inputs, *targets, *own)
-        elif self._compiling is not None:
-            losses = self._compiled_step([*inputs, *targets, *own])
-        else:
-            losses = self._train_on(inputs, targets, rates, momentum)
+        with by_onednn(self._by_onednn):
+            if self._replayed is not None and self._replayed.why_not is None:
+                losses = self._replayed.step(self._recorded_step, *inputs, *targets, *own)
+            elif self._compiling is not None:
+                losses = self._compiled_step([*inputs, *targets, *own])
+            else:
+                losses = self._train_on(inputs, targets, rates, momentum)
         self._check_chance(self._chance.keys() & {"torch", "cuda"})  # the others, which take longer, at evaluations
         self._losses.append(losses)
         self.progressed()
@@ -424,7 +433,7 @@ class StackedRun:
         loaded, outputs, targets = crowd.loaded, [], []
         rows = slice(crowd.rows.start, min(crowd.rows.stop, self.live))
         part = self.stacked if rows == slice(0, self.stacked.count) else self.stacked.part(rows)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._autocast(), by_onednn(self._by_onednn):
             for batch_inputs, batch_targets in self._evaluation_batches(crowd, split):
                 outputs.append(part(batch_inputs).detach())
                 targets.append(batch_targets)

@@ -266,6 +266,8 @@ class GangChoice:
     """as are range tests that see different data where they make more evaluations than so many for each step."""
     reason_across: str = ""
     """Why those that see different data train apart, where that was tried."""
+    onednn: int = 0
+    """So many together, or more, multiply faster by oneDNN (see products.py); 0 where none do."""
 
 
 OF_EACH_MEMBER = ("momentum", "weight_decay")
@@ -303,7 +305,9 @@ class TrialSpec:
     solo: SoloCost | None = None
     """By which it is charged, and not by what it takes: in a study in which trials train together."""
     compiled: CompiledGang | None = None
-    """Of such trials: how they are compiled, if they are."""
+    """Of such trials: how they are compiled, if they are,"""
+    onednn: int = 0
+    """and how many multiply by oneDNN."""
 
 
 @dataclass(frozen=True)

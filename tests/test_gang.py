@@ -466,9 +466,9 @@ def test_where_memory_is_short_two_smaller_gangs_train(monkeypatch: pytest.Monke
     failed: list[weakref.ref[Any]] = []
 
     class Large(stacked_run.StackedRun):
-        def __init__(self, run: Any, settings: Sequence[Any], compiled: Any = None) -> None:
+        def __init__(self, run: Any, settings: Sequence[Any], *others: Any) -> None:
             assert not any(one() for one in failed)
-            super().__init__(run, settings, compiled)
+            super().__init__(run, settings, *others)
 
         def step(self, *arguments: Any) -> None:
             if len(arguments[0]) > 2:

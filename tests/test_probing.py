@@ -269,11 +269,10 @@ def test_a_precision_that_is_faster_in_gangs_alone_is_chosen_where_there_are_gan
 def test_what_would_take_too_long_to_time_goes_by_a_matrix_product(
     work: tuple[Choice, TrainingPlan, int], monkeypatch: pytest.MonkeyPatch, ratio: float, fast: str
 ) -> None:
-    assert 0.01 < precision._product_ratio() < 100
     monkeypatch.setattr(precision, "new_run", None)
-    monkeypatch.setattr(precision, "_product_ratio", lambda: ratio)
+    monkeypatch.setattr(precision, "ratio", lambda *_: ratio)
     assert precision.faster_precision(*work, 399) == fast
-    monkeypatch.setattr(precision, "_product_ratio", None)
+    monkeypatch.setattr(precision, "ratio", None)
     assert precision.faster_precision(*work, 399) == fast, "it is known the next time"
     if fast == "float32":
         assert precision.faster_precision(*work, 1_000_000) == fast, "and no step is timed"
