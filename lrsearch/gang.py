@@ -309,8 +309,7 @@ def _alone(member: _Member, so_far: TrialResult, channel: Channel, reason: str) 
     """Train a member alone whose gang broke down; what the gang took of it is billed beside what it takes alone."""
     if isinstance(channel, Told):
         channel.message(member.spec.uuid, f"what trained together broke down ({reason}); it trains alone now")
-    curve = member.outcome.curve
-    result = run_trial(member.spec, _Rest(channel, curve[-1].step if curve else 0))
+    result = run_trial(member.spec, _Rest(channel, member.outcome))
     own = result.billed_phase_seconds or as_billed(result.phase_seconds)
     joules = [one.energy_joules for one in (so_far, result) if one.energy_joules is not None]
     return replace(
@@ -322,13 +321,16 @@ def _alone(member: _Member, so_far: TrialResult, channel: Channel, reason: str) 
 
 
 class _Rest:
-    """A channel over which the points up to a step have gone already."""
+    """A channel over which the points of an outcome have gone already; it answers as at the last of them."""
 
-    def __init__(self, channel: Channel, step: int) -> None:
-        self._channel, self._step = channel, step
+    def __init__(self, channel: Channel, told: Outcome) -> None:
+        self._channel, self._step = channel, told.curve[-1].step if told.curve else 0
+        self._stops = told.status == "pruned"
 
     def report(self, uuid: str, point: CurvePoint) -> bool:
-        return point.step <= self._step or self._channel.report(uuid, point)
+        if point.step <= self._step:
+            return point.step < self._step or not self._stops
+        return self._channel.report(uuid, point)
 
     def progressed(self) -> None:
         if isinstance(self._channel, Watched):

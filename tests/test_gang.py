@@ -18,7 +18,7 @@ from lrsearch.engine import run_trials
 from lrsearch.errors import DeviceFaultError, StorageError
 from lrsearch.gang import check_alike, run_gang
 from lrsearch.gang_choice import choose
-from lrsearch.interfaces import Channel
+from lrsearch.interfaces import Channel, Split
 from lrsearch.stacked_run import CannotGangError, StackedRun
 from lrsearch.training import run_trial
 from lrsearch.trial import (
@@ -393,6 +393,22 @@ def test_members_of_a_gang_that_breaks_down_train_on_alone(monkeypatch: pytest.M
         assert "idle" not in billed
     assert [uuid for uuid, _ in reports.said] == [result.uuid for result in results[1:]]
     assert "broke down (RuntimeError: something broke)" in reports.said[0][1]
+
+
+def test_one_that_was_to_stop_when_its_gang_broke_down_stops_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told so once, and is not asked again."""
+    specs = [spec(n, 0.01 * (n + 1), epochs=3) for n in range(2)]
+    evaluate = StackedRun.evaluate
+
+    def breaks(run: StackedRun, split: Split, **keywords: Any) -> Any:
+        if split == "test":
+            raise torch.OutOfMemoryError("so many do not fit")
+        return evaluate(run, split, **keywords)
+
+    monkeypatch.setattr(StackedRun, "evaluate", breaks)
+    results = run_gang(specs, Listener([specs[1].uuid]))
+    assert [one.status for one in results] == ["completed", "pruned"]
+    assert_equal(results, alone(specs, Listener([specs[1].uuid])))
 
 
 def test_a_member_that_goes_on_from_its_gang_s_checkpoint_has_all_its_work_on_both_bills_once(
