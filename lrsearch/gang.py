@@ -250,7 +250,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         work(run, watch, bill, told)
     except (StorageError, DeviceFaultError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         watch.lap()  # raises DeviceFaultError where the device is of no more use
         if kept is not None:  # what is left of a gang is of no use to a trial alone
             kept.restore()

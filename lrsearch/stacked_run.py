@@ -90,20 +90,20 @@ IN_OUR_WORDS = {
 """Of what torch says that stops a gang."""
 
 
-def what_stops(error: Exception) -> str:
+def what_stops(error: BaseException) -> str:
     """Return what stops a gang, in a line."""
     if isinstance(error, CannotGangError) or (type(error) is ValueError and _is_ours(error)):
         return str(error)
     return next((ours for words, ours in IN_OUR_WORDS.items() if words in str(error)), one_line(error))
 
 
-def _is_ours(error: Exception) -> bool:
+def _is_ours(error: BaseException) -> bool:
     """Whether lrsearch has raised it."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("lrsearch.")
 
 
-def cannot_gang(error: Exception) -> CannotGangError:
+def cannot_gang(error: BaseException) -> CannotGangError:
     if isinstance(error, CannotGangError):
         return error
     return (OutOfDeviceMemoryError if is_out_of_memory(error) else CannotGangError)(what_stops(error))

@@ -144,7 +144,7 @@ def prepare(
             check_graphs(loaded, training, device, seed)
     except LrsearchError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise WorkloadError(
             f"The workload {workload.name!r} cannot take one training step: {one_line(error)}{user_line(error)}"
         ) from error

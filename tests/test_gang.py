@@ -395,6 +395,31 @@ def test_members_of_a_gang_that_breaks_down_train_on_alone(monkeypatch: pytest.M
     assert "broke down (RuntimeError: something broke)" in reports.said[0][1]
 
 
+EXITING = """
+import torch
+from dicing import data
+class Net(torch.nn.Linear):
+    seen = 0
+    def forward(self, inputs):
+        self.seen += self.training
+        if self.seen > 3:
+            raise SystemExit(3)
+        return super().forward(inputs)
+def model():
+    return Net(5, 2)
+"""
+
+
+def test_a_model_that_exits_in_a_gang_fails_as_it_does_alone(tmp_path: Path) -> None:
+    (tmp_path / "dicing.py").write_text(DICING)
+    (tmp_path / "exiting.py").write_text(EXITING)
+    settings = {"model": "exiting:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    specs = [replace(spec(n, 0.01), workload=Choice("callable", settings)) for n in range(2)]
+    results = run_trials(specs, Listener())
+    assert [one.status for one in results] == ["failed"] * 2
+    assert some(results[0].error).startswith("SystemExit: 3 (")
+
+
 def test_one_that_was_to_stop_when_its_gang_broke_down_stops_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was told so once, and is not asked again."""
     specs = [spec(n, 0.01 * (n + 1), epochs=3) for n in range(2)]

@@ -547,6 +547,16 @@ def test_what_says_that_memory_is_short(error: Exception, expected: bool) -> Non
 def test_a_model_that_exits_does_not_take_the_study_with_it(callable_workload: Any) -> None:
     source = TABLE.replace("return torch.nn.Linear(5, 2)", "raise SystemExit(3)")
     assert run(spec(workload=callable_workload(source))).status == "failed"
+    exits = """
+    class Exiting(torch.nn.Linear):
+        def forward(self, inputs):
+            if self.training:
+                raise SystemExit(3)
+            return super().forward(inputs)
+    return Exiting(5, 2)"""
+    workload = callable_workload(TABLE.replace("return torch.nn.Linear(5, 2)", exits))
+    with pytest.raises(WorkloadError, match=r"cannot take one training step: SystemExit: 3 \(.*, in forward\)"):
+        prepare(workload, TrainingPlan(1, SGD, device="cpu"), 0)
 
 
 def test_missing_data_stop_the_preparation_with_their_own_error(tmp_path: Any) -> None:
