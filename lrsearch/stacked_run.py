@@ -24,7 +24,16 @@ from lrsearch.interfaces import Batch, FitsMetric, HasOwnChance, HasStackedLoss,
 from lrsearch.stacked_optimizers import StackedOptimizer
 from lrsearch.stacked_values import side_by_side
 from lrsearch.stacking import ModelContents, StackedModel
-from lrsearch.training import Run, autocast, finite, is_out_of_memory, one_line, own_generators, whole
+from lrsearch.training import (
+    Run,
+    autocast,
+    comes_of_divergence,
+    finite,
+    is_out_of_memory,
+    one_line,
+    own_generators,
+    whole,
+)
 from lrsearch.trial import OF_EACH_MEMBER, CompiledGang
 
 
@@ -441,13 +450,22 @@ class StackedRun:
             metric = self._metrics[row] or loaded.metric
             held = Contents(nothing, self._loss_of(loaded)) if row == rows.start else None
             with Without(self.stacked.own, LOSS_WITH_WEIGHTS):
-                loss = finite(float(self._loss_of(loaded)(own, all_targets)))
+                loss = self._loss_alone(loaded, own, all_targets)
             if held is not None and not held.is_still():
                 raise CannotGangError("the loss of an evaluation changes what it holds, once for each member")
             with Without(self.stacked.own, METRIC_WITH_WEIGHTS):
                 value = finite(metric(own, all_targets))
             yield loss, value
             draws = draws or (row == rows.start and chance.has_drawn(drawn))
+
+    def _loss_alone(self, loaded: LoadedWorkload, outputs: torch.Tensor, targets: torch.Tensor) -> float | None:
+        """Return the loss of one of them, None where not finite, as `Run.evaluate` does."""
+        try:
+            return finite(float(self._loss_of(loaded)(outputs, targets)))
+        except Exception as error:
+            if not comes_of_divergence(error, [outputs]):
+                raise
+            return None
 
     def _evaluation_batches(self, crowd: _Crowd, split: Split) -> Iterator[Batch]:
         batches = iter(crowd.loaded.evaluation_batches(split))

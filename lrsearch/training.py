@@ -53,6 +53,7 @@ from lrsearch.range_test import DivergenceStop, ladder, steps_between_evaluation
 from lrsearch.registry import lookup
 from lrsearch.restore import find_generators
 from lrsearch.schedules.plan import PlannedSchedule, plan_schedule
+from lrsearch.stacked_values import each_in
 from lrsearch.timing import DeviceStopwatch, processor_name, synchronizer
 from lrsearch.torch_schedule import set_momentum
 from lrsearch.trial import (
@@ -619,8 +620,15 @@ class Run:
         """Take one optimiser step and return the loss before it."""
         for parameter in self._trained:
             parameter.grad = None
-        with self._autocast():
-            loss = self.loaded.loss(self._forward(inputs), targets)
+        outputs = None
+        try:
+            with self._autocast():
+                outputs = self._forward(inputs)
+                loss = self.loaded.loss(outputs, targets)
+        except Exception as error:
+            if not comes_of_divergence(error, [outputs, *self._trained]):
+                raise
+            return torch.full((), math.nan, device=self.device)
         loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
         if self.training.gradient_clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip_norm)
@@ -640,16 +648,23 @@ class Run:
         """
         self.evaluations += split != "test"
         self.switch(training=False)
-        outputs, targets = [], []
-        with torch.no_grad(), self._autocast():
-            for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
-                # It may have asked for gradients.
-                outputs.append(self.model(batch_inputs).detach())
-                targets.append(batch_targets)
-                self.progressed()
-        self.switch(training=True)
-        all_outputs, all_targets = whole(outputs, "outputs", split).float(), whole(targets, "targets", split)
-        loss = float(self.loaded.loss(all_outputs, all_targets))
+        outputs: list[torch.Tensor] = []
+        targets: list[torch.Tensor] = []
+        try:
+            with torch.no_grad(), self._autocast():
+                for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
+                    # It may have asked for gradients.
+                    outputs.append(self.model(batch_inputs).detach())
+                    targets.append(batch_targets)
+                    self.progressed()
+            self.switch(training=True)
+            all_outputs, all_targets = whole(outputs, "outputs", split).float(), whole(targets, "targets", split)
+            loss = float(self.loaded.loss(all_outputs, all_targets))
+        except Exception as error:
+            if not comes_of_divergence(error, [*outputs, *self._trained]):
+                raise
+            self.switch(training=True)
+            return None, None
         if isinstance(self.loaded, FitsMetric) and split != "test":
             self._metric = self.loaded.fit_metric(all_outputs, all_targets)
         metric = self._metric or self.loaded.metric
@@ -703,6 +718,18 @@ class Run:
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.training, self.device)
+
+
+def comes_of_divergence(error: Exception, numbers: Sequence[Any]) -> bool:
+    """Whether some of what a model computes with, or has computed, is no number.
+
+    There are models and losses that refuse such, as torch's distributions and its binary_cross_entropy do; a trial that
+    diverges is a result.
+    """
+    found: list[Any] = []
+    each_in(found.append, numbers)
+    tensors = [one for one in found if isinstance(one, torch.Tensor) and one.layout is torch.strided]
+    return not (is_out_of_memory(error) or all(bool(one.isfinite().all()) for one in tensors))
 
 
 def whole(batches: Sequence[torch.Tensor], what: str, split: Split, dimension: int = 0) -> torch.Tensor:

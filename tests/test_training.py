@@ -559,6 +559,41 @@ def test_a_model_that_exits_does_not_take_the_study_with_it(callable_workload: A
         prepare(workload, TrainingPlan(1, SGD, device="cpu"), 0)
 
 
+REFUSING = (
+    TABLE.replace("torch.nn.Linear(5, 2)", "Layers()")
+    + """
+class Layers(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    def forward(self, inputs):
+        if WHERE == "model" and not self[0].weight.isfinite().all():
+            raise ValueError("no such weights")
+        return super().forward(inputs)
+def loss(outputs, targets):
+    if WHERE == "loss":
+        return -torch.distributions.Categorical(logits=outputs).log_prob(targets).mean()
+    return torch.nn.functional.cross_entropy(outputs, targets)
+"""
+)
+
+
+@pytest.mark.parametrize("where", ["model", "loss"])
+def test_where_model_or_loss_refuse_what_is_no_number_a_trial_that_diverges_is_still_a_result(
+    callable_workload: Any, where: str
+) -> None:
+    workload = callable_workload(REFUSING.replace("WHERE", repr(where)))
+    loss = str(workload.settings["model"]).replace(":model", ":loss")
+    workload = replace(workload, settings={**workload.settings, "loss": loss})
+    result = run(spec(1e20, workload=workload))
+    assert (result.status, result.error, len(result.curve)) == ("diverged", None, 1), result.error
+    assert result.diverged_step in (2, 3)
+    plan = RangeTestPlan(1e19, 1e20)
+    test = run(replace(spec(workload=workload), proposal=Proposal("range_test", range_test=plan)))
+    assert test.status == "completed", test.error
+    assert 0 < len(test.range_test) < plan.min_steps
+    assert test.range_test[-1].validation_loss is None
+
+
 def test_missing_data_stop_the_preparation_with_their_own_error(tmp_path: Any) -> None:
     workload = Choice("image_folder", {"data_root": str(tmp_path / "nowhere"), "batch_size": 8, "model": "lenet"})
     with pytest.raises(DataError, match="nowhere"):
