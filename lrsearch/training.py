@@ -13,6 +13,7 @@ import io
 import itertools
 import math
 import os
+import pickle
 import random
 import shutil
 import statistics
@@ -899,8 +900,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY))
 
 
-DOES_NOT_FIT = (ValueError, RuntimeError, KeyError, TypeError)
-"""What a checkpoint of another model, or of another version of this program, raises."""
+DOES_NOT_FIT = (ValueError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError)
+"""What a checkpoint raises of another model, of another version of this program, or with more in it than tensors,
+numbers and text."""
 
 
 def _resumed(

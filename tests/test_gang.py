@@ -574,6 +574,34 @@ def test_each_member_goes_on_alone_from_its_own_checkpoint(tmp_path: Path, setti
         assert one.phase_seconds["train"] == pytest.approx((3 * 17 - 34) * COST.step_seconds), "the rest of its steps"
 
 
+ADDING = """
+import torch
+from dicing import data
+class Net(torch.nn.Linear):
+    def get_extra_state(self):
+        return {"made": "so"}
+    def set_extra_state(self, state):
+        assert state == {"made": "so"}
+def model():
+    return Net(5, 2)
+"""
+
+
+def test_members_whose_model_adds_to_its_state_have_checkpoints_too(tmp_path: Path) -> None:
+    (tmp_path / "dicing.py").write_text(DICING)
+    (tmp_path / "adding.py").write_text(ADDING)
+    settings = {"model": "adding:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    specs = [
+        replace(spec(n, 0.01 * (n + 1), epochs=3), workload=Choice("callable", settings), checkpoint=plan)
+        for n, plan in enumerate([CheckpointPlan(str(tmp_path / "kept"), 0.0)] * 2)
+    ]
+    with pytest.raises(StorageError, match="cut short"):
+        run_gang(specs, Cut())
+    resumed = run_trials(specs, Listener())
+    assert all(checkpoint.newest(tmp_path / "kept", one.uuid) for one in specs)
+    assert_equal(resumed, alone([replace(one, checkpoint=None) for one in specs]))
+
+
 @pytest.mark.parametrize(
     ("change", "alike"),
     [
