@@ -34,11 +34,16 @@ from lrsearch.training import (
     own_generators,
     whole,
 )
-from lrsearch.trial import OF_EACH_MEMBER, CompiledGang
+from lrsearch.trial import OF_EACH_MEMBER, CompiledGang, TrialResult
 
 
 class CannotGangError(LrsearchError):
     """These trials, or this model, cannot be trained together; the text says why."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.so_far: Mapping[str, TrialResult] = {}
+        """By trial, what it has cost until then, if they had begun."""
 
 
 class UnevenError(CannotGangError):

@@ -328,6 +328,28 @@ def test_evaluations_that_change_something_are_made_where_each_makes_them_alone(
     assert_equal(results, alone(specs, Listener(stopped)))
 
 
+def test_what_a_gang_took_that_had_to_begin_again_is_billed_and_not_charged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be idle seconds, which are on both bills."""
+    clock = Clock(monkeypatch, gang, training)
+    for run, seconds in ((StackedRun, 3.0), (training.Run, 2.0)):
+        clock.charge(run, "step", seconds)
+    monkeypatch.setattr(gang, "UNEVEN", set())
+    (tmp_path / "dicing.py").write_text(DICING)
+    settings = {"model": "dicing:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    specs = [
+        replace(spec(number, 0.02, schedule, epochs=2), workload=Choice("callable", settings))
+        for number, schedule in enumerate((CONSTANT, Choice("triangular", {"cycles": 3})))
+    ]
+    results = run_trials(specs, Listener())
+    assert [one.gang_size for one in results] == [1, 1]
+    steps = [one.train_steps for one in results]
+    assert clock.seconds > 2 * sum(steps), "they were tried together first"
+    assert sum(one.billed_seconds for one in results) == pytest.approx(clock.seconds)
+    assert [one.phase_seconds["train"] for one in results] == [COST.step_seconds * own for own in steps]
+
+
 def test_trials_of_other_schedules_that_are_evaluated_after_the_same_steps_stay_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
