@@ -405,16 +405,18 @@ def _train(members: Sequence[_Trained], run: StackedRun, watch: DeviceStopwatch,
         except UnevenError as error:
             UNEVEN.add(_kind(members))
             raise _uneven(members) from error
-        bill.share(live)
+        watch.switch("idle")
         leaving = [
             row for row, member in enumerate(live) if end in member.ends and not _goes_on(member, end, found[row], told)
         ]
+        bill.share(live)
         if leaving:
             watch.switch("test_evaluation")
             _judge_leaving([live[row] for row in leaving], leaving, run)
             for row in leaving:
                 live[row].ended = True
             bill.share([live[row] for row in leaving])
+            watch.switch("train")
             stay = [row for row in range(len(live)) if row not in leaving]
             live = [live[row] for row in stay]
             if live:

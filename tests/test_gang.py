@@ -162,6 +162,22 @@ def test_the_bill_says_what_each_would_have_taken_alone_and_the_other_what_was_t
     assert short.core_seconds > 0
 
 
+def test_telling_points_is_idle_as_it_is_alone_and_who_stays_pays_for_who_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch, gang, training)
+    clock.charge(Listener, "report", 1.0)
+    clock.charge(StackedRun, "keep", 8.0)
+    specs = [spec(0, 0.01), spec(1, 0.01, epochs=3)]
+    results, expected = run_gang(specs, Listener()), alone(specs)
+    for one, lonely in zip(results, expected, strict=True):
+        assert one.phase_seconds["idle"] == lonely.phase_seconds["idle"] == len(one.curve)
+        told = [[point.charged_device_seconds for point in result.curve] for result in (one, lonely)]
+        assert told[0] == pytest.approx(told[1])
+    assert [some(one.billed_phase_seconds)["train"] for one in results] == [0.0, 8.0]
+    assert not any(some(one.billed_phase_seconds)["test_evaluation"] for one in results)
+
+
 def test_a_trial_alone_in_such_a_study_is_charged_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     Clock(monkeypatch, training).charge(training.Run, "step", 0.1)
     trial = spec(0, 0.01)
