@@ -29,10 +29,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from lrsearch import checkpoint, graphs
+from lrsearch import chance, checkpoint, graphs
 from lrsearch.batches import Batches
 from lrsearch.cache import recall, remember
-from lrsearch.chance import seed_own
 from lrsearch.errors import DataError, LrsearchError, MissingExtraError, StorageError, UsageError, WorkloadError
 from lrsearch.interfaces import (
     BLOCK_STEPS,
@@ -689,11 +688,12 @@ class Run:
         """
         if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
             return
-        batches = itertools.islice(Batches(self.loaded, 0), BATCH_NORM_BATCHES)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad(), self._autocast():
-            for inputs, _ in batches:
+        own = own_generators(self.loaded, self.model)
+        drawn = chance.snapshot(own)
+        with torch.no_grad(), self._autocast():
+            for inputs, _ in itertools.islice(Batches(self.loaded, 0), BATCH_NORM_BATCHES):
                 self.model(inputs)
+        chance.restore(drawn, own)
 
     def state(self) -> dict[str, Any]:
         """Return all that the run is made of as tensors, numbers and text, on the processor or where they lie."""
@@ -958,7 +958,7 @@ def new_run(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device
     if (wanted := memory_format_of(loaded, training)) is not None:
         model.to(memory_format=wanted)
     own = own_generators(loaded, model)
-    seed_own(own, seed)
+    chance.seed_own(own, seed)
     batches = Batches(loaded, seed, own)
     return Run(loaded, model, build_optimizer(training, model), training, device, batches)
 

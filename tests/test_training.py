@@ -321,6 +321,45 @@ def test_schedule_free_equals_a_loop_written_by_hand_after_its_readme(callable_w
     assert result.validation_loss == pytest.approx(expected, rel=2e-3)
 
 
+NOISY = (
+    TABLE.replace("torch.nn.Linear(5, 2)", "torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2))")
+    + """
+import random
+import numpy as np
+
+class Noisy(torch.utils.data.Dataset):
+    def __init__(self, examples):
+        self.inputs, self.targets = examples
+        self.own = np.random.default_rng(0)
+    def __len__(self):
+        return len(self.inputs)
+    def __getitem__(self, index):
+        return self.inputs[index] + np.random.rand() + random.random() + self.own.random(), self.targets[index]
+
+def noisy():
+    train, test = data()
+    return Noisy(train), torch.utils.data.TensorDataset(*test), torch.utils.data.TensorDataset(*test)
+"""
+)
+
+
+def test_where_schedule_free_looks_at_training_batches_to_evaluate_no_later_one_is_another(
+    callable_workload: Any,
+) -> None:
+    workload = callable_workload(NOISY)
+    workload = replace(workload, settings={**workload.settings, "data": f"{workload.settings['data'][:-4]}noisy"})
+    device, losses = torch.device("cpu"), []
+    for evaluates in (False, True):
+        plan = TrainingPlan(1, Choice("schedulefree_sgd"), device="cpu")
+        one = training.new_run(training.load(workload, device, 0), plan, device, 0)
+        for step in range(4):
+            one.step(0.1)
+            if step == 1 and evaluates:
+                one.evaluate("validation")
+        losses.append(one.take_losses())
+    assert losses[0] == losses[1]
+
+
 def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prodigyopt", None)  # what Python itself does for a module that cannot be imported
     with pytest.raises(
