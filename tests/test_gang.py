@@ -458,6 +458,32 @@ def test_a_model_that_exits_in_a_gang_fails_as_it_does_alone(tmp_path: Path) -> 
     assert some(results[0].error).startswith("SystemExit: 3 (")
 
 
+UNSURE = """
+import torch
+from dicing import data as classes
+def model():
+    return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1), torch.nn.Sigmoid())
+def data():
+    return [(inputs, targets.float().unsqueeze(1)) for inputs, targets in classes()]
+loss = torch.nn.BCELoss()
+def metric(outputs, targets):
+    return float(((outputs > 0.5) == (targets > 0.5)).float().mean())
+"""
+
+
+def test_one_that_diverges_leaves_where_the_loss_takes_probabilities_alone(tmp_path: Path) -> None:
+    """On a processor torch's own raises for what is no number, and so would a gang with one such member."""
+    (tmp_path / "dicing.py").write_text(DICING)
+    (tmp_path / "unsure.py").write_text(UNSURE)
+    own = {name: f"unsure:{name}" for name in ("model", "data", "loss", "metric")}
+    workload = Choice("callable", {**own, "batch_size": 16, "python_path": tmp_path})
+    specs = [replace(spec(n, rate), workload=workload) for n, rate in enumerate((0.1, 1e20, 0.2))]
+    results = run_trials(specs, Listener())
+    assert [one.gang_size for one in results] == [3] * 3
+    assert [one.status for one in results] == ["completed", "diverged", "completed"]
+    assert_equal(results, alone(specs))
+
+
 def test_one_that_was_to_stop_when_its_gang_broke_down_stops_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was told so once, and is not asked again."""
     specs = [spec(n, 0.01 * (n + 1), epochs=3) for n in range(2)]
