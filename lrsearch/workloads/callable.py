@@ -38,6 +38,9 @@ is cross-entropy and the metric accuracy. For anything else name your own, as mo
       higher_is_better: false
       chance: 1.7                          # the metric of a model that ignores its input, if you know it
 
+Where outputs or weights are no finite numbers any more, as at a rate that is far too high, the trial has diverged: the
+metric is not asked, and what loss or model raise by then is no error.
+
 torchmetrics has most metrics of the field, and is installed with lrsearch:
 
       metric: torchmetrics.functional.classification:multiclass_f1_score
