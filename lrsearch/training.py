@@ -82,7 +82,7 @@ from lrsearch.trial import (
     range_test_steps,
 )
 from lrsearch.workloads import WORKLOADS
-from lrsearch.workloads.user_code import user_line, words_of
+from lrsearch.workloads.user_code import blamed_on_workload, user_line, words_of
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -197,6 +197,7 @@ def probe(workload: Choice, training: TrainingPlan, seed: int) -> Probe:
     run = new_run(load(workload, device, seed), training, device, seed)
     wait = synchronizer(device)
 
+    @blamed_on_workload(workload.name)
     def median_seconds(work: Callable[[], object], count: int) -> float:
         """Return the median over five blocks of what one of `count` calls takes: one slow moment does not count."""
         blocks = []

@@ -7,8 +7,10 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lrsearch import training
-from lrsearch.engine import run_trials
+from lrsearch.engine import GangRequest, prepare_all, run_trials, time_step
 from lrsearch.errors import (
     DataError,
     DeviceFaultError,
@@ -26,6 +28,7 @@ from lrsearch.errors import (
     WorkloadError,
 )
 from lrsearch.executors.inline import Inline
+from lrsearch.gang_choice import timings
 from lrsearch.optimizers import OPTIMIZERS as SETTINGS
 from lrsearch.range_test import evaluation_count
 from lrsearch.strategies.default_rate import USUAL_RATES
@@ -546,6 +549,37 @@ def test_a_model_that_raises_is_a_failed_trial_that_names_the_users_line(callabl
     assert "Broken" in result.traceback
     with pytest.raises(WorkloadError, match="no forward today"):
         prepare(callable_workload(source), TrainingPlan(1, SGD, device="cpu"), 0)
+
+
+LATE = """
+    class Late(torch.nn.Linear):
+        seen = 0
+        def forward(self, inputs):
+            self.seen += self.training
+            if self.seen > 4:
+                raise KIND("no more steps today")
+            return super().forward(inputs)
+    return Late(5, 2)"""
+
+
+@pytest.mark.parametrize("kind", ["RuntimeError", "SystemExit"])
+def test_what_a_workload_raises_while_its_steps_are_timed_is_no_fault_of_ours(
+    callable_workload: Any, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path))
+    workload = callable_workload(TABLE.replace("return torch.nn.Linear(5, 2)", LATE.replace("KIND", kind)))
+    plan = TrainingPlan(1, SGD, device="cpu")
+    timing: list[Callable[[], object]] = [
+        partial(prepare_all, [(workload, plan)], 0, [GangRequest(workload, plan, 8, 8, 1, 1000.0)], 1000.0),
+        partial(time_step, workload, plan, 0, 1),
+        partial(timings, workload, plan, 0, (2,)),
+        partial(probe, workload, plan, 0),
+    ]
+    for work in timing:
+        with pytest.raises(
+            WorkloadError, match=rf"first training steps: {kind}: no more steps today \(.*, in forward\)"
+        ):
+            work()
 
 
 def test_a_device_that_stops_at_a_fault_is_no_result_and_ends_a_process_that_trains_itself(
