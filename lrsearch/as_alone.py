@@ -445,6 +445,8 @@ class LossesAsAlone(TorchFunctionMode):
             return torch._C._functorch.get_unwrapped(args[0]).requires_grad
         if func is F.gaussian_nll_loss:
             return _gaussian_nll_loss(*args, **kwargs)
+        if func is F.binary_cross_entropy:
+            return _binary_cross_entropy(*args, **kwargs)
         if func not in LOSSES_WITHOUT_AUTOCAST:
             return func(*args, **kwargs)
         args, kwargs = [_in_full(one) for one in args], {name: _in_full(one) for name, one in kwargs.items()}
@@ -503,6 +505,23 @@ def _gaussian_nll_loss(
     variance = variance + (variance.clamp(min=eps) - variance).detach()
     losses = 0.5 * (variance.log() + (input - target).square() / variance) + full * 0.5 * math.log(2 * math.pi)
     losses = losses.where(~(var < 0).any(), torch.nan)
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
+
+
+def _binary_cross_entropy(
+    input: torch.Tensor,  # noqa: A002  # torch's name
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Return what F.binary_cross_entropy does; no number where that raises as a probability is none, of any copy."""
+    if size_average is not None or reduce is not None:
+        return F.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
+    is_none = input.isnan()
+    losses = F.binary_cross_entropy(input.masked_fill(is_none, 0.5), target, weight, reduction="none")
+    losses = losses.masked_fill(is_none, torch.nan)
     return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 

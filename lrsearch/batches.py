@@ -56,7 +56,8 @@ class Batches:
     def go_to(self, position: dict[str, Any]) -> None:
         """Go on from where `position` was asked for: draw the epoch's batches again up to there, and throw them away.
 
-        Raises ValueError when the data or the model have other generators of their own than then.
+        Raises ValueError when an epoch is too short for that, or the data or the model have other generators of their
+        own than then.
         """
         self._epoch, self._taken = iter(()), position["taken"]
         began = position["began"]
@@ -66,6 +67,7 @@ class Batches:
             self._generator.set_state(began["generator"])
             self._epoch = self._loaded.train_batches(self._generator)
             for _ in range(self._taken):
-                next(self._epoch)
+                if next(self._epoch, None) is None:
+                    raise ValueError("an epoch has fewer batches than then")
         chance.restore(chance.decoded(position["chance"]), self._own)
         self._generator.set_state(position["generator"])

@@ -56,8 +56,10 @@ def time_step(workload: Choice, training: TrainingPlan, seed: int, size: int) ->
     Preparing must have shown that the trial runs.
     """
     from lrsearch.gang_choice import member_seconds
+    from lrsearch.workloads.user_code import blamed_on_workload
 
-    return member_seconds(workload, training, seed, size)
+    with blamed_on_workload(workload.name):
+        return member_seconds(workload, training, seed, size)
 
 
 def prepare_all(
@@ -76,9 +78,26 @@ def prepare_all(
     makes the steps faster, of what the study is `open_to`. `epochs` are those of this process in the whole study,
     which say how long timing may take; `slots` processes do the same. Without `evaluates` the first variant takes
     training steps alone. The gangs are asked for with `auto` and answered for as they train.
+    Raises what `training.prepare` raises.
     """
     if "torch" not in sys.modules:
         import_at_rest("lrsearch.training")
+    from lrsearch.workloads.user_code import blamed_on_workload
+
+    with blamed_on_workload(variants[0][0].name):
+        return _prepared(variants, seed, gangs, epochs, open_to, evaluates=evaluates, slots=slots)
+
+
+def _prepared(
+    variants: Sequence[tuple[Choice, TrainingPlan]],
+    seed: int,
+    gangs: Sequence[GangRequest],
+    epochs: float,
+    open_to: Collection[Compiling],
+    *,
+    evaluates: bool,
+    slots: int,
+) -> Preparation:
     from lrsearch.memory_format import faster_memory_format
     from lrsearch.precision import faster_precision
     from lrsearch.training import RECORDABLE, fastest_compiling, prepare

@@ -198,17 +198,21 @@ def _in_gangs(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]
         return [run_trial(spec, channel) for spec in specs]
     try:
         return run_gang(specs, channel)
-    except OutOfDeviceMemoryError:
-        half = len(specs) // 2
-        parts = [specs[:half], specs[half:]]
-    except UnevenError as error:
-        parts = list(_by_ends(specs, error.ends).values())
-    except CannotGangError:
-        parts = list(_by_crowd(specs).values())
+    except CannotGangError as error:
+        so_far, parts = error.so_far, _parts(specs, error)
     if len(parts) == 1:
         parts = [[spec] for spec in specs]
     gc.collect()  # out here, where no error holds on to the gang: the parts need its memory
-    return [result for part in parts for result in _in_gangs(part, channel)]
+    results = [result for part in parts for result in _in_gangs(part, channel)]
+    return [_with_what_was_lost(one, so_far[one.uuid]) if one.uuid in so_far else one for one in results]
+
+
+def _parts(specs: Sequence[TrialSpec], error: CannotGangError) -> list[Sequence[TrialSpec]]:
+    """Return the trials as they may train together, where all of them cannot."""
+    if isinstance(error, OutOfDeviceMemoryError):
+        half = len(specs) // 2
+        return [specs[:half], specs[half:]]
+    return list((_by_ends(specs, error.ends) if isinstance(error, UnevenError) else _by_crowd(specs)).values())
 
 
 def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
@@ -235,7 +239,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         climbers = [_Climber(spec=spec, outcome=Outcome(facts=own.facts)) for spec, own in placed]
         members, work = climbers, partial(_climb, climbers)
     told = _Reported(channel)
-    broken, kept, run = "", None, None
+    broken, refused, kept, run = "", None, None, None
     try:
         runs = {crowd: new_run(loaded[crowd], specs[0].training, device, repeat_seed(*crowd)) for crowd in crowds}
         kept = Contents(next(iter(runs.values())).model, *(own.loss for own in loaded.values()), copies=True)
@@ -251,12 +255,12 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         work(run, watch, bill, told)
     except (StorageError, DeviceFaultError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         watch.lap()  # raises DeviceFaultError where the device is of no more use
         if kept is not None:  # what is left of a gang is of no use to a trial alone
             kept.restore()
         if not told.anything:
-            raise cannot_gang(error) from error
+            refused = cannot_gang(error)
         broken = what_stops(error)
     run = None  # those that are left to train alone need its memory
     left = [member for member in members if not member.ended]
@@ -282,6 +286,9 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         )
         for member in members
     ]
+    if refused is not None:
+        refused.so_far = {one.uuid: one for one in results}
+        raise refused
     ended = {
         member.spec.uuid: result if member.ended else _alone(member, result, channel, broken)
         for member, result in zip(members, results, strict=True)
@@ -310,8 +317,11 @@ def _alone(member: _Member, so_far: TrialResult, channel: Channel, reason: str) 
     """Train a member alone whose gang broke down; what the gang took of it is billed beside what it takes alone."""
     if isinstance(channel, Told):
         channel.message(member.spec.uuid, f"what trained together broke down ({reason}); it trains alone now")
-    curve = member.outcome.curve
-    result = run_trial(member.spec, _Rest(channel, curve[-1].step if curve else 0))
+    return _with_what_was_lost(run_trial(member.spec, _Rest(channel, member.outcome)), so_far)
+
+
+def _with_what_was_lost(result: TrialResult, so_far: TrialResult) -> TrialResult:
+    """Have what a gang took of the trial before it broke down billed beside what it took afterwards."""
     own = result.billed_phase_seconds or as_billed(result.phase_seconds)
     joules = [one.energy_joules for one in (so_far, result) if one.energy_joules is not None]
     return replace(
@@ -323,13 +333,16 @@ def _alone(member: _Member, so_far: TrialResult, channel: Channel, reason: str) 
 
 
 class _Rest:
-    """A channel over which the points up to a step have gone already."""
+    """A channel over which the points of an outcome have gone already; it answers as at the last of them."""
 
-    def __init__(self, channel: Channel, step: int) -> None:
-        self._channel, self._step = channel, step
+    def __init__(self, channel: Channel, told: Outcome) -> None:
+        self._channel, self._step = channel, told.curve[-1].step if told.curve else 0
+        self._stops = told.status == "pruned"
 
     def report(self, uuid: str, point: CurvePoint) -> bool:
-        return point.step <= self._step or self._channel.report(uuid, point)
+        if point.step <= self._step:
+            return point.step < self._step or not self._stops
+        return self._channel.report(uuid, point)
 
     def progressed(self) -> None:
         if isinstance(self._channel, Watched):
@@ -393,16 +406,18 @@ def _train(members: Sequence[_Trained], run: StackedRun, watch: DeviceStopwatch,
         except UnevenError as error:
             UNEVEN.add(_kind(members))
             raise _uneven(members) from error
-        bill.share(live)
+        watch.switch("idle")
         leaving = [
             row for row, member in enumerate(live) if end in member.ends and not _goes_on(member, end, found[row], told)
         ]
+        bill.share(live)
         if leaving:
             watch.switch("test_evaluation")
             _judge_leaving([live[row] for row in leaving], leaving, run)
             for row in leaving:
                 live[row].ended = True
             bill.share([live[row] for row in leaving])
+            watch.switch("train")
             stay = [row for row in range(len(live)) if row not in leaving]
             live = [live[row] for row in stay]
             if live:

@@ -30,6 +30,7 @@ from lrsearch.stacked_run import what_stops
 from lrsearch.timing import synchronizer
 from lrsearch.training import COMPILING_SECONDS, MUST_SAVE, device_info, has_compiler, load, new_run, pick_device
 from lrsearch.trial import COMPILES_GANGS, Choice, CompiledGang, GangChoice, TrainingPlan, likeness
+from lrsearch.workloads.user_code import blamed_on_workload
 
 GENERATION = 12
 """Raised when gangs become faster or slower than those that were timed before."""
@@ -333,8 +334,9 @@ def timings(
     """
     device = pick_device(training.device)
     loaded = load(workload, device, seed)
-    solo = Solo(loaded, training, device, seed, PROBED_STEPS, slots=1)
-    rehearsal, found = solo.rehearsal(), {(1, False): solo.step}
+    with blamed_on_workload(workload.name):
+        solo = Solo(loaded, training, device, seed, PROBED_STEPS, slots=1)
+        rehearsal, found = solo.rehearsal(), {(1, False): solo.step}
     if sizes and (reason := why_alone(training) or rehearsal.check(1)):
         return found, reason
     try:

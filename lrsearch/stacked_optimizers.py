@@ -141,11 +141,19 @@ class StackedOptimizer:
         for index, (parameter, gradient, buffer) in enumerate(zip(self.parameters, gradients, buffers, strict=True)):
             if buffer is not None:
                 factor = self._column(self._momentum, index)
+                # Where a schedule comes to no momentum, torch leaves the buffer as it is.
+                moves = factor != 0 if self._scheduled else None
                 if fresh:  # in the parameter's layout, so that the loops below go through both in order
-                    buffer.copy_(gradient)
+                    buffer.copy_(gradient if moves is None else gradient * moves)
+                elif moves is not None:
+                    left = moves.to(gradient.dtype)
+                    buffer.mul_(factor.where(moves, 1)).addcmul_(gradient, left, value=1 - self._common["dampening"])
                 else:
                     self._accumulate(buffer, gradient, factor if common is None else common)
-                gradient = gradient.addcmul(buffer, factor) if self._common["nesterov"] else buffer
+                if self._common["nesterov"]:
+                    gradient = gradient.addcmul(buffer, factor)
+                else:
+                    gradient = buffer if moves is None else buffer.where(moves, gradient)
             parameter.addcmul_(gradient, self._rates(rates, index), value=-1)
 
     def _accumulate(self, buffer: torch.Tensor, gradient: torch.Tensor, momentum: torch.Tensor | float) -> None:

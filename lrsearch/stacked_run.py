@@ -25,12 +25,26 @@ from lrsearch.products import by_onednn, is_exact
 from lrsearch.stacked_optimizers import StackedOptimizer
 from lrsearch.stacked_values import side_by_side
 from lrsearch.stacking import ModelContents, StackedModel
-from lrsearch.training import Run, autocast, finite, is_out_of_memory, one_line, own_generators, whole
-from lrsearch.trial import OF_EACH_MEMBER, CompiledGang
+from lrsearch.training import (
+    Run,
+    autocast,
+    comes_of_divergence,
+    finite,
+    is_out_of_memory,
+    one_line,
+    own_generators,
+    whole,
+)
+from lrsearch.trial import OF_EACH_MEMBER, CompiledGang, TrialResult
 
 
 class CannotGangError(LrsearchError):
     """These trials, or this model, cannot be trained together; the text says why."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.so_far: Mapping[str, TrialResult] = {}
+        """By trial, what it has cost until then, if they had begun."""
 
 
 class UnevenError(CannotGangError):
@@ -91,20 +105,20 @@ IN_OUR_WORDS = {
 """Of what torch says that stops a gang."""
 
 
-def what_stops(error: Exception) -> str:
+def what_stops(error: BaseException) -> str:
     """Return what stops a gang, in a line."""
     if isinstance(error, CannotGangError) or (type(error) is ValueError and _is_ours(error)):
         return str(error)
     return next((ours for words, ours in IN_OUR_WORDS.items() if words in str(error)), one_line(error))
 
 
-def _is_ours(error: Exception) -> bool:
+def _is_ours(error: BaseException) -> bool:
     """Whether lrsearch has raised it."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("lrsearch.")
 
 
-def cannot_gang(error: Exception) -> CannotGangError:
+def cannot_gang(error: BaseException) -> CannotGangError:
     if isinstance(error, CannotGangError):
         return error
     return (OutOfDeviceMemoryError if is_out_of_memory(error) else CannotGangError)(what_stops(error))
@@ -450,13 +464,22 @@ class StackedRun:
             metric = self._metrics[row] or loaded.metric
             held = Contents(nothing, self._loss_of(loaded)) if row == rows.start else None
             with Without(self.stacked.own, LOSS_WITH_WEIGHTS):
-                loss = finite(float(self._loss_of(loaded)(own, all_targets)))
+                loss = self._loss_alone(loaded, own, all_targets)
             if held is not None and not held.is_still():
                 raise CannotGangError("the loss of an evaluation changes what it holds, once for each member")
             with Without(self.stacked.own, METRIC_WITH_WEIGHTS):
                 value = finite(metric(own, all_targets))
             yield loss, value
             draws = draws or (row == rows.start and chance.has_drawn(drawn))
+
+    def _loss_alone(self, loaded: LoadedWorkload, outputs: torch.Tensor, targets: torch.Tensor) -> float | None:
+        """Return the loss of one of them, None where not finite, as `Run.evaluate` does."""
+        try:
+            return finite(float(self._loss_of(loaded)(outputs, targets)))
+        except Exception as error:
+            if not comes_of_divergence(error, [outputs]):
+                raise
+            return None
 
     def _evaluation_batches(self, crowd: _Crowd, split: Split) -> Iterator[Batch]:
         batches = iter(crowd.loaded.evaluation_batches(split))

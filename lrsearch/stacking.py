@@ -216,9 +216,15 @@ class StackedModel:
         self.count = len(rows)
 
     def state_dict(self, row: int) -> dict[str, torch.Tensor]:
-        """Return what `state_dict` of that copy alone would be, with the versions of its parts, which some look at."""
+        """Return what `state_dict` of that copy alone would be, with the versions of its parts, which some look at.
+
+        What a part adds to it that is neither weight nor buffer (`get_extra_state`) is that of all copies.
+        """
         own, like = self.parameters | self.buffers, self.model.state_dict()
-        state = OrderedDict((name, own[self._own_name[name]].detach()[row].clone()) for name in like)
+        state = OrderedDict(
+            (name, own[self._own_name[name]].detach()[row].clone() if name in self._own_name else value)
+            for name, value in like.items()
+        )
         vars(state)["_metadata"] = getattr(like, "_metadata", {})
         return state
 

@@ -13,6 +13,7 @@ import io
 import itertools
 import math
 import os
+import pickle
 import random
 import shutil
 import statistics
@@ -28,10 +29,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from lrsearch import checkpoint, graphs
+from lrsearch import chance, checkpoint, graphs
 from lrsearch.batches import Batches
 from lrsearch.cache import recall, remember
-from lrsearch.chance import seed_own
 from lrsearch.errors import DataError, LrsearchError, MissingExtraError, StorageError, UsageError, WorkloadError
 from lrsearch.interfaces import (
     BLOCK_STEPS,
@@ -53,6 +53,7 @@ from lrsearch.range_test import DivergenceStop, ladder, steps_between_evaluation
 from lrsearch.registry import lookup
 from lrsearch.restore import find_generators
 from lrsearch.schedules.plan import PlannedSchedule, plan_schedule
+from lrsearch.stacked_values import each_in
 from lrsearch.timing import DeviceStopwatch, processor_name, synchronizer
 from lrsearch.torch_schedule import set_momentum
 from lrsearch.trial import (
@@ -81,7 +82,7 @@ from lrsearch.trial import (
     range_test_steps,
 )
 from lrsearch.workloads import WORKLOADS
-from lrsearch.workloads.user_code import user_line, words_of
+from lrsearch.workloads.user_code import blamed_on_workload, user_line, words_of
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -144,7 +145,7 @@ def prepare(
             check_graphs(loaded, training, device, seed)
     except LrsearchError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise WorkloadError(
             f"The workload {workload.name!r} cannot take one training step: {one_line(error)}{user_line(error)}"
         ) from error
@@ -196,6 +197,7 @@ def probe(workload: Choice, training: TrainingPlan, seed: int) -> Probe:
     run = new_run(load(workload, device, seed), training, device, seed)
     wait = synchronizer(device)
 
+    @blamed_on_workload(workload.name)
     def median_seconds(work: Callable[[], object], count: int) -> float:
         """Return the median over five blocks of what one of `count` calls takes: one slow moment does not count."""
         blocks = []
@@ -619,8 +621,15 @@ class Run:
         """Take one optimiser step and return the loss before it."""
         for parameter in self._trained:
             parameter.grad = None
-        with self._autocast():
-            loss = self.loaded.loss(self._forward(inputs), targets)
+        outputs = None
+        try:
+            with self._autocast():
+                outputs = self._forward(inputs)
+                loss = self.loaded.loss(outputs, targets)
+        except Exception as error:
+            if not comes_of_divergence(error, [outputs, *self._trained]):
+                raise
+            return torch.full((), math.nan, device=self.device)
         loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
         if self.training.gradient_clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip_norm)
@@ -640,16 +649,23 @@ class Run:
         """
         self.evaluations += split != "test"
         self.switch(training=False)
-        outputs, targets = [], []
-        with torch.no_grad(), self._autocast():
-            for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
-                # It may have asked for gradients.
-                outputs.append(self.model(batch_inputs).detach())
-                targets.append(batch_targets)
-                self.progressed()
-        self.switch(training=True)
-        all_outputs, all_targets = whole(outputs, "outputs", split).float(), whole(targets, "targets", split)
-        loss = float(self.loaded.loss(all_outputs, all_targets))
+        outputs: list[torch.Tensor] = []
+        targets: list[torch.Tensor] = []
+        try:
+            with torch.no_grad(), self._autocast():
+                for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
+                    # It may have asked for gradients.
+                    outputs.append(self.model(batch_inputs).detach())
+                    targets.append(batch_targets)
+                    self.progressed()
+            self.switch(training=True)
+            all_outputs, all_targets = whole(outputs, "outputs", split).float(), whole(targets, "targets", split)
+            loss = float(self.loaded.loss(all_outputs, all_targets))
+        except Exception as error:
+            if not comes_of_divergence(error, [*outputs, *self._trained]):
+                raise
+            self.switch(training=True)
+            return None, None
         if isinstance(self.loaded, FitsMetric) and split != "test":
             self._metric = self.loaded.fit_metric(all_outputs, all_targets)
         metric = self._metric or self.loaded.metric
@@ -673,11 +689,12 @@ class Run:
         """
         if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
             return
-        batches = itertools.islice(Batches(self.loaded, 0), BATCH_NORM_BATCHES)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad(), self._autocast():
-            for inputs, _ in batches:
+        own = own_generators(self.loaded, self.model)
+        drawn = chance.snapshot(own)
+        with torch.no_grad(), self._autocast():
+            for inputs, _ in itertools.islice(Batches(self.loaded, 0), BATCH_NORM_BATCHES):
                 self.model(inputs)
+        chance.restore(drawn, own)
 
     def state(self) -> dict[str, Any]:
         """Return all that the run is made of as tensors, numbers and text, on the processor or where they lie."""
@@ -703,6 +720,18 @@ class Run:
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.training, self.device)
+
+
+def comes_of_divergence(error: Exception, numbers: Sequence[Any]) -> bool:
+    """Whether some of what a model computes with, or has computed, is no number.
+
+    There are models and losses that refuse such, as torch's distributions and its binary_cross_entropy do; a trial that
+    diverges is a result.
+    """
+    found: list[Any] = []
+    each_in(found.append, numbers)
+    tensors = [one for one in found if isinstance(one, torch.Tensor) and one.layout is torch.strided]
+    return not (is_out_of_memory(error) or all(bool(one.isfinite().all()) for one in tensors))
 
 
 def whole(batches: Sequence[torch.Tensor], what: str, split: Split, dimension: int = 0) -> torch.Tensor:
@@ -872,8 +901,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY))
 
 
-DOES_NOT_FIT = (ValueError, RuntimeError, KeyError, TypeError)
-"""What a checkpoint of another model, or of another version of this program, raises."""
+DOES_NOT_FIT = (ValueError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError)
+"""What a checkpoint raises of another model, of another version of this program, or with more in it than tensors,
+numbers and text."""
 
 
 def _resumed(
@@ -929,7 +959,7 @@ def new_run(loaded: LoadedWorkload, training: TrainingPlan, device: torch.device
     if (wanted := memory_format_of(loaded, training)) is not None:
         model.to(memory_format=wanted)
     own = own_generators(loaded, model)
-    seed_own(own, seed)
+    chance.seed_own(own, seed)
     batches = Batches(loaded, seed, own)
     return Run(loaded, model, build_optimizer(training, model), training, device, batches)
 

@@ -18,7 +18,7 @@ from lrsearch.engine import run_trials
 from lrsearch.errors import DeviceFaultError, StorageError
 from lrsearch.gang import check_alike, run_gang
 from lrsearch.gang_choice import choose
-from lrsearch.interfaces import Channel
+from lrsearch.interfaces import Channel, Split
 from lrsearch.stacked_run import CannotGangError, StackedRun
 from lrsearch.training import run_trial
 from lrsearch.trial import (
@@ -160,6 +160,22 @@ def test_the_bill_says_what_each_would_have_taken_alone_and_the_other_what_was_t
     both = [some(one.billed_phase_seconds) for one in (short, long)]
     assert [one["train"] for one in both] == pytest.approx([17 * 0.1, 17 * 0.1 + 17 * 0.2])
     assert short.core_seconds > 0
+
+
+def test_telling_points_is_idle_as_it_is_alone_and_who_stays_pays_for_who_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch, gang, training)
+    clock.charge(Listener, "report", 1.0)
+    clock.charge(StackedRun, "keep", 8.0)
+    specs = [spec(0, 0.01), spec(1, 0.01, epochs=3)]
+    results, expected = run_gang(specs, Listener()), alone(specs)
+    for one, lonely in zip(results, expected, strict=True):
+        assert one.phase_seconds["idle"] == lonely.phase_seconds["idle"] == len(one.curve)
+        told = [[point.charged_device_seconds for point in result.curve] for result in (one, lonely)]
+        assert told[0] == pytest.approx(told[1])
+    assert [some(one.billed_phase_seconds)["train"] for one in results] == [0.0, 8.0]
+    assert not any(some(one.billed_phase_seconds)["test_evaluation"] for one in results)
 
 
 def test_a_trial_alone_in_such_a_study_is_charged_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,6 +344,28 @@ def test_evaluations_that_change_something_are_made_where_each_makes_them_alone(
     assert_equal(results, alone(specs, Listener(stopped)))
 
 
+def test_what_a_gang_took_that_had_to_begin_again_is_billed_and_not_charged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be idle seconds, which are on both bills."""
+    clock = Clock(monkeypatch, gang, training)
+    for run, seconds in ((StackedRun, 3.0), (training.Run, 2.0)):
+        clock.charge(run, "step", seconds)
+    monkeypatch.setattr(gang, "UNEVEN", set())
+    (tmp_path / "dicing.py").write_text(DICING)
+    settings = {"model": "dicing:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    specs = [
+        replace(spec(number, 0.02, schedule, epochs=2), workload=Choice("callable", settings))
+        for number, schedule in enumerate((CONSTANT, Choice("triangular", {"cycles": 3})))
+    ]
+    results = run_trials(specs, Listener())
+    assert [one.gang_size for one in results] == [1, 1]
+    steps = [one.train_steps for one in results]
+    assert clock.seconds > 2 * sum(steps), "they were tried together first"
+    assert sum(one.billed_seconds for one in results) == pytest.approx(clock.seconds)
+    assert [one.phase_seconds["train"] for one in results] == [COST.step_seconds * own for own in steps]
+
+
 def test_trials_of_other_schedules_that_are_evaluated_after_the_same_steps_stay_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,6 +431,73 @@ def test_members_of_a_gang_that_breaks_down_train_on_alone(monkeypatch: pytest.M
         assert "idle" not in billed
     assert [uuid for uuid, _ in reports.said] == [result.uuid for result in results[1:]]
     assert "broke down (RuntimeError: something broke)" in reports.said[0][1]
+
+
+EXITING = """
+import torch
+from dicing import data
+class Net(torch.nn.Linear):
+    seen = 0
+    def forward(self, inputs):
+        self.seen += self.training
+        if self.seen > 3:
+            raise SystemExit(3)
+        return super().forward(inputs)
+def model():
+    return Net(5, 2)
+"""
+
+
+def test_a_model_that_exits_in_a_gang_fails_as_it_does_alone(tmp_path: Path) -> None:
+    (tmp_path / "dicing.py").write_text(DICING)
+    (tmp_path / "exiting.py").write_text(EXITING)
+    settings = {"model": "exiting:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    specs = [replace(spec(n, 0.01), workload=Choice("callable", settings)) for n in range(2)]
+    results = run_trials(specs, Listener())
+    assert [one.status for one in results] == ["failed"] * 2
+    assert some(results[0].error).startswith("SystemExit: 3 (")
+
+
+UNSURE = """
+import torch
+from dicing import data as classes
+def model():
+    return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1), torch.nn.Sigmoid())
+def data():
+    return [(inputs, targets.float().unsqueeze(1)) for inputs, targets in classes()]
+loss = torch.nn.BCELoss()
+def metric(outputs, targets):
+    return float(((outputs > 0.5) == (targets > 0.5)).float().mean())
+"""
+
+
+def test_one_that_diverges_leaves_where_the_loss_takes_probabilities_alone(tmp_path: Path) -> None:
+    """On a processor torch's own raises for what is no number, and so would a gang with one such member."""
+    (tmp_path / "dicing.py").write_text(DICING)
+    (tmp_path / "unsure.py").write_text(UNSURE)
+    own = {name: f"unsure:{name}" for name in ("model", "data", "loss", "metric")}
+    workload = Choice("callable", {**own, "batch_size": 16, "python_path": tmp_path})
+    specs = [replace(spec(n, rate), workload=workload) for n, rate in enumerate((0.1, 1e20, 0.2))]
+    results = run_trials(specs, Listener())
+    assert [one.gang_size for one in results] == [3] * 3
+    assert [one.status for one in results] == ["completed", "diverged", "completed"]
+    assert_equal(results, alone(specs))
+
+
+def test_one_that_was_to_stop_when_its_gang_broke_down_stops_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told so once, and is not asked again."""
+    specs = [spec(n, 0.01 * (n + 1), epochs=3) for n in range(2)]
+    evaluate = StackedRun.evaluate
+
+    def breaks(run: StackedRun, split: Split, **keywords: Any) -> Any:
+        if split == "test":
+            raise torch.OutOfMemoryError("so many do not fit")
+        return evaluate(run, split, **keywords)
+
+    monkeypatch.setattr(StackedRun, "evaluate", breaks)
+    results = run_gang(specs, Listener([specs[1].uuid]))
+    assert [one.status for one in results] == ["completed", "pruned"]
+    assert_equal(results, alone(specs, Listener([specs[1].uuid])))
 
 
 def test_a_member_that_goes_on_from_its_gang_s_checkpoint_has_all_its_work_on_both_bills_once(
@@ -531,6 +636,34 @@ def test_each_member_goes_on_alone_from_its_own_checkpoint(tmp_path: Path, setti
     for one in resumed:
         assert one.curve[0].charged_device_seconds < 0, "an earlier attempt reached it"
         assert one.phase_seconds["train"] == pytest.approx((3 * 17 - 34) * COST.step_seconds), "the rest of its steps"
+
+
+ADDING = """
+import torch
+from dicing import data
+class Net(torch.nn.Linear):
+    def get_extra_state(self):
+        return {"made": "so"}
+    def set_extra_state(self, state):
+        assert state == {"made": "so"}
+def model():
+    return Net(5, 2)
+"""
+
+
+def test_members_whose_model_adds_to_its_state_have_checkpoints_too(tmp_path: Path) -> None:
+    (tmp_path / "dicing.py").write_text(DICING)
+    (tmp_path / "adding.py").write_text(ADDING)
+    settings = {"model": "adding:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    specs = [
+        replace(spec(n, 0.01 * (n + 1), epochs=3), workload=Choice("callable", settings), checkpoint=plan)
+        for n, plan in enumerate([CheckpointPlan(str(tmp_path / "kept"), 0.0)] * 2)
+    ]
+    with pytest.raises(StorageError, match="cut short"):
+        run_gang(specs, Cut())
+    resumed = run_trials(specs, Listener())
+    assert all(checkpoint.newest(tmp_path / "kept", one.uuid) for one in specs)
+    assert_equal(resumed, alone([replace(one, checkpoint=None) for one in specs]))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from lrsearch import checkpoint, training
 from lrsearch.optimizers import OPTIMIZERS
-from lrsearch.trial import CheckpointPlan, Choice
+from lrsearch.trial import CheckpointPlan, Choice, TrialSpec
 from tests.clock import Clock
 from tests.resuming import UUID, Channel, assert_goes_on_bit_for_bit, kept, run, spec
 
@@ -131,6 +131,49 @@ def test_a_checkpoint_of_another_model_is_of_no_use_and_the_run_begins_anew(tmp_
     assert checkpoint.newest(tmp_path, UUID) is not None
     resumed, unbroken = run(kept(spec(DIGITS), tmp_path, 2)), run(spec(DIGITS))
     assert (resumed.status, resumed.test_loss, len(resumed.curve)) == ("completed", unbroken.test_loss, 2)
+
+
+MORE = """
+import numpy as np
+import torch
+
+class Model(torch.nn.Linear):
+    def get_extra_state(self):
+        return np.ones(2)
+
+    def set_extra_state(self, state):
+        pass
+
+def model():
+    return Model(4, 2)
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(96, 4, generator=generator)[:ROWS]
+    targets = (inputs.sum(1) > 0).long()
+    return (inputs, targets), (inputs, targets), (inputs, targets)
+"""
+
+
+@pytest.mark.parametrize("change", ["shorter data", "arrays in it"])
+def test_a_checkpoint_of_longer_data_or_with_other_things_in_it_is_of_no_use_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = MORE if change == "arrays in it" else MORE.replace("np.ones(2)", "torch.ones(2)")
+
+    def trial(rows: int) -> TrialSpec:
+        name = f"more_{change.partition(' ')[0]}_{rows}"
+        (tmp_path / f"{name}.py").write_text(source.replace("ROWS", str(rows)))
+        return spec(Choice("callable", {"batch_size": 16, "model": f"{name}:model", "data": f"{name}:data"}))
+
+    after = 32 if change == "shorter data" else 96
+    run(kept(trial(96), tmp_path, 1), Channel(cut_at=5))
+    assert checkpoint.newest(tmp_path, UUID) is not None
+    resumed, unbroken = run(kept(trial(after), tmp_path, 2)), run(trial(after))
+    assert (resumed.status, resumed.test_loss, len(resumed.curve)) == ("completed", unbroken.test_loss, 2), (
+        resumed.error
+    )
 
 
 def test_a_checkpoint_of_a_version_with_other_points_is_of_no_use_either(

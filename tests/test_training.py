@@ -7,8 +7,10 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lrsearch import training
-from lrsearch.engine import run_trials
+from lrsearch.engine import GangRequest, prepare_all, run_trials, time_step
 from lrsearch.errors import (
     DataError,
     DeviceFaultError,
@@ -26,6 +28,7 @@ from lrsearch.errors import (
     WorkloadError,
 )
 from lrsearch.executors.inline import Inline
+from lrsearch.gang_choice import timings
 from lrsearch.optimizers import OPTIMIZERS as SETTINGS
 from lrsearch.range_test import evaluation_count
 from lrsearch.strategies.default_rate import USUAL_RATES
@@ -321,6 +324,45 @@ def test_schedule_free_equals_a_loop_written_by_hand_after_its_readme(callable_w
     assert result.validation_loss == pytest.approx(expected, rel=2e-3)
 
 
+NOISY = (
+    TABLE.replace("torch.nn.Linear(5, 2)", "torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2))")
+    + """
+import random
+import numpy as np
+
+class Noisy(torch.utils.data.Dataset):
+    def __init__(self, examples):
+        self.inputs, self.targets = examples
+        self.own = np.random.default_rng(0)
+    def __len__(self):
+        return len(self.inputs)
+    def __getitem__(self, index):
+        return self.inputs[index] + np.random.rand() + random.random() + self.own.random(), self.targets[index]
+
+def noisy():
+    train, test = data()
+    return Noisy(train), torch.utils.data.TensorDataset(*test), torch.utils.data.TensorDataset(*test)
+"""
+)
+
+
+def test_where_schedule_free_looks_at_training_batches_to_evaluate_no_later_one_is_another(
+    callable_workload: Any,
+) -> None:
+    workload = callable_workload(NOISY)
+    workload = replace(workload, settings={**workload.settings, "data": f"{workload.settings['data'][:-4]}noisy"})
+    device, losses = torch.device("cpu"), []
+    for evaluates in (False, True):
+        plan = TrainingPlan(1, Choice("schedulefree_sgd"), device="cpu")
+        one = training.new_run(training.load(workload, device, 0), plan, device, 0)
+        for step in range(4):
+            one.step(0.1)
+            if step == 1 and evaluates:
+                one.evaluate("validation")
+        losses.append(one.take_losses())
+    assert losses[0] == losses[1]
+
+
 def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prodigyopt", None)  # what Python itself does for a module that cannot be imported
     with pytest.raises(
@@ -509,6 +551,37 @@ def test_a_model_that_raises_is_a_failed_trial_that_names_the_users_line(callabl
         prepare(callable_workload(source), TrainingPlan(1, SGD, device="cpu"), 0)
 
 
+LATE = """
+    class Late(torch.nn.Linear):
+        seen = 0
+        def forward(self, inputs):
+            self.seen += self.training
+            if self.seen > 4:
+                raise KIND("no more steps today")
+            return super().forward(inputs)
+    return Late(5, 2)"""
+
+
+@pytest.mark.parametrize("kind", ["RuntimeError", "SystemExit"])
+def test_what_a_workload_raises_while_its_steps_are_timed_is_no_fault_of_ours(
+    callable_workload: Any, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path))
+    workload = callable_workload(TABLE.replace("return torch.nn.Linear(5, 2)", LATE.replace("KIND", kind)))
+    plan = TrainingPlan(1, SGD, device="cpu")
+    timing: list[Callable[[], object]] = [
+        partial(prepare_all, [(workload, plan)], 0, [GangRequest(workload, plan, 8, 8, 1, 1000.0)], 1000.0),
+        partial(time_step, workload, plan, 0, 1),
+        partial(timings, workload, plan, 0, (2,)),
+        partial(probe, workload, plan, 0),
+    ]
+    for work in timing:
+        with pytest.raises(
+            WorkloadError, match=rf"first training steps: {kind}: no more steps today \(.*, in forward\)"
+        ):
+            work()
+
+
 def test_a_device_that_stops_at_a_fault_is_no_result_and_ends_a_process_that_trains_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -547,6 +620,51 @@ def test_what_says_that_memory_is_short(error: Exception, expected: bool) -> Non
 def test_a_model_that_exits_does_not_take_the_study_with_it(callable_workload: Any) -> None:
     source = TABLE.replace("return torch.nn.Linear(5, 2)", "raise SystemExit(3)")
     assert run(spec(workload=callable_workload(source))).status == "failed"
+    exits = """
+    class Exiting(torch.nn.Linear):
+        def forward(self, inputs):
+            if self.training:
+                raise SystemExit(3)
+            return super().forward(inputs)
+    return Exiting(5, 2)"""
+    workload = callable_workload(TABLE.replace("return torch.nn.Linear(5, 2)", exits))
+    with pytest.raises(WorkloadError, match=r"cannot take one training step: SystemExit: 3 \(.*, in forward\)"):
+        prepare(workload, TrainingPlan(1, SGD, device="cpu"), 0)
+
+
+REFUSING = (
+    TABLE.replace("torch.nn.Linear(5, 2)", "Layers()")
+    + """
+class Layers(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    def forward(self, inputs):
+        if WHERE == "model" and not self[0].weight.isfinite().all():
+            raise ValueError("no such weights")
+        return super().forward(inputs)
+def loss(outputs, targets):
+    if WHERE == "loss":
+        return -torch.distributions.Categorical(logits=outputs).log_prob(targets).mean()
+    return torch.nn.functional.cross_entropy(outputs, targets)
+"""
+)
+
+
+@pytest.mark.parametrize("where", ["model", "loss"])
+def test_where_model_or_loss_refuse_what_is_no_number_a_trial_that_diverges_is_still_a_result(
+    callable_workload: Any, where: str
+) -> None:
+    workload = callable_workload(REFUSING.replace("WHERE", repr(where)))
+    loss = str(workload.settings["model"]).replace(":model", ":loss")
+    workload = replace(workload, settings={**workload.settings, "loss": loss})
+    result = run(spec(1e20, workload=workload))
+    assert (result.status, result.error, len(result.curve)) == ("diverged", None, 1), result.error
+    assert result.diverged_step in (2, 3)
+    plan = RangeTestPlan(1e19, 1e20)
+    test = run(replace(spec(workload=workload), proposal=Proposal("range_test", range_test=plan)))
+    assert test.status == "completed", test.error
+    assert 0 < len(test.range_test) < plan.min_steps
+    assert test.range_test[-1].validation_loss is None
 
 
 def test_missing_data_stop_the_preparation_with_their_own_error(tmp_path: Any) -> None:

@@ -40,6 +40,8 @@ is cross-entropy and the metric accuracy. For anything else name your own, as mo
 
 Where a model returns (rows, 1) and targets have (rows,), a loss or metric that lets torch broadcast them, so that each
 output is compared with every target, is refused.
+Where outputs or weights are no finite numbers any more, as at a rate that is far too high, the trial has diverged: the
+metric is not asked, and what loss or model raise by then is no error.
 
 torchmetrics has most metrics of the field, and is installed with lrsearch:
 

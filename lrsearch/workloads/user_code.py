@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrsearch.errors import WorkloadError, did_you_mean, typed
+from lrsearch.errors import LrsearchError, WorkloadError, did_you_mean, typed
 from lrsearch.interfaces import CODE_COPY_VARIABLE
 
 FOREIGN = tuple(
@@ -107,6 +107,20 @@ def blamed_on(what: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         raise _raised(what, error) from error
+
+
+@contextmanager
+def blamed_on_workload(name: str) -> Iterator[None]:
+    """Turn whatever a workload raises inside, which has taken its first steps before, into a WorkloadError."""
+    try:
+        yield
+    except LrsearchError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise WorkloadError(
+            f"The workload {name!r} cannot take more than its first training steps: {words_of(error, 500)}"
+            f"{user_line(error)}"
+        ) from error
 
 
 @contextmanager
