@@ -117,7 +117,7 @@ class Snapshot:
             return list(item.values())
         if type(item) is list:
             self._undo.append(partial(_refill_list, item, list(item)))
-        elif type(item) in (set, deque):
+        elif isinstance(item, set | deque):
             self._undo.append(partial(_refill, item, list(item)))
         elif type(item) is np.ndarray and item.flags.writeable:
             self._undo.append(partial(np.copyto, item, item.copy()))

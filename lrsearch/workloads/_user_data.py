@@ -365,7 +365,7 @@ def _tensor(value: object, where: str, first_row: int = 0) -> torch.Tensor:
     """Return `value` as a tensor with rows, all finite; float64 becomes float32."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):  # a plain array has what lies under the mask
         raise WorkloadError(
-            f"{where} must be there, but {np.ma.count_masked(value)} values are masked: fill or drop them."
+            f"{where} must be there, but {np.count_nonzero(value.mask)} values are masked: fill or drop them."
         )
     try:
         tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
