@@ -617,6 +617,7 @@ def compare(
     study_version: StudyVersion = None,
 ) -> None:
     """Compare two ways of a study: cost, test value, probability of improvement, the same budget."""
+    from rich.markup import escape
     from rich.table import Table
 
     from lrsearch.analysis.pair import compare_ways
@@ -627,7 +628,7 @@ def compare(
     table.add_column()
     table.add_column()
     for name, text in compare_ways(record, one, other):
-        table.add_row(name, text)
+        table.add_row(escape(name), escape(text))
     _print(table)
 
 
@@ -813,10 +814,12 @@ def _cells(way: WaySummary) -> dict[str, str]:
 
 
 def _mean(mean: Mean | None) -> str:
+    from lrsearch.analysis.wording import metric
+
     if mean is None:
         return "-"
-    spread = "" if mean.sd is None else f" ± {mean.sd:.4f}"
-    return f"{mean.value:.4f}{spread} (n={mean.count})"
+    spread = "" if mean.sd is None else f" ± {metric(mean.sd)}"
+    return f"{metric(mean.value)}{spread} (n={mean.count})"
 
 
 def _outcome(record: StudyRecord, database: str, page: Path) -> dict[str, Any]:
@@ -929,6 +932,10 @@ def main() -> None:
             exit_code = getattr(end.__context__.__context__, "exit_code", 0)
             raise SystemExit(exit_code) from None
         raise
+    finally:
+        if "--json" in sys.argv[1:]:  # what a study's own code has still to say at the end is no part of the document
+            with suppress(OSError):
+                os.dup2(2, 1)
 
 
 def _leave(exit_code: int) -> None:

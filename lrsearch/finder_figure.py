@@ -64,7 +64,7 @@ def _line(points: Sequence[RangeTestPoint], signal: str, color: str, yaxis: str)
         name=name,
         showlegend=yaxis == "y",
         line={"color": color, "width": 1.8},
-        hovertemplate=f"{name} %{{y:.4f}} at rate %{{x:.3g}}<extra></extra>",
+        hovertemplate=f"{name} %{{y:.4r}} at rate %{{x:.3g}}<extra></extra>",
     )
 
 

@@ -187,9 +187,10 @@ def judge(
     """Return the verdict on a study's range test, from the first of its signals that can tell; `signal` names it.
 
     That is the validation metric; where it has too few points or no room to rise, the validation loss; then the
-    training loss. Passed over: what was never measured, and a metric that leaves 0..1 or should be low. A test that
-    stopped before `plan.high` is non-finite where it stopped, for the signals that are not measured at every step. The
-    bounds do not depend on `bootstrap`; the intervals, and with them confidence and advice, do.
+    training loss. Passed over: what was never measured, and a metric that leaves 0..1, should be low, or is no number
+    before anything is learned while the loss is one, as a precision without answers. A test that stopped before
+    `plan.high` is non-finite where it stopped, for the signals that are not measured at every step. The bounds do not
+    depend on `bootstrap`; the intervals, and with them confidence and advice, do.
     """
     verdict = _silent("too_short", "train_loss")
     for signal in get_args(Signal):
@@ -208,7 +209,8 @@ def judge(
             optimizer=optimizer_name,
         )
         verdict = replace(found, signal=signal)
-        if verdict.status not in ("too_short", "metric_saturated"):
+        no_number = is_metric and found.status == "diverges_at_once" and _has_loss(points, found.nonfinite_lr)
+        if not no_number and found.status not in ("too_short", "metric_saturated"):
             break
     return verdict
 
@@ -729,6 +731,11 @@ def _signal(points: Sequence[RangeTestPoint], signal: Signal, high: float) -> tu
 def _is_measured(points: Sequence[RangeTestPoint], signal: Signal) -> bool:
     """Return whether the test measured the signal; the training loss always is, and None where it is not finite."""
     return signal == "train_loss" or any(getattr(point, signal) is not None for point in points)
+
+
+def _has_loss(points: Sequence[RangeTestPoint], rate: float | None) -> bool:
+    """Return whether the validation loss was a number at this rate."""
+    return any(point.learning_rate == rate and point.validation_loss is not None for point in points)
 
 
 def _is_share(values: Sequence[float | None], facts: WorkloadFacts) -> bool:

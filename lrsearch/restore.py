@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -42,10 +42,11 @@ def untouched(
     """Undo everything that the block does to these, also when it ends in an exception or by Ctrl-C.
 
     Put back, bit for bit and in the same tensor objects: parameters, buffers, `.grad`, requires_grad, train flags and
-    plain attributes of all modules; state and groups of the optimizer; the scaler; the generators of torch, CUDA, MPS,
-    numpy and python. Of each of `generators` the same: a torch, numpy or random generator, or a DataLoader, whose own
-    generator, samplers and data set are searched for them. Copies lie on the device of their originals, or on
-    `keep_copies_on`. Not seen: what lies outside these objects, and batches taken from a one-shot iterator.
+    attributes of all modules, with what lists, dicts, sets, deques and numpy arrays among them hold; state and groups
+    of the optimizer; the scaler; the generators of torch, CUDA, MPS, numpy and python. Of each of `generators` the
+    same: a torch, numpy or random generator, or a DataLoader, whose own generator, samplers and data set are searched
+    for them. Copies lie on the device of their originals, or on `keep_copies_on`. Not seen: what lies outside these
+    objects, what an attribute of another class of yours holds, and batches taken from a one-shot iterator.
     """
     snapshot = Snapshot(model, optimizer, scaler, generators=generators, keep_copies_on=keep_copies_on)
     try:
@@ -91,7 +92,7 @@ class Snapshot:
             self.restore()
 
     def _keep(self, thing: object) -> None:
-        """Remember tensors by content, modules, optimizers, scalers, dicts and lists by members, all else by name."""
+        """Remember tensors and arrays by content, modules, optimizers and collections by members, all else by name."""
         waiting = [thing]
         while waiting:
             item = waiting.pop()
@@ -110,13 +111,17 @@ class Snapshot:
             return [vars(item), *item.parameters(recurse=False), *item.buffers(recurse=False)]
         if isinstance(item, torch.optim.Optimizer | torch.amp.GradScaler):
             return [vars(item)]
-        if type(item) in (dict, OrderedDict, defaultdict):
+        if type(item) in (dict, OrderedDict, defaultdict, Counter):
             assert isinstance(item, dict)
             self._undo.append(partial(_refill_dict, item, dict(item)))
             return list(item.values())
         if type(item) is list:
             self._undo.append(partial(_refill_list, item, list(item)))
-        return list(item) if isinstance(item, list | tuple) else ()
+        elif isinstance(item, set | deque):
+            self._undo.append(partial(_refill, item, list(item)))
+        elif type(item) is np.ndarray and item.flags.writeable:
+            self._undo.append(partial(np.copyto, item, item.copy()))
+        return list(item) if isinstance(item, list | tuple | set | deque) else ()
 
     def _keep_tensor(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Remember content, requires_grad and grad, and return the grad."""
@@ -216,6 +221,12 @@ def _refill_dict(container: dict[Any, Any], before: dict[Any, Any]) -> None:
 def _refill_list(container: list[Any], before: list[Any]) -> None:
     if not _same_members(container, before):
         container[:] = before
+
+
+def _refill(container: set[Any] | deque[Any], before: list[Any]) -> None:
+    if not _same_members(list(container), before):
+        container.clear()
+        (container.update if isinstance(container, set) else container.extend)(before)
 
 
 def _same_members(now: list[Any], before: list[Any]) -> bool:

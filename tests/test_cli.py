@@ -18,7 +18,8 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from lrsearch import __main__, cli
+from lrsearch.analysis import Mean
 from lrsearch.cli import EXIT_CODES
 from lrsearch.config import load_study
 from lrsearch.errors import LrsearchError
+from lrsearch.trial import StudyRecord
+from tests.records import FACTS, make_record
 from tests.test_config import install_plug_in
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
@@ -583,6 +587,17 @@ def test_what_a_study_s_own_code_prints_does_not_mix_with_the_json_document(
     assert capfd.readouterr() == ("{}\n", "loading\nfrom compiled code\nfrom a program\nkept\n")
 
 
+def test_what_a_study_s_own_code_prints_at_the_very_end_does_not_either(tmp_path: Path) -> None:
+    program = (
+        "import atexit, sys; from lrsearch import cli; run = cli.app\n"
+        "def app(): atexit.register(print, 'bye'); run()\n"
+        "cli.app = app; sys.argv[1:] = ['run-study', 'nix.yaml', '--json']; cli.main()"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert json.loads(answer.stdout)["exit_code"] == answer.returncode == 2
+    assert answer.stderr.endswith("\nbye\n")
+
+
 def test_the_report_goes_where_it_was_asked_for_also_where_the_study_s_code_changes_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -942,6 +957,25 @@ def test_two_ways_are_compared_in_the_terminal(copied: Path) -> None:
         assert words in answer.stdout
     wrong = lrsearch(copied, "compare", "tiny", "clr", "gird")
     assert (wrong.returncode, "Did you mean 'grid'?" in wrong.stderr) == (2, True)
+
+
+def test_a_metric_of_the_user_s_is_text_in_the_terminal_and_shown_in_its_own_digits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its name may look like rich's markup, and not every metric is an accuracy."""
+    made = make_record(seeds=(0, 1))
+    record = replace(made, facts=replace(FACTS, metric="mse [/%]"))
+
+    class Kept:
+        def record(self, *_: object, **__: object) -> StudyRecord:
+            return record
+
+    monkeypatch.setattr(cli, "_existing", lambda database: nullcontext(Kept()))
+    for arguments in (["show", "digits"], ["compare", "digits", "clr", "grid"]):
+        answer = CliRunner().invoke(cli.app, arguments)
+        assert (answer.exit_code, "mse [/%]" in answer.output) == (0, True)
+    assert cli._mean(Mean(3.14159e-05, 2e-07, 3)) == "0.0000314 ± 2.00e\u221207 (n=3)"
+    assert cli._mean(Mean(1234567.8, 1234.5, 3)) == "1\u2009234\u2009568 ± 1\u2009234.5 (n=3)"
 
 
 def test_several_studies_make_one_page(copied: Path) -> None:

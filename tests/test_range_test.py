@@ -558,6 +558,14 @@ def test_a_saturated_metric_leaves_the_validation_loss() -> None:
     assert (verdict.signal, verdict.status) == ("validation_loss", "ok")
 
 
+def test_a_metric_that_is_no_number_before_anything_is_learned_leaves_the_validation_loss() -> None:
+    """Such as a precision while nothing is answered: 0 / 0."""
+    undefined = [p if p.learning_rate > 3e-5 else replace(p, validation_metric=None) for p in points()]
+    assert undefined[3].validation_loss is not None
+    verdict = judge(undefined, FACTS, PLAN, "sgd")
+    assert (verdict.signal, verdict.status) == ("validation_loss", "ok")
+
+
 def test_a_metric_that_never_learns_is_not_overruled_by_a_loss() -> None:
     verdict = judge(points(shape=Shape(gain=0.0)), FACTS, PLAN, "sgd")
     assert (verdict.signal, verdict.status) == ("validation_metric", "never_learns")

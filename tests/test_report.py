@@ -392,6 +392,20 @@ def test_a_browser_draws_all_figures_in_silence(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 380])
+def test_no_long_word_passes_the_end_of_its_column(browser: Browser, tmp_path: Path, width: int) -> None:
+    """Such as the SHA-256 of the weights that a study starts from."""
+    made = make_record({way: SEVEN_WAYS[way] for way in ("grid", "clr")})
+    words = f"digits, model mlp, starting from weights.pt (sha256 {'9f86d081' * 8}, new: head.*)"
+    record = replace(made, facts=replace(some(made.facts), description=words, metric="multiclass_" * 6))
+    page, _ = opened(browser, write_report(record, tmp_path / "page.html"), width=width)
+    beyond = """[...document.querySelectorAll('.facts dd, h1, .headline, .sentences li, figcaption')].filter(
+        one => one.scrollWidth > one.clientWidth).map(one => one.textContent)"""
+    assert page.evaluate(beyond) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.slow
 def test_on_a_telephone_no_legend_scrolls_however_few_ways_there_are(browser: Browser, tmp_path: Path) -> None:
     record = make_record({way: SEVEN_WAYS[way] for way in ("grid", "clr")})
     page, _ = opened(browser, write_report(record, tmp_path / "page.html"), width=380)

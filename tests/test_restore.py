@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import random
 import weakref
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -140,6 +142,27 @@ def test_nothing_that_is_done_inside_outlives_the_block(
     assert fingerprint(model, optimizer, scaler) == before
     assert model.calls == calls
     assert [id(kept) for kept in model.seen] == [id(kept) for kept in seen]
+
+
+def test_what_a_model_counts_in_collections_and_arrays_is_put_back() -> None:
+    held: dict[str, Any] = {
+        "counts": Counter(a=1),
+        "seen": {1, 2},
+        "last": deque([1, 2], maxlen=3),
+        "usage": np.arange(3.0),
+        "fixed": np.zeros(2),
+    }
+    held["fixed"].flags.writeable = False
+    model = nn.Linear(2, 2)
+    vars(model).update(held)
+    before = copy.deepcopy(held)
+    with untouched(model):
+        held["counts"].update("ab")
+        held["seen"].add(3)
+        held["last"].extend([3, 4])
+        held["usage"] += 1
+    assert all(getattr(model, name) is one for name, one in held.items())
+    assert {**held, "usage": held["usage"].tolist(), "fixed": 0} == {**before, "usage": [0.0, 1.0, 2.0], "fixed": 0}
 
 
 @pytest.mark.parametrize("name", sorted(VANDALS))

@@ -96,8 +96,9 @@ def ladder_of(record: StudyRecord) -> list[float]:
     best = (max if higher else min)(curve[-1][1] for curve in curves)
     chance = record.facts.chance if record.facts else None
     start = (min if higher else max)(curve[0][1] for curve in curves) if chance is None else chance
-    rungs = {start + share * (best - start) for share in GAIN_SHARES} | ({target} if target is not None else set())
-    return sorted(rungs, reverse=not higher)
+    # The last one is the best itself, which rounding may miss.
+    rungs = {best if share == 1 else start + share * (best - start) for share in GAIN_SHARES}
+    return sorted(rungs | ({target} if target is not None else set()), reverse=not higher)
 
 
 def chance_level(record: StudyRecord) -> float | None:

@@ -84,7 +84,7 @@ def new_figure(*, x: str, y: str, height: int = 420, **layout: Any) -> go.Figure
             "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
             "hovermode": "closest",
             "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
-            "xaxis": axis(x),
+            "xaxis": {**axis(x), "tickformat": ""},
             "yaxis": axis(y),
             **layout,
         }
@@ -99,6 +99,7 @@ def axis(title: str) -> dict[str, Any]:
         "linecolor": "rgba(128,128,128,0.5)",
         "zeroline": False,
         "automargin": True,
+        "tickformat": ",.8~g",  # by itself plotly writes a rate or a metric of 0.000005 as 5µ
         "ticks": "outside",
         "ticklen": 4,
         "tickcolor": "rgba(128,128,128,0.5)",

@@ -124,7 +124,7 @@ def _band(line: Lines, style: WayStyle) -> list[go.Scatter]:
             y=band.median,
             mode="lines",
             line={**way_line(style), "shape": "hv"},
-            hovertemplate="median of the searches: %{y:.4f} at %{x:,.3r} s",
+            hovertemplate="median of the searches: %{y:.4r} at %{x:,.3r} s",
             **of_way(line.key),
         ),
     ]
@@ -151,7 +151,7 @@ def _ends(line: Lines, style: WayStyle) -> go.Scatter:
         mode="markers",
         marker={"symbol": style.symbol, "size": 10, "color": style.faint(0.85)},
         customdata=[search.seed for search in line.searches],
-        hovertemplate="seed %{customdata} ended: %{y:.4f} for %{x:,.3r} s",
+        hovertemplate="seed %{customdata} ended: %{y:.4r} for %{x:,.3r} s",
         **of_way(line.key),
     )
 
@@ -193,7 +193,7 @@ def _misses(line: Lines, style: WayStyle, target: float, edge: float) -> go.Scat
         mode="markers",
         marker={"symbol": f"{style.symbol}-open", "size": 10, "color": style.color, "line": {"width": 1.5}},
         customdata=[search.seed for search in missed],
-        hovertemplate="seed %{customdata} never reached the target; it ended at %{y:.4f}",
+        hovertemplate="seed %{customdata} never reached the target; it ended at %{y:.4r}",
         **of_way(line.key),
     )
 

@@ -30,7 +30,7 @@ def draw(record: StudyRecord) -> go.Figure | None:
         style = styles[summary.clr]
         figure.add_trace(legend_entry(summary.clr, style))
         across = {"x": [1, max(longest, 2)], "y": [clr.value] * 2, "mode": "lines", "line": way_line(style)}
-        figure.add_trace(go.Scatter(**across, hovertemplate="one run: %{y:.4f}", **of_way(summary.clr)))
+        figure.add_trace(go.Scatter(**across, hovertemplate="one run: %{y:.4r}", **of_way(summary.clr)))
         values.append(clr.value)
     figure.update_yaxes(range=padded(values))
     return figure
@@ -44,7 +44,7 @@ def _line(key: str, means: list[Mean], style: WayStyle) -> go.Scatter:
         mode="lines+markers" if few else "lines",
         line=way_line(style),
         marker={"symbol": style.symbol, "size": 7},
-        hovertemplate="best of %{x}: %{y:.4f}",
+        hovertemplate="best of %{x}: %{y:.4r}",
         **of_way(key),
     )
 

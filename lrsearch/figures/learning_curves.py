@@ -83,7 +83,7 @@ def draw(record: StudyRecord) -> go.Figure | None:
 
 def _band(key: str, band: Band, style: WayStyle) -> list[go.Scatter]:
     edge: dict[str, Any] = {"x": band.epochs, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", **of_way(key)}
-    hover = "median at epoch %{x:.4~g}: %{y:.4f}"
+    hover = "median at epoch %{x:.4~g}: %{y:.4r}"
     mode = "lines" if len(band.epochs) > 1 else "markers"
     return [
         go.Scatter(y=band.low, **edge),

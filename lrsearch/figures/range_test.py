@@ -103,7 +103,7 @@ def _line(test: RangeTest, which: str, yaxis: str, style: WayStyle, bold: bool) 
         yaxis=yaxis,
         mode="lines",
         line=way_line(style, faint=not bold, width=1.8 if bold else 1.0),
-        hovertemplate=f"seed {test.trial.seed}: %{{y:.4f}} at rate %{{x:.3g}}<extra></extra>",
+        hovertemplate=f"seed {test.trial.seed}: %{{y:.4r}} at rate %{{x:.3g}}<extra></extra>",
     )
 
 

@@ -93,7 +93,7 @@ def _draw_range_test(figure: go.Figure, test: RangeTest, style: WayStyle, low: f
             line={"color": style.faint(0.7), "width": 1.4},
             name="range test",
             showlegend=True,
-            hovertemplate="range test at rate %{x:.3g}: %{y:.4f}",
+            hovertemplate="range test at rate %{x:.3g}: %{y:.4r}",
         )
     )
     shade_bounds(figure, test.verdict, style)
@@ -137,7 +137,7 @@ def _models(key: str, trials: Sequence[TrialRecord], style: WayStyle, low: float
         y=[min(max(value, low), high) for _, value in shown],
         customdata=[[trial.seed, trial.number, trial.status, value] for trial, value in shown],
         hovertemplate="seed %{customdata[0]}, trial %{customdata[1]}: rate %{x:.3g}, "
-        "%{customdata[3]:.4f} (%{customdata[2]})",
+        "%{customdata[3]:.4r} (%{customdata[2]})",
         mode="markers",
         marker={"symbol": style.symbol, "size": 8, "color": style.faint(0.8)},
         **of_way(key),

@@ -33,6 +33,8 @@ class Stage(Settings):
             raise ValueError("needs a name")
         if {"stepsize_epochs", "warmup_epochs"} & values.keys() or values["name"] == "staged":
             raise ValueError("a stage has whole cycles, no warm-up and no stages: give cycles instead")
+        if {"base_momentum", "max_momentum"} & values.keys():
+            raise ValueError("the momentum of stages is that of the optimizer: remove base_momentum and max_momentum")
         try:
             schedule_settings(values["name"]).model_validate(values)
         except UnknownNameError as error:

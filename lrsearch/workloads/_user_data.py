@@ -363,6 +363,10 @@ def _unshared(tensor: torch.Tensor) -> torch.Tensor:
 
 def _tensor(value: object, where: str, first_row: int = 0) -> torch.Tensor:
     """Return `value` as a tensor with rows, all finite; float64 becomes float32."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):  # a plain array has what lies under the mask
+        raise WorkloadError(
+            f"{where} must be there, but {np.count_nonzero(value.mask)} values are masked: fill or drop them."
+        )
     try:
         tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
     except (TypeError, ValueError) as error:
@@ -372,10 +376,12 @@ def _tensor(value: object, where: str, first_row: int = 0) -> torch.Tensor:
         ) from error
     if tensor.layout != torch.strided:
         raise WorkloadError(f"{where} must be dense, got a tensor of layout {tensor.layout}: use .to_dense().")
-    if tensor.ndim == 0 or len(tensor) == 0:
-        raise WorkloadError(f"{where} must have one row per example, got shape {tuple(tensor.shape)}.")
-    bad = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
-    if bad.any():
+    with blamed_on(f"{where}: looking at them"):  # nested, quantized, without a device
+        if tensor.ndim == 0 or tensor.numel() == 0:
+            raise WorkloadError(f"{where} must have one row per example, got shape {tuple(tensor.shape)}.")
+        bad = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+        any_bad = bool(bad.any())
+    if any_bad:
         raise WorkloadError(
             f"{where} must be finite, but row {first_row + int(bad.nonzero()[0])} is the first that holds NaN or "
             "infinity: fill or drop such rows."

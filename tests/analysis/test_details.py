@@ -52,6 +52,14 @@ def test_the_ladder_has_the_studys_own_target_and_ends_at_the_best_value_seen(re
         assert hits == sorted(hits, reverse=True)
 
 
+def test_the_last_rung_is_the_best_value_itself_however_sums_are_rounded() -> None:
+    """0.3 + (0.9 - 0.3) is more than 0.9: the way that has that would never have reached it."""
+    record = plain_record({"clr": {0: [PlainTrial(1.0, 0.9, 0.9)]}}, target=None)
+    assert record.facts is not None
+    [*_, last] = details.target_ladder(replace(record, facts=replace(record.facts, chance=0.3)))["clr"]
+    assert (last.target, last.reach.reached) == (0.9, 1)
+
+
 def test_a_grids_orders_are_those_of_running_its_trials_in_every_order() -> None:
     """Five points, one of which reaches 0.95 at its only evaluation."""
     points = [PlainTrial(s, v, v) for s, v in ((3.0, 0.2), (2.0, 0.96), (4.0, 0.5), (1.0, 0.97), (5.0, 0.1))]

@@ -438,3 +438,11 @@ def test_a_run_of_a_single_epoch_is_seen_among_the_learning_curves() -> None:
 )
 def test_the_caption_of_the_schedules_counts_the_thin_lines(seeds: list[int], words: str) -> None:
     assert words in FIGURES["schedules"].caption(make_record(seeds=seeds))
+
+
+def test_no_rate_or_metric_on_an_axis_has_a_prefix_of_units() -> None:
+    """By itself plotly writes 0.000005 as 5µ."""
+    layouts = [figure.to_dict()["layout"] for drawing in FIGURES.values() if (figure := drawing(make_record()))]
+    axes = [one for layout in layouts for name, one in layout.items() if name.startswith("yaxis") and "title" in one]
+    assert len(axes) > len(layouts)
+    assert all(axis["tickformat"] == ",.8~g" or "ticktext" in axis for axis in axes)

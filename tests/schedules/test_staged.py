@@ -79,6 +79,7 @@ def test_a_run_of_stages_ends_with_a_whole_cycle_and_wastes_little(
         ({"schedule": {"name": "triangular", "cycle": 2}}, "cycle: Extra inputs are not permitted"),
         ({"schedule": {"name": "triangular", "stepsize_epochs": 2}}, "give cycles instead"),
         ({"schedule": {"name": "staged"}}, "no stages"),
+        ({"schedule": {"name": "triangular", "base_momentum": 0.8, "max_momentum": 0.9}}, "remove base_momentum"),
         ({"schedule": {"name": "constant"}, "share": 0}, "greater than 0"),
         ({"schedule": {"name": "constant"}, "share": 1e308}, "less than or equal to 1000000000"),
     ],

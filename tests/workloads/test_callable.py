@@ -497,6 +497,22 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         {"data": "own"},
         r"train: inputs must be finite, but row 17 is the first that holds NaN or infinity",
     ),
+    "masked inputs": (
+        "def own():\n    inputs, targets = table()\n"
+        "    return (np.ma.masked_greater(inputs.numpy(), 2.0), targets), table(50)",
+        {"data": "own"},
+        r"train: inputs must be there, but \d+ values are masked: fill or drop them",
+    ),
+    "inputs without a device": (
+        "def own():\n    return (table()[0].to('meta'), table()[1]), table(50)",
+        {"data": "own"},
+        r"train: inputs: looking at them raised RuntimeError: ",
+    ),
+    "no columns": (
+        "def own():\n    return (torch.zeros(200, 0), table()[1]), table(50)",
+        {"data": "own"},
+        r"train: inputs must have one row per example, got shape \(200, 0\)",
+    ),
     "NaN in a Dataset": (
         "def own():\n    rows = Rows(600, 0)\n    rows.inputs[300, 2] = torch.nan\n    return rows, Rows(50, 1)",
         {"data": "own"},
