@@ -22,6 +22,7 @@ from lrsearch.storage import engine as engine_module
 from lrsearch.storage.engine import make_engine, parse_url, writer
 from lrsearch.storage.schema import attempt, curve_point, event, phase, study, trial
 from lrsearch.storage.store import Beat, Begun, Claim, End, Store, open_store, this_owner
+from lrsearch.storage.upkeep import Lease
 from lrsearch.trial import Bills, StudyRecord, TrialRecord
 from tests.records import make_record, some
 from tests.storage.bulk import write_record
@@ -236,6 +237,22 @@ class TestLease:
         store.acquire(row.id, "elsewhere:2:2:2", 60.0)
         with pytest.raises(StudyBusyError, match="process 2 on elsewhere"):
             store.acquire(row.id, OWNER, 60.0)
+
+    def test_a_lease_that_another_process_had_meanwhile_is_lost_also_when_that_has_ended(self, store: Store) -> None:
+        """Else its old holder would go on by what it remembers, and run again what the other one has run."""
+        row = store.create_study("digits", CONFIG, "a")
+        lease = Lease(store, row.id, print)
+        lease.owner = OWNER  # that of a process elsewhere
+        lease.take()
+        lease._renew()
+        lease.check()
+        store.release(row.id, OWNER)  # as if it had run out
+        for _ in range(2):
+            lease._renew()
+            with pytest.raises(StudyBusyError, match="'digits' was taken over by another process"):
+                lease.check()
+        with pytest.raises(StorageError, match="fenced off: study 'digits' has no holder"):
+            begin(store, row)
 
     def test_whoever_waits_learns_of_a_failure_since_then_and_of_none_before(self, store: Store) -> None:
         row = store.create_study("digits", CONFIG, "a")
