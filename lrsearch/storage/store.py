@@ -311,10 +311,16 @@ class Store:
         last = self._read(lambda connection: connection.scalar(failures.order_by(event.c.id.desc()).limit(1)))
         return last["error"] if last is not None and last["turn"] >= turn else None
 
-    def finish_study(self, study_id: int) -> None:
+    def finish_study(self, study_id: int, owner: str) -> None:
+        """Store that all is done. Raises StorageError unless `owner` holds it: another one may have extended it."""
         statement = sa.update(study).where(study.c.id == study_id, study.c.finished_at.is_(None))
         now = datetime.now(UTC)
-        self._write(lambda connection: connection.execute(statement.values(finished_at=now)))
+
+        def work(connection: Connection) -> None:
+            check_holder(connection, study_id, owner)
+            connection.execute(statement.values(finished_at=now))
+
+        self._write(work)
 
     # The study's lease
 

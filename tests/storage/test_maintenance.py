@@ -34,7 +34,7 @@ def database(tmp_path: Path) -> Path:
                     store,
                     store.begin_trials(study.id, [Claim("grid", seed, CONSTANT)], owner=this_owner(), versions={})[0],
                 )
-        store.finish_study(study.id)
+        store.finish_study(study.id, this_owner())
         store.release(study.id, this_owner())
         record = store.record("digits")
     mirror = OptunaMirror(f"sqlite:///{path}")

@@ -166,7 +166,8 @@ class TestStudies:
 
     def test_an_extension_opens_the_study_again_and_keeps_the_old_file(self, store: Store) -> None:
         first = store.create_study("digits", CONFIG, "a")
-        store.finish_study(first.id)
+        store.acquire(first.id, OWNER, 60.0)
+        store.finish_study(first.id, OWNER)
         assert store.record("digits").finished
         extended = store.extend_study(first.id, {**CONFIG, "seeds": [0, 1, 2]}, "b")
         assert (extended.config["seeds"], extended.fingerprint, extended.finished) == ([0, 1, 2], "b", False)
@@ -182,10 +183,10 @@ class TestStudies:
         assert abs(datetime.now(UTC) - event.at) < timedelta(seconds=60)
 
     def test_finishing_twice_keeps_the_first_time(self, store: Store, engine: sa.Engine) -> None:
-        row = store.create_study("digits", CONFIG, "a")
-        store.finish_study(row.id)
+        row = held_study(store)
+        store.finish_study(row.id, OWNER)
         first = _execute(engine, sa.select(study.c.finished_at))
-        store.finish_study(row.id)
+        store.finish_study(row.id, OWNER)
         assert _execute(engine, sa.select(study.c.finished_at)) == first
 
     def test_an_unknown_study_lists_the_known_ones(self, store: Store) -> None:
@@ -300,6 +301,16 @@ class TestLease:
         with pytest.raises(StorageError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
             begin(store, row)
         assert _count(engine, trial) == 0
+
+    def test_who_lost_the_study_does_not_finish_it_either(self, store: Store) -> None:
+        """Its new holder may have extended it: what that has still to run would never run."""
+        row = store.create_study("digits", CONFIG, "a")
+        store.acquire(row.id, OWNER, 0.0)
+        store.acquire(row.id, "elsewhere:2:2:2", 60.0)
+        store.extend_study(row.id, {**CONFIG, "seeds": [0, 1, 2]}, "b")
+        with pytest.raises(StorageError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
+            store.finish_study(row.id, OWNER)
+        assert not store.record("digits").finished
 
     def test_each_sign_of_life_prolongs_the_leases(self, store: Store, engine: sa.Engine) -> None:
         row = held_study(store)
