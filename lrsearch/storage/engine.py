@@ -138,10 +138,10 @@ NETWORK_FILE_SYSTEMS = frozenset(
 def file_system_of(path: Path, mounts: str) -> str:
     """Return the type of file system that `path` (resolved) lies on; `mounts` is Linux's /proc/self/mountinfo."""
     found, kind = Path("/"), ""
-    for line in mounts.splitlines():
+    for line in filter(None, mounts.split("\n")):
         before, _, after = line.partition(" - ")
         # A space is written \040, in octal as all bytes that would end the field.
-        mount = Path(before.split()[4].encode().decode("unicode_escape").encode("latin-1").decode())
+        mount = Path(os.fsdecode(os.fsencode(before.split(" ")[4]).decode("unicode_escape").encode("latin-1")))
         if path.is_relative_to(mount) and mount.is_relative_to(found):
             found, kind = mount, after.split()[0]
     return kind
@@ -150,7 +150,7 @@ def file_system_of(path: Path, mounts: str) -> str:
 def _refuse_network_file_systems(path: Path) -> None:
     """Raise StorageError where two machines can both believe to hold SQLite's lock; its WAL needs shared memory too."""
     try:
-        mounts = Path("/proc/self/mountinfo").read_text()
+        mounts = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())  # names of mounts need not be UTF-8
     except OSError:  # not Linux
         return
     kind = file_system_of(Path(os.path.realpath(path)).parent, mounts)

@@ -178,6 +178,13 @@ def test_the_nearest_mount_says_which_file_system(path: str, kind: str) -> None:
     assert file_system_of(Path(path), MOUNTS) == kind
 
 
+def test_a_mount_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = MOUNTS.encode() + b"32 22 0:42 /\xc2\xa0x /m\xe9\xe2\x80\xa8y rw,relatime - cifs //server/x rw\n"
+    assert file_system_of(Path(os.fsdecode(b"/m\xe9\xe2\x80\xa8y/x")), os.fsdecode(named)) == "cifs"
+    monkeypatch.setattr(Path, "read_bytes", lambda path: named)
+    engine_module.check_sqlite_file(tmp_path / "x.db", must_exist=False)
+
+
 def test_sqlite_on_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = file_system_of(tmp_path.resolve(), Path("/proc/self/mountinfo").read_text())
     assert here not in ("", "nfs4")
