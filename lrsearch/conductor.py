@@ -28,7 +28,7 @@ from lrsearch.analysis import wording
 from lrsearch.analysis.confirm import confirmations_wanted
 from lrsearch.config import StudyConfig
 from lrsearch.engine import run_trials
-from lrsearch.errors import LrsearchError, MachineLostError, StudyFailedError, WorkerDiedError
+from lrsearch.errors import LrsearchError, MachineLostError, StorageError, StudyFailedError, WorkerDiedError
 from lrsearch.interfaces import (
     Executor,
     Observer,
@@ -541,7 +541,9 @@ class Conductor:
         try:
             with every(LEASE_SECONDS, self._reconcile, "reconciler"):
                 return self._run()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, StorageError):  # what is left to write must not wait as long for each slot again
+                self._store.absence.is_given_up = True
             self._cut_short()
             raise
         finally:
@@ -630,14 +632,10 @@ class Conductor:
         return charged_seconds(solo.phases(turn.proposal.stage, steps, evaluations, {}))
 
     def _next_turn(self) -> Turn | None:
-        turn = self._turns.next()
-        if turn is not None or not self._config.confirmation_seeds or any(slot.running for slot in self._slots):
-            if turn is None and self._confirmations:
-                return self._confirmations.popleft()
-            return turn
-        if self._confirmations is None:
-            self._confirmations = deque(self._confirm(self._config.confirmation_seeds))
-        return self._confirmations.popleft() if self._confirmations else None
+        turn, fresh = self._turns.next(), self._config.confirmation_seeds
+        if turn is None and fresh and self._confirmations is None and not any(slot.running for slot in self._slots):
+            self._confirmations = deque(self._confirm(fresh))
+        return self._confirmations.popleft() if turn is None and self._confirmations else turn
 
     def _confirm(self, count: int) -> Iterator[Turn]:
         """Yield what trains again what each search chose, with `count` fresh seeds that all ways share."""
@@ -830,7 +828,6 @@ class Conductor:
         if isinstance(error, MachineLostError):  # the seconds until that was noticed are nobody's
             running.done = max(slot.boundary, running.done - error.silent_seconds)
             running.machine_lost = True
-        slot.running = None
         count = len(running.attempts)
         held = (running.done - slot.boundary) / count
         results = running.future.result() if error is None else ()
@@ -839,7 +836,6 @@ class Conductor:
         own = sum(attempt.turn.thought_seconds for attempt in running.attempts)
         before = (running.started - slot.boundary - own) / count
         idle = held - (own + sum(result.billed_seconds for result in results)) / count
-        slot.boundary = running.done  # whatever may stop the study from here on, as a second Ctrl-C does
         ended = []
         for place, attempt in enumerate(running.attempts):
             if error is None:
@@ -850,6 +846,7 @@ class Conductor:
             else:
                 self._lose(attempt, held, error)
         finished = self._finish(ended) if ended else []
+        slot.running = None  # until here nobody may take its attempts for left behind
         self._budget.spend(held * count)
         self._settle_slot(slot, running)
         for trial in finished:

@@ -149,7 +149,7 @@ def run_study(
             _catch_up(mirror, signals, observer)
         if not finished:
             return record
-        store.finish_study(study.id)
+        store.finish_study(study.id, lease.owner)
     observer.study_finished(record)
     return record
 

@@ -25,10 +25,10 @@ from lrsearch import conductor
 from lrsearch.analysis.searches import searches
 from lrsearch.conductor import DEATHS_TO_FAIL, Budget, Signals
 from lrsearch.config import load_study
-from lrsearch.errors import StudyFailedError
+from lrsearch.errors import StorageError, StudyFailedError
 from lrsearch.storage.maintenance import check_database
 from lrsearch.storage.mirror_process import MirrorProcess
-from lrsearch.storage.store import open_store
+from lrsearch.storage.store import LostAttempt, Store, open_store
 from lrsearch.study import run_study
 from lrsearch.trial import FINISHED_STATUSES, Choice, CurvePoint, Proposal, StudyRecord, TrialRecord
 from tests.processes import workers_of
@@ -398,6 +398,51 @@ def test_an_attempt_that_nobody_runs_is_closed_while_the_study_runs_and_its_tria
     assert sum("grid, seed 0, trial 0 (attempt 1" in message for message in watcher.messages) == 1
     assert outcome(record) == outcome(run(tmp_path / "study.yaml", tmp_path / "other.db"))
     assert check_database(f"sqlite:///{database}").faults == []
+
+
+def test_a_result_that_waits_to_be_written_is_not_taken_for_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an outage of the database that was longer than a lease: who looks the ledger through may come first."""
+    monkeypatch.setattr(conductor, "LEASE_SECONDS", 0.02)
+    database = tmp_path / "x.db"
+    looks, reconcile = [], Store.reconcile
+
+    def noted(store: Store, *arguments: Any) -> list[LostAttempt]:
+        lost = reconcile(store, *arguments)
+        looks.append(lost)
+        return lost
+
+    monkeypatch.setattr(Store, "reconcile", noted)
+
+    class Watcher(Quiet):
+        def message(self, text: str) -> None:
+            super().message(text)
+            if "range test" in text:  # which is told between its end and its result's commit
+                with closing(sqlite3.connect(database)) as connection, connection:
+                    connection.execute("UPDATE lrsearch_attempt SET lease_expires_at = '2020-01-01 00:00:00'")
+                enough, deadline = len(looks) + 2, time.monotonic() + 60
+                while len(looks) < enough:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.005)
+
+    path = write(tmp_path, "{name: inline}", epochs=1)
+    path.write_text(re.sub(r"  (grid|tpe): .*\n", "", path.read_text()).replace("[0, 1]", "[0]"))
+    with open_store(f"sqlite:///{database}") as store:
+        record = run_study(load_study(path), store, observer=Watcher())
+    assert [[attempt.status for attempt in trial.attempts] for trial in record.trials] == [["finished"]] * 2
+    assert not any(looks)
+
+
+def test_a_study_that_cannot_write_any_more_does_not_wait_for_its_database_again_and_again(tmp_path: Path) -> None:
+    class Watcher(Quiet):
+        def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None:
+            raise StorageError("It has been away for too long.")
+
+    with open_store(f"sqlite:///{tmp_path}/x.db") as store:
+        with pytest.raises(StorageError, match="too long"):
+            run_study(load_study(write(tmp_path, "{name: inline}")), store, observer=Watcher())
+        assert store.absence.is_given_up
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ class ProcessWorker(Worker):
     def send(self, message: Any) -> None:
         try:
             self.process.connection.send(message)
-        except (EOFError, ConnectionError) as error:
+        except OSError as error:
             raise death_of(self.process.end()) from error
 
     def receive(self, timeout: float | None) -> tuple[Any, ...] | None:
@@ -147,7 +147,7 @@ class ProcessWorker(Worker):
             if not self.process.connection.poll(timeout):
                 return None
             received: tuple[Any, ...] = self.process.connection.recv()
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:  # OSError: also for the end of a message that was half sent
             raise death_of(self.process.end()) from error
         return received
 

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from lrsearch.errors import MissingExtraError, StorageError, UsageError
 from lrsearch.storage.schema import UtcDateTime
@@ -137,10 +138,10 @@ NETWORK_FILE_SYSTEMS = frozenset(
 def file_system_of(path: Path, mounts: str) -> str:
     """Return the type of file system that `path` (resolved) lies on; `mounts` is Linux's /proc/self/mountinfo."""
     found, kind = Path("/"), ""
-    for line in mounts.splitlines():
+    for line in filter(None, mounts.split("\n")):
         before, _, after = line.partition(" - ")
         # A space is written \040, in octal as all bytes that would end the field.
-        mount = Path(before.split()[4].encode().decode("unicode_escape").encode("latin-1").decode())
+        mount = Path(os.fsdecode(os.fsencode(before.split(" ")[4]).decode("unicode_escape").encode("latin-1")))
         if path.is_relative_to(mount) and mount.is_relative_to(found):
             found, kind = mount, after.split()[0]
     return kind
@@ -149,7 +150,7 @@ def file_system_of(path: Path, mounts: str) -> str:
 def _refuse_network_file_systems(path: Path) -> None:
     """Raise StorageError where two machines can both believe to hold SQLite's lock; its WAL needs shared memory too."""
     try:
-        mounts = Path("/proc/self/mountinfo").read_text()
+        mounts = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())  # names of mounts need not be UTF-8
     except OSError:  # not Linux
         return
     kind = file_system_of(Path(os.path.realpath(path)).parent, mounts)
@@ -250,6 +251,8 @@ class Absence:
 
     def __init__(self) -> None:
         self.tell: Callable[[str], None] = lambda line: None
+        self.is_given_up = False
+        """Whether nobody is to wait for it any more."""
         self._lock = threading.Lock()
         self._since: float | None = None
         self._told = False
@@ -295,8 +298,8 @@ def patiently(
 ) -> T:
     """Return `work()`, repeated with growing pauses while the database at `url` is locked or away.
 
-    Patience is by default PATIENCE_SECONDS with SQLite, AWAY_SECONDS with PostgreSQL. Database errors come out as
-    StorageError.
+    Patience is by default PATIENCE_SECONDS with SQLite, AWAY_SECONDS with PostgreSQL; it ends where an `absence` is
+    given up. Database errors come out as StorageError.
     """
     if patience_seconds is None:
         patience_seconds = AWAY_SECONDS if sqlite_path(url) is None else PATIENCE_SECONDS
@@ -306,10 +309,16 @@ def patiently(
         try:
             done = work()
         except DBAPIError as error:
-            if not _is_passing(error) or time.monotonic() + pause > deadline:
+            hopeless = absence is not None and absence.is_given_up and _is_away(error)
+            if hopeless or not _is_passing(error) or time.monotonic() + pause > deadline:
                 raise translated(error, url) from error
             if absence is not None and _is_away(error):
                 absence.noticed(error, patience_seconds)
+        except PoolTimeout as error:
+            if time.monotonic() + pause > deadline:
+                raise StorageError(
+                    f"The database {display_url(url)} cannot be used: all connections to it are in use, and wait."
+                ) from error
         else:
             if absence is not None:
                 absence.over()

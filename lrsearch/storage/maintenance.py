@@ -23,6 +23,7 @@ from lrsearch.storage.engine import (
     check_sqlite_file,
     database_now,
     display_url,
+    is_archived,
     make_engine,
     parse_url,
     reader,
@@ -106,9 +107,10 @@ def _new_name(url: URL, path: Path | None) -> Path:
 
 
 def _copy(path: Path, target: Path) -> None:
+    way = "mode=ro&immutable=1" if is_archived(path) else "mode=ro"
     try:
         with (
-            closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(f"{path.resolve().as_uri()}?{way}", uri=True)) as source,
             closing(sqlite3.connect(target)) as copy,
         ):
             source.backup(copy)

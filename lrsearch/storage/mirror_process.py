@@ -49,6 +49,7 @@ class MirrorProcess:
     def __init__(self, url: str, turn: AbstractContextManager[object] | None = None) -> None:
         """`turn` is held by whoever writes to the same file and must not wait for more than one trial of ours."""
         self._url = url
+        self._folder = os.getcwd()  # from which a relative path leads; a study's own code may change it
         self._turn = turn or nullcontext()
         self._changed = threading.Condition()
         self._is_open = False
@@ -123,7 +124,7 @@ class MirrorProcess:
                     if self._closed:
                         return
                     self._is_open = False
-                    self._process = process = _start()
+                    self._process = process = _start(self._folder)
                     self._send(self._url)
                 deaths = 1 if self._take_answers(process) else deaths + 1
                 with self._changed:
@@ -171,9 +172,10 @@ def _input(process: subprocess.Popen[bytes]) -> Any:
     return process.stdin
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(folder: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603  our own program
         [sys.executable, "-P", "-m", "lrsearch.storage.mirror_process", str(os.getpid())],
+        cwd=folder,
         env=importing_alike(os.environ),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

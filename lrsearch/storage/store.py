@@ -311,24 +311,35 @@ class Store:
         last = self._read(lambda connection: connection.scalar(failures.order_by(event.c.id.desc()).limit(1)))
         return last["error"] if last is not None and last["turn"] >= turn else None
 
-    def finish_study(self, study_id: int) -> None:
+    def finish_study(self, study_id: int, owner: str) -> None:
+        """Store that all is done. Raises StorageError unless `owner` holds it: another one may have extended it."""
         statement = sa.update(study).where(study.c.id == study_id, study.c.finished_at.is_(None))
         now = datetime.now(UTC)
-        self._write(lambda connection: connection.execute(statement.values(finished_at=now)))
+
+        def work(connection: Connection) -> None:
+            check_holder(connection, study_id, owner)
+            connection.execute(statement.values(finished_at=now))
+
+        self._write(work)
 
     # The study's lease
 
-    def acquire(self, study_id: int, owner: str, lease_seconds: float) -> None:
+    def acquire(self, study_id: int, owner: str, lease_seconds: float, *, renews: bool = False) -> None:
         """Take or renew the right to write to the study, for `lease_seconds` after each sign of life.
 
         It passes at once from a process of this machine that is dead, from any other one when its lease has run out. On
         SQLite, whose clock is the machine's own and may be set, never from one that lives here. Raises StudyBusyError,
-        which names the holder.
+        which names the holder; who only `renews` it also when another one had it meanwhile and has given it back.
         """
 
         def work(connection: Connection) -> None:
             row, now = study_for_update(connection, study_id), database_now(connection)
-            if row.owner != owner and is_held(connection, row.owner, row.lease_expires_at, now):
+            if renews and row.owner is None:
+                raise StudyBusyError(
+                    f"Study {row.name!r} was taken over by another process, which has ended. Type the same command "
+                    "again to go on."
+                )
+            if row.owner != owner and (renews or is_held(connection, row.owner, row.lease_expires_at, now)):
                 busy = StudyBusyError(
                     f"Study {row.name!r} is being run by {spoken(row.owner)} (sign of life due by "
                     f"{row.lease_expires_at:%Y-%m-%d %H:%M:%S} UTC); wait for it or stop it, then try again."

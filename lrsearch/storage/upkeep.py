@@ -62,7 +62,7 @@ class Lease:
 
     def _renew(self) -> None:
         try:
-            self.take()
+            self._store.acquire(self._study_id, self.owner, LEASE_SECONDS, renews=True)
         except StudyBusyError as error:
             self._lost = error
         except LrsearchError as error:

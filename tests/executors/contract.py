@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import struct
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from lrsearch.environment import SECRETS
 from lrsearch.errors import DeviceFaultError, LrsearchError, StorageError, WorkerDiedError, WorkloadError
 from lrsearch.interfaces import Channel, Executor, Watched
 from lrsearch.trial import CheckpointPlan, Choice, CurvePoint, DeviceInfo, TrialResult, TrialSpec
+from lrsearch.worker import WireChannel
 from tests.resuming import UUID, spec
 
 TRIAL = spec(Choice("digits", {}))
@@ -77,6 +79,12 @@ class Does:
         os.kill(os.getpid(), signal.SIGSEGV)
 
     def _exit(self, specs: Any, channel: Channel | None) -> None:
+        os._exit(3)
+
+    def _speaks_half(self, specs: Any, channel: Channel) -> None:
+        """Die in the middle of a message that is longer than what a socket takes at once."""
+        assert isinstance(channel, WireChannel)
+        os.write(channel._connection.fileno(), struct.pack("!i", 1_000_000) + b"its beginning")
         os._exit(3)
 
     def _hang(self, specs: Any, channel: Channel | None) -> None:
@@ -147,6 +155,7 @@ class SlotsContract:
         [
             ("segfault", r"was ended by SIGSEGV: a fault in compiled code"),
             ("exit", r"ended by itself with exit code 3"),
+            ("speaks_half", r"ended by itself with exit code 3"),
             ("broken", r"^its device failed: device-side assert triggered$"),
             ("hang", r"no progress for 4 s and was stopped as hung; executor\.patience_seconds"),
         ],

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,6 +178,13 @@ def test_the_nearest_mount_says_which_file_system(path: str, kind: str) -> None:
     assert file_system_of(Path(path), MOUNTS) == kind
 
 
+def test_a_mount_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = MOUNTS.encode() + b"32 22 0:42 /\xc2\xa0x /m\xe9\xe2\x80\xa8y rw,relatime - cifs //server/x rw\n"
+    assert file_system_of(Path(os.fsdecode(b"/m\xe9\xe2\x80\xa8y/x")), os.fsdecode(named)) == "cifs"
+    monkeypatch.setattr(Path, "read_bytes", lambda path: named)
+    engine_module.check_sqlite_file(tmp_path / "x.db", must_exist=False)
+
+
 def test_sqlite_on_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = file_system_of(tmp_path.resolve(), Path("/proc/self/mountinfo").read_text())
     assert here not in ("", "nfs4")
@@ -315,3 +323,39 @@ def test_a_server_without_room_for_another_connection_is_not_asked_whether_it_ru
     full = sa.exc.OperationalError("", {}, Exception("FATAL:  sorry, too many clients already"))
     told = str(engine_module.translated(full, parse_url("postgresql://me@db/x")))
     assert told.endswith("sorry, too many clients already. End some of them, or raise max_connections.")
+
+
+def test_nobody_waits_any_more_for_a_server_that_is_given_up() -> None:
+    psycopg = pytest.importorskip("psycopg")
+    url, absence, tries = parse_url("postgresql://me@db/x"), engine_module.Absence(), []
+
+    def work() -> None:
+        tries.append("one")
+        raise sa.exc.OperationalError("", {}, psycopg.OperationalError("connection refused"))
+
+    def waits() -> None:
+        with pytest.raises(StorageError, match="connection refused"):
+            engine_module.patiently(work, url, 600.0, absence)
+
+    waiting = threading.Thread(target=waits)
+    waiting.start()
+    while len(tries) < 2:
+        time.sleep(0.001)
+    absence.is_given_up = True
+    waiting.join()
+    tries.clear()
+    waits()
+    assert tries == ["one"]
+
+
+def test_who_finds_all_connections_in_use_waits_as_for_a_server_that_is_away(tmp_path: Path) -> None:
+    """Each slot's sign of life takes one, and while the server is away they are given back late."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'x.db'}", pool_size=1, max_overflow=0, pool_timeout=0.05)
+    taken = engine.connect()
+    with pytest.raises(StorageError, match=r"x\.db .* in use"):
+        transact(engine, lambda c: None, patience_seconds=0.1)
+    given_back = threading.Timer(0.2, taken.close)
+    given_back.start()
+    assert transact(engine, lambda c: "done", patience_seconds=60.0) == "done"
+    given_back.join()
+    engine.dispose()

@@ -34,7 +34,7 @@ def database(tmp_path: Path) -> Path:
                     store,
                     store.begin_trials(study.id, [Claim("grid", seed, CONSTANT)], owner=this_owner(), versions={})[0],
                 )
-        store.finish_study(study.id)
+        store.finish_study(study.id, this_owner())
         store.release(study.id, this_owner())
         record = store.record("digits")
     mirror = OptunaMirror(f"sqlite:///{path}")
@@ -194,6 +194,17 @@ def test_a_copy_overwrites_nothing_and_needs_a_source(database: Path, tmp_path: 
         back_up(_url(tmp_path / "none.db"), tmp_path / "copy.db")
     with pytest.raises(StorageError, match=r"cannot be copied|cannot be written"):
         back_up(_url(database), tmp_path / "nowhere" / "copy.db")
+
+
+def test_a_database_in_a_folder_that_one_cannot_write_to_is_copied_elsewhere(
+    database: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path_factory.mktemp("elsewhere") / "copy.db"
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != database.parent)  # root may write all the same
+    assert back_up(_url(database), copy) == copy
+    assert [path.name for path in database.parent.iterdir()] == [database.name], "no file of SQLite's own beside it"
+    with open_store(_url(copy), must_exist=True) as store:
+        assert len(store.record("digits").trials) == 4
 
 
 def test_a_damaged_database_is_not_copied_as_if_it_were_whole(database: Path, tmp_path: Path) -> None:

@@ -117,6 +117,22 @@ def test_another_process_takes_the_place_of_one_that_dies_and_nothing_is_lost_or
     assert set(children(os.getpid())) == others
 
 
+def test_the_next_process_writes_to_the_same_file_also_from_another_folder(
+    store: Store, url: str, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study's own code, which runs in the same process, may have changed the folder."""
+    record, others = stored(store, 1), set(children(os.getpid()))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with closing(MirrorProcess("sqlite:///lrsearch.db")) as mirror:
+        mirror.finish(told.append)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        os.kill(own_child(others), signal.SIGKILL)
+        mirror.publish(record, record.trials)
+        mirror.finish(told.append)
+    assert values(url) == [0.0]
+
+
 def test_one_that_dies_again_and_again_is_an_error(
     store: Store, url: str, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

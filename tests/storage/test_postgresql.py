@@ -71,7 +71,7 @@ def _fill(store: Store, url: str) -> StudyRecord:
     )[0]
     finish(store, again, metric=1 / 3)
     finish(store, begin(store, study, seed=2**40), "diverged")
-    store.finish_study(study.id)
+    store.finish_study(study.id, OWNER)
     record = store.record("digits")
     mirror = OptunaMirror(url)
     mirror.publish(record, record.trials)
@@ -384,7 +384,7 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(cut_url: str, cutter: Co
         cut(store.reconcile, study.id)
         cut(store.add_event, study.id, "run", {"held_seconds": 1.0})
         cut(store.note_failure, study.id, "worn out")
-        cut(store.finish_study, study.id)
+        cut(store.finish_study, study.id, OWNER)
         cut(store.release, study.id, OWNER)
         record = store.record("digits")
     assert [(trial.number, trial.status) for trial in record.trials] == [(0, "completed"), (1, "planned")]

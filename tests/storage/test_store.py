@@ -22,6 +22,7 @@ from lrsearch.storage import engine as engine_module
 from lrsearch.storage.engine import make_engine, parse_url, writer
 from lrsearch.storage.schema import attempt, curve_point, event, phase, study, trial
 from lrsearch.storage.store import Beat, Begun, Claim, End, Store, open_store, this_owner
+from lrsearch.storage.upkeep import Lease
 from lrsearch.trial import Bills, StudyRecord, TrialRecord
 from tests.records import make_record, some
 from tests.storage.bulk import write_record
@@ -165,7 +166,8 @@ class TestStudies:
 
     def test_an_extension_opens_the_study_again_and_keeps_the_old_file(self, store: Store) -> None:
         first = store.create_study("digits", CONFIG, "a")
-        store.finish_study(first.id)
+        store.acquire(first.id, OWNER, 60.0)
+        store.finish_study(first.id, OWNER)
         assert store.record("digits").finished
         extended = store.extend_study(first.id, {**CONFIG, "seeds": [0, 1, 2]}, "b")
         assert (extended.config["seeds"], extended.fingerprint, extended.finished) == ([0, 1, 2], "b", False)
@@ -181,10 +183,10 @@ class TestStudies:
         assert abs(datetime.now(UTC) - event.at) < timedelta(seconds=60)
 
     def test_finishing_twice_keeps_the_first_time(self, store: Store, engine: sa.Engine) -> None:
-        row = store.create_study("digits", CONFIG, "a")
-        store.finish_study(row.id)
+        row = held_study(store)
+        store.finish_study(row.id, OWNER)
         first = _execute(engine, sa.select(study.c.finished_at))
-        store.finish_study(row.id)
+        store.finish_study(row.id, OWNER)
         assert _execute(engine, sa.select(study.c.finished_at)) == first
 
     def test_an_unknown_study_lists_the_known_ones(self, store: Store) -> None:
@@ -237,6 +239,22 @@ class TestLease:
         with pytest.raises(StudyBusyError, match="process 2 on elsewhere"):
             store.acquire(row.id, OWNER, 60.0)
 
+    def test_a_lease_that_another_process_had_meanwhile_is_lost_also_when_that_has_ended(self, store: Store) -> None:
+        """Else its old holder would go on by what it remembers, and run again what the other one has run."""
+        row = store.create_study("digits", CONFIG, "a")
+        lease = Lease(store, row.id, print)
+        lease.owner = OWNER  # that of a process elsewhere
+        lease.take()
+        lease._renew()
+        lease.check()
+        store.release(row.id, OWNER)  # as if it had run out
+        for _ in range(2):
+            lease._renew()
+            with pytest.raises(StudyBusyError, match="'digits' was taken over by another process"):
+                lease.check()
+        with pytest.raises(StorageError, match="fenced off: study 'digits' has no holder"):
+            begin(store, row)
+
     def test_whoever_waits_learns_of_a_failure_since_then_and_of_none_before(self, store: Store) -> None:
         row = store.create_study("digits", CONFIG, "a")
 
@@ -283,6 +301,16 @@ class TestLease:
         with pytest.raises(StorageError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
             begin(store, row)
         assert _count(engine, trial) == 0
+
+    def test_who_lost_the_study_does_not_finish_it_either(self, store: Store) -> None:
+        """Its new holder may have extended it: what that has still to run would never run."""
+        row = store.create_study("digits", CONFIG, "a")
+        store.acquire(row.id, OWNER, 0.0)
+        store.acquire(row.id, "elsewhere:2:2:2", 60.0)
+        store.extend_study(row.id, {**CONFIG, "seeds": [0, 1, 2]}, "b")
+        with pytest.raises(StorageError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
+            store.finish_study(row.id, OWNER)
+        assert not store.record("digits").finished
 
     def test_each_sign_of_life_prolongs_the_leases(self, store: Store, engine: sa.Engine) -> None:
         row = held_study(store)
