@@ -49,12 +49,12 @@ def rate(value: float) -> str:
 
 
 def metric(value: float) -> str:
-    """Return a metric with four decimals, with five significant digits from 10 on, with three below 0.001.
+    """Return a metric with four decimals, with five significant digits from 10 on, with three below 0.0001.
 
     >>> metric(0.97123), metric(123.456789), metric(123456.7), metric(3.14159e-05), metric(0.0)
     ('0.9712', '123.46', '123\u2009457', '0.0000314', '0.0000')
     """
-    if value == 0 or 0.001 <= abs(value) < 10:
+    if value == 0 or 0.0001 <= abs(value) < 10:
         return f"{value:.4f}".replace("-", MINUS)
     return significant(value, 5 if abs(value) >= 10 else 3)
 
