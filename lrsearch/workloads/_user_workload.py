@@ -233,6 +233,8 @@ def _check_batch(
             f"given that of a whole split, got {typed(outputs)}: return what they need of it, side by side (torch.cat)."
         )
     loss_name = settings.loss or "cross-entropy"
+    if outputs.is_floating_point() and not outputs.requires_grad:  # a copy with averaged weights, say, was evaluated
+        outputs = outputs.detach().clone().requires_grad_()
     with blamed_on(f"workload.loss {loss_name!r}"):
         value = loss(outputs, targets)
     if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):

@@ -1189,3 +1189,26 @@ sampling = Sampling()
 """
     workload = make(source, loss="sampling")
     assert first_losses(load(workload), 0) == first_losses(load(workload), 0)
+
+
+@pytest.mark.parametrize("evaluating", ["torch.no_grad()", "torch.inference_mode()"])
+def test_a_model_may_evaluate_a_copy_whose_weights_are_averages(make: Make, evaluating: str) -> None:
+    source = f"""
+import copy
+class Averaged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = model()
+        self.average = copy.deepcopy(self.net).requires_grad_(False)
+    def forward(self, inputs):
+        if self.training:
+            with torch.no_grad():
+                for mean, weight in zip(self.average.parameters(), self.net.parameters()):
+                    mean.lerp_(weight, 0.1)
+            return self.net(inputs)
+        with {evaluating}:
+            return self.average(inputs)
+"""
+    workload = make(source, model="Averaged")
+    settings = workload.model_dump(exclude={"name"}, exclude_none=True)
+    prepare(Choice("callable", settings), TrainingPlan(1.0, Choice("sgd", {}), device="cpu"), 0)
