@@ -422,7 +422,8 @@ class LossesAsAlone(TorchFunctionMode):
     """Has losses of copies, which vmap calls, computed as that of one copy alone, and no slower to begin with.
 
     Some lose autocast's float32 there; and torch takes the usual cross-entropy apart for vmap, for which it first
-    imports what its compiler knows of shapes, for a second. What computes with the models' `own` tensors is refused.
+    imports what its compiler knows of shapes, for a second, and cannot where classes have weights and labels are
+    smoothed. What computes with the models' `own` tensors is refused.
     """
 
     def __init__(self, own: Collection[int] = ()) -> None:
@@ -453,9 +454,10 @@ class LossesAsAlone(TorchFunctionMode):
         if func is F.cross_entropy:
             names = ("input", "target", *CROSS_ENTROPY_DEFAULTS)
             given = CROSS_ENTROPY_DEFAULTS | dict(zip(names, args, strict=False)) | kwargs
-            usual = all(given[name] is one or given[name] == one for name, one in CROSS_ENTROPY_DEFAULTS.items())
-            if usual and given["target"].dtype is torch.long:
-                return _mean_cross_entropy(given["input"], given["target"])
+            reduced = given["size_average"], given["reduce"], given["reduction"]
+            if reduced == (None, None, "mean") and given["target"].dtype is torch.long:
+                own = ("input", "target", "weight", "ignore_index", "label_smoothing")
+                return _mean_cross_entropy(*(given[name] for name in own))
         return func(*args, **kwargs)
 
 
@@ -481,12 +483,21 @@ CROSS_ENTROPY_DEFAULTS: dict[str, Any] = {
 }
 
 
-def _mean_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _mean_cross_entropy(
+    outputs: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor | None, ignored: int, smoothing: float
+) -> torch.Tensor:
     """Return what F.cross_entropy does for (classes,) and (), (rows, classes, ...) and (rows, ...)."""
     classes = min(1, outputs.ndim - 1)
-    counted = targets != CROSS_ENTROPY_DEFAULTS["ignore_index"]
-    found = F.log_softmax(outputs, classes).gather(classes, targets.where(counted, 0).unsqueeze(classes))
-    loss: torch.Tensor = -found.squeeze(classes).where(counted, 0.0).sum() / counted.sum()
+    counted = targets != ignored
+    ids, logs = targets.where(counted, 0), F.log_softmax(outputs, classes)
+    found = logs.gather(classes, ids.unsqueeze(classes)).squeeze(classes)
+    total = counted.sum()
+    if weight is not None:
+        found, total = found * weight[ids], weight[ids].where(counted, 0.0).sum()
+        logs = logs * weight.reshape(-1, *[1] * (outputs.ndim - classes - 1))
+    if smoothing:
+        found = (1 - smoothing) * found + smoothing * logs.mean(classes)
+    loss: torch.Tensor = -found.where(counted, 0.0).sum() / total
     return loss
 
 

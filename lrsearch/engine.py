@@ -105,6 +105,8 @@ def _prepared(
     workload, training = variants[0]
     prepared = prepare(workload, training, seed, evaluates=evaluates, times_reading=evaluates)
     seconds, chosen, precision = prepared.seconds, {}, prepared.precision
+    if precision == "float32":  # also where it was to be chosen, and bfloat16 failed
+        training = replace(training, precision=precision)
     evaluated = (workload, training.optimizer)
     steps, began = round(epochs * prepared.facts.steps_per_epoch), time.perf_counter()
     most = max((request.most for request in gangs), default=1)

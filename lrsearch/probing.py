@@ -18,7 +18,7 @@ from lrsearch.cache import recall, remember
 from lrsearch.config import StudyConfig
 from lrsearch.engine import prepare_all, time_step
 from lrsearch.environment import devices_are_known, importing_alike, processors
-from lrsearch.errors import UsageError
+from lrsearch.errors import UsageError, WorkloadError
 from lrsearch.executors import Inline
 from lrsearch.executors.process import Process
 from lrsearch.interfaces import MOST_EPOCHS, PROBE_SHARE, Executor, ExecutorSettings
@@ -78,8 +78,17 @@ def survey(config: StudyConfig) -> Survey:
         with closing(executor.start(plan.device)) as started:
             for precision in precisions:
                 variant = replace(plan, precision=precision)
-                # Of so many a share is as long as timing needs.
-                prepared, *_ = started.prepare(partial(prepare_all, [(workload, variant)], seed, epochs=MOST_EPOCHS))
+                try:
+                    # Of so many a share is as long as timing needs.
+                    prepared, *_ = started.prepare(
+                        partial(prepare_all, [(workload, variant)], seed, epochs=MOST_EPOCHS)
+                    )
+                except WorkloadError as error:
+                    if precision == "float32" or plan.precision == "bfloat16":
+                        raise
+                    if str(error) not in notes:
+                        notes.append(str(error))
+                    continue
                 variant = replace(variant, memory_format=prepared.memory_format)
                 (timed, note), *_ = started.prepare(partial(timings, workload, variant, seed, GANG_SIZES))
                 found += [

@@ -549,8 +549,8 @@ _RATES = ("base_lr", "max_lr", "onset_lr", "knee_lr", "ragged_lr", "fall_lr", "n
 
 _ADVICE: dict[str, str] = {
     "too_short": f"Test at least {FEWEST_POINTS} rates, better 100: take more steps.",
-    "diverges_at_once": "Look for NaN in the data; if there is none, start lower: divide the low end by 100.",
-    "never_learns": "Check data, labels and model; if they are sound, test for more epochs or up to a higher rate.",
+    "diverges_at_once": "Look for NaN and for unscaled data; if there is none, start lower: divide the low end by 100.",
+    "never_learns": "Check data (are inputs scaled?), labels and model; if sound, test longer or up to a higher rate.",
     "metric_saturated": "Judge the loss: the metric has no room to rise above its start.",
     "pretrained_start": "The model starts trained: only the fall counts; fine-tune at max/10 or below.",
     "band_too_narrow": "Test for more epochs: too little lies between the start of learning and its end for a cycle.",

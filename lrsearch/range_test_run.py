@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,8 @@ def run_range_test(
     plan = config.training_plan() if way is None else config.training_plan_of(way)
     seed = config.seeds[0]
     tell("Preparing workload and device ...")
-    facts = training.prepare(config.workload_choice(), plan, seed).facts
+    prepared = training.prepare(config.workload_choice(), plan, seed)
+    plan, facts = replace(plan, precision=prepared.precision), prepared.facts
     tests = []
     for number in range(repeats):
         tests.append(_one_test(config, strategy, way or strategy.name, plan, seed + number, facts))

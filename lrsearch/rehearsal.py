@@ -460,6 +460,10 @@ class Rehearsal:
         shaken = cache(partial(self._losses_alone, shaken=True))
         for losses, own, place in zip(run.take_losses(), alone, places, strict=True):
             for number, (found, expected) in enumerate(zip(losses, own, strict=True)):
+                if not math.isfinite(expected):
+                    raise CannotGangError(
+                        f"the loss of a trial alone is {expected} after {number} steps, so that nothing can be compared"
+                    )
                 slack = tolerance * max(1.0, abs(expected))
                 if not abs(found - expected) <= slack:  # batch norm of few rows may make as much of rounding
                     slack += ROUNDED * abs(shaken(place)[number] - expected)

@@ -510,13 +510,16 @@ def forecast(config: StudyConfig) -> Forecast:
     plan, workload, seed = config.training_plan(), config.workload_choice(), config.seeds[0]
     prepared = training.prepare(workload, plan, seed)
     steps = round(config.planned_epochs() * prepared.facts.steps_per_epoch)
-    plan = replace(plan, memory_format=faster_memory_format(workload, plan, seed, steps))
+    settle = partial(
+        replace, memory_format=faster_memory_format(workload, plan, seed, steps), precision=prepared.precision
+    )
+    plan = settle(plan)
     of_study = training.probe(workload, plan, seed)
     probes = {likeness(workload, plan): of_study}
     trials = config.planned_trials()
     seconds = {}
     for key, strategy in config.strategies.items():
-        own = replace(config.training_plan_of(key), memory_format=plan.memory_format)
+        own = settle(config.training_plan_of(key))
         epochs, kind = own.epochs, likeness(workload, own)
         if kind not in probes:  # the way has an optimizer of its own
             training.prepare(workload, own, seed, evaluates=False)

@@ -112,7 +112,8 @@ def prepare(
     """Load data and model once and take two throw-away steps, so that no trial pays for imports and first decoding.
 
     With `evaluates` the validation split is evaluated once, too, and with `times_reading` some more steps tell what it
-    costs to read data example by example, where that is done.
+    costs to read data example by example, where that is done. Where the precision is `auto`, what fails in bfloat16 is
+    tried in float32.
     Raises what a user must mend before any trial can run: DataError, WorkloadError, UsageError (no such device).
     """
     began = time.perf_counter()
@@ -122,6 +123,7 @@ def prepare(
     wait = synchronizer(device)
     loaded = load(workload, device, seed)
     check_compiling(training, device)
+    precision = pick_precision(training.precision, device)
     try:
         run = new_run(loaded, training, device, seed)
         for _ in range(2):
@@ -143,14 +145,20 @@ def prepare(
         del run
         if training.compile == "graphs":
             check_graphs(loaded, training, device, seed)
-    except LrsearchError:
-        raise
     except (Exception, SystemExit) as error:
+        foreign = not isinstance(error, LrsearchError)
+        if training.precision == "auto" and precision == "bfloat16" and (foreign or isinstance(error, WorkloadError)):
+            plain = replace(training, precision="float32")
+            prepared = prepare(workload, plain, seed, evaluates=evaluates, times_reading=times_reading)
+            return replace(prepared, seconds=time.perf_counter() - began)
+        if not foreign:
+            raise
+        where = " in bfloat16 (training.precision)" if precision == "bfloat16" else ""
         raise WorkloadError(
-            f"The workload {workload.name!r} cannot take one training step: {one_line(error)}{user_line(error)}"
+            f"The workload {workload.name!r} cannot take one training step{where}: {one_line(error)}{user_line(error)}"
         ) from error
     wait()
-    precision, seconds = pick_precision(training.precision, device), time.perf_counter() - began
+    seconds = time.perf_counter() - began
     return Preparation(
         loaded.facts,
         device_info(device),

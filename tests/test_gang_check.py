@@ -18,7 +18,7 @@ from torchvision.models import mobilenet_v3_small
 
 from lrsearch.gang_check import FewEvaluations, FewRows, History, InDouble, difference, shake
 from lrsearch.rehearsal import Rehearsal
-from lrsearch.stacked_run import StackedRun
+from lrsearch.stacked_run import CannotGangError, StackedRun
 from lrsearch.trial import Choice, Precision, TrainingPlan
 from lrsearch.workloads import models
 from tests.test_gang import SGD
@@ -436,6 +436,15 @@ def test_a_loss_that_is_a_module_is_watched_and_put_back() -> None:
     own = rehearsal(Net, WithCounting)
     assert "the loss of an evaluation changes what it holds" in own.check(1)
     assert own.loaded.loss.calls == 0  # type: ignore[attr-defined]
+
+
+def test_a_loss_that_is_no_number_for_a_trial_alone_is_said_to_be_that() -> None:
+    class Huge(Net):
+        def between(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden * 1e38 * 10
+
+    with pytest.raises(CannotGangError, match=r"loss of a trial alone is (nan|inf) after . steps"):
+        rehearsal(Huge)._seconds_per_member(2, 1, None, None, math.inf, briefly=True)
 
 
 def test_a_model_that_needs_whole_batches_is_checked_in_float32() -> None:

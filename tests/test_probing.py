@@ -16,10 +16,13 @@ from typer.testing import CliRunner
 from lrsearch import engine, gang_choice, precision, probing, rehearsal, stacked_run, training
 from lrsearch.cli import app
 from lrsearch.config import StudyConfig, load_study
-from lrsearch.executors import Process, process
+from lrsearch.errors import WorkloadError
+from lrsearch.executors import Inline, Process, process
+from lrsearch.range_test_run import run_range_test
 from lrsearch.storage.store import open_store
-from lrsearch.study import run_study
+from lrsearch.study import forecast, run_study
 from lrsearch.trial import Choice, GangChoice, TrainingPlan
+from lrsearch.workloads.callable import CallableWorkload
 from tests.clock import Clock
 from tests.test_study import Quiet
 
@@ -299,8 +302,47 @@ def test_the_evaluation_that_tries_a_model_is_known_where_trials_of_that_model_a
     assert known == [prepared.validation_seconds, 0.0]
     assert (0.0 < prepared.validation_seconds < prepared.seconds) if evaluates else prepared.validation_seconds == 0.0
     known.clear()
-    monkeypatch.setattr("lrsearch.precision.faster_precision", lambda *_: "bfloat16")
-    monkeypatch.setattr(training, "pick_precision", lambda name, device: "float32")
+    monkeypatch.setattr("lrsearch.precision.faster_precision", lambda *_: "float32")
     automatic = [(workload, replace(plan, precision="auto"))]
     engine.prepare_all(automatic, seed, [replace(requests[0], training=automatic[0][1])], 1.0, evaluates=evaluates)
     assert known == [0.0], "that one was in another precision"
+
+
+IN_FLOAT32_ALONE = """
+import torch
+
+class Graph(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, inputs):  # as graph nets do it: a linear layer gives bfloat16, what is added to is float32
+        ends = torch.arange(len(inputs))
+        return torch.zeros(len(inputs), 2).index_add(0, ends, self.layer(inputs))
+
+def data():
+    inputs = torch.randn(64, 4)
+    part = inputs, (inputs[:, 0] > 0).long()
+    return part, part
+"""
+
+
+def test_a_model_that_cannot_compute_in_bfloat16_trains_in_float32_where_that_is_open(
+    work: tuple[Choice, TrainingPlan, int], config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, plan, seed = work
+    (tmp_path / "graph_net.py").write_text(IN_FLOAT32_ALONE)
+    settings = {"model": "graph_net:Graph", "data": "graph_net:data", "batch_size": 8, "python_path": tmp_path}
+    workload = Choice("callable", settings)
+    request = engine.GangRequest(workload, plan, most=4, most_across=4, crowds=1, epochs=1.0)
+    assert engine.prepare_all([(workload, plan)], seed, [request], 1.0).precision == "float32"
+    with pytest.raises(WorkloadError, match=r"one training step in bfloat16 \(training.precision\): .*graph_net.py:11"):
+        training.prepare(workload, replace(plan, precision="bfloat16"), seed)
+    of_it = config.model_copy(update={"workload": CallableWorkload(name="callable", **settings), "executor": Inline()})
+    assert forecast(of_it).total_seconds > 0
+    assert run_range_test(of_it, way=None, repeats=1, tell=lambda _: None).tests
+    monkeypatch.setattr(probing, "processors", lambda: 1)
+    monkeypatch.setattr(probing, "GANG_SIZES", (2,))
+    found = probing.survey(of_it)
+    assert {timing.precision for timing in found.timings} == {"float32"}
+    assert "in bfloat16" in "".join(found.notes)

@@ -770,18 +770,23 @@ def test_a_copy_that_is_not_finite_changes_nothing_in_the_others() -> None:
         lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="sum"),
         lambda outputs, targets: F.cross_entropy(outputs, targets, ignore_index=2),
         lambda outputs, targets: F.cross_entropy(outputs, targets, torch.arange(1.0, 6.0).double()),
+        nn.CrossEntropyLoss(torch.arange(1.0, 6.0).double(), ignore_index=2, label_smoothing=0.1),
     ],
-    ids=["function", "module", "keywords", "smoothed", "sum", "ignored", "weighted"],
+    ids=["function", "module", "keywords", "smoothed", "sum", "ignored", "weighted", "weighted and smoothed"],
 )
-def test_cross_entropy_of_each_copy_is_that_of_it_alone(loss: Callable[..., Any], shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["same targets", "own targets"])
+def test_cross_entropy_of_each_copy_is_that_of_it_alone(
+    loss: Callable[..., Any], shape: tuple[int, ...], *, own: bool
+) -> None:
     torch.manual_seed(0)
     outputs = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 5, (*shape[1:2], *shape[3:]) if len(shape) > 2 else ())
     if targets.ndim:
         targets.flatten()[0] = -100 if loss is F.cross_entropy else 1
-    expected = torch.stack([loss(one, targets) for one in outputs])
+    of_all = torch.stack([targets.roll(int(own) * copy) for copy in range(len(outputs))])
+    expected = torch.stack([loss(*one) for one in zip(outputs, of_all, strict=True)])
     with LossesAsAlone():
-        found = vmap(lambda one: loss(one, targets))(outputs)
+        found = vmap(loss, in_dims=(0, 0 if own else None))(outputs, of_all if own else targets)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     gradients = [torch.autograd.grad(one.sum(), outputs)[0] for one in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)

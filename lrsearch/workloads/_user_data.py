@@ -371,8 +371,8 @@ def _tensor(value: object, where: str, first_row: int = 0) -> torch.Tensor:
         tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
     except (TypeError, ValueError) as error:
         raise WorkloadError(
-            f"{where} must be a tensor or an array of numbers, got {_name_type(value)}; "
-            "for inputs of several tensors return a Dataset."
+            f"{where} must be a tensor or an array of numbers, got {_name_type(value)}: turn text into numbers; "
+            "inputs alone may be several tensors, from a Dataset."
         ) from error
     if tensor.layout != torch.strided:
         raise WorkloadError(f"{where} must be dense, got a tensor of layout {tensor.layout}: use .to_dense().")
@@ -402,7 +402,10 @@ def as_targets(targets: torch.Tensor) -> torch.Tensor:
 def _pair(batch: object, where: str) -> tuple[Any, Any]:
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
-    raise WorkloadError(f"{where}: an item must be (input, target), got {_name_type(batch)}.")
+    raise WorkloadError(
+        f"{where}: an item must be (input, target), got {_name_type(batch)}: let __getitem__ return "
+        "these two, or collate_fn of a DataLoader."
+    )
 
 
 def _moved(loader: Any, device: torch.device) -> Iterator[Batch]:

@@ -180,7 +180,6 @@ def _class_count(settings: CallableWorkload, data: UserData) -> int | None:
     if settings.loss and settings.metric:
         return None
     default = "metric accuracy" if settings.loss else "loss cross-entropy"
-    advice = "workload.metric" if settings.loss else "workload.loss and workload.metric"
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     largest = 0
     for name, part in parts.items():
@@ -190,7 +189,7 @@ def _class_count(settings: CallableWorkload, data: UserData) -> int | None:
         if targets.dtype != torch.int64:
             raise WorkloadError(
                 f"{where}: the default {default} needs class ids (whole numbers from 0) as targets, got "
-                f"{targets.dtype}: convert them, or give {advice} for other targets."
+                f"{targets.dtype}: convert them, or give {_own_scores(settings)} for other targets."
             )
         if targets.ndim == 2 and targets.shape[1] == 1:
             raise WorkloadError(
@@ -206,6 +205,11 @@ def _class_count(settings: CallableWorkload, data: UserData) -> int | None:
             )
         largest = max(largest, int(targets.max()))
     return largest + 1
+
+
+def _own_scores(settings: CallableWorkload) -> str:
+    """Return what to name where targets are no class ids, or outputs no value per class."""
+    return "workload.metric" if settings.loss else "workload.loss and workload.metric"
 
 
 def _check_batch(
@@ -226,9 +230,11 @@ def _check_batch(
     elif not isinstance(outputs, torch.Tensor):
         raise WorkloadError(
             f"The model of {settings.model!r} must return one tensor when it is evaluated, since loss and metric are "
-            f"given that of a whole split, got {typed(outputs)}: return what they need of it."
+            f"given that of a whole split, got {typed(outputs)}: return what they need of it, side by side (torch.cat)."
         )
     loss_name = settings.loss or "cross-entropy"
+    if outputs.is_floating_point() and not outputs.requires_grad:  # a copy with averaged weights, say, was evaluated
+        outputs = outputs.detach().clone().requires_grad_()
     with blamed_on(f"workload.loss {loss_name!r}"):
         value = loss(outputs, targets)
     if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
@@ -280,11 +286,16 @@ def _check_class_outputs(outputs: Any, targets: torch.Tensor, class_count: int, 
     expected = (len(targets), "classes", *targets.shape[1:])
     if outputs.ndim != len(expected) or (len(outputs), *outputs.shape[2:]) != tuple(targets.shape):
         shape = f"({', '.join(map(str, expected))})"
-        raise WorkloadError(f"{who} must return {shape} for {len(targets)} rows, got {tuple(outputs.shape)}.")
+        given = f" with targets of shape {tuple(targets.shape)}" if targets.ndim > 1 else ""
+        advice = ": give class ids, not one-hot rows" if outputs.shape == targets.shape else ""
+        raise WorkloadError(
+            f"{who} must return {shape} for {len(targets)} rows{given}, got {tuple(outputs.shape)}{advice}."
+        )
     if outputs.shape[1] < class_count:
         raise WorkloadError(
             f"{who} returns {outputs.shape[1]} values per row, but the targets hold class ids up to {class_count - 1}: "
-            f"give its last layer {class_count} outputs."
+            f"give its last layer {class_count} outputs, number classes from 0, or give "
+            f"{_own_scores(settings)} for other outputs."
         )
 
 

@@ -29,7 +29,8 @@ where targets are class ids. The test part is never split. What a Dataset draws 
 it draws for the rows that are held back, too: give a validation part without it.
 
 By default targets are class ids 0, 1, ... (whole numbers, one per row), the model returns one value per class, the loss
-is cross-entropy and the metric accuracy. For anything else name your own, as module:function of (outputs, targets):
+is cross-entropy and the metric accuracy. For anything else name your own, as module:function of (outputs, targets).
+Each is one tensor: what a model with several heads or a VAE returns, and its targets, stand side by side (torch.cat).
 
       loss: torch.nn.functional:mse_loss   # returns a scalar tensor that can be differentiated; trains nothing itself
       metric: mypackage.scores:mean_error  # returns a number; gets the whole split, on the processor

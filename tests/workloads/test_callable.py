@@ -573,6 +573,27 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         {"model": "net"},
         r"returns 2 values per row, but the targets hold class ids up to 2: give its last layer 3 outputs",
     ),
+    "classes from 1": (
+        "def own():\n    return (table()[0], table()[1] + 1), table()",
+        {"data": "own"},
+        r"give its last layer 4 outputs, number classes from 0, or give workload.loss and workload.metric for other",
+    ),
+    "one output, own loss and no metric": (
+        "def net():\n    return nn.Linear(5, 1)\ndef loss(outputs, targets):\n    return outputs.mean()",
+        {"model": "net", "loss": "loss"},
+        r"number classes from 0, or give workload.metric for other outputs",
+    ),
+    "one-hot targets": (
+        "def own():\n    return 2 * ((table()[0], nn.functional.one_hot(table()[1])),)",
+        {"data": "own"},
+        r"rows with targets of shape \(16, 3\), got \(16, 3\): give class ids, not one-hot rows",
+    ),
+    "targets of several tensors": (
+        "class Twice(Rows):\n    def __getitem__(self, index):\n        return self.inputs[index], {'a': 1, 'b': 2}\n"
+        "def own():\n    return Twice(20, 0), Twice(20, 0)",
+        {"data": "own"},
+        r"targets must be a tensor or an array of numbers, got a dict: .*inputs alone may be several tensors",
+    ),
     "outputs of the wrong shape": (
         "def net():\n    return nn.Sequential(nn.Linear(5, 3), nn.Flatten(0))",
         {"model": "net"},
@@ -645,7 +666,7 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         "def loss(outputs, targets):\n    return outputs['logits'].mean()\n"
         "def metric(outputs, targets):\n    return float(outputs['logits'].mean())",
         {"model": "Net", "loss": "loss", "metric": "metric"},
-        r"must return one tensor when it is evaluated, .*got a dict: return what they need of it",
+        r"must return one tensor when it is evaluated, .*got a dict: return what they need of it, side by side",
     ),
     "a batch norm that models share": (
         "norm = nn.BatchNorm1d(5, affine=False)\ndef net():\n    return nn.Sequential(norm, nn.Linear(5, 3))",
@@ -702,7 +723,7 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         "class Triples(Rows):\n    def __getitem__(self, index):\n        return 1, 2, 3\n"
         "def own():\n    return Triples(20, 0), Rows(50, 1)",
         {"data": "own"},
-        r"train: an item must be \(input, target\), got a list of 3",
+        r"train: an item must be \(input, target\), got a list of 3: let __getitem__ return these two, or collate_fn",
     ),
     "a Dataset that raises in a worker": (
         "class Broken(Rows):\n    def __getitem__(self, index):\n        raise OSError('disk\\ngone')\n"
@@ -1184,3 +1205,26 @@ sampling = Sampling()
 """
     workload = make(source, loss="sampling")
     assert first_losses(load(workload), 0) == first_losses(load(workload), 0)
+
+
+@pytest.mark.parametrize("evaluating", ["torch.no_grad()", "torch.inference_mode()"])
+def test_a_model_may_evaluate_a_copy_whose_weights_are_averages(make: Make, evaluating: str) -> None:
+    source = f"""
+import copy
+class Averaged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = model()
+        self.average = copy.deepcopy(self.net).requires_grad_(False)
+    def forward(self, inputs):
+        if self.training:
+            with torch.no_grad():
+                for mean, weight in zip(self.average.parameters(), self.net.parameters()):
+                    mean.lerp_(weight, 0.1)
+            return self.net(inputs)
+        with {evaluating}:
+            return self.average(inputs)
+"""
+    workload = make(source, model="Averaged")
+    settings = workload.model_dump(exclude={"name"}, exclude_none=True)
+    prepare(Choice("callable", settings), TrainingPlan(1.0, Choice("sgd", {}), device="cpu"), 0)
