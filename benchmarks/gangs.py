@@ -3,7 +3,7 @@
 `python -m benchmarks.gangs --threads 1 --cases mlp_32x16` takes about a minute on two cores for each case and number of
 threads. The name says model, batch and members. Each side is a fresh process: `alone` trains one member through
 run_trials, `gang` all of them through run_gang, `gang-compiled` too, with a compiled step (with a C++ compiler;
-compiling is not timed), both by oneDNN where the choice of gangs finds that faster. Evaluations are left out of the
+compiling is not timed), both by oneDNN where timing finds that faster, as in a study. Evaluations are left out of the
 ratio; how far the members' validation values are from those of the trials alone stands beside it.
 
 `--device cuda` takes the cases of a GPU, gangs of 4 to 32, and for each also both sides with their steps replayed as
@@ -13,6 +13,7 @@ CUDA graphs: all ratios are over one trial alone that is not replayed. All of th
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ def measure(case: Case, side: str, epochs: int | None, device: str) -> None:
     from lrsearch.compiled_step import UNCOMPILED_STEPS
     from lrsearch.engine import run_trials
     from lrsearch.graphs import UNRECORDED_STEPS
-    from lrsearch.training import keep_freed_memory
+    from lrsearch.training import keep_freed_memory, load, pick_device
 
     keep_freed_memory()  # as preparing a study does
     grid = rates(1e-3, HIGHEST_RATE, case.members)
@@ -92,14 +93,15 @@ def measure(case: Case, side: str, epochs: int | None, device: str) -> None:
         steps = results[0].train_steps - (UNRECORDED_STEPS + 1 if how else 1)  # the others are the warm-up
     else:
         from lrsearch.gang import run_gang
-        from lrsearch.gang_choice import PROBED_STEPS, choose
+        from lrsearch.rehearsal import Rehearsal
         from lrsearch.trial import CompiledGang, SoloCost
 
         unknown = SoloCost(0.0, 0.0, 0.0, 0.0)  # a bill that nobody reads here
         compiled = CompiledGang(case.members, case.members) if how == "compiled" else None
-        plain = replace(made[0].training, compile="off")
-        onednn = choose(made[0].workload, plain, 0, most=case.members, search_steps=PROBED_STEPS).onednn
-        told = [replace(spec, solo=unknown, compiled=compiled, onednn=onednn) for spec in made]
+        plain, on = replace(made[0].training, compile="off"), pick_device(device)
+        rehearsal = Rehearsal(load(made[0].workload, on, 0), plain, on, 0, [])
+        rehearsal.with_onednn(((case.members, rehearsal.seconds_per_member(case.members, 1)),), 1, math.inf)
+        told = [replace(spec, solo=unknown, compiled=compiled, onednn=rehearsal.onednn) for spec in made]
         once = [replace(spec, training=replace(spec.training, epochs=1e-9)) for spec in told]
         run_gang(once, Silence())  # one step: what the first gang of a process does is on nobody's bill
         results = [checked(one) for one in run_gang(told, Silence())]
