@@ -8,7 +8,7 @@ import torch
 
 from lrsearch.cache import recall, remember
 from lrsearch.interfaces import PROBE_SHARE
-from lrsearch.products import SIDE, ratio
+from lrsearch.products import ratio
 from lrsearch.timing import processor_name, synchronizer
 from lrsearch.training import TIMED_BLOCKS, device_info, load, new_run, pick_device, pick_precision, step_seconds
 from lrsearch.trial import Choice, Precision, TrainingPlan, likeness
@@ -26,8 +26,8 @@ LARGEST_TRIED = 8
 """Of gangs that are tried in both precisions, by two steps,"""
 TOGETHER_SHARE = 2 * PROBE_SHARE
 """for which there is more time, as they can save far more."""
-CLEARLY_SLOWER = 1.25
-"""Times what a product of two matrices takes in float32: from there on no model gains from bfloat16."""
+PRODUCT_SIDE, CLEARLY_SLOWER = 512, 1.25
+"""Of two matrices, and times what their product takes in float32: from there on no model gains from bfloat16."""
 
 
 def faster_precision(
@@ -86,7 +86,7 @@ def _faster_product(device: torch.device) -> Precision:
     known: Precision | None = recall("products", circumstances)
     if known is not None:
         return known
-    single, half = (torch.ones(SIDE, SIDE, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    single, half = (torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
     chosen: Precision = (
         "float32" if ratio(lambda: half @ half, lambda: single @ single) > CLEARLY_SLOWER else "bfloat16"
     )

@@ -18,8 +18,8 @@ import torch
 from lrsearch.cache import recall, remember
 from lrsearch.timing import processor_name
 
-SIDE, TURNS = 512, 8
-"""Of the matrices that are multiplied to see which way is faster, and how often each way: a hundredth of a second."""
+SIDE, TURNS = 256, 8
+"""Of the matrices that are multiplied to see which way is faster, and how often each way: a few milliseconds."""
 CLEARLY_FASTER = 0.8
 """Of what a product takes in one library, the most that it may take in the other one."""
 
