@@ -397,6 +397,7 @@ def probe(
         speed = f"{alone / timing.step_seconds:.2f}"
         counts = (str(timing.processes), str(timing.threads), together)
         layout = ", channels last" if timing.memory_format == "channels_last" else ""
+        layout += ", oneDNN" if timing.matmul == "onednn" and timing.gang_size == 1 else ""
         table.add_row(timing.precision + layout, *counts, f"{timing.step_seconds * 1e3:.3g}", speed)
     _print(table)
     for note in found.notes:
@@ -407,6 +408,7 @@ def probe(
         f"Fastest: executor: {slots if best.processes > 1 else '{name: inline}'}, "
         f"training.precision: {best.precision}, "
         f"{'training.memory_format: channels_last, ' if best.memory_format == 'channels_last' else ''}"
+        f"{'training.matmul: onednn, ' if best.matmul == 'onednn' else ''}"
         f"gangs: {'auto' if best.gang_size > 1 else 'off'}{', training.compile: gangs' if best.compiled else ''}. "
         "Gangs are chosen anew by each study where gangs is auto."
     )

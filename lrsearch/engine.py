@@ -99,7 +99,7 @@ def _prepared(
     slots: int,
 ) -> Preparation:
     from lrsearch.memory_format import faster_memory_format
-    from lrsearch.precision import faster_precision
+    from lrsearch.precision import faster_matmul, faster_precision
     from lrsearch.training import RECORDABLE, fastest_compiling, prepare
 
     workload, training = variants[0]
@@ -114,14 +114,17 @@ def _prepared(
     training = replace(training, memory_format=memory_format)
     if training.precision == "auto":
         precision = faster_precision(workload, training, seed, steps, most)
+    training = replace(training, precision=precision)
+    matmul = faster_matmul(workload, training, seed, steps)
+    training = replace(training, matmul=matmul)
     compiling = training.compile
     if any(training.optimizer.name not in RECORDABLE for _, training in variants):
         open_to = [one for one in open_to if one != "graphs"]
     if open_to:
-        compiling = fastest_compiling(workload, replace(training, precision=precision), seed, steps, open_to)
+        compiling = fastest_compiling(workload, training, seed, steps, open_to)
     seconds += time.perf_counter() - began
     for workload, training in variants[1:]:
-        variant = replace(training, precision=precision, compile=compiling, memory_format=memory_format)
+        variant = replace(training, precision=precision, compile=compiling, memory_format=memory_format, matmul=matmul)
         try:
             seconds += prepare(workload, variant, seed).seconds
         except WorkloadError:
@@ -131,9 +134,9 @@ def _prepared(
             seconds += prepare(workload, replace(variant, compile=compiling), seed).seconds
     must_pay = compiling == "off" and "gangs" in open_to
     asked: Compiling = "gangs" if must_pay else compiling
-    settle = partial(replace, precision=precision, compile=asked, memory_format=memory_format)
+    settle = partial(replace, precision=precision, compile=asked, memory_format=memory_format, matmul=matmul)
     gangs = [replace(one, training=settle(one.training)) for one in gangs]
-    as_evaluated = (precision, memory_format) == (prepared.precision, prepared.memory_format)
+    as_evaluated = (precision, memory_format, matmul) == (prepared.precision, prepared.memory_format, prepared.matmul)
     if gangs:
         from lrsearch.gang_choice import choose
 
@@ -161,5 +164,11 @@ def _prepared(
             chosen[likeness(request.workload, replace(request.training, compile=compiling))] = choice
         seconds += time.perf_counter() - began
     return replace(
-        prepared, precision=precision, compile=compiling, memory_format=memory_format, seconds=seconds, gangs=chosen
+        prepared,
+        precision=precision,
+        compile=compiling,
+        memory_format=memory_format,
+        matmul=matmul,
+        seconds=seconds,
+        gangs=chosen,
     )

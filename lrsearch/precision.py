@@ -1,17 +1,18 @@
-"""The precision in which a study's trials train faster, where the study leaves that open."""
+"""The precision in which a study's trials train faster, and what multiplies in float32, where it leaves that open."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import torch
 
 from lrsearch.cache import recall, remember
 from lrsearch.interfaces import PROBE_SHARE
-from lrsearch.products import ratio
+from lrsearch.products import is_faster, ratio
 from lrsearch.timing import processor_name, synchronizer
-from lrsearch.training import TIMED_BLOCKS, device_info, load, new_run, pick_device, pick_precision, step_seconds
-from lrsearch.trial import Choice, Precision, TrainingPlan, likeness
+from lrsearch.training import TIMED_BLOCKS, Run, device_info, load, new_run, pick_device, pick_precision, step_seconds
+from lrsearch.trial import Choice, Matmul, Precision, TrainingPlan, likeness
 
 FEWEST_BLOCKS = 2
 """Of steps in each precision, where there is no time for TIMED_BLOCKS; the first one warms up."""
@@ -28,6 +29,11 @@ TOGETHER_SHARE = 2 * PROBE_SHARE
 """for which there is more time, as they can save far more."""
 PRODUCT_SIDE, CLEARLY_SLOWER = 512, 1.25
 """Of two matrices, and times what their product takes in float32: from there on no model gains from bfloat16."""
+
+FEWEST_PRODUCTS, MOST_PRODUCTS = 5, 16
+"""Steps by each library at least, of which the first makes code, and at most."""
+CLEARLY = 0.9
+"""Of what a step takes by torch's default, the most that it may take by oneDNN: chance changes no last digits."""
 
 
 def faster_precision(
@@ -65,6 +71,41 @@ def faster_precision(
             seconds[0] = min(seconds[0], seconds_together(workload, variants[0], seed, size))
     chosen: Precision = "bfloat16" if seconds[1] < seconds[0] else "float32"
     remember("precisions", circumstances, chosen)
+    return chosen
+
+
+def faster_matmul(workload: Choice, training: TrainingPlan, seed: int, search_steps: int) -> Matmul:
+    """Return `onednn` where training steps in float32 take clearly less time so, and what the training has where not.
+
+    Both are timed, once a week for each model and machine, by as many steps as PROBE_SHARE of `search_steps`, the
+    training steps of this process in the study; not where that compiles the model twice. Gangs choose for themselves.
+    """
+    device, count = pick_device(training.device), min(MOST_PRODUCTS, int(PROBE_SHARE * search_steps) // 2)
+    single = device.type == "cpu" and pick_precision(training.precision, device) == "float32"
+    if training.matmul != "auto" or not single or training.compile == "on" or count < FEWEST_PRODUCTS:
+        return training.matmul
+    if not is_faster():
+        return "auto"
+    circumstances = [likeness(workload, training), count, device_info(device).name, torch.get_num_threads()]
+    known: Matmul | None = recall("matmuls", [*circumstances, torch.__version__])
+    if known == "auto":
+        return known
+    loaded = load(workload, device, seed)
+    runs = [new_run(loaded, replace(training, matmul="onednn"), device, seed)]
+    if known is not None:
+        runs[0].step(0.0)  # it makes code for each shape, on nobody's bill
+        return known
+    runs.append(new_run(loaded, training, device, seed))
+
+    def seconds(run: Run) -> float:
+        began = time.perf_counter()
+        run.step(0.0)
+        return time.perf_counter() - began
+
+    _, *found = [[seconds(run) for run in runs] for _ in range(count)]
+    other, own = map(min, zip(*found, strict=True))  # other programs only make it longer
+    chosen: Matmul = "onednn" if other <= CLEARLY * own else "auto"
+    remember("matmuls", [*circumstances, torch.__version__], chosen)
     return chosen
 
 

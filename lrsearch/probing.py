@@ -48,6 +48,8 @@ class Timing:
     """Whether the gang's step is."""
     step_seconds: float
     """Wall seconds of one training step of one trial, when all processes and members train at the same time."""
+    matmul: str = "auto"
+    """Of a trial alone; gangs multiply by what is faster for them."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def survey(config: StudyConfig) -> Survey:
                     if str(error) not in notes:
                         notes.append(str(error))
                     continue
-                variant = replace(variant, memory_format=prepared.memory_format)
+                variant = replace(variant, memory_format=prepared.memory_format, matmul=prepared.matmul)
                 (timed, note), *_ = started.prepare(partial(timings, workload, variant, seed, GANG_SIZES))
                 found += [
                     Timing(
@@ -100,6 +102,7 @@ def survey(config: StudyConfig) -> Survey:
                         size,
                         compiled,
                         seconds / processes,
+                        prepared.matmul,
                     )
                     for (size, compiled), seconds in timed.items()
                 ]

@@ -254,8 +254,7 @@ class Rehearsal:
         of it multiply so from now on.
         """
         (largest, each), *others = measured
-        single = self.device.type == "cpu" and pick_precision(self.training.precision, self.device) == "float32"
-        if self.onednn or not single or each > HOPELESS * glance or not is_faster():
+        if self.onednn or each > HOPELESS * glance or not self._may_multiply_faster():
             return measured
         began = time.perf_counter()
         try:
@@ -270,11 +269,21 @@ class Rehearsal:
         self.onednn = largest // 2 + 1
         return ((largest, other), *others)
 
+    def _may_multiply_faster(self) -> bool:
+        single = self.device.type == "cpu" and pick_precision(self.training.precision, self.device) == "float32"
+        return single and is_faster()
+
     def look(self, size: int, glance: float) -> float | None:
-        """Return the seconds of a step by the size of a gang, from two or three steps; None where there are none."""
+        """Return the seconds of a step by the size of a gang, from two or three steps; None where there are none.
+
+        Where it does not pay as it is, it may by oneDNN.
+        """
         began = time.perf_counter()
         try:
-            return self.seconds_per_member(size, 1, hopeless=glance, briefly=True)
+            each = self.seconds_per_member(size, 1, hopeless=glance, briefly=True)
+            if each > GANG_MUST_SAVE * glance and self._may_multiply_faster():
+                each = min(each, replace(self, onednn=size).seconds_per_member(size, 1, hopeless=glance, briefly=True))
+            return each
         except Exception:  # `check` says why
             return None
         finally:

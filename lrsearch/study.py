@@ -308,7 +308,12 @@ def _changes(study: StudyRow, resolved: dict[str, Any]) -> str:
 
 
 def _settled(config: StudyConfig, prepared: Preparation) -> StudyConfig:
-    return config.settled(precision=prepared.precision, compiles=prepared.compile, memory_format=prepared.memory_format)
+    return config.settled(
+        precision=prepared.precision,
+        compiles=prepared.compile,
+        memory_format=prepared.memory_format,
+        matmul=prepared.matmul,
+    )
 
 
 def prepare(config: StudyConfig, executor: Executor, begun: Collection[str] = ()) -> Preparation:
@@ -506,6 +511,7 @@ def forecast(config: StudyConfig) -> Forecast:
     """Time a few steps on the device and return what each way would cost; nothing is stored."""
     from lrsearch import training
     from lrsearch.memory_format import faster_memory_format
+    from lrsearch.precision import faster_matmul
 
     plan, workload, seed = config.training_plan(), config.workload_choice(), config.seeds[0]
     prepared = training.prepare(workload, plan, seed)
@@ -513,6 +519,7 @@ def forecast(config: StudyConfig) -> Forecast:
     settle = partial(
         replace, memory_format=faster_memory_format(workload, plan, seed, steps), precision=prepared.precision
     )
+    settle = partial(settle, matmul=faster_matmul(workload, settle(plan), seed, steps))
     plan = settle(plan)
     of_study = training.probe(workload, plan, seed)
     probes = {likeness(workload, plan): of_study}

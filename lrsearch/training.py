@@ -49,6 +49,7 @@ from lrsearch.interfaces import (
     Workload,
 )
 from lrsearch.plain_optimizer import plain_step, spare_dynamo
+from lrsearch.products import by_onednn, is_exact
 from lrsearch.range_test import DivergenceStop, ladder, steps_between_evaluations
 from lrsearch.registry import lookup
 from lrsearch.restore import find_generators
@@ -166,6 +167,7 @@ def prepare(
         training.compile,
         training.memory_format,
         seconds,
+        matmul=training.matmul,
         validation_seconds=validation_seconds,
         reading=reading,
         data_sample=loaded.data_sample if isinstance(loaded, SamplesItsData) else (),
@@ -578,6 +580,7 @@ class Run:
             self.optimizer._warned_capturable_if_run_uncaptured = True
             self._replayed = graphs.Replayed(self.device)
         self._optimizer_step: Callable[[], object] | None = None
+        self._by_onednn = self.training.matmul == "onednn" and self.device.type == "cpu" and is_exact()
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def step(self, learning_rate: float, momentum: float | None = None) -> None:
@@ -590,7 +593,8 @@ class Run:
             loss = self._replayed.step(self._recorded_step, rate, inputs, targets)
         else:
             self._set_rates(learning_rate, momentum)
-            loss = self._train_on(inputs, targets)
+            with by_onednn(self._by_onednn):
+                loss = self._train_on(inputs, targets)
         self._losses.append(loss)
         self.steps_taken += 1
         self.progressed()
@@ -660,7 +664,7 @@ class Run:
         outputs: list[torch.Tensor] = []
         targets: list[torch.Tensor] = []
         try:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self._autocast(), by_onednn(self._by_onednn):
                 for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
                     # It may have asked for gradients.
                     outputs.append(self.model(batch_inputs).detach())

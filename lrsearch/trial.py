@@ -28,6 +28,7 @@ Compiling = Literal["off", "on", "gangs", "graphs"]
 """`on`: torch.compile. `gangs`: the same for gangs only. `graphs`: the steps are recorded as a CUDA graph and
 replayed."""
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
+Matmul = Literal["auto", "default", "onednn"]
 """How the weights of convolutions lie in memory. `auto`: as the workload and the model have them."""
 COMPILES_GANGS = ("on", "gangs")
 AttemptStatus = Literal["running", "finished", "interrupted", "lost"]
@@ -165,6 +166,8 @@ class TrainingPlan:
     compile: Compiling = "off"
     """What is to make the model's training steps faster."""
     memory_format: MemoryFormat = "auto"
+    matmul: Matmul = "auto"
+    """What multiplies matrices in float32 on a processor; `auto`: what torch takes by default."""
     gradient_clip_norm: float | None = None
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
@@ -281,8 +284,9 @@ def likeness(workload: Choice, training: TrainingPlan) -> str:
     """
     settings = {name: value for name, value in training.optimizer.settings.items() if name not in OF_EACH_MEMBER}
     others = {**asdict(training), "optimizer": [training.optimizer.name, settings], "epochs": None}
-    if training.memory_format == "auto":
-        del others["memory_format"]
+    for name in ("memory_format", "matmul"):
+        if others[name] == "auto":
+            del others[name]
     return json.dumps([workload.name, dict(workload.settings), others], sort_keys=True, default=str)
 
 
@@ -629,6 +633,8 @@ class Preparation:
     """What the first evaluation of the validation split took, in that precision; 0 without one."""
     reading: Reading | None = None
     """None where batches come from tensors, or nothing was timed."""
+    matmul: Matmul = "auto"
+    """`auto` also where timing found nothing faster than torch's default."""
     data_sample: Sequence[float] = ()
     """By which processes see whether they have the same data; none where these come from files alone."""
 

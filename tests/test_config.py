@@ -138,7 +138,7 @@ def test_the_default_study_is_the_one_of_the_readme() -> None:
     [
         # Keys.
         ("  epochs: 5", "  epoch: 5", "6:3: training.epoch: unknown key; known: compile, device, epochs, gradient_clip_norm, "
-         "groups, memory_format, optimizer, precision. Did you mean 'epochs'?"),
+         "groups, matmul, memory_format, optimizer, precision. Did you mean 'epochs'?"),
         ("momentum:", "momentun:", "7:26: training.optimizer.momentun: unknown key; known: dampening, momentum, name, "
          "nesterov, weight_decay. Did you mean 'momentum'?"),
         ("batch_size:", "batchsize:", "4:38: workload.batchsize: unknown key; known: augment, batch_size, model, name, "

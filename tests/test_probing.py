@@ -82,6 +82,10 @@ def test_a_survey_is_a_table_with_the_fastest_way_as_lines_for_the_study_file(
     said = CliRunner().invoke(app, command).output
     assert "float32, channels last 1 2 1 0.8 1.00" in [" ".join(line.split()) for line in said.splitlines()]
     assert "training.precision: float32, training.memory_format: channels_last, gangs: off. Gangs" in said
+    found.append(probing.Survey("a processor (cpu)", (replace(alone, matmul="onednn"),), ()))
+    said = CliRunner().invoke(app, command).output
+    assert "float32, oneDNN 1 2 1 0.8 1.00" in [" ".join(line.split()) for line in said.splitlines()]
+    assert "training.precision: float32, training.matmul: onednn, gangs: off. Gangs" in said
 
 
 def test_the_processor_is_divided_by_halves_down_to_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from lrsearch import gang, gang_choice, products, rehearsal, stacked_run, training
+from lrsearch import gang, gang_choice, precision, products, rehearsal, stacked_run, training
+from lrsearch.analysis.strip import strip
+from lrsearch.config import load_study
+from lrsearch.errors import StudyChangedError
 from lrsearch.gang_choice import choose
 from lrsearch.products import by_onednn
-from lrsearch.trial import TrainingPlan
+from lrsearch.storage.store import open_store
+from lrsearch.study import run_study
+from lrsearch.trial import Matmul, StudyRecord, TrainingPlan, likeness
 from tests.clock import Clock
 from tests.test_gang import DIGITS, SGD, Listener, alone, assert_equal, spec
+from tests.test_study import Quiet
 
 needs_exact = pytest.mark.skipif(not products.is_exact(), reason="oneDNN rounds factors on this machine")
 
@@ -109,6 +117,93 @@ def test_a_gang_multiplies_so_where_its_largest_size_is_faster(
     assert not tried, "it is known the next time"
     choose(DIGITS, replace(plan, precision="bfloat16"), 0, most=8, search_steps=10**5)
     assert not tried, "nor is it tried where factors are rounded anyway"
+
+
+STEPS = 10_000
+
+
+@pytest.fixture
+def steps_take(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Have a step take a second, and by oneDNN so much of that."""
+
+    def take(share: float) -> None:
+        clock.charge(training.Run, "step", lambda run, *_: share if run._by_onednn else 1.0)
+
+    monkeypatch.setattr(precision, "is_faster", lambda: True)
+    monkeypatch.setattr(training, "is_exact", lambda: True)
+    clock = Clock(monkeypatch, precision)
+    return take
+
+
+@pytest.mark.parametrize(("share", "chosen"), [(0.89, "onednn"), (0.91, "auto")])
+def test_a_trial_alone_multiplies_so_where_it_is_clearly_faster(
+    steps_take: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, share: float, chosen: str
+) -> None:
+    steps_take(share)
+    plan = TrainingPlan(20, SGD, device="cpu")
+    assert precision.faster_matmul(DIGITS, plan, 0, 999) == "auto", "there is no time to find out"
+    assert precision.faster_matmul(DIGITS, plan, 0, STEPS) == chosen
+    steps_take(2.0)
+    assert precision.faster_matmul(DIGITS, plan, 0, STEPS) == chosen, "it is known the next time"
+    monkeypatch.setattr(precision, "new_run", None)
+    for asked in (replace(plan, precision="bfloat16"), replace(plan, compile="on"), replace(plan, matmul="default")):
+        assert precision.faster_matmul(DIGITS, asked, 0, STEPS) == asked.matmul
+    monkeypatch.setattr(precision, "is_faster", lambda: False)
+    assert precision.faster_matmul(DIGITS, replace(plan, epochs=2), 0, STEPS) == "auto"
+
+
+@needs_exact
+@pytest.mark.parametrize("matmul", ["auto", "default", "onednn"])
+def test_it_multiplies_as_its_plan_says_in_steps_and_evaluations(
+    monkeypatch: pytest.MonkeyPatch, matmul: Matmul
+) -> None:
+    seen: set[bool] = set()
+    honest = F.linear
+
+    def noted(*arguments: Any, **named: Any) -> torch.Tensor:
+        seen.add(_is_by_onednn())
+        return honest(*arguments, **named)
+
+    monkeypatch.setattr(F, "linear", noted)
+    [found] = alone([spec(0, 0.01, matmul=matmul)])
+    assert seen == {matmul == "onednn"}
+    assert not _is_by_onednn()
+    assert_equal([found], alone([spec(0, 0.01)]))
+
+
+STUDY = """
+version: 1
+name: products
+workload: {name: digits, model: mlp, batch_size: 64}
+training: {epochs: 30, device: cpu, optimizer: {name: sgd}MATMUL}
+seeds: [SEEDS]
+rates: {low: 1e-3, high: 0.1}
+strategies:
+  grid: {name: grid, points: 2}
+"""
+
+
+def test_a_study_keeps_to_what_was_chosen_when_it_began(
+    steps_take: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(matmul: str = "", seeds: str = "0", **options: Any) -> StudyRecord:
+        (tmp_path / "study.yaml").write_text(STUDY.replace("MATMUL", matmul).replace("SEEDS", seeds))
+        with open_store(f"sqlite:///{tmp_path / 'own.db'}") as store:
+            return run_study(load_study(tmp_path / "study.yaml"), store, observer=Quiet(), **options)
+
+    steps_take(0.5)
+    record = run()
+    assert record.config["training"]["matmul"] == "onednn"
+    assert strip(record).precision == "float32, matrices multiplied by oneDNN"
+    steps_take(2.0)
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "elsewhere"))
+    assert len(run(seeds="0, 1", extend=True).trials) == 4
+    with pytest.raises(StudyChangedError, match=r"training\.matmul.*onednn.*default"):
+        run(", matmul: default")
+    again = run(fresh=True)
+    assert "matmul" not in again.config["training"]
+    assert "matmul" not in likeness(DIGITS, TrainingPlan(20, SGD))
+    assert strip(again).precision == "float32"
 
 
 @needs_exact
