@@ -397,7 +397,7 @@ def probe(
         speed = f"{alone / timing.step_seconds:.2f}"
         counts = (str(timing.processes), str(timing.threads), together)
         layout = ", channels last" if timing.memory_format == "channels_last" else ""
-        layout += ", oneDNN" if timing.matmul == "onednn" and timing.gang_size == 1 else ""
+        layout += ", oneDNN" if timing.matmul == "onednn" else ""
         table.add_row(timing.precision + layout, *counts, f"{timing.step_seconds * 1e3:.3g}", speed)
     _print(table)
     for note in found.notes:

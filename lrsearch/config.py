@@ -294,7 +294,8 @@ class StudyConfig(Settings):
     gangs: Literal["auto", "off"] = "off"
     """`auto`: trials of a search that differ in their rates alone train together where timing shows that it pays.
 
-    Each then gives what it gives alone up to rounding; `off`, a study that is run again gives the same bits.
+    Each then gives what it gives alone up to rounding; `off`, a study that is run again gives the same
+    bits, if timing chose the same memory format and matmul, or the file has them.
     """
     checkpoint: Checkpoint = Checkpoint()
     budget: Budget | None = None

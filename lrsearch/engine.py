@@ -74,8 +74,8 @@ def prepare_all(
 ) -> Preparation:
     """Prepare each variant and return the first's preparation, with the seconds of all and the choice of gangs.
 
-    Where memory format and precision are `auto`, they are chosen for the first variant, and all train so; so is what
-    makes the steps faster, of what the study is `open_to`. `epochs` are those of this process in the whole study,
+    Where memory format, precision and matmul are `auto`, they are chosen for the first variant, and all train so; so is
+    what makes the steps faster, of what the study is `open_to`. `epochs` are those of this process in the whole study,
     which say how long timing may take; `slots` processes do the same. Without `evaluates` the first variant takes
     training steps alone. The gangs are asked for with `auto` and answered for as they train.
     Raises what `training.prepare` raises.
@@ -112,11 +112,13 @@ def _prepared(
     most = max((request.most for request in gangs), default=1)
     memory_format = faster_memory_format(workload, training, seed, steps, most)
     training = replace(training, memory_format=memory_format)
+    single = replace(training, precision="float32") if training.precision == "auto" else training
+    matmul = faster_matmul(workload, single, seed, steps)
     if training.precision == "auto":
-        precision = faster_precision(workload, training, seed, steps, most)
-    training = replace(training, precision=precision)
-    matmul = faster_matmul(workload, training, seed, steps)
-    training = replace(training, matmul=matmul)
+        precision = faster_precision(workload, replace(training, matmul=matmul), seed, steps, most)
+    if precision != "float32":
+        matmul = training.matmul
+    training = replace(training, precision=precision, matmul=matmul)
     compiling = training.compile
     if any(training.optimizer.name not in RECORDABLE for _, training in variants):
         open_to = [one for one in open_to if one != "graphs"]

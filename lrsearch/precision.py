@@ -9,9 +9,19 @@ import torch
 
 from lrsearch.cache import recall, remember
 from lrsearch.interfaces import PROBE_SHARE
-from lrsearch.products import is_faster, ratio
+from lrsearch.products import ratio
 from lrsearch.timing import processor_name, synchronizer
-from lrsearch.training import TIMED_BLOCKS, Run, device_info, load, new_run, pick_device, pick_precision, step_seconds
+from lrsearch.training import (
+    TIMED_BLOCKS,
+    Run,
+    device_info,
+    load,
+    may_multiply_faster,
+    new_run,
+    pick_device,
+    pick_precision,
+    step_seconds,
+)
 from lrsearch.trial import Choice, Matmul, Precision, TrainingPlan, likeness
 
 FEWEST_BLOCKS = 2
@@ -81,28 +91,30 @@ def faster_matmul(workload: Choice, training: TrainingPlan, seed: int, search_st
     training steps of this process in the study; not where that compiles the model twice. Gangs choose for themselves.
     """
     device, count = pick_device(training.device), min(MOST_PRODUCTS, int(PROBE_SHARE * search_steps) // 2)
-    single = device.type == "cpu" and pick_precision(training.precision, device) == "float32"
-    if training.matmul != "auto" or not single or training.compile == "on" or count < FEWEST_PRODUCTS:
+    if training.matmul != "auto" or training.compile == "on" or count < FEWEST_PRODUCTS:
         return training.matmul
-    if not is_faster():
+    if not may_multiply_faster(training, device):
         return "auto"
     circumstances = [likeness(workload, training), count, device_info(device).name, torch.get_num_threads()]
     known: Matmul | None = recall("matmuls", [*circumstances, torch.__version__])
     if known == "auto":
         return known
-    loaded = load(workload, device, seed)
-    runs = [new_run(loaded, replace(training, matmul="onednn"), device, seed)]
-    if known is not None:
-        runs[0].step(0.0)  # it makes code for each shape, on nobody's bill
-        return known
-    runs.append(new_run(loaded, training, device, seed))
 
     def seconds(run: Run) -> float:
         began = time.perf_counter()
         run.step(0.0)
         return time.perf_counter() - began
 
-    _, *found = [[seconds(run) for run in runs] for _ in range(count)]
+    loaded = load(workload, device, seed)
+    try:
+        runs = [new_run(loaded, replace(training, matmul="onednn"), device, seed)]
+        if known is not None:
+            seconds(runs[0])  # it makes code for each shape, on nobody's bill
+            return known
+        runs.append(new_run(loaded, training, device, seed))
+        _, *found = [[seconds(run) for run in runs] for _ in range(count)]
+    except Exception:  # whatever it is, the trials will tell
+        return "auto"
     other, own = map(min, zip(*found, strict=True))  # other programs only make it longer
     chosen: Matmul = "onednn" if other <= CLEARLY * own else "auto"
     remember("matmuls", [*circumstances, torch.__version__], chosen)

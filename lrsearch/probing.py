@@ -102,7 +102,7 @@ def survey(config: StudyConfig) -> Survey:
                         size,
                         compiled,
                         seconds / processes,
-                        prepared.matmul,
+                        prepared.matmul if size == 1 else "auto",
                     )
                     for (size, compiled), seconds in timed.items()
                 ]

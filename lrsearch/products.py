@@ -11,7 +11,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -27,11 +27,14 @@ CLEARLY_FASTER = 0.8
 @contextmanager
 def by_onednn(wanted: bool) -> Iterator[None]:
     """Have products of float32 matrices inside done by oneDNN, if that is `wanted`."""
-    if not wanted:
+    with _in_precision("medium") if wanted else nullcontext():
         yield
-        return
+
+
+@contextmanager
+def _in_precision(name: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(name)
     try:
         yield
     finally:
@@ -41,7 +44,8 @@ def by_onednn(wanted: bool) -> Iterator[None]:
 @functools.cache
 def is_exact() -> bool:
     """Whether oneDNN rounds no factor on this machine: its products are float32's, up to the order of their sums."""
-    numbers, unit = torch.linspace(1, 2, SIDE * SIDE).view(1, SIDE, SIDE), torch.eye(SIDE)[None]
+    numbers = torch.linspace(1, 2, SIDE * SIDE, dtype=torch.float32, device="cpu").view(1, SIDE, SIDE)
+    unit = torch.eye(SIDE, dtype=torch.float32, device="cpu")[None]
     try:
         with by_onednn(True):
             return torch.equal(torch.bmm(numbers, unit), numbers) and torch.equal(numbers[0] @ unit[0], numbers[0])
@@ -57,13 +61,13 @@ def is_faster() -> bool:
     circumstances = [processor_name(), torch.get_num_threads(), torch.__version__]
     known: bool | None = recall("onednn", circumstances)
     if known is None:
-        factor = torch.ones(SIDE, SIDE)
+        factor = torch.ones(SIDE, SIDE, dtype=torch.float32, device="cpu")
 
-        def product(onednn: bool) -> None:
-            with by_onednn(onednn):
+        def product(precision: str) -> None:
+            with _in_precision(precision):
                 factor @ factor
 
-        known = ratio(lambda: product(True), lambda: product(False)) <= CLEARLY_FASTER
+        known = ratio(lambda: product("medium"), lambda: product("highest")) <= CLEARLY_FASTER
         remember("onednn", circumstances, known)
     return known
 

@@ -30,7 +30,6 @@ from lrsearch.gang_check import (
     state,
 )
 from lrsearch.interfaces import BLOCK_STEPS, PROBE_SHARE, LoadedWorkload, Split
-from lrsearch.products import is_faster
 from lrsearch.stacked_run import CannotGangError, StackedRun, what_stops
 from lrsearch.timing import synchronizer
 from lrsearch.training import (
@@ -38,6 +37,7 @@ from lrsearch.training import (
     TOLERANCE,
     Run,
     is_out_of_memory,
+    may_multiply_faster,
     new_run,
     one_line,
     pick_precision,
@@ -254,7 +254,7 @@ class Rehearsal:
         of it multiply so from now on.
         """
         (largest, each), *others = measured
-        if self.onednn or each > HOPELESS * glance or not self._may_multiply_faster():
+        if self.onednn or each > HOPELESS * glance or not may_multiply_faster(self.training, self.device):
             return measured
         began = time.perf_counter()
         try:
@@ -269,10 +269,6 @@ class Rehearsal:
         self.onednn = largest // 2 + 1
         return ((largest, other), *others)
 
-    def _may_multiply_faster(self) -> bool:
-        single = self.device.type == "cpu" and pick_precision(self.training.precision, self.device) == "float32"
-        return single and is_faster()
-
     def look(self, size: int, glance: float) -> float | None:
         """Return the seconds of a step by the size of a gang, from two or three steps; None where there are none.
 
@@ -281,8 +277,9 @@ class Rehearsal:
         began = time.perf_counter()
         try:
             each = self.seconds_per_member(size, 1, hopeless=glance, briefly=True)
-            if each > GANG_MUST_SAVE * glance and self._may_multiply_faster():
-                each = min(each, replace(self, onednn=size).seconds_per_member(size, 1, hopeless=glance, briefly=True))
+            if each > GANG_MUST_SAVE * glance and may_multiply_faster(self.training, self.device):
+                other = replace(self, onednn=size)
+                each = min(each, other.seconds_per_member(size, 1, hopeless=glance, briefly=True))
             return each
         except Exception:  # `check` says why
             return None

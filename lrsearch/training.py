@@ -49,7 +49,7 @@ from lrsearch.interfaces import (
     Workload,
 )
 from lrsearch.plain_optimizer import plain_step, spare_dynamo
-from lrsearch.products import by_onednn, is_exact
+from lrsearch.products import by_onednn, is_exact, is_faster
 from lrsearch.range_test import DivergenceStop, ladder, steps_between_evaluations
 from lrsearch.registry import lookup
 from lrsearch.restore import find_generators
@@ -254,6 +254,12 @@ def pick_precision(name: str, device: torch.device) -> Precision:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device) >= FIRST_WITH_BFLOAT16 else "float32"
     return "bfloat16" if device.type == "cpu" and _PROCESSOR_BFLOAT16 & _processor_flags() else "float32"
+
+
+def may_multiply_faster(training: TrainingPlan, device: torch.device) -> bool:
+    """Whether the training multiplies in float32 what oneDNN, left to it, would multiply faster (see products.py)."""
+    single = device.type == "cpu" and pick_precision(training.precision, device) == "float32"
+    return single and training.matmul != "default" and is_faster()
 
 
 FIRST_WITH_BFLOAT16 = (8, 0)
@@ -580,6 +586,8 @@ class Run:
             self.optimizer._warned_capturable_if_run_uncaptured = True
             self._replayed = graphs.Replayed(self.device)
         self._optimizer_step: Callable[[], object] | None = None
+        self._has_moved = False
+        """Whether a step had a rate: before that nothing has diverged, and what is raised is an error."""
         self._by_onednn = self.training.matmul == "onednn" and self.device.type == "cpu" and is_exact()
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
@@ -596,6 +604,7 @@ class Run:
             with by_onednn(self._by_onednn):
                 loss = self._train_on(inputs, targets)
         self._losses.append(loss)
+        self._has_moved |= learning_rate != 0
         self.steps_taken += 1
         self.progressed()
 
@@ -639,7 +648,7 @@ class Run:
                 outputs = self._forward(inputs)
                 loss = self.loaded.loss(outputs, targets)
         except Exception as error:
-            if not comes_of_divergence(error, [outputs, *self._trained]):
+            if not (self._has_moved and comes_of_divergence(error, [outputs, *self._trained])):
                 raise
             return torch.full((), math.nan, device=self.device)
         loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
@@ -674,7 +683,7 @@ class Run:
             all_outputs, all_targets = whole(outputs, "outputs", split).float(), whole(targets, "targets", split)
             loss = float(self.loaded.loss(all_outputs, all_targets))
         except Exception as error:
-            if not comes_of_divergence(error, [*outputs, *self._trained]):
+            if not (self._has_moved and comes_of_divergence(error, [*outputs, *self._trained])):
                 raise
             self.switch(training=True)
             return None, None
@@ -721,6 +730,7 @@ class Run:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned. Raises what torch raises for the state of another model."""
+        self._has_moved = True
         self.model.load_state_dict(state["model"])
         buffers = dict(self.model.named_buffers())
         with torch.no_grad():
@@ -743,7 +753,8 @@ def comes_of_divergence(error: Exception, numbers: Sequence[Any]) -> bool:
     found: list[Any] = []
     each_in(found.append, numbers)
     tensors = [one for one in found if isinstance(one, torch.Tensor) and one.layout is torch.strided]
-    return not (is_out_of_memory(error) or all(bool(one.isfinite().all()) for one in tensors))
+    ours = isinstance(error, LrsearchError) or is_out_of_memory(error)
+    return not (ours or all(bool(one.isfinite().all()) for one in tensors))
 
 
 def whole(batches: Sequence[torch.Tensor], what: str, split: Split, dimension: int = 0) -> torch.Tensor:

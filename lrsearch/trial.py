@@ -28,8 +28,10 @@ Compiling = Literal["off", "on", "gangs", "graphs"]
 """`on`: torch.compile. `gangs`: the same for gangs only. `graphs`: the steps are recorded as a CUDA graph and
 replayed."""
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
-Matmul = Literal["auto", "default", "onednn"]
 """How the weights of convolutions lie in memory. `auto`: as the workload and the model have them."""
+Matmul = Literal["auto", "default", "onednn"]
+"""What multiplies matrices in float32 on a processor, where it is exact. `auto`: torch's default, and in gangs what is
+faster."""
 COMPILES_GANGS = ("on", "gangs")
 AttemptStatus = Literal["running", "finished", "interrupted", "lost"]
 """`interrupted`: stopped by a signal, cost known. `lost`: killed, cost estimated from its last heartbeat."""

@@ -445,7 +445,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
         return 1e-5 if compiled else 5e-5
 
     monkeypatch.setattr(Rehearsal, "seconds_per_member", seconds)
-    monkeypatch.setattr("lrsearch.rehearsal.is_faster", lambda: False)
+    monkeypatch.setattr("lrsearch.training.is_faster", lambda: False)
     return asked
 
 

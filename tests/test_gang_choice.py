@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from lrsearch import gang_choice, rehearsal, stacked_run
+from lrsearch import gang_choice, rehearsal, stacked_run, training
 from lrsearch.cache import remember
 from lrsearch.gang_choice import choose
 from lrsearch.interfaces import Split
@@ -55,7 +55,7 @@ print([name for name in set(sys.modules) - before if name.startswith(("torch", "
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(rehearsal, "SOLO_SECONDS", 0.2)
-    monkeypatch.setattr(rehearsal, "is_faster", lambda: False)  # test_products.py has what follows where it is
+    monkeypatch.setattr(training, "is_faster", lambda: False)  # test_products.py has what follows where it is
 
 
 @pytest.fixture

@@ -71,6 +71,27 @@ def test_a_library_that_rounds_factors_is_not_taken(monkeypatch: pytest.MonkeyPa
     assert not products.is_exact.__wrapped__()
 
 
+@needs_exact
+def test_what_a_users_code_has_set_changes_nothing_of_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, kinds = Clock(monkeypatch, products), set[torch.dtype]()
+
+    def seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+        kinds.update((left.dtype, right.dtype))
+        return 0.5 if _is_by_onednn() else 1.0
+
+    clock.charge(torch.Tensor, "__matmul__", seconds)
+    torch.set_float32_matmul_precision("medium")
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert products.is_exact.__wrapped__()
+        assert products.is_faster.__wrapped__()
+        assert _is_by_onednn()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.set_default_dtype(torch.float32)
+    assert kinds == {torch.float32}
+
+
 @pytest.mark.parametrize(("seconds", "faster"), [(0.5, True), (0.9, False)])
 def test_it_is_taken_where_it_is_clearly_faster_and_that_is_kept(
     monkeypatch: pytest.MonkeyPatch, seconds: float, faster: bool
@@ -102,7 +123,7 @@ def test_a_gang_multiplies_so_where_its_largest_size_is_faster(
             tried.append(count)
         return (by_onednn[count] if run._by_onednn else 1.0) * 0.001 * (8 + count)
 
-    monkeypatch.setattr(rehearsal, "is_faster", lambda: True)
+    monkeypatch.setattr(training, "is_faster", lambda: True)
     monkeypatch.setattr(stacked_run, "is_exact", lambda: True)
     clock.charge(rehearsal.Solo, "_first_losses", 0.02)
     clock.charge(training.Run, "step", 0.01)
@@ -115,8 +136,20 @@ def test_a_gang_multiplies_so_where_its_largest_size_is_faster(
     again = choose(DIGITS, plan, 0, most=8, search_steps=10**5)
     assert (again.size, again.onednn, again.measured) == (found.size, found.onednn, found.measured)
     assert not tried, "it is known the next time"
-    choose(DIGITS, replace(plan, precision="bfloat16"), 0, most=8, search_steps=10**5)
-    assert not tried, "nor is it tried where factors are rounded anyway"
+    for other in (replace(plan, precision="bfloat16"), replace(plan, matmul="default")):
+        choose(DIGITS, other, 0, most=8, search_steps=10**5)
+        assert not tried, "nor is it tried where factors are rounded anyway, or the study says how to multiply"
+
+
+def test_a_look_at_a_gang_of_long_steps_looks_also_at_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "is_faster", lambda: True)
+    monkeypatch.setattr(rehearsal.Rehearsal, "seconds_per_member", lambda self, *_, **__: 0.6 if self.onednn else 1.1)
+    plan, on = TrainingPlan(20, SGD, device="cpu"), torch.device("cpu")
+    looked = [
+        rehearsal.Rehearsal(training.load(DIGITS, on, 0), one, on, 0, []).look(4, 1.0)
+        for one in (plan, replace(plan, matmul="default"))
+    ]
+    assert looked == [0.6, 1.1]
 
 
 STEPS = 10_000
@@ -129,7 +162,7 @@ def steps_take(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     def take(share: float) -> None:
         clock.charge(training.Run, "step", lambda run, *_: share if run._by_onednn else 1.0)
 
-    monkeypatch.setattr(precision, "is_faster", lambda: True)
+    monkeypatch.setattr(training, "is_faster", lambda: True)
     monkeypatch.setattr(training, "is_exact", lambda: True)
     clock = Clock(monkeypatch, precision)
     return take
@@ -148,7 +181,7 @@ def test_a_trial_alone_multiplies_so_where_it_is_clearly_faster(
     monkeypatch.setattr(precision, "new_run", None)
     for asked in (replace(plan, precision="bfloat16"), replace(plan, compile="on"), replace(plan, matmul="default")):
         assert precision.faster_matmul(DIGITS, asked, 0, STEPS) == asked.matmul
-    monkeypatch.setattr(precision, "is_faster", lambda: False)
+    monkeypatch.setattr(training, "is_faster", lambda: False)
     assert precision.faster_matmul(DIGITS, replace(plan, epochs=2), 0, STEPS) == "auto"
 
 
@@ -194,7 +227,7 @@ def test_a_study_keeps_to_what_was_chosen_when_it_began(
     steps_take(0.5)
     record = run()
     assert record.config["training"]["matmul"] == "onednn"
-    assert strip(record).precision == "float32, matrices multiplied by oneDNN"
+    assert strip(record).precision == "float32, matrices multiplied by oneDNN where exact"
     steps_take(2.0)
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "elsewhere"))
     assert len(run(seeds="0, 1", extend=True).trials) == 4

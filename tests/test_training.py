@@ -650,6 +650,29 @@ def loss(outputs, targets):
 )
 
 
+def test_what_raises_before_any_weight_has_moved_is_an_error_also_beside_numbers_that_are_none(
+    callable_workload: Any,
+) -> None:
+    masked = """
+    class Masked(torch.nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs).masked_fill(torch.tensor([False, True]), float("-inf"))
+    return Masked(5, 2)"""
+    source = TABLE.replace("return torch.nn.Linear(5, 2)", masked) + (
+        "calls = []\n"
+        "def loss(outputs, targets):\n"
+        "    calls.append(0)\n"
+        "    if len(calls) > 1:\n"
+        "        raise TypeError('a mistake')\n"
+        "    return outputs[:, 0].square().mean()\n"
+    )
+    workload = callable_workload(source)
+    loss = str(workload.settings["model"]).replace(":model", ":loss")
+    workload = replace(workload, settings={**workload.settings, "loss": loss})
+    with pytest.raises(WorkloadError, match="TypeError: a mistake"):
+        prepare(workload, TrainingPlan(1, SGD, device="cpu"), 0)
+
+
 @pytest.mark.parametrize("where", ["model", "loss"])
 def test_where_model_or_loss_refuse_what_is_no_number_a_trial_that_diverges_is_still_a_result(
     callable_workload: Any, where: str

@@ -123,7 +123,7 @@ def _precision(record: StudyRecord) -> str:
     }
     precision = " and ".join(found or [str(training.get("precision", "not recorded"))])
     layout = ", weights channels last" if training.get("memory_format") == "channels_last" else ""
-    layout += ", matrices multiplied by oneDNN" if training.get("matmul") == "onednn" else ""
+    layout += ", matrices multiplied by oneDNN where exact" if training.get("matmul") == "onednn" else ""
     return precision + layout + faster.get(str(training.get("compile")), "")
 
 

@@ -267,8 +267,8 @@ def _check_pairs(who: str, score: Callable[[Any, Any], Any], outputs: torch.Tens
     ):
         raise WorkloadError(
             f"{who} compares each output with every target: the model returns {tuple(outputs.shape)}, targets have "
-            f"{tuple(targets.shape)}, which torch broadcasts to {(len(targets),) * 2}. Give both one shape, such as "
-            f"outputs.squeeze(1) in the model, or targets of shape (rows, 1)."
+            f"{tuple(targets.shape)}, which torch broadcasts to {(len(targets),) * 2}. Give both one shape, "
+            "(rows,) or (rows, 1)."
         )
 
 
