@@ -41,7 +41,9 @@ PRODUCT_SIDE, CLEARLY_SLOWER = 512, 1.25
 """Of two matrices, and times what their product takes in float32: from there on no model gains from bfloat16."""
 
 FEWEST_PRODUCTS, MOST_PRODUCTS = 5, 16
-"""Steps by each library at least, of which the first makes code, and at most."""
+"""Steps by each library at least, of which the first makes code, and at most, while they take no more than SHARE."""
+FAR_SLOWER = 1.25
+"""Times what a step takes by torch's default: where the second by oneDNN does, that is enough to know."""
 CLEARLY = 0.9
 """Of what a step takes by torch's default, the most that it may take by oneDNN: chance changes no last digits."""
 
@@ -90,9 +92,10 @@ def faster_matmul(workload: Choice, training: TrainingPlan, seed: int, search_st
     Both are timed, once a week for each model and machine, by as many steps as PROBE_SHARE of `search_steps`, the
     training steps of this process in the study; not where that compiles the model twice. Gangs choose for themselves.
     """
-    device, count = pick_device(training.device), min(MOST_PRODUCTS, int(PROBE_SHARE * search_steps) // 2)
-    if training.matmul != "auto" or training.compile == "on" or count < FEWEST_PRODUCTS:
+    device, enough = pick_device(training.device), PROBE_SHARE * search_steps >= 2 * FEWEST_PRODUCTS
+    if training.matmul != "auto" or training.compile == "on" or not enough:
         return training.matmul
+    count = max(FEWEST_PRODUCTS, min(MOST_PRODUCTS, int(SHARE * search_steps) // 2))
     if not may_multiply_faster(training, device):
         return "auto"
     circumstances = [likeness(workload, training), count, device_info(device).name, torch.get_num_threads()]
@@ -112,10 +115,14 @@ def faster_matmul(workload: Choice, training: TrainingPlan, seed: int, search_st
             seconds(runs[0])  # it makes code for each shape, on nobody's bill
             return known
         runs.append(new_run(loaded, training, device, seed))
-        _, *found = [[seconds(run) for run in runs] for _ in range(count)]
+        found: list[list[float]] = []
+        for number in range(count):
+            found.append([seconds(run) for run in runs])
+            if number == 1 and found[1][0] > FAR_SLOWER * found[1][1]:
+                return "auto"
     except Exception:  # whatever it is, the trials will tell
         return "auto"
-    other, own = map(min, zip(*found, strict=True))  # other programs only make it longer
+    other, own = map(min, zip(*found[1:], strict=True))  # other programs only make it longer
     chosen: Matmul = "onednn" if other <= CLEARLY * own else "auto"
     remember("matmuls", [*circumstances, torch.__version__], chosen)
     return chosen

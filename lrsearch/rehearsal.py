@@ -258,8 +258,9 @@ class Rehearsal:
             return measured
         began = time.perf_counter()
         try:
-            # Its first steps, which make code for each shape, say nothing about those to come.
-            other = replace(self, onednn=largest).seconds_per_member(largest, crowds)
+            # The first step, which makes code for each shape, says nothing about those to come.
+            briefly = largest * each > GANG_SECONDS[0]
+            other = replace(self, onednn=largest).seconds_per_member(largest, crowds, briefly=briefly)
         except Exception:  # as it is, it is known to train
             return measured
         finally:
