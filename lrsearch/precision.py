@@ -89,8 +89,9 @@ def faster_precision(
 def faster_matmul(workload: Choice, training: TrainingPlan, seed: int, search_steps: int) -> Matmul:
     """Return `onednn` where training steps in float32 take clearly less time so, and what the training has where not.
 
-    Both are timed, once a week for each model and machine, by as many steps as PROBE_SHARE of `search_steps`, the
-    training steps of this process in the study; not where that compiles the model twice. Gangs choose for themselves.
+    Both are timed, once a week for each model and machine, by FEWEST_PRODUCTS steps each, which must fit into
+    PROBE_SHARE of `search_steps`, the training steps of this process in the study, and more while all are no more than
+    SHARE of them; not where that compiles the model twice. Gangs choose for themselves.
     """
     device, enough = pick_device(training.device), PROBE_SHARE * search_steps >= 2 * FEWEST_PRODUCTS
     if training.matmul != "auto" or training.compile == "on" or not enough:
@@ -98,8 +99,9 @@ def faster_matmul(workload: Choice, training: TrainingPlan, seed: int, search_st
     count = max(FEWEST_PRODUCTS, min(MOST_PRODUCTS, int(SHARE * search_steps) // 2))
     if not may_multiply_faster(training, device):
         return "auto"
-    circumstances = [likeness(workload, training), count, device_info(device).name, torch.get_num_threads()]
-    known: Matmul | None = recall("matmuls", [*circumstances, torch.__version__])
+    where = [device_info(device).name, torch.get_num_threads(), torch.__version__]
+    circumstances = [likeness(workload, training), count, *where]
+    known: Matmul | None = recall("matmuls", circumstances)
     if known == "auto":
         return known
 
@@ -124,7 +126,7 @@ def faster_matmul(workload: Choice, training: TrainingPlan, seed: int, search_st
         return "auto"
     other, own = map(min, zip(*found[1:], strict=True))  # other programs only make it longer
     chosen: Matmul = "onednn" if other <= CLEARLY * own else "auto"
-    remember("matmuls", [*circumstances, torch.__version__], chosen)
+    remember("matmuls", circumstances, chosen)
     return chosen
 
 
