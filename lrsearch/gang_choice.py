@@ -32,7 +32,7 @@ from lrsearch.training import COMPILING_SECONDS, MUST_SAVE, device_info, has_com
 from lrsearch.trial import COMPILES_GANGS, Choice, CompiledGang, GangChoice, TrainingPlan, likeness
 from lrsearch.workloads.user_code import blamed_on_workload
 
-GENERATION = 12
+GENERATION = 13
 """Raised when gangs become faster or slower than those that were timed before."""
 GANG_SHARE = PROBE_SHARE / 4
 LAYOUT_BLOCKS = 3

@@ -68,9 +68,9 @@ HOPELESS = 1.25
 """Times what a step takes alone: where the first steps of a gang take so much for each member, it does not pay."""
 CLEARLY = 1.5
 """Times more than that, and two steps are enough to see it."""
-GANG_MUST_SAVE = 0.95
+GANG_MUST_SAVE = 0.97
 """Of what a step takes alone, or in a larger gang, the most that it may take in one: what is timed so shortly is not
-known better."""
+known better, and who asks for more forgoes more."""
 LONGEST = 200
 """Of what an error says, characters."""
 CHECKED_RATE = 1e-4
