@@ -785,6 +785,38 @@ class Outcome:
     traceback: str | None = None
     facts: WorkloadFacts | None = None
 
+    def note(
+        self,
+        planned: PlannedSchedule,
+        end: int,
+        losses: Sequence[float],
+        found: tuple[float | None, float | None],
+        charged: Mapping[str, float],
+    ) -> CurvePoint:
+        """Take note of how the trial does after `end` steps, by the losses since its last point, and return this one.
+
+        `diverged_step` is known by then; `found` is what the validation split gave, `charged` the cost by phase.
+        """
+        assert self.facts is not None, "its workload is loaded"
+        is_finite = self.diverged_step is None
+        self.validation_loss, self.validation_metric = found if is_finite else (None, None)
+        point = CurvePoint(
+            step=end,
+            epoch=end / self.facts.steps_per_epoch,
+            learning_rate=planned.rate(end - 1),
+            train_loss=finite(math.fsum(losses) / len(losses)) if is_finite else None,
+            validation_loss=found[0],
+            validation_metric=self.validation_metric,
+            charged_device_seconds=charged_seconds(charged),
+            cycle_end=end in planned.cycle_ends,
+        )
+        self.curve.append(point)
+        return point
+
+    def as_result(self) -> dict[str, Any]:
+        """Return all of it as fields of a TrialResult."""
+        return {**vars(self), "curve": tuple(self.curve), "range_test": tuple(self.range_test)}
+
 
 def write_checkpoint(
     uuid: str, plan: CheckpointPlan, bills: Bills, run_state: Mapping[str, Any], outcome: Outcome
@@ -900,18 +932,7 @@ def run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
         core_seconds=watch.core_seconds,
         peak_device_memory_bytes=peak_memory(device),
         energy_joules=meter.joules(),
-        status=outcome.status,
-        train_steps=outcome.train_steps,
-        validation_loss=outcome.validation_loss,
-        validation_metric=outcome.validation_metric,
-        test_loss=outcome.test_loss,
-        test_metric=outcome.test_metric,
-        curve=tuple(outcome.curve),
-        range_test=tuple(outcome.range_test),
-        diverged_step=outcome.diverged_step,
-        error=outcome.error,
-        traceback=outcome.traceback,
-        facts=outcome.facts,
+        **outcome.as_result(),
     )
 
 
@@ -1007,13 +1028,12 @@ def _train(
 
     Points that an earlier attempt reached are told first; they cannot stop the trial, as they did not then.
     """
-    steps_per_epoch = run.loaded.facts.steps_per_epoch
     outcome.status = "completed"
     for point in outcome.curve:
         channel.report(spec.uuid, point)
     reached, warming = len(outcome.curve), True
     watch.switch("warmup")
-    for end in segment_ends(planned, steps_per_epoch)[reached:]:
+    for end in segment_ends(planned, run.loaded.facts.steps_per_epoch)[reached:]:
         while outcome.train_steps < end:
             step = outcome.train_steps
             run.step(planned.rate(step), planned.momentum(step) if planned.momentum else None)
@@ -1026,23 +1046,9 @@ def _train(
         watch.switch("evaluate")
         losses = run.take_losses()
         outcome.diverged_step = first_non_finite(losses, end)
-        loss, metric = run.evaluate("validation")
-        if outcome.diverged_step is None:
-            outcome.validation_loss, outcome.validation_metric = loss, metric
-        else:
-            outcome.validation_loss = outcome.validation_metric = None
+        found = run.evaluate("validation")
         watch.switch("idle")
-        point = CurvePoint(
-            step=end,
-            epoch=end / steps_per_epoch,
-            learning_rate=planned.rate(end - 1),
-            train_loss=finite(math.fsum(losses) / len(losses)) if outcome.diverged_step is None else None,
-            validation_loss=loss,
-            validation_metric=metric if outcome.diverged_step is None else None,
-            charged_device_seconds=charged_seconds(bills(spec, run, watch).charged),
-            cycle_end=end in planned.cycle_ends,
-        )
-        outcome.curve.append(point)
+        point = outcome.note(planned, end, losses, found, bills(spec, run, watch).charged)
         go_on = channel.report(spec.uuid, point)
         if outcome.diverged_step is not None:
             outcome.status = "diverged"
