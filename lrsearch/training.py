@@ -19,7 +19,7 @@ import shutil
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -407,11 +407,7 @@ def _has_kernel(model: torch.nn.Module) -> bool:
     """Whether one kernel can take the step of all weights: none of them is complex or has sparse gradients."""
     plain = not any(parameter.is_complex() for parameter in model.parameters())
     dense = not any(getattr(module, "sparse", False) is True for module in model.modules())
-    return plain and dense and _device_of(model).type in ("cpu", "cuda")
-
-
-def _device_of(model: torch.nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return plain and dense and next(model.parameters()).device.type in ("cpu", "cuda")
 
 
 def _parameter_groups(model: torch.nn.Module, groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
@@ -452,10 +448,15 @@ def _frozen_batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [norm for norm in norms if norm.affine and not any(p.requires_grad for p in norm.parameters())]
 
 
+def random_sources(loaded: LoadedWorkload) -> list[object]:
+    """Return what of the user's makes the batches."""
+    return list(loaded.random_sources) if isinstance(loaded, HasOwnChance) else []
+
+
 def own_generators(loaded: LoadedWorkload, model: torch.nn.Module) -> list[object]:
     """Return the generators that data and model keep for themselves, always in the same order."""
-    sources = list(loaded.random_sources) if isinstance(loaded, HasOwnChance) else []
-    return find_generators(sources) + [found for part in model.modules() for found in find_generators(vars(part))]
+    held = [found for part in model.modules() for found in find_generators(vars(part))]
+    return find_generators(random_sources(loaded)) + held
 
 
 @functools.cache
@@ -644,7 +645,7 @@ class Run:
             parameter.grad = None
         outputs = None
         try:
-            with self._autocast():
+            with autocast(self.training, self.device):
                 outputs = self._forward(inputs)
                 loss = self.loaded.loss(outputs, targets)
         except Exception as error:
@@ -673,7 +674,7 @@ class Run:
         outputs: list[torch.Tensor] = []
         targets: list[torch.Tensor] = []
         try:
-            with torch.no_grad(), self._autocast(), by_onednn(self._by_onednn):
+            with torch.no_grad(), autocast(self.training, self.device), by_onednn(self._by_onednn):
                 for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
                     # It may have asked for gradients.
                     outputs.append(self.model(batch_inputs).detach())
@@ -712,7 +713,7 @@ class Run:
             return
         own = own_generators(self.loaded, self.model)
         drawn = chance.snapshot(own)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), autocast(self.training, self.device):
             for inputs, _ in itertools.islice(Batches(self.loaded, 0), BATCH_NORM_BATCHES):
                 self.model(inputs)
         chance.restore(drawn, own)
@@ -739,9 +740,6 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self._losses = list(state["losses"].to(self.device))
         self.batches.go_to(state["batches"])
-
-    def _autocast(self) -> torch.autocast:
-        return autocast(self.training, self.device)
 
 
 def comes_of_divergence(error: Exception, numbers: Sequence[Any]) -> bool:
@@ -1123,8 +1121,15 @@ class Climb:
         return not any(self._stop.update(loss) for loss in new) and self._steps < len(self.rates)
 
     def points(self) -> list[RangeTestPoint]:
-        """Return a point for each step that was looked at."""
-        return list(_range_test_points(self.rates, self._losses, self._evaluations))
+        """Return a point for each step that was looked at.
+
+        The loss of step i+1 was computed before it: it belongs to rung i.
+        """
+        following = [*map(finite, self._losses[1:]), None]
+        return [
+            RangeTestPoint(rung, self.rates[rung], following[rung], *self._evaluations.get(rung, (None, None)))
+            for rung in range(len(self._losses))
+        ]
 
 
 def climb(
@@ -1144,21 +1149,6 @@ def climb(
 def range_test_rates(plan: RangeTestPlan, steps_per_epoch: int) -> list[float]:
     """Return the rate of every step of the range test that `plan` asks for."""
     return ladder(plan.low, plan.high, range_test_steps(plan, steps_per_epoch), plan.ladder)
-
-
-def _range_test_points(
-    rates: Sequence[float], losses: Sequence[float], evaluations: dict[int, tuple[float | None, float | None]]
-) -> Iterator[RangeTestPoint]:
-    """Yield a point per rung that was stepped. The loss of step i+1 was computed before it: it belongs to rung i."""
-    for rung in range(len(losses)):
-        loss, metric = evaluations.get(rung, (None, None))
-        yield RangeTestPoint(
-            step=rung,
-            learning_rate=rates[rung],
-            train_loss=finite(losses[rung + 1]) if rung + 1 < len(losses) else None,
-            validation_loss=loss,
-            validation_metric=metric,
-        )
 
 
 def first_non_finite(losses: Sequence[float], end: int) -> int | None:
