@@ -277,7 +277,7 @@ def fastest_compiling(
     not. `gangs` are not looked at: see gang_choice.choose.
     """
     device = pick_device(training.device)
-    where = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
+    where = [likeness(workload, training), *machine_of(device)]
     found: dict[Compiling, float] = {}
     loaded: LoadedWorkload | None = None
     seconds = 0.0
@@ -357,6 +357,11 @@ def device_info(device: torch.device) -> DeviceInfo:
     """Return what the ledger records of `device`."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return DeviceInfo(kind=device.type, name=name, count=1, threads=torch.get_num_threads())
+
+
+def machine_of(device: torch.device) -> list[object]:
+    """Return what timings on `device` hold for."""
+    return [device_info(device).name, torch.get_num_threads(), torch.__version__]
 
 
 def load(choice: Choice, device: torch.device, seed: int) -> LoadedWorkload:
