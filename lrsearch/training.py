@@ -1,6 +1,6 @@
 """One loop for all ways: runs trials and range tests on a device and returns what they gave and cost.
 
-The only file that steps an optimiser. Nothing waits for the device inside a segment; losses are read at segment ends.
+Nothing waits for the device inside a segment; losses are read at segment ends.
 """
 
 from __future__ import annotations
