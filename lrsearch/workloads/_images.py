@@ -57,7 +57,7 @@ class _Images:
 
     Where the images do not fit there, `train` and `test` lie in the machine's memory, and batches are copied.
 
-    Convolutions, and above all poolings, are faster in this layout: see benchmarks/ for by how much.
+    Convolutions, and above all poolings, are faster in this layout: docs/speed.md says by how much.
     """
 
     train: torch.Tensor
