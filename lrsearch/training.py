@@ -839,7 +839,6 @@ class Checkpoints:
     def __init__(self, spec: TrialSpec, plan: CheckpointPlan, watch: DeviceStopwatch) -> None:
         self._spec = spec
         self._plan = plan
-        self._folder = Path(plan.folder)
         self._watch = watch
         self._billed_before: Mapping[str, float] = {}
         """What the gang that this attempt began in was billed for it."""
@@ -862,7 +861,7 @@ class Checkpoints:
 
         Raises StorageError when it cannot be read, and DOES_NOT_FIT when it does not fit.
         """
-        found = checkpoint.newest(self._folder, self._spec.uuid)
+        found = checkpoint.newest(Path(self._plan.folder), self._spec.uuid)
         if found is None:
             return
         header, content = found
@@ -967,7 +966,6 @@ def _resumed(
             )
         progressed, run = run.progressed, new_run(run.loaded, spec.training, device, spec.seed)
         run.progressed, run.batches.keeps_place = progressed, True
-        outcome.curve, outcome.train_steps = [], 0
     return run
 
 
