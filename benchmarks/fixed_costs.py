@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ledger_scale, tasks
-from benchmarks.harness import Report, Run, Side, alternate, counted, parser, program, spreads
+from benchmarks.harness import Report, Run, Side, Spread, alternate, counted, parser, program
 
 DIGITS = tasks.Options("digits", 1_438, 32, 1, "float32", 0, (0.05,))
 
@@ -183,11 +183,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         some = [side for name in chosen.only or made for side in made[name]]
         runs = alternate(some, chosen.repeats, chosen.threads)
     report = Report("fixed_costs", f"Fixed costs, {counted(chosen.threads)}", vars(chosen), runs)
-    bars = {}
-    for label in dict.fromkeys(label for run in runs for label in _figures(run)):
-        spread = next(iter(spreads((run for run in runs if label in _figures(run)), partial(_figure, label)).values()))
-        report.add(label, spread)
-        bars[label] = spread
+    bars, found = {}, [_figures(run) for run in runs]
+    for label in dict.fromkeys(label for own in found for label in own):
+        bars[label] = Spread.of([own[label] for own in found if label in own])
+        report.add(label, bars[label])
     seconds = {label: spread for label, spread in bars.items() if label.endswith(", s")}
     return report.finish(seconds, "seconds", chosen.results)
 
@@ -199,10 +198,6 @@ def _figures(run: Run) -> dict[str, float]:
     if "first_step_at" in run.values:
         return {f"{run.side}: exec to first step, s": run.values["first_step_at"] - run.began}
     return dict(run.values) or {f"{run.side}, s": run.seconds}
-
-
-def _figure(label: str, run: Run) -> float:
-    return _figures(run)[label]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import functools
 import importlib.util
 import json
 import math
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsearch.surroundings import busy_core_seconds, commit_of
-from lrsearch.timing import core_seconds
+from lrsearch.timing import core_seconds, processor_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -259,7 +258,7 @@ class Report:
 def machine() -> dict[str, Any]:
     """Return what the figures depend on: processor, versions, commit."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "commit": commit_of(ROOT),
@@ -279,15 +278,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-@functools.cache
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def _draw(title: str, bars: Mapping[str, Spread], axis: str, path: Path) -> Path:

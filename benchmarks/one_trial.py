@@ -10,11 +10,11 @@ left out. What the service adds to the bare loop is less than two runs of one pr
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from benchmarks import tasks
-from benchmarks.harness import Report, Run, Side, alternate, counted, parser, program, ratios, run_once, spreads
+from benchmarks.harness import Report, Run, Side, Spread, alternate, counted, parser, program, ratios, run_once, spreads
 
 BATCH = 128
 
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.add(side, speed, f"images/s, accuracy {accuracies[side].median:.3f}")
     for precision in chosen.precision:
         _compare(report, trained, precision)
-    _add_roofline(report, chosen.task, runs)
+    _add_roofline(report, chosen.task, runs, speeds)
     return report.finish(speeds, "images/s", chosen.results)
 
 
@@ -109,20 +109,16 @@ def _compare(report: Report, runs: Sequence[Run], precision: str) -> None:
         report.add(f"{ours} against the fastest usual way in float32", over[fastest], f"times as fast ({fastest})")
 
 
-def _add_roofline(report: Report, task: str, runs: Sequence[Run]) -> None:
+def _add_roofline(report: Report, task: str, runs: Sequence[Run], speeds: Mapping[str, Spread]) -> None:
     """Add the rate of a large matrix product, and the share of it that the model's own operations reach in ours."""
     measured = [run for run in runs if run.side == "roofline"]
     operations = _operations(task)
     for precision in ("float32", "bfloat16"):
         for roof in spreads(measured, lambda run, name=precision: float(run.values[name])).values():  # type: ignore[misc]  # mypy: a default as a binding
             report.add(f"roofline: matrix product in {precision}", roof, "GFLOP/s")
-            for speed in [found for side, found in spreads(runs, _any_speed).items() if side == f"ours {precision}"]:
+            if speed := speeds.get(f"ours {precision}"):
                 share = 100 * speed.median * operations / 1e9 / roof.median
                 report.add(f"ours {precision}: the model's own operations, of that", share, "%")
-
-
-def _any_speed(run: Run) -> float:
-    return float(run.values.get("images_per_second", 0.0))
 
 
 def _operations(task: str) -> float:

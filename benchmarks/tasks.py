@@ -24,7 +24,7 @@ from lrsearch.workloads._splits import stratified_sample, stratified_split
 
 if TYPE_CHECKING:
     import torch
-    from torch.utils.data import Dataset
+    from torch.utils.data import DataLoader, Dataset
 
     from lrsearch.workloads._image_cache import DecodedImages
 
@@ -35,6 +35,8 @@ UNPACKED = ROOT / "build" / "benchmarks"
 """Where torchvision's FashionMNIST looks."""
 MOMENTUM = 0.9
 VALIDATION_FRACTION = 0.2
+EVALUATION_BATCH = 1000
+"""Of the usual ways."""
 SEED = 0
 
 
@@ -114,7 +116,19 @@ def new_model(task: str) -> torch.nn.Module:
     return build(TASKS[task].model, TASKS[task].input_shape, 10)
 
 
-def datasets(chosen: Options) -> tuple[Dataset[Any], Dataset[Any], Dataset[Any]]:
+def loaders(chosen: Options) -> tuple[DataLoader[Any], DataLoader[Any], DataLoader[Any]]:
+    """Return what reads training, validation and test set in torch's tutorials."""
+    from torch.utils.data import DataLoader
+
+    train, validation, test = _datasets(chosen)
+    return (
+        DataLoader(train, chosen.batch_size, shuffle=True, drop_last=True, num_workers=chosen.workers),
+        DataLoader(validation, EVALUATION_BATCH, num_workers=chosen.workers),
+        DataLoader(test, EVALUATION_BATCH, num_workers=chosen.workers),
+    )
+
+
+def _datasets(chosen: Options) -> tuple[Dataset[Any], Dataset[Any], Dataset[Any]]:
     """Return training, validation and test set as torch's tutorials have them; the split is lrsearch's own."""
     import torch
     from torch.utils.data import Subset, TensorDataset

@@ -37,7 +37,6 @@ from lrsearch.training import (
     EnergyMeter,
     Outcome,
     device_info,
-    finite,
     first_non_finite,
     forget_peak_memory,
     load,
@@ -60,7 +59,6 @@ from lrsearch.trial import (
     TrialSpec,
     added,
     as_billed,
-    charged_seconds,
     likeness,
 )
 
@@ -232,13 +230,13 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     watch.switch("setup")
     placed = [(spec, loaded[crowd]) for crowd, own in crowds.items() for spec in own]
     members: Sequence[_Member]
+    told = _Reported(channel)
     if specs[0].proposal.range_test is None:
         trained = [_Trained.of(spec, own) for spec, own in placed]
-        members, work = trained, partial(_train, trained)
+        members, work = trained, partial(_train, trained, told=told)
     else:
         climbers = [_Climber(spec=spec, outcome=Outcome(facts=own.facts)) for spec, own in placed]
         members, work = climbers, partial(_climb, climbers)
-    told = _Reported(channel)
     broken, refused, kept, run = "", None, None, None
     try:
         runs = {crowd: new_run(loaded[crowd], specs[0].training, device, repeat_seed(*crowd)) for crowd in crowds}
@@ -252,7 +250,7 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
         del runs  # the models are copied, and only the first is used
         if isinstance(channel, Watched):
             run.progressed = channel.progressed
-        work(run, watch, bill, told)
+        work(run, watch, bill)
     except (StorageError, DeviceFaultError):
         raise
     except (Exception, SystemExit) as error:
@@ -269,20 +267,16 @@ def run_gang(specs: Sequence[TrialSpec], channel: Channel) -> list[TrialResult]:
     joules, billed = meter.joules(), sum(sum(member.billed.values()) for member in members)
     memory = peak_memory(device)
     results = [
-        _result(
-            member,
-            TrialResult(
-                uuid=member.spec.uuid,
-                status=member.outcome.status,
-                device=device_info(device),
-                train_steps=member.outcome.train_steps,
-                phase_seconds=member.solo_seconds(),
-                core_seconds=member.core_seconds,
-                gang_size=len(specs),
-                billed_phase_seconds=as_billed(member.billed),
-                peak_device_memory_bytes=memory,
-                energy_joules=None if joules is None else joules * sum(member.billed.values()) / billed,
-            ),
+        TrialResult(
+            uuid=member.spec.uuid,
+            device=device_info(device),
+            phase_seconds=member.solo_seconds(),
+            core_seconds=member.core_seconds,
+            gang_size=len(specs),
+            billed_phase_seconds=as_billed(member.billed),
+            peak_device_memory_bytes=memory,
+            energy_joules=None if joules is None else joules * sum(member.billed.values()) / billed,
+            **member.outcome.as_result(),
         )
         for member in members
     ]
@@ -351,23 +345,6 @@ class _Rest:
     def message(self, uuid: str, text: str) -> None:
         if isinstance(self._channel, Told):
             self._channel.message(uuid, text)
-
-
-def _result(member: _Member, so_far: TrialResult) -> TrialResult:
-    outcome = member.outcome
-    return replace(
-        so_far,
-        validation_loss=outcome.validation_loss,
-        validation_metric=outcome.validation_metric,
-        test_loss=outcome.test_loss,
-        test_metric=outcome.test_metric,
-        curve=tuple(outcome.curve),
-        range_test=tuple(outcome.range_test),
-        diverged_step=outcome.diverged_step,
-        error=outcome.error,
-        traceback=outcome.traceback,
-        facts=outcome.facts,
-    )
 
 
 class _Reported:
@@ -490,26 +467,11 @@ def _step_to(
 def _goes_on(member: _Trained, end: int, found: tuple[float | None, float | None], told: _Reported) -> bool:
     """Note and tell how the member does after `end` steps; return whether it is to train on."""
     outcome, losses = member.outcome, member.losses
-    assert outcome.facts is not None, "a member has a workload"
-    loss, metric = found
     member.losses = []
     member.evaluations += 1
     outcome.diverged_step = first_non_finite(losses, end)
-    alive = outcome.diverged_step is None
-    outcome.validation_loss, outcome.validation_metric = found if alive else (None, None)
-    point = CurvePoint(
-        step=end,
-        epoch=end / outcome.facts.steps_per_epoch,
-        learning_rate=member.planned.rate(end - 1),
-        train_loss=finite(math.fsum(losses) / len(losses)) if alive else None,
-        validation_loss=loss,
-        validation_metric=metric if alive else None,
-        charged_device_seconds=charged_seconds(member.solo_seconds()),
-        cycle_end=end in member.planned.cycle_ends,
-    )
-    outcome.curve.append(point)
-    go_on = told.report(member.spec.uuid, point)
-    if not alive:
+    go_on = told.report(member.spec.uuid, outcome.note(member.planned, end, losses, found, member.solo_seconds()))
+    if outcome.diverged_step is not None:
         outcome.status = "diverged"
         return False
     outcome.status = "completed" if go_on or end == member.planned.train_steps else "pruned"
@@ -527,7 +489,7 @@ def _judge_leaving(leaving: Sequence[_Member], rows: Sequence[int], run: Stacked
             member.outcome.test_loss, member.outcome.test_metric = found[row]
 
 
-def _climb(members: Sequence[_Climber], run: StackedRun, watch: DeviceStopwatch, bill: _Bill, told: _Reported) -> None:
+def _climb(members: Sequence[_Climber], run: StackedRun, watch: DeviceStopwatch, bill: _Bill) -> None:
     """Raise the rate of all range tests rung by rung; one whose loss ran away leaves.
 
     Nothing is told of a range test before its end, and no state of it is kept.

@@ -28,7 +28,7 @@ from lrsearch.rehearsal import (
 )
 from lrsearch.stacked_run import what_stops
 from lrsearch.timing import synchronizer
-from lrsearch.training import COMPILING_SECONDS, MUST_SAVE, device_info, has_compiler, load, new_run, pick_device
+from lrsearch.training import COMPILING_SECONDS, MUST_SAVE, has_compiler, load, machine_of, new_run, pick_device
 from lrsearch.trial import COMPILES_GANGS, Choice, CompiledGang, GangChoice, TrainingPlan, likeness
 from lrsearch.workloads.user_code import blamed_on_workload
 
@@ -378,5 +378,4 @@ def member_seconds(workload: Choice, training: TrainingPlan, seed: int, size: in
 
 
 def _circumstances(workload: Choice, training: TrainingPlan, device: torch.device) -> list[object]:
-    where = [GENERATION, device_info(device).name, torch.get_num_threads(), torch.__version__]
-    return [likeness(workload, training), *where]
+    return [likeness(workload, training), GENERATION, *machine_of(device)]

@@ -11,7 +11,7 @@ from lrsearch.cache import recall, remember
 from lrsearch.interfaces import PROBE_SHARE
 from lrsearch.precision import LARGEST_TRIED, seconds_together
 from lrsearch.timing import synchronizer
-from lrsearch.training import Run, device_info, load, memory_format_of, new_run, pick_device, step_seconds
+from lrsearch.training import Run, load, machine_of, memory_format_of, new_run, pick_device, step_seconds
 from lrsearch.trial import Choice, MemoryFormat, TrainingPlan, likeness
 
 CLEARLY = 0.95
@@ -46,8 +46,7 @@ def faster_memory_format(
     if memory_format_of(loaded, training) is not None:
         return "auto"
     size = min(most, LARGEST_TRIED, int(PROBE_SHARE * search_steps / 4))
-    where = [device_info(device).name, torch.get_num_threads(), torch.__version__]
-    circumstances = [likeness(workload, training), size, count, *where]
+    circumstances = [likeness(workload, training), size, count, *machine_of(device)]
     variants = [training, replace(training, memory_format="channels_last")]
     try:
         runs = [new_run(loaded, training, device, seed)]

@@ -10,12 +10,12 @@ import torch
 from lrsearch.cache import recall, remember
 from lrsearch.interfaces import PROBE_SHARE
 from lrsearch.products import ratio
-from lrsearch.timing import processor_name, synchronizer
+from lrsearch.timing import synchronizer
 from lrsearch.training import (
     TIMED_BLOCKS,
     Run,
-    device_info,
     load,
+    machine_of,
     may_multiply_faster,
     new_run,
     pick_device,
@@ -66,8 +66,7 @@ def faster_precision(
         return "bfloat16"
     block = max(1, min(MOST_STEPS, int(SHARE * search_steps / (2 * count))))
     size = min(most, LARGEST_TRIED, int(TOGETHER_SHARE * search_steps / 4))
-    where = [device_info(device).name, torch.get_num_threads(), torch.__version__]
-    circumstances = [likeness(workload, training), size, count, *where]
+    circumstances = [likeness(workload, training), size, count, *machine_of(device)]
     known: Precision | None = recall("precisions", circumstances)
     if known is not None:
         return known
@@ -99,8 +98,7 @@ def faster_matmul(workload: Choice, training: TrainingPlan, seed: int, search_st
     count = max(FEWEST_PRODUCTS, min(MOST_PRODUCTS, int(SHARE * search_steps) // 2))
     if not may_multiply_faster(training, device):
         return "auto"
-    where = [device_info(device).name, torch.get_num_threads(), torch.__version__]
-    circumstances = [likeness(workload, training), count, *where]
+    circumstances = [likeness(workload, training), count, *machine_of(device)]
     known: Matmul | None = recall("matmuls", circumstances)
     if known == "auto":
         return known
@@ -144,7 +142,7 @@ def _faster_product(device: torch.device) -> Precision:
     """
     if device.type != "cpu":
         return "bfloat16"
-    circumstances = [processor_name(), torch.get_num_threads(), torch.__version__]
+    circumstances = machine_of(device)
     known: Precision | None = recall("products", circumstances)
     if known is not None:
         return known

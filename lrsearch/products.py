@@ -11,7 +11,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -24,11 +24,9 @@ CLEARLY_FASTER = 0.8
 """Of what a product takes in one library, the most that it may take in the other one."""
 
 
-@contextmanager
-def by_onednn(wanted: bool) -> Iterator[None]:
+def by_onednn(wanted: bool) -> AbstractContextManager[None]:
     """Have products of float32 matrices inside done by oneDNN, if that is `wanted`."""
-    with _in_precision("medium") if wanted else nullcontext():
-        yield
+    return _in_precision("medium") if wanted else nullcontext()
 
 
 @contextmanager

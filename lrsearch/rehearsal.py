@@ -99,10 +99,9 @@ class Solo:
         search_steps: int,
         slots: int,
     ) -> None:
-        self.training, self.search_steps, self._facts = training, search_steps, loaded.facts
+        self.training, self.search_steps = training, search_steps
         self._fewest_blocks = max(GLANCE_BLOCKS + 1, math.ceil(SOLO_BLOCKS / slots))
         self._loaded, self._device, self._seed = loaded, device, seed
-        self._rehearsal = partial(Rehearsal, loaded, training, device, seed)
         self._wait = wait = synchronizer(device)
         self._new_run()  # what is imported at the first use is on nobody's bill
         wait()
@@ -128,7 +127,7 @@ class Solo:
 
     def rehearsal(self) -> Rehearsal:
         """Return what tries gangs of such trials."""
-        return self._rehearsal([self._losses])
+        return Rehearsal(self._loaded, self.training, self._device, self._seed, [self._losses])
 
     def step_beside(self, measured: Sequence[tuple[int, float]]) -> float:
         """Return the seconds of a step: a glance is enough beside gangs that take far more for each member."""
@@ -171,7 +170,7 @@ class Solo:
         step, range_test = self.step, self.range_test_seconds
         if validation_seconds > self._share(step) / 2:
             # That was the first one, which may have made or read what later ones find: by its rows it takes no longer.
-            rows = self._facts.validation_count / max(1, self._facts.range_test_count)
+            rows = self._loaded.facts.validation_count / max(1, self._loaded.facts.range_test_count)
             validation = min(validation_seconds, rows * range_test)
         else:
             validation = self._evaluation("validation")

@@ -43,7 +43,7 @@ def rule_of(node: fx.Node, model: nn.Module, constants: Mapping[str, torch.Tenso
     if node.op == "call_method":
         method = str(node.target)
         if method in ("size", "dim"):
-            return _of_one_copy(operator.methodcaller, method)
+            return _of_one_copy(method)
         function: Callable[..., Any] = getattr(torch.Tensor, method)
     else:
         assert callable(node.target)
@@ -87,12 +87,12 @@ def _attribute(name: str, model: nn.Module) -> Rule:
     return rule
 
 
-def _of_one_copy(make: Callable[..., Callable[[torch.Tensor], Any]], method: str) -> Rule:
+def _of_one_copy(method: str) -> Rule:
     """Return the rule for what is no tensor and the same for every copy, such as a size."""
 
     def rule(stacked: Copies, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         value, *others = arguments
-        return make(method, *others, **keywords)(_one_copy(value, stacked.count))
+        return getattr(_one_copy(value, stacked.count), method)(*others, **keywords)
 
     return rule
 

@@ -33,6 +33,7 @@ from lrsearch.training import (
     is_out_of_memory,
     one_line,
     own_generators,
+    random_sources,
     whole,
 )
 from lrsearch.trial import OF_EACH_MEMBER, CompiledGang, TrialResult
@@ -148,7 +149,7 @@ class _Before:
         self._chance = chance.snapshot(self._own)
         numbers = stacked.parameters | stacked.buffers if writes_weights else stacked.buffers
         self._numbers = {name: one.detach().clone() for name, one in numbers.items()}
-        others = [thing for crowd in crowds for thing in (crowd.loaded.loss, _sources(crowd.loaded))]
+        others = [thing for crowd in crowds for thing in (crowd.loaded.loss, random_sources(crowd.loaded))]
         self._contents = ModelContents(stacked.model, *others, copies=True)
 
     def is_still(self) -> bool:
@@ -335,7 +336,7 @@ class StackedRun:
         self, inputs: Sequence[Any], targets: Sequence[Any], rates: torch.Tensor, momentum: torch.Tensor | None
     ) -> torch.Tensor:
         """Take one step with the batches of the crowds and return the losses before it, (models,)."""
-        with self._autocast():
+        with autocast(self.training, self.device):
             losses = self._loss(self.stacked(self._inputs(inputs)), targets)
         gradients = self._gradients(losses)
         if self.training.gradient_clip_norm is not None:
@@ -447,7 +448,7 @@ class StackedRun:
         loaded, outputs, targets = crowd.loaded, [], []
         rows = slice(crowd.rows.start, min(crowd.rows.stop, self.live))
         part = self.stacked if rows == slice(0, self.stacked.count) else self.stacked.part(rows)
-        with torch.no_grad(), self._autocast(), by_onednn(self._by_onednn):
+        with torch.no_grad(), autocast(self.training, self.device), by_onednn(self._by_onednn):
             for batch_inputs, batch_targets in self._evaluation_batches(crowd, split):
                 outputs.append(part(batch_inputs).detach())
                 targets.append(batch_targets)
@@ -553,18 +554,10 @@ class StackedRun:
         """Return them in the parameters' type, on their device."""
         return torch.tensor(values, dtype=torch.float64).to(self._optimizer.parameters[0])
 
-    def _autocast(self) -> torch.autocast:
-        return autocast(self.training, self.device)
-
-
-def _sources(loaded: LoadedWorkload) -> list[object]:
-    """Return what of the user's makes the batches."""
-    return list(loaded.random_sources) if isinstance(loaded, HasOwnChance) else []
-
 
 def _has_own_chance(run: Run) -> bool:
     """Whether the data may draw from whatever they like, or the model has generators of its own."""
-    return bool(_sources(run.loaded)) or bool(own_generators(run.loaded, run.model))
+    return bool(random_sources(run.loaded)) or bool(own_generators(run.loaded, run.model))
 
 
 def _clipped(gradients: Sequence[torch.Tensor], limit: float) -> list[torch.Tensor]:

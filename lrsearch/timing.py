@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrsearch.errors import DeviceFaultError
-from lrsearch.trial import PHASES, charged_seconds
+from lrsearch.trial import PHASES
 
 if TYPE_CHECKING:
     import torch
@@ -123,11 +123,6 @@ class DeviceStopwatch:
         self.switch(self._phase)
         self._phase = None
         self._core_seconds = core_seconds() - self._core_since
-
-    @property
-    def charged(self) -> float:
-        """Charged seconds of the segments that have ended."""
-        return charged_seconds(self.phase_seconds)
 
     @property
     def core_seconds(self) -> float:

@@ -1,6 +1,6 @@
 """One loop for all ways: runs trials and range tests on a device and returns what they gave and cost.
 
-The only file that steps an optimiser. Nothing waits for the device inside a segment; losses are read at segment ends.
+Nothing waits for the device inside a segment; losses are read at segment ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shutil
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -277,7 +277,7 @@ def fastest_compiling(
     not. `gangs` are not looked at: see gang_choice.choose.
     """
     device = pick_device(training.device)
-    where = [likeness(workload, training), device_info(device).name, torch.get_num_threads(), torch.__version__]
+    where = [likeness(workload, training), *machine_of(device)]
     found: dict[Compiling, float] = {}
     loaded: LoadedWorkload | None = None
     seconds = 0.0
@@ -359,6 +359,11 @@ def device_info(device: torch.device) -> DeviceInfo:
     return DeviceInfo(kind=device.type, name=name, count=1, threads=torch.get_num_threads())
 
 
+def machine_of(device: torch.device) -> list[object]:
+    """Return what timings on `device` hold for."""
+    return [device_info(device).name, torch.get_num_threads(), torch.__version__]
+
+
 def load(choice: Choice, device: torch.device, seed: int) -> LoadedWorkload:
     workload: Workload = lookup("workload", WORKLOADS, choice.name)(name=choice.name, **choice.settings)
     try:
@@ -407,11 +412,7 @@ def _has_kernel(model: torch.nn.Module) -> bool:
     """Whether one kernel can take the step of all weights: none of them is complex or has sparse gradients."""
     plain = not any(parameter.is_complex() for parameter in model.parameters())
     dense = not any(getattr(module, "sparse", False) is True for module in model.modules())
-    return plain and dense and _device_of(model).type in ("cpu", "cuda")
-
-
-def _device_of(model: torch.nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return plain and dense and next(model.parameters()).device.type in ("cpu", "cuda")
 
 
 def _parameter_groups(model: torch.nn.Module, groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
@@ -452,10 +453,15 @@ def _frozen_batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [norm for norm in norms if norm.affine and not any(p.requires_grad for p in norm.parameters())]
 
 
+def random_sources(loaded: LoadedWorkload) -> list[object]:
+    """Return what of the user's makes the batches."""
+    return list(loaded.random_sources) if isinstance(loaded, HasOwnChance) else []
+
+
 def own_generators(loaded: LoadedWorkload, model: torch.nn.Module) -> list[object]:
     """Return the generators that data and model keep for themselves, always in the same order."""
-    sources = list(loaded.random_sources) if isinstance(loaded, HasOwnChance) else []
-    return find_generators(sources) + [found for part in model.modules() for found in find_generators(vars(part))]
+    held = [found for part in model.modules() for found in find_generators(vars(part))]
+    return find_generators(random_sources(loaded)) + held
 
 
 @functools.cache
@@ -644,7 +650,7 @@ class Run:
             parameter.grad = None
         outputs = None
         try:
-            with self._autocast():
+            with autocast(self.training, self.device):
                 outputs = self._forward(inputs)
                 loss = self.loaded.loss(outputs, targets)
         except Exception as error:
@@ -673,7 +679,7 @@ class Run:
         outputs: list[torch.Tensor] = []
         targets: list[torch.Tensor] = []
         try:
-            with torch.no_grad(), self._autocast(), by_onednn(self._by_onednn):
+            with torch.no_grad(), autocast(self.training, self.device), by_onednn(self._by_onednn):
                 for batch_inputs, batch_targets in self.loaded.evaluation_batches(split):
                     # It may have asked for gradients.
                     outputs.append(self.model(batch_inputs).detach())
@@ -712,7 +718,7 @@ class Run:
             return
         own = own_generators(self.loaded, self.model)
         drawn = chance.snapshot(own)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), autocast(self.training, self.device):
             for inputs, _ in itertools.islice(Batches(self.loaded, 0), BATCH_NORM_BATCHES):
                 self.model(inputs)
         chance.restore(drawn, own)
@@ -739,9 +745,6 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self._losses = list(state["losses"].to(self.device))
         self.batches.go_to(state["batches"])
-
-    def _autocast(self) -> torch.autocast:
-        return autocast(self.training, self.device)
 
 
 def comes_of_divergence(error: Exception, numbers: Sequence[Any]) -> bool:
@@ -785,6 +788,38 @@ class Outcome:
     traceback: str | None = None
     facts: WorkloadFacts | None = None
 
+    def note(
+        self,
+        planned: PlannedSchedule,
+        end: int,
+        losses: Sequence[float],
+        found: tuple[float | None, float | None],
+        charged: Mapping[str, float],
+    ) -> CurvePoint:
+        """Take note of how the trial does after `end` steps, by the losses since its last point, and return this one.
+
+        `diverged_step` is known by then; `found` is what the validation split gave, `charged` the cost by phase.
+        """
+        assert self.facts is not None, "its workload is loaded"
+        is_finite = self.diverged_step is None
+        self.validation_loss, self.validation_metric = found if is_finite else (None, None)
+        point = CurvePoint(
+            step=end,
+            epoch=end / self.facts.steps_per_epoch,
+            learning_rate=planned.rate(end - 1),
+            train_loss=finite(math.fsum(losses) / len(losses)) if is_finite else None,
+            validation_loss=found[0],
+            validation_metric=self.validation_metric,
+            charged_device_seconds=charged_seconds(charged),
+            cycle_end=end in planned.cycle_ends,
+        )
+        self.curve.append(point)
+        return point
+
+    def as_result(self) -> dict[str, Any]:
+        """Return all of it as fields of a TrialResult."""
+        return {**vars(self), "curve": tuple(self.curve), "range_test": tuple(self.range_test)}
+
 
 def write_checkpoint(
     uuid: str, plan: CheckpointPlan, bills: Bills, run_state: Mapping[str, Any], outcome: Outcome
@@ -804,7 +839,6 @@ class Checkpoints:
     def __init__(self, spec: TrialSpec, plan: CheckpointPlan, watch: DeviceStopwatch) -> None:
         self._spec = spec
         self._plan = plan
-        self._folder = Path(plan.folder)
         self._watch = watch
         self._billed_before: Mapping[str, float] = {}
         """What the gang that this attempt began in was billed for it."""
@@ -827,7 +861,7 @@ class Checkpoints:
 
         Raises StorageError when it cannot be read, and DOES_NOT_FIT when it does not fit.
         """
-        found = checkpoint.newest(self._folder, self._spec.uuid)
+        found = checkpoint.newest(Path(self._plan.folder), self._spec.uuid)
         if found is None:
             return
         header, content = found
@@ -900,18 +934,7 @@ def run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
         core_seconds=watch.core_seconds,
         peak_device_memory_bytes=peak_memory(device),
         energy_joules=meter.joules(),
-        status=outcome.status,
-        train_steps=outcome.train_steps,
-        validation_loss=outcome.validation_loss,
-        validation_metric=outcome.validation_metric,
-        test_loss=outcome.test_loss,
-        test_metric=outcome.test_metric,
-        curve=tuple(outcome.curve),
-        range_test=tuple(outcome.range_test),
-        diverged_step=outcome.diverged_step,
-        error=outcome.error,
-        traceback=outcome.traceback,
-        facts=outcome.facts,
+        **outcome.as_result(),
     )
 
 
@@ -943,7 +966,6 @@ def _resumed(
             )
         progressed, run = run.progressed, new_run(run.loaded, spec.training, device, spec.seed)
         run.progressed, run.batches.keeps_place = progressed, True
-        outcome.curve, outcome.train_steps = [], 0
     return run
 
 
@@ -1007,13 +1029,12 @@ def _train(
 
     Points that an earlier attempt reached are told first; they cannot stop the trial, as they did not then.
     """
-    steps_per_epoch = run.loaded.facts.steps_per_epoch
     outcome.status = "completed"
     for point in outcome.curve:
         channel.report(spec.uuid, point)
     reached, warming = len(outcome.curve), True
     watch.switch("warmup")
-    for end in segment_ends(planned, steps_per_epoch)[reached:]:
+    for end in segment_ends(planned, run.loaded.facts.steps_per_epoch)[reached:]:
         while outcome.train_steps < end:
             step = outcome.train_steps
             run.step(planned.rate(step), planned.momentum(step) if planned.momentum else None)
@@ -1026,23 +1047,9 @@ def _train(
         watch.switch("evaluate")
         losses = run.take_losses()
         outcome.diverged_step = first_non_finite(losses, end)
-        loss, metric = run.evaluate("validation")
-        if outcome.diverged_step is None:
-            outcome.validation_loss, outcome.validation_metric = loss, metric
-        else:
-            outcome.validation_loss = outcome.validation_metric = None
+        found = run.evaluate("validation")
         watch.switch("idle")
-        point = CurvePoint(
-            step=end,
-            epoch=end / steps_per_epoch,
-            learning_rate=planned.rate(end - 1),
-            train_loss=finite(math.fsum(losses) / len(losses)) if outcome.diverged_step is None else None,
-            validation_loss=loss,
-            validation_metric=metric if outcome.diverged_step is None else None,
-            charged_device_seconds=charged_seconds(bills(spec, run, watch).charged),
-            cycle_end=end in planned.cycle_ends,
-        )
-        outcome.curve.append(point)
+        point = outcome.note(planned, end, losses, found, bills(spec, run, watch).charged)
         go_on = channel.report(spec.uuid, point)
         if outcome.diverged_step is not None:
             outcome.status = "diverged"
@@ -1117,8 +1124,15 @@ class Climb:
         return not any(self._stop.update(loss) for loss in new) and self._steps < len(self.rates)
 
     def points(self) -> list[RangeTestPoint]:
-        """Return a point for each step that was looked at."""
-        return list(_range_test_points(self.rates, self._losses, self._evaluations))
+        """Return a point for each step that was looked at.
+
+        The loss of step i+1 was computed before it: it belongs to rung i.
+        """
+        following = [*map(finite, self._losses[1:]), None]
+        return [
+            RangeTestPoint(rung, self.rates[rung], following[rung], *self._evaluations.get(rung, (None, None)))
+            for rung in range(len(self._losses))
+        ]
 
 
 def climb(
@@ -1138,21 +1152,6 @@ def climb(
 def range_test_rates(plan: RangeTestPlan, steps_per_epoch: int) -> list[float]:
     """Return the rate of every step of the range test that `plan` asks for."""
     return ladder(plan.low, plan.high, range_test_steps(plan, steps_per_epoch), plan.ladder)
-
-
-def _range_test_points(
-    rates: Sequence[float], losses: Sequence[float], evaluations: dict[int, tuple[float | None, float | None]]
-) -> Iterator[RangeTestPoint]:
-    """Yield a point per rung that was stepped. The loss of step i+1 was computed before it: it belongs to rung i."""
-    for rung in range(len(losses)):
-        loss, metric = evaluations.get(rung, (None, None))
-        yield RangeTestPoint(
-            step=rung,
-            learning_rate=rates[rung],
-            train_loss=finite(losses[rung + 1]) if rung + 1 < len(losses) else None,
-            validation_loss=loss,
-            validation_metric=metric,
-        )
 
 
 def first_non_finite(losses: Sequence[float], end: int) -> int | None:

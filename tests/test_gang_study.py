@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lrsearch.analysis.exported import read_trials
 from lrsearch.analysis.held import held_time
 from lrsearch.cache import remember
 from lrsearch.config import load_study
+from lrsearch.engine import GangRequest
 from lrsearch.rehearsal import LARGEST_GANG, Rehearsal, Solo
 from lrsearch.report import render
 from lrsearch.storage.export import export_rows, write_rows
@@ -194,26 +195,26 @@ def test_in_a_gang_each_pays_for_the_thinking_of_its_own_search(
     assert billed == pytest.approx(event["held_seconds"], rel=0.01)
 
 
+def remembered(folder: Path, across: Mapping[str, float] | None = None, **chosen: int) -> GangRequest:
+    """Have the study in `folder` find this choice of gangs in the cache, and `across` seeds; return its kind."""
+    [kind] = _gang_requests(load_study(folder / "study.yaml"), 1)
+    where = gang_choice._circumstances(kind.workload, kind.training, torch.device("cpu"))
+    circumstances = [*where, min(kind.most, LARGEST_GANG)]
+    remember("gangs", circumstances, chosen)
+    if across:
+        remember("gangs_across", [*circumstances, min(kind.most_across, LARGEST_GANG), kind.crowds], across)
+    return kind
+
+
 def test_where_a_gang_of_one_seed_is_large_enough_no_other_seed_joins_it(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(
         FILE.format(workload=DIGITS, name="together", seeds="[0, 1]") + "gangs: auto\n"
     )
-    config = load_study(tmp_path / "study.yaml")
-    [kind] = _gang_requests(config, 1)
+    kind = remembered(tmp_path, {"across": 16, "enough": 2}, size=10)
     assert (kind.most, kind.most_across, kind.crowds) == (10, 20, 2)
-    circumstances = [*gang_choice._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
-    remember("gangs", circumstances, {"size": 10})
-    remember("gangs_across", [*circumstances, 16, 2], {"across": 16, "enough": 2})
     record = run(tmp_path, "gangs: auto\n")
     assert sizes(record, "grid") == {FIRST, FIRST + 1}, "seed 0's alone; those of seed 1 beside tpe's second of seed 0"
     assert sizes(record, "clr") == {2, 3}
-
-
-def remembered(folder: Path, **chosen: int) -> None:
-    """Have the study of one seed in `folder` find this choice of gangs in the cache."""
-    [kind] = _gang_requests(load_study(folder / "study.yaml"), 1)
-    circumstances = gang_choice._circumstances(kind.workload, kind.training, torch.device("cpu"))
-    remember("gangs", [*circumstances, min(kind.most, LARGEST_GANG)], chosen)
 
 
 def test_trials_that_are_too_few_to_gain_anything_together_train_alone(tmp_path: Path) -> None:
@@ -256,10 +257,7 @@ def test_of_several_seeds_too_few_train_with_their_own_or_alone(tmp_path: Path) 
     (tmp_path / "study.yaml").write_text(
         FILE.format(workload=DIGITS, name="together", seeds="[0, 1]") + "gangs: auto\n"
     )
-    [kind] = _gang_requests(load_study(tmp_path / "study.yaml"), 1)
-    circumstances = [*gang_choice._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
-    remember("gangs", circumstances, {"size": 10, "smallest": 3})
-    remember("gangs_across", [*circumstances, 16, 2], {"across": 16, "enough": 16, "smallest_across": 6})
+    remembered(tmp_path, {"across": 16, "enough": 16, "smallest_across": 6}, size=10, smallest=3)
     record = run(tmp_path, "gangs: auto\n")
     assert {key: sizes(record, key) for key in record.strategies} == {
         "grid": {2 * FIRST},
@@ -279,10 +277,7 @@ def test_range_tests_whose_evaluations_are_too_many_train_with_those_of_their_ow
     (tmp_path / "study.yaml").write_text(
         FILE.format(workload=DIGITS, name="together", seeds="[0, 1]") + "gangs: auto\n"
     )
-    [kind] = _gang_requests(load_study(tmp_path / "study.yaml"), 1)
-    circumstances = [*gang_choice._circumstances(kind.workload, kind.training, torch.device("cpu")), 10]
-    remember("gangs", circumstances, {"size": 10, "smallest": 2})
-    remember("gangs_across", [*circumstances, 16, 2], {"across": 16, "enough": 16, "most_evaluations": most})
+    remembered(tmp_path, {"across": 16, "enough": 16, "most_evaluations": most}, size=10, smallest=2)
     record = run(tmp_path, "gangs: auto\n")
     assert {trial.gang_size for trial in record.trials if trial.proposal.range_test} == together
     assert sizes(record, "grid") == {2 * FIRST}

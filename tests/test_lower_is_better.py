@@ -18,7 +18,6 @@ from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
 from lrsearch.trial import (
     Choice,
-    CurvePoint,
     Proposal,
     RangeTestPlan,
     StudyRecord,
@@ -26,6 +25,7 @@ from lrsearch.trial import (
     TrialResult,
     TrialSpec,
 )
+from tests.executors.contract import Listener
 from tests.test_study import Quiet
 
 TASK = """
@@ -150,14 +150,9 @@ def _scaled(record: StudyRecord, factor: float) -> StudyRecord:
     return replace(record, trials=tuple(trials))
 
 
-class Silent:
-    def report(self, uuid: str, point: CurvePoint) -> bool:
-        return True
-
-
 def run(workload: Choice, proposal: Proposal, optimizer: Choice) -> TrialResult:
     spec = TrialSpec("u", "s", "w", 0, 0, proposal, workload, TrainingPlan(1, optimizer, device="cpu"))
-    [result] = run_trials([spec], Silent())
+    [result] = run_trials([spec], Listener())
     assert result.error is None
     return result
 

@@ -12,8 +12,8 @@ from lrsearch.schedules import plan_schedule
 from lrsearch.storage.store import open_store
 from lrsearch.study import run_study
 from lrsearch.trial import Choice, Proposal, TrainingPlan, TrialSpec
+from tests.executors.contract import Listener
 from tests.test_study import Quiet
-from tests.test_training import Listener
 
 SCHEDULE = Choice("triangular", {"cycles": 2, "base_momentum": 0.5, "max_momentum": 0.9})
 FILE = """

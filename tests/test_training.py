@@ -53,21 +53,10 @@ from lrsearch.trial import (
     TrialSpec,
 )
 from lrsearch.workloads import WORKLOADS
+from tests.executors.contract import Listener
 
 SGD = Choice("sgd", {"momentum": 0.9, "weight_decay": 5e-4})
 DIGITS = Choice("digits", {"batch_size": 32, "model": "mlp"})
-
-
-class Listener:
-    """Collects points; stops a trial after `stop_after` of them."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.points: list[CurvePoint] = []
-        self._stop_after = stop_after
-
-    def report(self, uuid: str, point: CurvePoint) -> bool:
-        self.points.append(point)
-        return self._stop_after is None or len(self.points) < self._stop_after
 
 
 def spec(
@@ -266,19 +255,25 @@ def test_every_optimizer_trains(name: str) -> None:
     assert result.validation_metric > 0.5
 
 
+def losses_of_an_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Any]) -> list[float]:
+    """Train by a loop written by hand."""
+    losses = []
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def test_sgd_equals_a_loop_written_by_hand() -> None:
     result = run(spec(0.1, epochs=1))
     loaded = WORKLOADS["digits"](name="digits", **DIGITS.settings).load(torch.device("cpu"), 0)
     torch.manual_seed(0)
     model = loaded.build_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    losses = []
-    for inputs, targets in loaded.train_batches(torch.Generator().manual_seed(0)):
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(inputs), targets)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of_an_epoch(model, optimizer, loaded.train_batches(torch.Generator().manual_seed(0)))
     assert result.curve[0].train_loss == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
 
 
@@ -299,16 +294,9 @@ def test_schedule_free_equals_a_loop_written_by_hand_after_its_readme(callable_w
     model = loaded.build_model()
     optimizer = schedulefree.SGDScheduleFree(model.parameters(), lr=0.5, weight_decay=1e-3)
     optimizer.train()
-    order, losses = torch.Generator().manual_seed(0), []
-    for _ in range(2):
-        for inputs, targets in loaded.train_batches(order):
-            optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(model(inputs), targets)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
-            optimizer.step()
-            losses.append(loss.item())
-    last_epoch = losses[len(losses) // 2 :]
-    assert result.curve[1].train_loss == pytest.approx(math.fsum(last_epoch) / len(last_epoch), rel=1e-6)
+    order = torch.Generator().manual_seed(0)
+    _, losses = (losses_of_an_epoch(model, optimizer, loaded.train_batches(order)) for _ in range(2))
+    assert result.curve[1].train_loss == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
 
     optimizer.eval()
     order = torch.Generator().manual_seed(0)
@@ -434,13 +422,7 @@ def test_groups_equal_a_loop_with_parameter_groups_written_by_hand() -> None:
         {"params": [own["5.weight"]], "weight_decay": 0.125},
     ]
     optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=5e-4)
-    losses = []
-    for inputs, targets in loaded.train_batches(torch.Generator().manual_seed(0)):
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(inputs), targets)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of_an_epoch(model, optimizer, loaded.train_batches(torch.Generator().manual_seed(0)))
     assert result.curve[0].train_loss == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
     assert result.curve[0].train_loss != pytest.approx(run(spec(0.05, epochs=1)).curve[0].train_loss, rel=1e-3)
 
@@ -475,7 +457,7 @@ def test_groups_that_match_or_train_nothing_stop_before_the_first_trial(groups: 
 
 
 def test_clipping_bounds_what_a_huge_gradient_does(callable_workload: Any) -> None:
-    workload = callable_workload(TABLE.replace("return torch.nn.Linear(5, 2)", "return torch.nn.Linear(5, 2)"))
+    workload = callable_workload(TABLE)
     free = run(spec(1e20, epochs=1, workload=workload))
     plan = TrainingPlan(epochs=1, optimizer=Choice("sgd"), device="cpu", gradient_clip_norm=1e-20)
     clipped = run(spec(1e20, workload=workload, training=plan))

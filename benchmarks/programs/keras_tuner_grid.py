@@ -12,9 +12,7 @@ from typing import Any
 import keras
 import keras_tuner
 
-from benchmarks.tasks import MOMENTUM, SEED, arrays, options, tell_search
-
-EVALUATION_BATCH = 1000
+from benchmarks.tasks import EVALUATION_BATCH, MOMENTUM, SEED, arrays, options, tell_search
 
 
 def like_torch(fan_in: int) -> dict[str, Any]:

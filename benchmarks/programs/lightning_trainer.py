@@ -11,11 +11,8 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
 
-from benchmarks.tasks import MOMENTUM, SEED, Options, TrainClock, datasets, new_model, options, tell_trial
-
-EVALUATION_BATCH = 1000
+from benchmarks.tasks import MOMENTUM, SEED, Options, TrainClock, loaders, new_model, options, tell_trial
 
 
 class Classifier(lightning.LightningModule):
@@ -58,11 +55,7 @@ class Clock(lightning.Callback):
 def train(chosen: Options, rate: float, clock: TrainClock) -> float:
     """Train once, with an evaluation after each epoch and one of the test set, and return the validation accuracy."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    train_set, validation_set, test_set = datasets(chosen)
-    train_loader = DataLoader(train_set, chosen.batch_size, shuffle=True, drop_last=True, num_workers=chosen.workers)
-    validation_loader = DataLoader(validation_set, EVALUATION_BATCH, num_workers=chosen.workers)
-    test_loader = DataLoader(test_set, EVALUATION_BATCH, num_workers=chosen.workers)
-
+    train_loader, validation_loader, test_loader = loaders(chosen)
     lightning.seed_everything(SEED)
     model = Classifier(new_model(chosen.task), rate)
     trainer = lightning.Trainer(

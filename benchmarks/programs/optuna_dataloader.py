@@ -6,14 +6,15 @@ After https://github.com/optuna/optuna-examples/blob/main/pytorch/pytorch_simple
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import optuna
 
 from benchmarks.programs.dataloader import train
-from benchmarks.tasks import TrainClock, options, tell_search
+from benchmarks.tasks import Options, TrainClock, options, tell_search
 
 
-def main() -> None:
+def search(train: Callable[[Options, float, TrainClock], float]) -> None:
     chosen = options()
     began = time.perf_counter()
 
@@ -29,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    search(train)

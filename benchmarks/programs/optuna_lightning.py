@@ -5,28 +5,8 @@ After https://github.com/optuna/optuna-examples/blob/main/pytorch/pytorch_lightn
 
 from __future__ import annotations
 
-import time
-
-import optuna
-
 from benchmarks.programs.lightning_trainer import train
-from benchmarks.tasks import TrainClock, options, tell_search
-
-
-def main() -> None:
-    chosen = options()
-    began = time.perf_counter()
-
-    def objective(trial: optuna.Trial) -> float:
-        rate = trial.suggest_float("lr", min(chosen.rates), max(chosen.rates), log=True)
-        return train(chosen, rate, TrainClock())
-
-    sampler = optuna.samplers.GridSampler({"lr": list(chosen.rates)})
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.optimize(objective, n_trials=len(chosen.rates))
-    found = {trial.params["lr"]: trial.value or 0.0 for trial in study.trials}
-    tell_search(time.perf_counter() - began, found)
-
+from benchmarks.programs.optuna_dataloader import search
 
 if __name__ == "__main__":
-    main()
+    search(train)

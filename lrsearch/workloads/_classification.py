@@ -9,10 +9,6 @@ import torch
 import torch.nn.functional as F
 
 
-def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(outputs, targets)
-
-
 def stacked_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the mean cross-entropy of each model, (models,), for (models, rows, classes) and (models, rows)."""
     # Beside each other the numbers of a class are gone through many at once, and those of a row one by one.

@@ -45,7 +45,7 @@ class LoadedExamples:
         self._device = device
         self._build = build
         self.loss = loss
-        self._metric = metric
+        self.metric = metric
 
     def build_model(self) -> torch.nn.Module:
         return self._build().to(self._device)
@@ -75,6 +75,3 @@ class LoadedExamples:
     def random_sources(self) -> Sequence[object]:
         parts = (self._splits.train, self._splits.validation, self._splits.test)
         return [*(source for part in parts for source in part.random_sources), *find_generators(self.loss)]
-
-    def metric(self, outputs: Any, targets: Any) -> float:
-        return self._metric(outputs, targets)

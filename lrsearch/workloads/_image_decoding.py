@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from lrsearch.decoding import NUMBER, Work, decode, drain, map_pixels, taken_from
 from lrsearch.environment import DECODERS_VARIABLE, importing_alike, processors
 from lrsearch.errors import DataError
-from lrsearch.workloads._progress import with_progress
 
 MODES = {"rgb": "RGB", "grayscale": "L"}
 MOST_PROCESSES = 8
@@ -32,6 +31,8 @@ PART_SECONDS, PART_IMAGES = 0.05, 50
 """A part takes no longer and has no more images, enough to hide what handing it out costs, ..."""
 MOST_PARTS = 1_000
 """... unless there would be too many: all their numbers must fit in a pipe, which may have one page of memory only."""
+PATIENCE_SECONDS = 1.0
+"""Before a bar is shown."""
 
 
 def decode_all(
@@ -48,9 +49,24 @@ def decode_all(
     images = np.empty(work.shape, np.uint8) if shared is None else shared
     images[0] = first
     with closing(_filling(images, work, None if shared is None else target)) as filling:
-        for _ in with_progress(filling, len(paths), "Decoding images"):
-            pass
+        _go_through(filling, len(paths))
     return images
+
+
+def _go_through(filling: Iterator[None], total: int) -> None:
+    """Have all images decoded; once that has taken long, show a bar on stderr if that is a terminal."""
+    if not sys.stderr.isatty():
+        for _ in filling:
+            pass
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    began = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Decoding images", total=total, visible=False)
+        for _ in filling:
+            progress.update(task, advance=1, visible=time.monotonic() - began > PATIENCE_SECONDS)
 
 
 def _in_file(target: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:

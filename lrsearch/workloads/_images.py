@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from lrsearch.errors import DataError
 from lrsearch.interfaces import BLOCK_STEPS, Batch, Split
 from lrsearch.trial import WorkloadFacts
 from lrsearch.workloads import models
 from lrsearch.workloads._augment import Draws
-from lrsearch.workloads._classification import accuracy, chance, cross_entropy, stacked_cross_entropy
+from lrsearch.workloads._classification import accuracy, chance, stacked_cross_entropy
 from lrsearch.workloads._multi_label import FittedMicroF1, binary_cross_entropy, micro_f1_chance
 from lrsearch.workloads._settings import ImageWorkload
 from lrsearch.workloads._splits import (
@@ -56,7 +57,7 @@ class _Images:
 
     Where the images do not fit there, `train` and `test` lie in the machine's memory, and batches are copied.
 
-    Convolutions, and above all poolings, are faster in this layout: see benchmarks/ for by how much.
+    Convolutions, and above all poolings, are faster in this layout: docs/speed.md says by how much.
     """
 
     train: torch.Tensor
@@ -229,7 +230,7 @@ class LoadedImages:
             )
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(outputs, targets)
+        return F.cross_entropy(outputs, targets)
 
     def stacked_loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return stacked_cross_entropy(outputs, targets)

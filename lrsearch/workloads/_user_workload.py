@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from lrsearch.contents import Contents
 from lrsearch.errors import WorkloadError, typed
 from lrsearch.interfaces import Batch
 from lrsearch.trial import WorkloadFacts
-from lrsearch.workloads._classification import accuracy, chance, cross_entropy
+from lrsearch.workloads._classification import accuracy, chance
 from lrsearch.workloads._examples import LoadedExamples, Splits
 from lrsearch.workloads._splits import range_test_subset, steps_per_epoch, strata, stratified_split
 from lrsearch.workloads._user_data import Examples, LoaderPart, UserData, read_parts
@@ -46,7 +47,7 @@ def load_user_workload(settings: CallableWorkload, device: torch.device, seed: i
 @lru_cache(maxsize=2)
 def _data(reference: str, python_path: Path | None, device: torch.device) -> UserData:
     function = resolve("data", reference, python_path)
-    with seeded(0):
+    with seeded():
         with blamed_on(f"workload.data {reference!r}"):
             returned = function()
         return read_parts(returned, reference, device)
@@ -89,11 +90,11 @@ def _checked(settings: CallableWorkload, device: torch.device) -> _Checked:
             f"workload.model {settings.model!r} must be a function that returns a new model, got a model "
             f"({type(build).__name__}): build it inside a function."
         )
-    loss = _scorer("loss", settings.loss, settings) if settings.loss else cross_entropy
+    loss = _scorer("loss", settings.loss, settings) if settings.loss else F.cross_entropy
     _check_loss(loss, settings)
     metric = _metric(settings)
     class_count = _class_count(settings, data)
-    with seeded(0):
+    with seeded():
         model = _build(build, settings)
         _check_fresh(model, _build(build, settings), settings.model)
         tried = _copied(loss)

@@ -79,7 +79,7 @@ def _import(role: str, reference: str, module_name: str, python_path: Path | Non
     if module_name not in sys.modules:
         importlib.invalidate_caches()
     try:
-        with seeded(0):  # a module may draw the data
+        with seeded():  # a module may draw the data
             return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
@@ -124,15 +124,15 @@ def blamed_on_workload(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run with every global generator seeded, and put them back as they were."""
+def seeded() -> Iterator[None]:
+    """Run with every global generator seeded with 0, and put them back as they were."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     # What has not been used yet has no state to keep, and is not begun for that.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]  # torch's
     with torch.random.fork_rng(devices):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
         try:
             yield
         finally:

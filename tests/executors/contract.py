@@ -32,6 +32,8 @@ PATIENCE_SECONDS = 4.0
 
 
 class Listener:
+    """Collects points; stops a trial after `stop_after` of them."""
+
     def __init__(self, stop_after: int = 100) -> None:
         self.points: list[CurvePoint] = []
         self._stop_after = stop_after

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lrsearch.errors import UnknownNameError, UsageError
+from lrsearch.errors import UsageError
 from lrsearch.schedules import SCHEDULES, PlannedSchedule, plan_schedule, schedule_settings, triangular2
 from lrsearch.schedules.settings import filled_arguments
 from lrsearch.trial import Choice
@@ -162,8 +162,3 @@ def test_wrong_settings_are_refused_in_a_study_file_and_in_a_plan(name: str, set
         schedule_settings(name).model_validate(settings)
     with pytest.raises(UsageError, match=f"schedule.{name}"):
         plan(name, settings)
-
-
-def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean 'cosine'"):
-        plan("cosin")

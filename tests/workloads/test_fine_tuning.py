@@ -13,7 +13,6 @@ from lrsearch.engine import run_trials
 from lrsearch.range_test import RangeTestVerdict, judge
 from lrsearch.trial import (
     Choice,
-    CurvePoint,
     ParameterGroup,
     Proposal,
     RangeTestPlan,
@@ -22,6 +21,7 @@ from lrsearch.trial import (
     TrialSpec,
 )
 from lrsearch.workloads.digits import Digits
+from tests.executors.contract import Listener
 from tests.workloads.contract import load
 
 SGD = Choice("sgd", {"momentum": 0.9, "weight_decay": 5e-4})
@@ -46,14 +46,9 @@ def model():
 """
 
 
-class Silent:
-    def report(self, uuid: str, point: CurvePoint) -> bool:
-        return True
-
-
 def run(workload: Choice, proposal: Proposal, groups: tuple[ParameterGroup, ...] = ()) -> TrialResult:
     spec = TrialSpec("u", "s", "w", 0, 0, proposal, workload, TrainingPlan(1, SGD, device="cpu", groups=groups))
-    [result] = run_trials([spec], Silent())
+    [result] = run_trials([spec], Listener())
     assert result.error is None
     return result
 

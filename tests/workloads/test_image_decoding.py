@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import resource
 import signal
@@ -264,6 +265,26 @@ def test_a_worker_decodes_with_the_processors_of_all_slots(monkeypatch: pytest.M
     assert _image_decoding._processors() == 4
     monkeypatch.setenv(DECODERS_VARIABLE, "8")
     assert _image_decoding._processors() == 6
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "patience", "shown"), [(Terminal, 0, True), (Terminal, 60, False), (io.StringIO, 0, False)]
+)
+def test_a_bar_is_shown_on_a_terminal_once_patience_ends(
+    monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO], patience: float, shown: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(_image_decoding, "PATIENCE_SECONDS", patience)
+    monkeypatch.setattr(sys, "stderr", screen := stream())
+    filling = iter([None] * 5)
+    _image_decoding._go_through(filling, 5)
+    assert not list(filling)
+    assert ("Decoding images" in screen.getvalue()) is shown
 
 
 def test_a_process_that_helps_imports_little() -> None:

@@ -15,9 +15,10 @@ from lrsearch.engine import run_trials
 from lrsearch.errors import DataError
 from lrsearch.interfaces import FitsMetric
 from lrsearch.range_test import judge
-from lrsearch.trial import Choice, CurvePoint, Proposal, RangeTestPlan, SoloCost, TrainingPlan, TrialResult, TrialSpec
+from lrsearch.trial import Choice, Proposal, RangeTestPlan, SoloCost, TrainingPlan, TrialResult, TrialSpec
 from lrsearch.workloads._multi_label import FittedMicroF1, micro_f1_chance
 from lrsearch.workloads.multi_label_images import MultiLabelImages
+from tests.executors.contract import Listener
 from tests.workloads.contract import PixelContract, epoch, load, whole
 from tests.workloads.fashion import LABELS, read_labels, write_labels, write_part
 
@@ -184,11 +185,6 @@ def test_no_json_and_broken_json_are_named(copy: Path) -> None:
     assert "train.json is not there: point workload.data_root at a folder with train.json" in error_of(copy)
 
 
-class Silent:
-    def report(self, uuid: str, point: CurvePoint) -> bool:
-        return True
-
-
 def spec(root: Path, proposal: Proposal, epochs: float = 1.0, seed: int = 0, number: int = 0) -> TrialSpec:
     sgd = Choice("sgd", {"momentum": 0.9, "weight_decay": 0.0})
     workload = Choice("multi_label_images", {"data_root": root, "batch_size": 16})
@@ -197,7 +193,7 @@ def spec(root: Path, proposal: Proposal, epochs: float = 1.0, seed: int = 0, num
 
 
 def run(root: Path, proposal: Proposal, epochs: float = 1.0) -> TrialResult:
-    [result] = run_trials([spec(root, proposal, epochs)], Silent())
+    [result] = run_trials([spec(root, proposal, epochs)], Listener())
     assert result.error is None
     return result
 
@@ -236,10 +232,10 @@ def test_nets_of_several_seeds_that_train_together_have_each_its_own_labels_and_
         spec(challenge, Proposal("train", Choice("constant"), 0.02 * (number + 1)), 2, seed, number)
         for number, seed in enumerate((0, 1, 0))
     ]
-    together = run_trials(specs, Silent())
+    together = run_trials(specs, Listener())
     assert [result.gang_size for result in together] == [3, 3, 3]
     for found, one in zip(together, specs, strict=True):
-        [expected] = run_trials([one], Silent())
+        [expected] = run_trials([one], Listener())
         assert found.validation_loss == pytest.approx(expected.validation_loss, rel=1e-3)
         assert found.test_loss == pytest.approx(expected.test_loss, rel=1e-3)
         assert found.test_metric == pytest.approx(expected.test_metric, abs=0.01)
