@@ -907,9 +907,7 @@ class Conductor:
         """Close an attempt, which has cost `spent` seconds, of a process that died, and have the trial run again."""
         trial, begun = attempt.trial, attempt.begun
         kept = self._kept(trial.uuid, len(trial.attempts) + 1)
-        self._store.interrupt_attempt(
-            begun.attempt_id, begun.token, {"lost": spent}, None, kept=kept, error=_sentence(error)
-        )
+        self._store.interrupt_attempt(begun.attempt_id, begun.token, spent, kept=kept, error=_sentence(error))
         self._observer.message(
             f"{trial.strategy}, seed {trial.seed}, trial {trial.number} runs again: {error}; its {spent:.1f} s are "
             "charged."
@@ -971,7 +969,7 @@ class Conductor:
                 begun, trial = attempt.begun, attempt.trial
                 with contextlib.suppress(LrsearchError):
                     kept = self._kept(trial.uuid, len(trial.attempts) + 1)
-                    self._store.interrupt_attempt(begun.attempt_id, begun.token, {"lost": spent}, None, kept=kept)
+                    self._store.interrupt_attempt(begun.attempt_id, begun.token, spent, kept=kept)
                     self._publish([replace(trial, status="planned")])
 
     # Around the attempts
