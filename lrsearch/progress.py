@@ -104,6 +104,10 @@ class Board:
             self.ways[trial.strategy].add(trial, self.facts is None or self.facts.higher_is_better)
 
     @property
+    def metric(self) -> str:
+        return self.facts.metric if self.facts else "value"
+
+    @property
     def total(self) -> Tally:
         """All ways together; values of different ways have no common best."""
         ways = self.ways.values()
@@ -199,7 +203,7 @@ class RichProgress:
         self._redraw()
 
     def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None:
-        value = "" if point.validation_metric is None else f", {self._metric} {number(point.validation_metric)}"
+        value = "" if point.validation_metric is None else f", {self._board.metric} {number(point.validation_metric)}"
         self._now = f"{_title(trial)}: epoch {point.epoch:.3g}, loss {number(point.train_loss)}{value}"
         self._redraw()
 
@@ -212,10 +216,6 @@ class RichProgress:
 
     def study_finished(self, record: StudyRecord) -> None:
         self._redraw(always=True)
-
-    @property
-    def _metric(self) -> str:
-        return self._board.facts.metric if self._board.facts else "value"
 
     def _redraw(self, *, always: bool = False) -> None:
         now = time.monotonic()
@@ -235,7 +235,7 @@ class RichProgress:
         table = Table(box=None, pad_edge=False)
         table.add_column("way", no_wrap=True, overflow="ellipsis")
         for name in _NARROW if narrow else _WIDE:
-            table.add_column(self._metric if name == "best" else name, justify="right", no_wrap=True)
+            table.add_column(self._board.metric if name == "best" else name, justify="right", no_wrap=True)
         for way, tally in self._board.ways.items():
             table.add_row(way, *_cells(tally, self._board.seconds_left(way), narrow))
         table.add_row("all", *_cells(self._board.total, self._board.total_seconds_left, narrow), style="bold")
@@ -306,8 +306,7 @@ class PlainProgress:
         parts = [trial.status, duration(trial.charged_device_seconds)]
         result = trial.result
         if result is not None and trial.stage == "train" and result.validation_metric is not None:
-            metric = self._board.facts.metric if self._board.facts else "value"
-            parts.insert(1, f"{metric} {number(result.validation_metric)}")
+            parts.insert(1, f"{self._board.metric} {number(result.validation_metric)}")
         if result is not None and result.error is not None:
             parts.append(result.error)
         return ", ".join(parts)
