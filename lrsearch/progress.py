@@ -7,7 +7,6 @@ is news, and at most twice a second.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -142,7 +141,7 @@ class Progress(Observer, Protocol):
     ) -> None: ...
 
 
-def progress_for(stream: TextIO = sys.stderr) -> Progress:
+def progress_for(stream: TextIO) -> Progress:
     """Return the live table when `stream` is a terminal that can redraw, else plain lines.
 
     A notebook's cell with `!lrsearch ...` is a terminal that cannot: it would show each table below the one before.
