@@ -237,7 +237,7 @@ def run_study(
 
 def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh: bool, as_json: bool) -> StudyRecord:
     from lrsearch import study
-    from lrsearch.conductor import Signals
+    from lrsearch.conductor import Signals, Terminated
     from lrsearch.progress import progress_for
     from lrsearch.storage.store import open_store
 
@@ -267,7 +267,7 @@ def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh:
             )
     except KeyboardInterrupt:
         stopped = 130
-    except study.Terminated:
+    except Terminated:
         stopped = 143
     else:
         if not drawn:  # there was nothing to run
@@ -740,13 +740,11 @@ def upgrade_database(
     maintenance.upgrade_database(database, typer.echo, backup=backup)
 
 
-@contextmanager
-def _existing(database: str) -> Iterator[Store]:
+def _existing(database: str) -> Store:
     """Open a database for reading; it is never created."""
     from lrsearch.storage.store import open_store
 
-    with open_store(database, must_exist=True) as store:
-        yield store
+    return open_store(database, must_exist=True)
 
 
 COLUMNS_FROM_WIDTH = {

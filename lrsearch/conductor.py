@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from itertools import chain, islice
+from itertools import cycle, islice
 from queue import SimpleQueue
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lrsearch import checkpoint, faults
 from lrsearch.analysis import wording
@@ -258,11 +258,9 @@ def _as_strategies_see_it(record: TrialRecord) -> Trial:
     )
 
 
-def interleaved(keys: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the order of turns, round by round: A B C, then C B A, so that no way always runs first or last (ABBA)."""
-    while True:
-        yield tuple(keys)
-        yield tuple(reversed(keys))
+def interleaved(keys: Sequence[str]) -> Iterator[str]:
+    """Return the order of turns: A B C, then C B A, and again, so that no way always runs first or last (ABBA)."""
+    return cycle([*keys, *reversed(keys)])
 
 
 @dataclass
@@ -297,9 +295,7 @@ class Turns:
             self._records.setdefault((trial.strategy, trial.seed), []).append(trial)
         replicates = [{key: self._search(key, seed) for key in config.strategies} for seed in config.seeds]
         self._testing = {key: _that_tests([searches[key] for searches in replicates]) for key in config.strategies}
-        self._replicates = tuple(
-            (searches, chain.from_iterable(interleaved(list(searches)))) for searches in replicates
-        )
+        self._replicates = tuple((searches, interleaved(list(searches))) for searches in replicates)
 
     def _search(self, key: str, seed: int) -> Search:
         return Search.of(key, seed, self._config.strategies[key], self._records.pop((key, seed), ()))
@@ -504,7 +500,7 @@ class Conductor:
         self._store = store
         self._study = study
         self._lease = lease
-        self._observer = observer if executor.slot_count == 1 else _OneAtATime(observer)
+        self._observer = observer if executor.slot_count == 1 else cast(Observer, _OneAtATime(observer))
         self._mirror = mirror
         self._signals = signals
         self._executor = executor
@@ -512,11 +508,14 @@ class Conductor:
         self._facts = prepared.facts
         self._folder = config.checkpoint_folder(store.sqlite_file)
         self._versions = _versions()
-        self._failures: list[str] = []
+        self._last_failure: str | None = None
+        self._equal_failures = 0
         self._deaths: dict[str, tuple[int, int]] = {}
         """By trial: at which step's checkpoint its process has died, and how often there."""
         self._slots: list[_Slot] = []
         self._confirmations: deque[Turn] | None = None
+        self._put_back: Turn | None = None
+        """The turn that the budget did not allow."""
         self._reserved: list[Turn] = []
         """Turns of trials that are to begin together."""
         self._ended: list[TrialRecord] = []
@@ -608,9 +607,6 @@ class Conductor:
         if slot.out_of_reach and isinstance(self._executor, OnOtherMachines) and self._executor.has_place(slot.number):
             slot.regain_place()
         return not slot.out_of_reach
-
-    _put_back: Turn | None = None
-    """The turn that the budget did not allow."""
 
     def _fits(self, turn: Turn) -> bool:
         """Whether the budget, of which running trials have their share, allows one more."""
@@ -907,9 +903,7 @@ class Conductor:
         """Close an attempt, which has cost `spent` seconds, of a process that died, and have the trial run again."""
         trial, begun = attempt.trial, attempt.begun
         kept = self._kept(trial.uuid, len(trial.attempts) + 1)
-        self._store.interrupt_attempt(
-            begun.attempt_id, begun.token, {"lost": spent}, None, kept=kept, error=_sentence(error)
-        )
+        self._store.interrupt_attempt(begun.attempt_id, begun.token, spent, kept=kept, error=_sentence(error))
         self._observer.message(
             f"{trial.strategy}, seed {trial.seed}, trial {trial.number} runs again: {error}; its {spent:.1f} s are "
             "charged."
@@ -971,7 +965,7 @@ class Conductor:
                 begun, trial = attempt.begun, attempt.trial
                 with contextlib.suppress(LrsearchError):
                     kept = self._kept(trial.uuid, len(trial.attempts) + 1)
-                    self._store.interrupt_attempt(begun.attempt_id, begun.token, {"lost": spent}, None, kept=kept)
+                    self._store.interrupt_attempt(begun.attempt_id, begun.token, spent, kept=kept)
                     self._publish([replace(trial, status="planned")])
 
     # Around the attempts
@@ -1077,16 +1071,12 @@ class Conductor:
 
     def _stop_on_equal_failures(self, trial: TrialRecord) -> None:
         error = trial.result.error if trial.status == "failed" and trial.result is not None else None
-        if error is None:
-            self._failures = []
-        elif error in self._failures:
-            self._failures = [*self._failures, error]
-        else:
-            self._failures = [error]
-        if error is not None and len(self._failures) >= EQUAL_FAILURES_TO_STOP:
-            reason = error.removesuffix(".")
+        self._equal_failures = self._equal_failures + 1 if error == self._last_failure else 1
+        self._last_failure = error
+        if error is not None and self._equal_failures >= EQUAL_FAILURES_TO_STOP:
             raise StudyFailedError(
-                f"Stopped after {len(self._failures)} trials in a row failed in the same way: {reason}. "
+                f"Stopped after {self._equal_failures} trials in a row failed in the same way: "
+                f"{error.removesuffix('.')}. "
                 "They are stored and count as tried: mend the cause, then start a new version with --fresh."
             )
 
@@ -1118,29 +1108,12 @@ class _OneAtATime:
         self._observer = observer
         self._lock = threading.RLock()
 
-    def study_started(self, record: StudyRecord, planned_trials: dict[str, int]) -> None:
-        with self._lock:
-            self._observer.study_started(record, planned_trials)
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def told(*news: object) -> None:
+            with self._lock:
+                getattr(self._observer, name)(*news)
 
-    def trial_started(self, trial: TrialRecord) -> None:
-        with self._lock:
-            self._observer.trial_started(trial)
-
-    def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None:
-        with self._lock:
-            self._observer.curve_point(trial, point)
-
-    def trial_finished(self, trial: TrialRecord) -> None:
-        with self._lock:
-            self._observer.trial_finished(trial)
-
-    def message(self, text: str) -> None:
-        with self._lock:
-            self._observer.message(text)
-
-    def study_finished(self, record: StudyRecord) -> None:
-        with self._lock:
-            self._observer.study_finished(record)
+        return told
 
 
 class _Channels:

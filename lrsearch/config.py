@@ -199,7 +199,7 @@ class Target(Settings):
 class Price(Settings):
     """What an hour of the device costs, and when it cost that."""
 
-    usd_per_device_hour: Annotated[float, Field(ge=0)]
+    usd_per_device_hour: NotNegative
     as_of: date
 
 

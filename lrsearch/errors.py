@@ -46,10 +46,8 @@ class UnknownNameError(UsageError):
     """A name that is in no registry; the message lists the known ones and the nearest."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        self.kind = kind
-        self.name = name
-        self.known = sorted(known)
-        super().__init__(f"Unknown {kind} {name!r}; known: {', '.join(self.known)}.{did_you_mean(name, self.known)}")
+        names = sorted(known)
+        super().__init__(f"Unknown {kind} {name!r}; known: {', '.join(names)}.{did_you_mean(name, names)}")
 
 
 class MissingExtraError(UsageError):

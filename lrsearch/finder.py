@@ -238,8 +238,9 @@ def lr_range_test(
     sources = [batches, *generators]
     # A loss with parameters or buffers of its own is changed by training like the model.
     snapshot = Snapshot(model, optimizer, loss_fn, forward, scaler, generators=sources, keep_copies_on=keep_copies_on)
-    clip = _Clip(clip_norm, clip_value)
-    trainer = _Trainer(model, optimizer, loss_fn, forward, evaluate, batches, accumulate, clip, autocast, scaler)
+    trainer = _Trainer(
+        model, optimizer, loss_fn, forward, evaluate, batches, accumulate, clip_norm, clip_value, autocast, scaler
+    )
     curve = snapshot.undo_after(partial(_run, trainer, plan.rates, sources, seed))
     return plan.conclude(curve, trainer.setting)
 
@@ -250,20 +251,6 @@ def _run(trainer: _Trainer, rates: list[float], sources: list[object], seed: int
         if not trainer.model.training:
             trainer.model.train()
         return climb(rates, trainer.step, trainer.take_losses, trainer.evaluate)
-
-
-@dataclass(frozen=True)
-class _Clip:
-    """How gradients are clipped before a step; None: not at all."""
-
-    norm: float | None
-    value: float | None
-
-    def __call__(self, model: nn.Module) -> None:
-        if self.value is not None:
-            nn.utils.clip_grad_value_(model.parameters(), self.value)
-        if self.norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), self.norm)
 
 
 @dataclass
@@ -277,16 +264,17 @@ class _Trainer:
     evaluation: Evaluate | None
     batches: Iterable[Any]
     accumulate: int
-    clip: _Clip
+    clip_norm: float | None
+    clip_value: float | None
     autocast: torch.dtype | None
-    scaler: torch.amp.GradScaler | None
+    given_scaler: torch.amp.GradScaler | None
     batch_size: int | None = None
     _losses: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.device = next(p.device for p in self.model.parameters() if p.requires_grad)
         self.ratios = rate_ratios(given_rates(self.optimizer.param_groups))
-        self.scaler = self.scaler or torch.amp.GradScaler(self.device.type, enabled=False)
+        self.scaler = self.given_scaler or torch.amp.GradScaler(self.device.type, enabled=False)
         self._endless = _endless(self.batches)
 
     @property
@@ -302,13 +290,15 @@ class _Trainer:
         """Take one optimizer step at `rate`; the loss stays on the device until `take_losses`."""
         for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
             set_rate(group, rate * ratio)
-        assert self.scaler is not None, "made in __post_init__"
         self.model.zero_grad(set_to_none=True)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = [self._backward(self.scaler) for _ in range(self.accumulate)]
-        if self.clip != _Clip(None, None):
+        losses = [self._backward() for _ in range(self.accumulate)]
+        if self.clip_value is not None or self.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            self.clip(self.model)
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(self.model.parameters(), self.clip_value)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._losses.append(torch.stack(losses).mean())
@@ -331,13 +321,13 @@ class _Trainer:
             module.training = mode
         return _loss_and_metric(result)
 
-    def _backward(self, scaler: torch.amp.GradScaler) -> torch.Tensor:
+    def _backward(self) -> torch.Tensor:
         batch = _to(next(self._endless), self.device)
         if self.batch_size is None:
             self.batch_size = _batch_size(batch)
         with self._autocast():
             loss = _checked_loss(self._loss(batch))
-        scaler.scale(loss / self.accumulate).backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
+        self.scaler.scale(loss / self.accumulate).backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
         return loss.detach().float()
 
     def _loss(self, batch: Any) -> Any:

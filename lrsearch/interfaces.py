@@ -4,7 +4,7 @@
     workloads/   WORKLOADS    class -> Workload
     strategies/  STRATEGIES   class -> Strategy
     executors/   EXECUTORS    class -> ExecutorSettings, whose `start` gives an Executor
-    figures/     FIGURES      function -> plotly figure (FigureMaker)
+    figures/     FIGURES      Drawing, whose `draw` is a FigureMaker
 
 Workload and strategy classes are frozen pydantic models (`Settings`): their fields are what a study file may say.
 """

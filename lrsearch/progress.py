@@ -7,7 +7,6 @@ is news, and at most twice a second.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -104,6 +103,10 @@ class Board:
             self.ways[trial.strategy].add(trial, self.facts is None or self.facts.higher_is_better)
 
     @property
+    def metric(self) -> str:
+        return self.facts.metric if self.facts else "value"
+
+    @property
     def total(self) -> Tally:
         """All ways together; values of different ways have no common best."""
         ways = self.ways.values()
@@ -138,7 +141,7 @@ class Progress(Observer, Protocol):
     ) -> None: ...
 
 
-def progress_for(stream: TextIO = sys.stderr) -> Progress:
+def progress_for(stream: TextIO) -> Progress:
     """Return the live table when `stream` is a terminal that can redraw, else plain lines.
 
     A notebook's cell with `!lrsearch ...` is a terminal that cannot: it would show each table below the one before.
@@ -199,7 +202,7 @@ class RichProgress:
         self._redraw()
 
     def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None:
-        value = "" if point.validation_metric is None else f", {self._metric} {number(point.validation_metric)}"
+        value = "" if point.validation_metric is None else f", {self._board.metric} {number(point.validation_metric)}"
         self._now = f"{_title(trial)}: epoch {point.epoch:.3g}, loss {number(point.train_loss)}{value}"
         self._redraw()
 
@@ -212,10 +215,6 @@ class RichProgress:
 
     def study_finished(self, record: StudyRecord) -> None:
         self._redraw(always=True)
-
-    @property
-    def _metric(self) -> str:
-        return self._board.facts.metric if self._board.facts else "value"
 
     def _redraw(self, *, always: bool = False) -> None:
         now = time.monotonic()
@@ -235,7 +234,7 @@ class RichProgress:
         table = Table(box=None, pad_edge=False)
         table.add_column("way", no_wrap=True, overflow="ellipsis")
         for name in _NARROW if narrow else _WIDE:
-            table.add_column(self._metric if name == "best" else name, justify="right", no_wrap=True)
+            table.add_column(self._board.metric if name == "best" else name, justify="right", no_wrap=True)
         for way, tally in self._board.ways.items():
             table.add_row(way, *_cells(tally, self._board.seconds_left(way), narrow))
         table.add_row("all", *_cells(self._board.total, self._board.total_seconds_left, narrow), style="bold")
@@ -306,8 +305,7 @@ class PlainProgress:
         parts = [trial.status, duration(trial.charged_device_seconds)]
         result = trial.result
         if result is not None and trial.stage == "train" and result.validation_metric is not None:
-            metric = self._board.facts.metric if self._board.facts else "value"
-            parts.insert(1, f"{metric} {number(result.validation_metric)}")
+            parts.insert(1, f"{self._board.metric} {number(result.validation_metric)}")
         if result is not None and result.error is not None:
             parts.append(result.error)
         return ", ".join(parts)

@@ -14,14 +14,7 @@ from typing import Any
 
 from lrsearch import ahead, checkpoint
 from lrsearch.analysis.searches import KNOWN_RANGES
-from lrsearch.conductor import (
-    Conductor,
-    Search,
-    Signals,
-    Terminated,
-    kind_of,
-    with_batch_size,
-)
+from lrsearch.conductor import Conductor, Search, Signals, kind_of, with_batch_size
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
 from lrsearch.engine import GangRequest, prepare_all
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError, WorkloadError
@@ -54,8 +47,6 @@ from lrsearch.trial import (
 
 LOOK_SECONDS = 2.0
 """How often a process that waits for a study looks whether its turn has come."""
-
-__all__ = ["Forecast", "Terminated", "forecast", "run_study"]
 
 
 def run_study(
@@ -158,7 +149,7 @@ def _import_for_strategies(config: StudyConfig) -> None:
     """Import what samplers need while nothing is on a bill; torch, which takes longer, is imported elsewhere by now."""
     for key, strategy in config.strategies.items():
         if isinstance(strategy, ImportsLate):
-            strategy.import_all(Search.of(key, config.seeds[0], strategy, []).history(config, None))
+            strategy.import_all(Search(key, config.seeds[0], strategy).history(config, None))
 
 
 def _catch_up(mirror: MirrorProcess | None, signals: Signals, observer: Observer) -> None:
@@ -486,9 +477,8 @@ def _as_the_file_says(
     _check_same_task(study, facts)
     if study.config == config.resolved():
         return study
-    if study.fingerprint == config.fingerprint():  # what changes no trial, such as the budget
-        return store.extend_study(study.id, config.resolved(), config.fingerprint())
-    observer.message(f"Extending study {study.name!r}:\n{_changes(study, config.resolved())}")
+    if study.fingerprint != config.fingerprint():  # else it changes no trial, such as the budget
+        observer.message(f"Extending study {study.name!r}:\n{_changes(study, config.resolved())}")
     return store.extend_study(study.id, config.resolved(), config.fingerprint())
 
 

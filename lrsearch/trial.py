@@ -471,7 +471,7 @@ class History:
     epochs: float
     """The same."""
     facts: WorkloadFacts | None
-    """None until the first trial of the study has loaded the workload."""
+    """None only where there is no trial, and it is to be known what proposals import."""
     trials: tuple[Trial, ...] = ()
     """In the order of `number`."""
     shared_tests: tuple[Trial, ...] = ()

@@ -81,7 +81,7 @@ def _dashboard(database: str) -> WSGIApplication:
         optuna_url(url),
         engine_kwargs={"connect_args": connect_args(url), "pool_pre_ping": sqlite_path(url) is None},
     )
-    # Optuna's caching storage: polls take 0.08 s instead of 4.6 s at 5,000 trials (DESIGN, facts checked).
+    # Optuna's caching storage: polls take 0.08 s instead of 4.6 s at 5,000 trials (measured).
     application: WSGIApplication = optuna_dashboard.wsgi(optuna.storages.get_storage(storage))
     return application
 

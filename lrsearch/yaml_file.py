@@ -56,7 +56,8 @@ class YamlFile:
 
     def value_position(self, path: Sequence[str | int]) -> Position:
         """Return where the value at `path` begins; for one that is not there, its nearest parent's position."""
-        return _nearest(self._values, path)
+        parents = (tuple(path[:length]) for length in range(len(path), -1, -1))
+        return next(self._values[parent] for parent in parents if parent in self._values)
 
     def key_position(self, path: Sequence[str | int]) -> Position:
         """Return where the key at `path` is written; list items have none and give the value's position."""
@@ -156,13 +157,6 @@ def _error(path: Path, position: Position, text: str) -> StudyFileError:
 def _located(path: Path, problem: Problem) -> str:
     dot = "" if problem.text.endswith((".", "?", "!")) else "."
     return f"{path}:{problem.position.line}:{problem.position.column}: {problem.text}{dot}"
-
-
-def _nearest(positions: dict[KeyPath, Position], path: Sequence[str | int]) -> Position:
-    for length in range(len(path), -1, -1):
-        if tuple(path[:length]) in positions:
-            return positions[tuple(path[:length])]
-    return Position(1, 1)
 
 
 class _Builder:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
 from typing import Literal
 
-from lrsearch.analysis.anytime import StepCurve
+from lrsearch.analysis.anytime import StepCurve, combine
 from lrsearch.analysis.target import Ended, ReachSummary, cost_to_target, reach_summary
 from lrsearch.errors import UsageError
 
@@ -44,20 +43,12 @@ def equal_budget(
     """
     if not cost > 0:
         raise UsageError(f"The cost whose multiples are the budgets must be positive, got {cost}.")
-    return [_at_budget(curves, multiple, multiple * cost, statistic) for multiple in multiples]
-
-
-def _at_budget(curves: Sequence[StepCurve], multiple: float, budget: float, statistic: str) -> AtBudget:
-    values = [value for curve in curves if (value := curve.at(budget)) is not None]
-    take = fmean if statistic == "mean" else median
-    return AtBudget(
-        multiple,
-        budget,
-        take(values) if values and len(values) == len(curves) else None,
-        len(values),
-        len(curves),
-        sum(curve.end <= budget for curve in curves),
-    )
+    together = combine(curves, [multiple * cost for multiple in multiples], statistic)
+    points = zip(multiples, together.costs, together.values, together.counts, strict=True)
+    return [
+        AtBudget(multiple, budget, value, count, together.total, sum(curve.end <= budget for curve in curves))
+        for multiple, budget, value, count in points
+    ]
 
 
 @dataclass(frozen=True)

@@ -231,10 +231,9 @@ def _trial(row: Row, place: int) -> TrialRecord:
 
 
 def _proposal(row: Row) -> Proposal:
-    stage, fresh = row.get("stage") or "train", row.get("confirmation_seed")
     guided, test = _json(row.get("model_guided")), _json(row.get("range_test_points"))
     return Proposal(
-        stage="range_test" if stage == "range_test" else "train",
+        stage="range_test" if row.get("stage") == "range_test" else "train",
         schedule=_choice(row, "schedule"),
         learning_rate=plain_number(row.get("learning_rate")),
         base_lr=plain_number(row.get("base_lr")),
@@ -244,7 +243,7 @@ def _proposal(row: Row) -> Proposal:
         optimizer=_choice(row, "optimizer"),
         batch_size=_whole(row.get("batch_size")),
         epochs=plain_number(row.get("epochs")),
-        confirmation_seed=_whole(fresh),
+        confirmation_seed=_whole(row.get("confirmation_seed")),
     )
 
 

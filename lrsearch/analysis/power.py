@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -100,13 +101,8 @@ def reach_power(x_rate: float, y_rate: float, n: int) -> float:
 
 def searches_needed(difference: float, a: float, b: float) -> int:
     """Return the least n per way with which Welch's test detects `difference`; `a`, `b` are variances of one search."""
-    low, high = 1, 2
-    while high < MOST_SEARCHES and welch_power(difference, a, b, high) < POWER:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if welch_power(difference, a, b, middle) >= POWER else (middle, high)
-    return min(high, MOST_SEARCHES)
+    numbers = range(2, MOST_SEARCHES)
+    return 2 + bisect_left(numbers, POWER, key=lambda n: welch_power(difference, a, b, n))
 
 
 def detectable_difference(a: float, b: float, n: int) -> float:

@@ -86,9 +86,7 @@ class Selection:
     @property
     def test(self) -> float | None:
         """Mean over the choices; None where one has no test value."""
-        tests = [choice.test for choice in self.choices]
-        known = [test for test in tests if test is not None]
-        return fmean(known) if len(known) == len(tests) else None
+        return _mean([choice.test for choice in self.choices])
 
     @property
     def edge(self) -> Edge | None:

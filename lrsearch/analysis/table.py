@@ -21,7 +21,6 @@ class Cell:
     """Lines."""
 
 
-Text = Callable[[float], str]
 NOTHING = Cell("–")
 NARROW_SPACE = "\u202f"  # no-break
 

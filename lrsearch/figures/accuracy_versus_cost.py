@@ -158,21 +158,18 @@ def _ends(line: Lines, style: WayStyle) -> go.Scatter:
 
 def _range_tests(line: Lines, style: WayStyle) -> list[go.Scatter]:
     """Before each point of a range-tested way: a tick where its range test was done, dotted to the training's end."""
-    marked = []
-    for search in line.searches:
-        if tested := _range_test_seconds(search):
-            marked.append((tested, search.curve.costs[0], search.curve.values[0]))
     return [
         go.Scatter(
-            x=[tested, end],
-            y=[value, value],
+            x=[tested, search.curve.costs[0]],
+            y=[search.curve.values[0]] * 2,
             mode="lines+markers",
             line={"color": style.faint(0.6), "width": 1, "dash": "dot"},
             marker={"symbol": "line-ns-open", "size": [11, 0], "color": style.color, "line": {"width": 1.5}},
             hovertemplate="range test done after %{x:,.3r} s",
             **of_way(line.key),
         )
-        for tested, end, value in marked
+        for search in line.searches
+        if (tested := _range_test_seconds(search))
     ]
 
 

@@ -37,16 +37,9 @@ class RangeTest:
         """What it says: judged again, as its strategy judged it."""
         return judge(self.points, self.facts, self.plan, self.optimizer)
 
-    @property
-    def metric(self) -> tuple[list[float], list[float]]:
-        """Rates and validation values, where measured."""
-        measured = [(p.learning_rate, p.validation_metric) for p in self.points if p.validation_metric is not None]
-        return [rate for rate, _ in measured], [value for _, value in measured]
-
-    @property
-    def loss(self) -> tuple[list[float], list[float]]:
-        """Rates and training losses, where finite."""
-        measured = [(p.learning_rate, p.train_loss) for p in self.points if p.train_loss is not None]
+    def curve(self, signal: str) -> tuple[list[float], list[float]]:
+        """Return rates and values of a signal of the points, such as "train_loss", where measured and finite."""
+        measured = [(p.learning_rate, value) for p in self.points if (value := getattr(p, signal)) is not None]
         return [rate for rate, _ in measured], [value for _, value in measured]
 
 
@@ -80,23 +73,22 @@ def draw(record: StudyRecord) -> go.Figure | None:
         return None
     style, first = way_styles(record)[clr.key], tests[0]
     figure = new_figure(x="learning rate (log scale)", y="training loss", height=520, showlegend=False)
-    figure.update_layout(yaxis={"domain": [0.0, 0.43]}, yaxis2={**axis(f"validation {metric_name(record)}")})
-    figure.update_layout(yaxis2={"domain": [0.51, TOP], "anchor": "x"})
+    above = {**axis(f"validation {metric_name(record)}"), "domain": [0.51, TOP], "anchor": "x"}
+    figure.update_layout(yaxis={"domain": [0.0, 0.43]}, yaxis2=above)
     for test in reversed(tests):
-        figure.add_traces(
-            [_line(test, "metric", "y2", style, test is first), _line(test, "loss", "y", style, test is first)]
-        )
+        for signal, yaxis in (("validation_metric", "y2"), ("train_loss", "y")):
+            figure.add_trace(_line(test, signal, yaxis, style, test is first))
     rates = [point.learning_rate for test in tests for point in test.points]
     figure.update_xaxes(**log_axis(min(rates), max(rates), pad=0.02))
-    losses, metrics = ([getattr(test, which)[1] for test in tests] for which in ("loss", "metric"))
-    figure.update_yaxes(range=_range(losses, rises=False), selector={"domain": (0.0, 0.43)})
+    losses, metrics = ([test.curve(signal)[1] for test in tests] for signal in ("train_loss", "validation_metric"))
+    figure.update_layout(yaxis={"range": _range(losses, rises=False)})
     figure.update_layout(yaxis2={"range": _range(metrics, rises=first.facts.higher_is_better)})
     _draw_bounds(figure, first.verdict, style)
     return figure
 
 
-def _line(test: RangeTest, which: str, yaxis: str, style: WayStyle, bold: bool) -> go.Scatter:
-    x, y = getattr(test, which)
+def _line(test: RangeTest, signal: str, yaxis: str, style: WayStyle, bold: bool) -> go.Scatter:
+    x, y = test.curve(signal)
     return go.Scatter(
         x=x,
         y=y,

@@ -84,7 +84,7 @@ def thinned(by_way: Mapping[str, Sequence[TrialRecord]]) -> dict[str, list[Trial
 
 def _draw_range_test(figure: go.Figure, test: RangeTest, style: WayStyle, low: float, high: float) -> None:
     """Draw what the range test saw of the same rates, its bounds shaded, and fastai's suggestions above."""
-    rates, values = test.metric
+    rates, values = test.curve("validation_metric")
     figure.add_trace(
         go.Scatter(
             x=rates,
@@ -97,8 +97,9 @@ def _draw_range_test(figure: go.Figure, test: RangeTest, style: WayStyle, low: f
         )
     )
     shade_bounds(figure, test.verdict, style)
-    losses = test.loss[1]
-    found = suggestions_from_training_losses(*test.loss)._asdict() if len(losses) >= FEWEST_FOR_SUGGESTIONS else {}
+    losses = test.curve("train_loss")
+    enough = len(losses[1]) >= FEWEST_FOR_SUGGESTIONS
+    found = suggestions_from_training_losses(*losses)._asdict() if enough else {}
     marks = [(name, rate) for name, rate in found.items() if rate is not None]
     figure.add_trace(
         go.Scatter(

@@ -86,7 +86,6 @@ class RangeTestCallback(keras.callbacks.Callback):
         self.result: RangeTest | None = None
         self._validation_data, self._metric = validation_data, metric
         self._show, self._options = show, options
-        self._loss = math.nan
         self._undo: list[Callable[[], object]] = []
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -101,7 +100,6 @@ class RangeTestCallback(keras.callbacks.Callback):
         self._undo = [_undo_of(self.model)]
         self._losses: list[float] = []
         self._climb = Climb(self._plan.rates, self._take_losses, self._evaluate)
-        self._goes_on = True
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.model.reset_metrics()  # so that the loss is that of this batch, not the mean of the epoch
@@ -111,8 +109,7 @@ class RangeTestCallback(keras.callbacks.Callback):
         if not logs or "loss" not in logs:
             raise UsageError("A range test needs the loss: train_step must return it as 'loss'.")
         self._losses.append(float(logs["loss"]))
-        self._goes_on = self._climb.goes_on()
-        if not self._goes_on:
+        if not self._climb.goes_on():
             self.model.stop_training = True
 
     def on_train_end(self, logs: Any = None) -> None:

@@ -250,16 +250,12 @@ def _attempt_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str,
 
 def _curve_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str, Any]]:
     for point in trial.result.curve if trial.result else ():
-        yield {**_trial(record, trial), "attempt": _finished(trial).number, **asdict(point)}
+        yield {**_trial(record, trial), "attempt": trial.attempts[-1].number, **asdict(point)}
 
 
 def _range_test_rows(record: StudyRecord, trial: TrialRecord) -> Iterator[dict[str, Any]]:
     for point in trial.result.range_test if trial.result else ():
-        yield {**_trial(record, trial), "attempt": _finished(trial).number, **asdict(point)}
-
-
-def _finished(trial: TrialRecord) -> AttemptRecord:
-    return trial.attempts[-1]
+        yield {**_trial(record, trial), "attempt": trial.attempts[-1].number, **asdict(point)}
 
 
 def _trial(record: StudyRecord, trial: TrialRecord) -> dict[str, Any]:

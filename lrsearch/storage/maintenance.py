@@ -188,14 +188,10 @@ def mend_view(url: str) -> None:
     from lrsearch.storage.optuna_mirror import OptunaMirror
     from lrsearch.storage.store import open_store
 
-    mirror = OptunaMirror(url)
-    try:
-        with open_store(url, must_exist=True) as store:
-            for summary in store.studies():
-                record = store.record(summary.name, summary.version)
-                mirror.publish(record, record.trials)
-    finally:
-        mirror.close()
+    with open_store(url, must_exist=True) as store, closing(OptunaMirror(url)) as mirror:
+        for summary in store.studies():
+            record = store.record(summary.name, summary.version)
+            mirror.publish(record, record.trials)
 
 
 @contextmanager
@@ -223,21 +219,14 @@ def _damage(connection: Connection) -> Iterator[str]:
 
 
 def _ledger_faults(connection: Connection) -> Iterator[str]:
-    finished = sa.select(attempt.c.trial_id, sa.func.count().label("n")).where(attempt.c.status == "finished")
-    per_trial = finished.group_by(attempt.c.trial_id).subquery()
-    n = sa.func.coalesce(per_trial.c.n, 0)
-    ended = trial.c.status.in_(FINISHED_STATUSES)
-    with_finished = _trials(n).outerjoin(per_trial, per_trial.c.trial_id == trial.c.id)
-    for row in connection.execute(with_finished.where(sa.or_(n > 1, ended & (n != 1), ~ended & (n != 0)))):
-        yield f"{_spoken(row)} is {row.status} with {row[-1]} finished attempts"
-
-    running = sa.select(attempt.c.trial_id, sa.func.count().label("n")).where(attempt.c.status == "running")
-    per_trial = running.group_by(attempt.c.trial_id).subquery()
-    n = sa.func.coalesce(per_trial.c.n, 0)
-    with_running = _trials(n).outerjoin(per_trial, per_trial.c.trial_id == trial.c.id)
-    is_running = sa.case((trial.c.status == "running", 1), else_=0)
-    for row in connection.execute(with_running.where(n != is_running)):
-        yield f"{_spoken(row)} is {row.status} with {row[-1]} running attempts"
+    has_one = {"finished": trial.c.status.in_(FINISHED_STATUSES), "running": trial.c.status == "running"}
+    for status, is_due in has_one.items():
+        counted = sa.select(attempt.c.trial_id, sa.func.count().label("n")).where(attempt.c.status == status)
+        per_trial = counted.group_by(attempt.c.trial_id).subquery()
+        n = sa.func.coalesce(per_trial.c.n, 0)
+        trials = _trials(n).outerjoin(per_trial, per_trial.c.trial_id == trial.c.id)
+        for row in connection.execute(trials.where(n != sa.case((is_due, 1), else_=0))):
+            yield f"{_spoken(row)} is {row.status} with {row[-1]} {status} attempts"
 
     last, count = sa.func.max(trial.c.number), sa.func.count()
     names = (study.c.name, study.c.version, search.c.strategy, search.c.seed)

@@ -77,35 +77,15 @@ def attempt_columns(result: TrialResult) -> dict[str, Any]:
     }
 
 
-def curve_rows(attempt_id: int, points: Sequence[CurvePoint]) -> list[dict[str, Any]]:
+def point_rows(attempt_id: int, points: Sequence[CurvePoint | RangeTestPoint]) -> list[dict[str, Any]]:
+    """Return the rows of points: in both tables the columns beside the attempt are a point's fields, in their order."""
     return [
-        {
-            "attempt_id": attempt_id,
-            "step": point.step,
-            "epoch": point.epoch,
-            "learning_rate": point.learning_rate,
-            "train_loss": number(point.train_loss),
-            "validation_loss": number(point.validation_loss),
-            "validation_metric": number(point.validation_metric),
-            "charged_device_seconds": point.charged_device_seconds,
-            "cycle_end": point.cycle_end,
-        }
+        {"attempt_id": attempt_id, **vars(point), **{name: number(getattr(point, name)) for name in _MEASURED}}
         for point in points
     ]
 
 
-def range_test_rows(attempt_id: int, points: Sequence[RangeTestPoint]) -> list[dict[str, Any]]:
-    return [
-        {
-            "attempt_id": attempt_id,
-            "step": point.step,
-            "learning_rate": point.learning_rate,
-            "train_loss": number(point.train_loss),
-            "validation_loss": number(point.validation_loss),
-            "validation_metric": number(point.validation_metric),
-        }
-        for point in points
-    ]
+_MEASURED = ("train_loss", "validation_loss", "validation_metric")
 
 
 def number(value: float | None) -> float | None:

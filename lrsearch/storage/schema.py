@@ -6,7 +6,7 @@ Nothing is ever deleted. Rates and results that are queried have columns of thei
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import get_args
 
 import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Table, UniqueConstraint
@@ -47,11 +47,8 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class Json(sa.TypeDecorator[Any]):
-    """JSON whose None is SQL's null. The text is kept as written, so the order of keys is too."""
-
-    impl = sa.JSON(none_as_null=True)
-    cache_ok = True
+Json = sa.JSON(none_as_null=True)
+"""Of which None is SQL's null. The text is kept as written, so the order of keys is too."""
 
 
 def _one_of(column: str, allowed: tuple[str, ...]) -> CheckConstraint:

@@ -228,12 +228,6 @@ def check_token(row: Row[Any], token: str) -> None:
         )
 
 
-def running_attempt(connection: Connection, attempt_id: int, token: str) -> Row[Any]:
-    row = attempt_for_update(connection, attempt_id)
-    check_token(row, token)
-    return row
-
-
 def result_is(connection: Connection, trial_id: int, columns: Mapping[str, Any]) -> bool:
     stored = connection.execute(sa.select(*(trial.c[name] for name in columns)).where(trial.c.id == trial_id)).one()
     return list(stored) == [finite(value) for value in columns.values()]

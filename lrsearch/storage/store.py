@@ -33,13 +33,11 @@ from lrsearch.storage.engine import (
     writer,
 )
 from lrsearch.storage.migrate import ensure_schema
-from lrsearch.storage.owner import this_owner
 from lrsearch.storage.reading import (
     Points,
     attempt_columns,
-    curve_rows,
     facts_to_json,
-    range_test_rows,
+    point_rows,
     read_study,
     read_trials,
     result_columns,
@@ -49,7 +47,6 @@ from lrsearch.storage.statements import (
     Begun,
     LostAttempt,
     StudyRow,
-    as_lost,
     attempt_for_update,
     begun_with,
     charged_seconds_by_study,
@@ -72,7 +69,6 @@ from lrsearch.storage.statements import (
     replace_rows,
     result_is,
     running_again,
-    running_attempt,
     set_phase,
     spoken,
     study_for_update,
@@ -91,7 +87,6 @@ __all__ = [
     "StudyRow",
     "StudySummary",
     "open_store",
-    "this_owner",
 ]
 
 T = TypeVar("T")
@@ -130,7 +125,6 @@ class Beat:
     """Those that the ledger has already do no harm."""
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
     """So far; phases that are not given keep what they have."""
-    core_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -416,7 +410,8 @@ class Store:
             at, errors = None, []
             for beat in beats:
                 try:
-                    row = running_attempt(connection, beat.attempt_id, beat.token)
+                    row = attempt_for_update(connection, beat.attempt_id)
+                    check_token(row, beat.token)
                 except StorageError as error:
                     errors.append(error)
                     continue
@@ -424,13 +419,11 @@ class Store:
                 last = sa.select(sa.func.max(curve_point.c.step)).where(curve_point.c.attempt_id == beat.attempt_id)
                 known = connection.scalar(last) if beat.points else None
                 new = [point for point in beat.points if known is None or point.step > known]
-                insert_rows(connection, curve_point, curve_rows(beat.attempt_id, new))
+                insert_rows(connection, curve_point, point_rows(beat.attempt_id, new))
                 for name, seconds in beat.phase_seconds.items():
                     set_phase(connection, beat.attempt_id, name, seconds)
-                values: dict[str, Any] = dict(zip(("heartbeat_at", "lease_expires_at"), at, strict=True))
-                if beat.core_seconds is not None:
-                    values["core_seconds"] = beat.core_seconds
-                connection.execute(sa.update(attempt).where(attempt.c.id == beat.attempt_id).values(**values))
+                times = dict(zip(("heartbeat_at", "lease_expires_at"), at, strict=True))
+                connection.execute(sa.update(attempt).where(attempt.c.id == beat.attempt_id).values(**times))
             return errors
 
         for error in self._write(work):
@@ -453,8 +446,8 @@ class Store:
                 connection.execute(sa.update(trial).where(trial.c.id == row.trial_id).values(**columns))
                 close_attempt(connection, row.id, "finished", finished_at, attempt_columns(end.result))
                 replace_phases(connection, row.id, end.result.phase_seconds)
-                replace_rows(connection, curve_point, row.id, curve_rows(row.id, end.result.curve))
-                replace_rows(connection, range_test_point, row.id, range_test_rows(row.id, end.result.range_test))
+                replace_rows(connection, curve_point, row.id, point_rows(row.id, end.result.curve))
+                replace_rows(connection, range_test_point, row.id, point_rows(row.id, end.result.range_test))
             renew_leases(connection, row.study_id, row.owner)
             faults.point("before_commit")
 
@@ -462,16 +455,9 @@ class Store:
         faults.point("after_commit")
 
     def interrupt_attempt(
-        self,
-        attempt_id: int,
-        token: str,
-        phase_seconds: Mapping[str, float],
-        core_seconds: float | None,
-        *,
-        kept: Bills | None = None,
-        error: str | None = None,
+        self, attempt_id: int, token: str, seconds: float, *, kept: Bills | None = None, error: str | None = None
     ) -> None:
-        """Close an attempt that was cut short and plan its trial again. Its charged seconds are `lost` ones.
+        """Close an attempt that was cut short after so many seconds, which are `lost`, and plan its trial again.
 
         `kept` is what it cost up to its checkpoint: that stays what it is. Without an `error` a signal stopped the
         study; with one the attempt's own process died of it, and the attempt is lost.
@@ -484,8 +470,8 @@ class Store:
             if row.status == status and row.token == token:
                 return
             check_token(row, token)
-            bills = kept.with_lost(sum(phase_seconds.values())) if kept else Bills(as_lost(phase_seconds))
-            values = {"core_seconds": core_seconds, "error": error, "billed_phase_seconds": bills.billed}
+            bills = (kept or Bills({})).with_lost(seconds)
+            values = {"error": error, "billed_phase_seconds": bills.billed}
             close_attempt(connection, attempt_id, status, finished_at, values)
             replace_phases(connection, attempt_id, bills.charged)
             plan_again(connection, row.trial_id)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from lrsearch.strategies._sampled import SampledSearch
-from lrsearch.strategies.optuna_search import STARTUP_TRIALS, never
+from lrsearch.strategies.optuna_search import STARTUP_TRIALS
 from lrsearch.strategies.random_search import random_values
 from lrsearch.strategies.space import Number, dimensions
 from lrsearch.trial import CurvePoint, History
@@ -42,8 +42,6 @@ class HalvingSearch(SampledSearch):
         return _optuna.draw_model(history, dimensions(history, self.search), "tpe", STARTUP_TRIALS)
 
     def stopper(self, history: History) -> Callable[[Sequence[CurvePoint]], bool]:
-        if history.facts is None:
-            return never
         from lrsearch.strategies import _pruning
 
         return _pruning.stopper(history, self._pruner(history.epochs))

@@ -92,7 +92,7 @@ class OptunaSearch(SampledSearch):
         return _optuna.draw_model(history, space, self.sampler, self.startup_trials or STARTUP_TRIALS, self.round_size)
 
     def stopper(self, history: History) -> Callable[[Sequence[CurvePoint]], bool]:
-        if self.pruner == "none" or history.facts is None:
+        if self.pruner == "none":
             return never
         from lrsearch.strategies import _pruning
 

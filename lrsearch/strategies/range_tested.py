@@ -140,8 +140,7 @@ def verdict_of(history: History) -> RangeTestVerdict | None:
     """
     from lrsearch.range_test import combine_verdicts, judge  # here: it brings numpy
 
-    if history.facts is None:
-        return None
+    assert history.facts is not None, "there are trials"
     verdicts = [
         # No bootstrap: intervals change no bound, and the device is held while this runs.
         judge(trial.range_test, history.facts, trial.proposal.range_test, history.optimizer.name, bootstrap=0)

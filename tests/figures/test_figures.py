@@ -176,9 +176,9 @@ def test_the_range_test_stands_on_the_same_axis_with_its_bounds_and_fastais_sugg
     figure = figure_of("value_versus_rate")
     first = range_test_figure.numbers(STUDIES["whole"])[0]
     line, arrows = (next(t for t in figure.data if t.name == name) for name in ("range test", "fastai's suggestions"))
-    assert list(line.x) == first.metric[0]
+    assert list(line.x) == first.curve("validation_metric")[0]
     assert (first.verdict.base_lr, first.verdict.max_lr) in {(shape.x0, shape.x1) for shape in figure.layout.shapes}
-    expected = suggestions_from_training_losses(*first.loss)._asdict()
+    expected = suggestions_from_training_losses(*first.curve("train_loss"))._asdict()
     assert dict(zip(arrows.text, arrows.x, strict=True)) == {k: v for k, v in expected.items() if v is not None}
 
 

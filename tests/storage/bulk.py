@@ -13,10 +13,9 @@ from lrsearch.storage.engine import make_engine, parse_url, transact, writer
 from lrsearch.storage.migrate import ensure_schema
 from lrsearch.storage.reading import (
     attempt_columns,
-    curve_rows,
     facts_to_json,
+    point_rows,
     proposal_columns,
-    range_test_rows,
     result_columns,
 )
 from lrsearch.storage.schema import attempt, curve_point, phase, range_test_point, search, study, trial
@@ -54,9 +53,9 @@ def _write_trials(
     insert_rows(connection, trial, [_trial_row(id_, one, searches) for id_, one in numbered])
     insert_rows(connection, attempt, [_attempt_row(id_, one, one.attempts[-1]) for id_, one in numbered])
     insert_rows(connection, phase, [row for id_, one in numbered for row in _phase_rows(id_, one)])
-    curves = [row for id_, one in numbered if one.result for row in curve_rows(id_, one.result.curve)]
+    curves = [row for id_, one in numbered if one.result for row in point_rows(id_, one.result.curve)]
     insert_rows(connection, curve_point, curves)
-    tests = [row for id_, one in numbered if one.result for row in range_test_rows(id_, one.result.range_test)]
+    tests = [row for id_, one in numbered if one.result for row in point_rows(id_, one.result.range_test)]
     insert_rows(connection, range_test_point, tests)
 
 

@@ -15,8 +15,9 @@ from lrsearch.storage import migrate
 from lrsearch.storage.engine import make_engine, parse_url
 from lrsearch.storage.maintenance import back_up, check_database, mend_view, upgrade_database
 from lrsearch.storage.optuna_mirror import OptunaMirror
+from lrsearch.storage.owner import this_owner
 from lrsearch.storage.schema import HEAD
-from lrsearch.storage.store import Claim, open_store, this_owner
+from lrsearch.storage.store import Claim, open_store
 from tests.storage.samples import CONSTANT, begin, finish, held_study
 
 RELEASES = sorted((Path(__file__).parent / "releases").glob("*.sql"))
@@ -278,3 +279,9 @@ def test_a_trial_that_the_dashboard_lacks_is_noted_and_mended(database: Path) ->
     ]
     mend_view(_url(database))
     assert check_database(_url(database)).notes == []
+
+
+def test_no_database_is_made_to_be_mended(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="There is no database"):
+        mend_view(_url(tmp_path / "none.db"))
+    assert list(tmp_path.iterdir()) == []

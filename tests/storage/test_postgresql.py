@@ -64,8 +64,8 @@ def _fill(store: Store, url: str) -> StudyRecord:
     store.finish_attempts([End(tested.attempt_id, tested.token, range_test_result(tested.uuid), {"status": "ok"})])
     finish(store, begin(store, study, CYCLE, "clr"))
     begun = begin(store, study)
-    store.heartbeat([Beat(begun.attempt_id, begun.token, points(2), {"train": 0.25}, 0.5)])
-    store.interrupt_attempt(begun.attempt_id, begun.token, {"train": 0.5, "data": 0.1}, 0.75)
+    store.heartbeat([Beat(begun.attempt_id, begun.token, points(2), {"train": 0.25})])
+    store.interrupt_attempt(begun.attempt_id, begun.token, 0.5)
     again = store.begin_trials(
         study.id, [begun.uuid], owner=OWNER, versions=VERSIONS, settle=(tested.attempt_id, 0.125)
     )[0]
@@ -375,8 +375,8 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(cut_url: str, cutter: Co
         cut(store.set_facts, study.id, FACTS)
         cut(store.acquire, study.id, OWNER, 60.0)
         begun = cut(begin, store, study)
-        cut(store.heartbeat, [Beat(begun.attempt_id, begun.token, points(2), {"train": 0.25}, 0.5)])
-        cut(store.interrupt_attempt, begun.attempt_id, begun.token, {"train": 0.5}, None)
+        cut(store.heartbeat, [Beat(begun.attempt_id, begun.token, points(2), {"train": 0.25})])
+        cut(store.interrupt_attempt, begun.attempt_id, begun.token, 0.5)
         [again] = cut(store.begin_trials, study.id, [begun.uuid], owner=OWNER, versions=VERSIONS)
         cut(store.finish_attempts, [End(again.attempt_id, again.token, result(again.uuid))])
         cut(store.settle, again.attempt_id, 0.125, nth=2)  # the first one ends its reading

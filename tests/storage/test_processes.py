@@ -11,7 +11,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from lrsearch.storage.store import Claim, open_store, this_owner
+from lrsearch.storage.owner import this_owner
+from lrsearch.storage.store import Claim, open_store
 from tests.storage.samples import CONFIG, CONSTANT, VERSIONS
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,8 @@ TRIALS = 25
 RUN = """
 import sys
 from lrsearch.storage.optuna_mirror import OptunaMirror
-from lrsearch.storage.store import Beat, Claim, End, open_store, this_owner
+from lrsearch.storage.owner import this_owner
+from lrsearch.storage.store import Beat, Claim, End, open_store
 from tests.storage.samples import FACTS, CONSTANT, CONFIG, VERSIONS, points, result
 url, name, trials = sys.argv[1], sys.argv[2], int(sys.argv[3])
 store, mirror = open_store(url), OptunaMirror(url)
@@ -29,7 +31,7 @@ store.set_facts(study.id, FACTS)
 store.acquire(study.id, this_owner(), 60.0)
 for _ in range(trials):
     begun = store.begin_trials(study.id, [Claim("grid", 0, CONSTANT)], owner=this_owner(), versions=VERSIONS)[0]
-    store.heartbeat([Beat(begun.attempt_id, begun.token, points(1), {"train": 0.1}, 0.1)])
+    store.heartbeat([Beat(begun.attempt_id, begun.token, points(1), {"train": 0.1})])
     store.finish_attempts([End(begun.attempt_id, begun.token, result(begun.uuid), None)])
     record = store.record(name)
     mirror.publish(record, record.trials)
@@ -80,14 +82,15 @@ def assert_all_is_there(url: str, names: Sequence[str], trials: int) -> None:
 
 _HANG = """
 import sys, time
-from lrsearch.storage.store import Beat, Claim, End, open_store, this_owner
+from lrsearch.storage.owner import this_owner
+from lrsearch.storage.store import Beat, Claim, End, open_store
 from tests.storage.samples import CONFIG, CONSTANT, VERSIONS, points
 store = open_store(sys.argv[1])
 study = store.create_study("digits", CONFIG, "a")
 store.acquire(study.id, this_owner(), 3600.0)
 begun = store.begin_trials(study.id, [Claim("grid", 0, CONSTANT)], owner=this_owner(), versions=VERSIONS)[0]
 time.sleep(0.2)
-store.heartbeat([Beat(begun.attempt_id, begun.token, points(1), {}, None)])
+store.heartbeat([Beat(begun.attempt_id, begun.token, points(1), {})])
 print(begun.uuid, flush=True)
 time.sleep(600)
 """

@@ -20,8 +20,9 @@ from lrsearch.analysis.table import Cell, columns, row_cells
 from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError, UsageError
 from lrsearch.storage import engine as engine_module
 from lrsearch.storage.engine import make_engine, parse_url, writer
+from lrsearch.storage.owner import this_owner
 from lrsearch.storage.schema import attempt, curve_point, event, phase, study, trial
-from lrsearch.storage.store import Beat, Begun, Claim, End, Store, open_store, this_owner
+from lrsearch.storage.store import Beat, Begun, Claim, End, Store, open_store
 from lrsearch.storage.upkeep import Lease
 from lrsearch.trial import Bills, StudyRecord, TrialRecord
 from tests.records import make_record, some
@@ -318,7 +319,7 @@ class TestLease:
         past = datetime.now(UTC) - timedelta(hours=1)
         _execute(engine, sa.update(study).values(lease_expires_at=past))
         _execute(engine, sa.update(attempt).values(lease_expires_at=past))
-        store.heartbeat([Beat(begun.attempt_id, begun.token, [], {}, None)])
+        store.heartbeat([Beat(begun.attempt_id, begun.token, [], {})])
         for column in (study.c.lease_expires_at, attempt.c.lease_expires_at):
             [(expires_at,)] = _execute(engine, sa.select(column))
             assert 50 < (expires_at - datetime.now(UTC)).total_seconds() <= 60
@@ -382,11 +383,11 @@ class TestTrials:
         row = held_study(store)
         begun = begin(store, row)
         one, two, three = points()
-        store.heartbeat([Beat(begun.attempt_id, begun.token, [one], {"train": 1.0}, 1.5)])
-        store.heartbeat([Beat(begun.attempt_id, begun.token, [one, two], {"train": 2.0}, None)])
+        store.heartbeat([Beat(begun.attempt_id, begun.token, [one], {"train": 1.0})])
+        store.heartbeat([Beat(begun.attempt_id, begun.token, [one, two], {"train": 2.0})])
         assert _count(engine, curve_point) == 2
         [(seconds,)] = _execute(engine, sa.select(phase.c.seconds).where(phase.c.name == "train"))
-        assert (seconds, _execute(engine, sa.select(attempt.c.core_seconds))) == (2.0, [(1.5,)])
+        assert seconds == 2.0
         done = finish(store, begun)
         assert _only(store.record("digits")).result == done
         assert _count(engine, curve_point) == 3
@@ -444,9 +445,9 @@ class TestFaults:
         with pytest.raises(StorageError, match="fenced off"):
             store.finish_attempts([End(begun.attempt_id, "not mine", result(begun.uuid), None)])
         with pytest.raises(StorageError, match="fenced off"):
-            store.heartbeat([Beat(begun.attempt_id, "not mine", points(), {}, None)])
+            store.heartbeat([Beat(begun.attempt_id, "not mine", points(), {})])
         with pytest.raises(StorageError, match="fenced off"):
-            store.interrupt_attempt(begun.attempt_id, "not mine", {}, None)
+            store.interrupt_attempt(begun.attempt_id, "not mine", 0.0)
         assert _only(store.record("digits")).status == "running"
 
     def test_the_same_result_again_is_the_same_success(self, store: Store, engine: sa.Engine) -> None:
@@ -471,14 +472,13 @@ class TestFaults:
     def test_an_interrupted_trial_is_planned_again_and_keeps_its_cost(self, store: Store) -> None:
         row = held_study(store)
         begun = begin(store, row)
-        spent = {"setup": 0.5, "train": 1.0, "data": 3.0}
         for _ in range(2):  # a repeated unit of work does nothing more
-            store.interrupt_attempt(begun.attempt_id, begun.token, spent, 2.5)
+            store.interrupt_attempt(begun.attempt_id, begun.token, 1.5)
         record = _only(store.record("digits"))
         assert (record.status, record.result) == ("planned", None)
         [attempt] = record.attempts
-        assert (attempt.status, attempt.estimated, attempt.core_seconds) == ("interrupted", False, 2.5)
-        assert attempt.phase_seconds == {"data": 3.0, "lost": 1.5}
+        assert (attempt.status, attempt.estimated, attempt.core_seconds) == ("interrupted", False, None)
+        assert attempt.phase_seconds == {"lost": 1.5}
 
         again = store.begin_trials(
             row.id, [begun.uuid], owner=OWNER, versions=VERSIONS, settle=(begun.attempt_id, 0.5)
@@ -500,8 +500,8 @@ class TestFaults:
         row = held_study(store)
         for hours, checkpointed in ((1, None), (-1, None), (1, Bills({"train": 2.0, "data": 1.0}))):
             begun = begin(store, row)
-            store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"lost": 2.5}, None)])
-            store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"lost": 3.5}, None)])
+            store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"lost": 2.5})])
+            store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"lost": 3.5})])
             _execute(engine, sa.update(attempt).values(heartbeat_at=datetime.now(UTC) + timedelta(hours=hours)))
             [lost] = store.reconcile(row.id, partial(_given, checkpointed))
             assert lost.seconds == 3.5 - (1.0 if checkpointed else 0.0)
@@ -513,11 +513,11 @@ class TestFaults:
         begun = begin(store, row)
         kept = Bills({"train": 24.0, "data": 0.5, "idle": 0.25}, {"train": 2.25, "data": 0.5})
         if killed:
-            store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"lost": 5.0}, None)])
+            store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"lost": 5.0})])
             [lost] = store.reconcile(row.id, partial(_given, kept))
             assert lost.seconds == 4.5
         else:
-            store.interrupt_attempt(begun.attempt_id, begun.token, {"lost": 5.0}, None, kept=kept)
+            store.interrupt_attempt(begun.attempt_id, begun.token, 5.0, kept=kept)
         [attempt] = _only(store.record("digits")).attempts
         assert attempt.phase_seconds == {"train": 24.0, "data": 0.5, "idle": 0.25, "lost": 2.0}
         assert (attempt.charged_device_seconds, attempt.billed_seconds) == (26.25, 5.0)
@@ -535,7 +535,7 @@ class TestFaults:
     def test_a_killed_attempt_is_charged_up_to_its_last_heartbeat(self, store: Store, engine: sa.Engine) -> None:
         row = held_study(store)
         begun = begin(store, row)
-        store.heartbeat([Beat(begun.attempt_id, begun.token, points(2), {"train": 3.0, "data": 2.0}, 4.0)])
+        store.heartbeat([Beat(begun.attempt_id, begun.token, points(2), {"train": 3.0, "data": 2.0})])
         started_at = datetime.now(UTC)
         times = {"started_at": started_at, "heartbeat_at": started_at + timedelta(seconds=9)}
         _execute(engine, sa.update(attempt).values(**times))
@@ -547,7 +547,7 @@ class TestFaults:
         record = _only(store.record("digits"))
         assert record.status == "planned"
         [attempt_record] = record.attempts
-        assert (attempt_record.status, attempt_record.estimated, attempt_record.core_seconds) == ("lost", True, 4.0)
+        assert (attempt_record.status, attempt_record.estimated, attempt_record.core_seconds) == ("lost", True, None)
         assert attempt_record.phase_seconds == pytest.approx({"data": 2.0, "lost": 7.0})
         assert [event.kind for event in store.record("digits").events] == ["attempts_lost"]
         assert store.reconcile(row.id) == []
@@ -555,7 +555,7 @@ class TestFaults:
     def test_reported_seconds_count_when_they_are_more_than_the_clock_says(self, store: Store) -> None:
         row = held_study(store)
         begun = begin(store, row)
-        store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"setup": 1.0, "train": 30.0}, None)])
+        store.heartbeat([Beat(begun.attempt_id, begun.token, [], {"setup": 1.0, "train": 30.0})])
         [lost] = store.reconcile(row.id)
         assert lost.seconds == 31.0
 
@@ -578,7 +578,7 @@ class TestFaults:
             finish(store, late, metric=0.1)
         again = store.begin_trials(row.id, [late.uuid], owner=OWNER, versions=VERSIONS)[0]
         with pytest.raises(StorageError, match="fenced off"):
-            store.heartbeat([Beat(late.attempt_id, late.token, points(), {}, None)])
+            store.heartbeat([Beat(late.attempt_id, late.token, points(), {})])
         done = finish(store, again, metric=0.9)
         stored = _only(store.record("digits"))
         assert (stored.result, [a.status for a in stored.attempts]) == (done, ["lost", "finished"])
@@ -599,7 +599,7 @@ class TestFaults:
             )[0]
         landed += lost
         with _answer_of_commit_lost(store) as lost:
-            store.heartbeat([Beat(second.attempt_id, second.token, points(2), {"train": 1.0}, None)])
+            store.heartbeat([Beat(second.attempt_id, second.token, points(2), {"train": 1.0})])
         landed += lost
         with _answer_of_commit_lost(store) as lost:
             done = finish(store, second)

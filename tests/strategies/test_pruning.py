@@ -86,10 +86,9 @@ def test_points_without_a_value_are_passed_over() -> None:
     assert stops_at(median_search(), history, curve([None, math.nan, 0.1, 0.1])) == 3
 
 
-def test_nothing_is_stopped_without_a_pruner_or_before_the_workload_is_known() -> None:
+def test_nothing_is_stopped_without_a_pruner() -> None:
     history = history_of(0.5, 0.6, 0.7, 0.8, 0.9)
     assert stops_at(OptunaSearch(trials=20), history, rising(0.1)) is None
-    assert stops_at(median_search(), replace(history, facts=None), rising(0.1)) is None
 
 
 def test_only_searches_that_can_prune_stop_early() -> None:
