@@ -454,11 +454,11 @@ class StackedRun:
                 self.progressed()
         self.stacked.take_buffers(part, rows)
         all_outputs = whole(outputs, "outputs", split, 1).float()
-        all_targets = whole(targets, "targets", split)
         drawn, draws, nothing = chance.snapshot(()), False, torch.nn.Module()
         for row, own in enumerate(all_outputs, rows.start):
             if draws:  # alone, each would have drawn the same
                 chance.restore(drawn, ())
+            all_targets = whole(targets, "targets", split)  # anew: loss and metric may write into them, as alone
             if isinstance(loaded, FitsMetric) and split != "test":
                 self._metrics[row] = loaded.fit_metric(own, all_targets)
             metric = self._metrics[row] or loaded.metric

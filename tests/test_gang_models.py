@@ -1835,6 +1835,30 @@ def test_a_metric_that_takes_no_few_rows_is_no_reason_to_train_apart() -> None:
     assert "gradients" in Rehearsal(Demanding(3, Hooking, torch.float32), plan, CPU, 3, []).check(1)
 
 
+class WritingTargets(WithModel):
+    """Counts classes from 10 on, and has a loss and a metric that put targets right where they lie."""
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        targets -= 10
+        return super().loss(outputs, targets)
+
+    def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        found = super().metric(outputs, targets)
+        targets.zero_()
+        return found
+
+    def _cast(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for inputs, targets in super()._cast(batches):
+            yield inputs, targets + 10
+
+
+def test_a_loss_and_a_metric_that_write_into_targets_are_those_of_one_alone() -> None:
+    stacked, single, together, alone = histories(Net, kind=WritingTargets)
+    assert farthest(stacked, single) <= 1e-9
+    assert_agree(together, alone)
+    assert [found[1] for *_, found in together] == [expected[1] for *_, expected in alone]
+
+
 class Normalising(WithModel):
     """Divides the loss by its running mean, which it keeps."""
 
