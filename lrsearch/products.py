@@ -25,8 +25,17 @@ CLEARLY_FASTER = 0.8
 
 
 def by_onednn(wanted: bool) -> AbstractContextManager[None]:
-    """Have products of float32 matrices inside done by oneDNN, if that is `wanted`."""
-    return _in_precision("medium") if wanted else nullcontext()
+    """Have products of float32 matrices inside done by oneDNN, if that is `wanted` and may be."""
+    return _in_precision("medium") if wanted and _tells_precision() else nullcontext()
+
+
+def _tells_precision() -> bool:
+    """Whether torch tells what it may round: not where somebody, as the user's code, has set that in newer words."""
+    try:
+        torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -42,13 +51,12 @@ def _in_precision(name: str) -> Iterator[None]:
 @functools.cache
 def is_exact() -> bool:
     """Whether oneDNN rounds no factor on this machine: its products are float32's, up to the order of their sums."""
+    if not _tells_precision():
+        return False
     numbers = torch.linspace(1, 2, SIDE * SIDE, dtype=torch.float32, device="cpu").view(1, SIDE, SIDE)
     unit = torch.eye(SIDE, dtype=torch.float32, device="cpu")[None]
-    try:
-        with by_onednn(True):
-            return torch.equal(torch.bmm(numbers, unit), numbers) and torch.equal(numbers[0] @ unit[0], numbers[0])
-    except RuntimeError:  # torch does not tell what it may round where somebody has set that in its newer words
-        return False
+    with by_onednn(True):
+        return torch.equal(torch.bmm(numbers, unit), numbers) and torch.equal(numbers[0] @ unit[0], numbers[0])
 
 
 @functools.cache

@@ -86,6 +86,9 @@ IN_OUR_WORDS = {
     ),
     "is not possible because there exists a Tensor": SHARED_BY_TRIALS,
     "match the broadcast shape": SHARED_BY_TRIALS,
+    "view size is not compatible": (
+        "the model or the loss takes a view of what lies otherwise in memory than alone, where .reshape() serves both"
+    ),
     "`.data` under vmap": "the model puts another tensor in the place of .data, which .data.copy_() need not",
     "does not require grad and does not have a grad_fn": (
         "the model or the loss asks torch.autograd for gradients, which serves one trial only, unlike torch.func.grad"
@@ -369,6 +372,8 @@ class StackedRun:
         if isinstance(loaded, HasStackedLoss):
             targets = own[0].expand(len(outputs), *own[0].shape) if shared else torch.stack(self._of_each(own))
             return loaded.stacked_loss(outputs, targets)
+        if isinstance(outputs, torch.Tensor):
+            outputs = outputs.contiguous()  # as convolutions give them alone: a loss may take a view of them
         losses: torch.Tensor
         loss = self._loss_of(loaded)
         with LossesAsAlone(self.stacked.own):
@@ -455,11 +460,11 @@ class StackedRun:
                 self.progressed()
         self.stacked.take_buffers(part, rows)
         all_outputs = whole(outputs, "outputs", split, 1).float()
-        all_targets = whole(targets, "targets", split)
         drawn, draws, nothing = chance.snapshot(()), False, torch.nn.Module()
         for row, own in enumerate(all_outputs, rows.start):
             if draws:  # alone, each would have drawn the same
                 chance.restore(drawn, ())
+            all_targets = whole(targets, "targets", split)  # anew: loss and metric may write into them, as alone
             if isinstance(loaded, FitsMetric) and split != "test":
                 self._metrics[row] = loaded.fit_metric(own, all_targets)
             metric = self._metrics[row] or loaded.metric

@@ -28,6 +28,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 
 from lrsearch import chance, checkpoint, graphs
 from lrsearch.batches import Batches
@@ -409,10 +410,17 @@ def build_optimizer(training: TrainingPlan, model: torch.nn.Module) -> torch.opt
 
 
 def _has_kernel(model: torch.nn.Module) -> bool:
-    """Whether one kernel can take the step of all weights: none of them is complex or has sparse gradients."""
-    plain = not any(parameter.is_complex() for parameter in model.parameters())
+    """Whether one kernel can take the step of all weights: none of them is complex or has sparse gradients, or has
+    numbers of others between its own, as a slice has: the kernels of a processor take all that lies there (torch 2.15).
+    """
+    plain = not any(one.is_complex() or not _is_whole(one) for one in model.parameters())
     dense = not any(getattr(module, "sparse", False) is True for module in model.modules())
     return plain and dense and next(model.parameters()).device.type in ("cpu", "cuda")
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether each number of its memory, from its first to its last, is one of its own, and of one place alone."""
+    return is_lazy(tensor) or torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def _parameter_groups(model: torch.nn.Module, groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:

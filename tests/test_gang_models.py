@@ -1313,6 +1313,36 @@ class Neighbouring(Net):
         return torch.relu(torch.sparse.mm(self.beside, hidden.T).T)
 
 
+class Convolving(nn.Module):
+    """Gives what a convolution does, as it lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Conv2d(1, 10, 8)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.last(inputs.view(-1, 1, 8, 8))  # type: ignore[no-any-return]
+
+
+class AsARow(Convolving):
+    """Has a hook, so that vmap has it as a whole, and takes a view of what the convolution gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last.register_forward_hook(lambda module, inputs, outputs: outputs.view(-1).view(-1, 10))
+
+
+class OfARow(WithModel):
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(outputs.view(-1).view(-1, 10), targets)
+
+
+def test_a_loss_takes_a_view_of_what_convolutions_give_as_it_does_alone() -> None:
+    stacked, single, together, alone = histories(Convolving, kind=OfARow)
+    assert farthest(stacked, single) <= 1e-9
+    assert_agree(together, alone)
+
+
 @dataclass
 class _Record:
     outputs: torch.Tensor
@@ -1346,9 +1376,10 @@ class OfRecords(WithModel):
         (Packing, "a recurrent layer takes rows of several lengths"),
         (Neighbouring, "the model or the loss computes with sparse tensors"),
         (GivingRecords, "in training the model returns something else than tensors"),
+        (AsARow, "the model or the loss takes a view of what lies otherwise in memory than alone"),
     ],
 )
-def test_what_stops_a_gang_is_told_in_words_of_the_model(build: type[Net], told: str) -> None:
+def test_what_stops_a_gang_is_told_in_words_of_the_model(build: type[nn.Module], told: str) -> None:
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
     kind = OfRecords if build is GivingRecords else WithModel
     assert Rehearsal(kind(3, build, torch.float32), plan, CPU, 3, []).check(1).startswith(told)
@@ -1833,6 +1864,30 @@ def test_a_metric_that_takes_no_few_rows_is_no_reason_to_train_apart() -> None:
     plan = TrainingPlan(epochs=1, optimizer=SGD, device="cpu")
     assert Rehearsal(Demanding(3, Net, torch.float32), plan, CPU, 3, []).check(1) == ""
     assert "gradients" in Rehearsal(Demanding(3, Hooking, torch.float32), plan, CPU, 3, []).check(1)
+
+
+class WritingTargets(WithModel):
+    """Counts classes from 10 on, and has a loss and a metric that put targets right where they lie."""
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        targets -= 10
+        return super().loss(outputs, targets)
+
+    def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        found = super().metric(outputs, targets)
+        targets.zero_()
+        return found
+
+    def _cast(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for inputs, targets in super()._cast(batches):
+            yield inputs, targets + 10
+
+
+def test_a_loss_and_a_metric_that_write_into_targets_are_those_of_one_alone() -> None:
+    stacked, single, together, alone = histories(Net, kind=WritingTargets)
+    assert farthest(stacked, single) <= 1e-9
+    assert_agree(together, alone)
+    assert [found[1] for *_, found in together] == [expected[1] for *_, expected in alone]
 
 
 class Normalising(WithModel):

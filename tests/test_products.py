@@ -92,6 +92,21 @@ def test_what_a_users_code_has_set_changes_nothing_of_that(monkeypatch: pytest.M
     assert kinds == {torch.float32}
 
 
+@needs_exact
+def test_trials_train_on_where_a_users_code_sets_in_newer_words_what_torch_may_round() -> None:
+    trials = [replace(spec(number, 0.01 * (number + 1), matmul="onednn"), onednn=2) for number in range(2)]
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # by which torch tells nothing of a processor's any more
+    try:
+        assert not products.is_exact.__wrapped__()
+        single, together = alone(trials), gang.run_gang(trials, Listener())
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert [one.error for one in single] == [None, None]
+    assert_equal(together, single)
+
+
 @pytest.mark.parametrize(("seconds", "faster"), [(0.5, True), (0.9, False)])
 def test_it_is_taken_where_it_is_clearly_faster_and_that_is_kept(
     monkeypatch: pytest.MonkeyPatch, seconds: float, faster: bool

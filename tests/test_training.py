@@ -513,6 +513,24 @@ def test_weights_that_one_kernel_refuses_train_all_the_same(
     assert result.validation_metric > 0.8
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_weight_that_is_a_part_of_another_tensor_trains_as_one_of_its_own(name: str) -> None:
+    """One kernel would take what lies between its numbers for some of them."""
+    settings = SETTINGS[name].model_validate({"name": name}).model_dump(exclude={"name"})
+    plan = TrainingPlan(1, Choice(name, settings | ({"momentum": 0.9} if name == "sgd" else {})), device="cpu")
+    part, own = torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(4, 3, bias=False)
+    part.weight = torch.nn.Parameter(torch.randn(3, 8, generator=torch.Generator().manual_seed(0))[:, ::2])
+    own.weight = torch.nn.Parameter(part.weight.detach().clone(memory_format=torch.contiguous_format))
+    for model in (part, own):
+        optimizer = training.build_optimizer(plan, model)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(torch.ones(2, 4)) * torch.arange(3)).square().sum().backward()
+            optimizer.param_groups[0]["lr"] = 0.01
+            optimizer.step()
+    assert torch.allclose(part.weight, own.weight, rtol=1e-5, atol=1e-6)
+
+
 def test_a_model_that_raises_is_a_failed_trial_that_names_the_users_line(callable_workload: Any) -> None:
     source = TABLE.replace(
         "return torch.nn.Linear(5, 2)",
