@@ -285,7 +285,7 @@ class StudyConfig(Settings):
     training: Training
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     confirmation_seeds: Annotated[int, Field(ge=1)] | None = None
-    """With how many fresh seeds to train again what each search chose; METHOD asks for three or more."""
+    """With how many fresh seeds to train again what each search chose; three or more tell how they scatter."""
     rates: Rates
     target: Target | None = None
     price: Price | None = None

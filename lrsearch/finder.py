@@ -34,7 +34,7 @@ Evaluate = Callable[[nn.Module], "float | tuple[float | None, float | None]"]
 
 SGD_RANGE = (1e-5, 10.0)
 ADAPTIVE_RANGE = (1e-6, 1.0)
-"""METHOD, section 5: what a range test covers when nothing is said."""
+"""What a range test covers when nothing is said: docs/method.md, section 5."""
 SGD_LIKE = ("sgd", "asgd", "adadelta")
 """Optimizers that take the range of SGD: their step grows with the gradient, or their usual rate is 1."""
 

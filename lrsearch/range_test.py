@@ -109,7 +109,7 @@ def ladder(low: float, high: float, count: int, kind: Ladder = "exponential") ->
 
 
 class DivergenceStop:
-    """Says when a running range test has seen enough: METHOD's stop rule, one loss at a time, without lookahead.
+    """Says when a running range test has seen enough, one loss at a time, without lookahead: docs/method.md, section 5.
 
     Stop on a non-finite loss, or when the smoothed loss (median of the last 5) has stayed above
     start + 3 (start - best) for a thirtieth of the planned points, at least 3. Nothing depends on the sign or the scale
@@ -321,8 +321,8 @@ class _Curve:
 
     @classmethod
     def of(cls, y: Array, kind: Kind, chance: float | None, evaluation_count: int | None) -> _Curve:
-        """Return the gain curve of METHOD section 5, but with the noise in the place of |b|/4 in the cap on a loss:
-        |b| would change the verdict when a constant is added to the loss.
+        """Return the gain curve: docs/method.md, section 5. A loss is capped by its noise, not by its start level: that
+        would change the verdict when a constant is added to the loss.
         """
         start = float(np.median(y[: _start_points(len(y))]))
         if kind == "loss":
@@ -352,7 +352,7 @@ class _Curve:
         return "metric_saturated" if self.kind == "metric" and self.room < 0.1 else "never_learns"
 
     def marks(self) -> _Marks:
-        """Return the landmarks, by the rules of METHOD section 5."""
+        """Return the landmarks, by the rules of docs/method.md, section 5."""
         n = len(self.gain)
         smooth, local_noise = _smoothed(self.gain), _local_noise(self.gain)
         sigma, shrink = max(_noise(self.gain), self.floor), math.sqrt(_smoothing_width(n) / 3)

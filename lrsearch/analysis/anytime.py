@@ -46,10 +46,10 @@ def anytime_curve(
 ) -> StepCurve:
     """Return A(b): the test value of the incumbent after the last trial i with C_i = c_1 + ... + c_i <= b.
 
-    METHOD section 4. `costs` are those of the trials in the order run; `values` their validation values, None (or NaN)
-    where a trial gave no model (it still costs); `tests` their test values. The incumbent has the best validation value
-    so far, the earliest on ties, so the curve may fall. An incumbent without a test value gives no step. Raises
-    UsageError where the three differ in length, and for a cost below 0.
+    docs/method.md, section 4. `costs` are those of the trials in the order run; `values` their validation values, None
+    (or NaN) where a trial gave no model (it still costs); `tests` their test values. The incumbent has the best
+    validation value so far, the earliest on ties, so the curve may fall. An incumbent without a test value gives no
+    step. Raises UsageError where the three differ in length, and for a cost below 0.
     """
     if not len(costs) == len(values) == len(tests):
         raise UsageError(
@@ -87,7 +87,7 @@ def combine(
 ) -> CombinedCurve:
     """Return the mean or median of `curves` at every cost of `grid` where all are defined, and how many are elsewhere.
 
-    Averaging over those that have a model already would let the curve fall as late starters join (METHOD section 4).
+    Averaging over those that have a model already would let the curve fall as late starters join.
     """
     take = fmean if statistic == "mean" else median
     columns = [[value for curve in curves if (value := curve.at(cost)) is not None] for cost in grid]

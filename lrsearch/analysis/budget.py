@@ -12,7 +12,7 @@ from lrsearch.analysis.target import Ended, ReachSummary, cost_to_target, reach_
 from lrsearch.errors import UsageError
 
 MULTIPLES = (1.0, 2.0, 4.0, 8.0)
-"""Of the CLR run's cost: METHOD section 4."""
+"""Of the CLR run's cost: docs/method.md, section 4."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def equal_budget(
     *,
     statistic: Literal["mean", "median"] = "mean",
 ) -> list[AtBudget]:
-    """Return A(b) of a way's anytime `curves` at the given multiples of `cost`, the CLR run's: METHOD section 4.
+    """Return A(b) of a way's anytime `curves` at the given multiples of `cost`, the CLR run's.
 
     A mean over those that have a model already would favour ways that start late, so there is none until all have.
     """
@@ -67,7 +67,7 @@ def equal_accuracy(
     spent: Sequence[float] | None = None,
     lower_is_better: bool = False,
 ) -> list[AtTarget]:
-    """Return how the searches of a way fared against each of `targets`: METHOD's ladder, "never" kept in every rung.
+    """Return how the searches of a way fared against each of `targets`: a ladder, "never" kept in every rung.
 
     `evaluations` has one sequence of (cumulative cost, value) per search; `ended` says how a search stopped that does
     not reach a target, for all or for each; `spent` the whole costs, by default those of the last evaluations.

@@ -20,7 +20,7 @@ Method = Literal["welch", "bootstrap", "permutation", "never_reached", "too_few"
 FEWEST_TO_BE_BETTER = 4
 Z_95 = 1.959963984540054
 FEWEST_FOR_BOOTSTRAP = 10
-"""METHOD section 4: below, the percentile bootstrap covers 73-86 % instead of 95 %, Welch's t 93-95 % (simulated)."""
+"""Below, the percentile bootstrap covers 73-86 % instead of 95 %, Welch's t 93-95 % (simulated)."""
 BOOTSTRAP_DRAWS = 10_000
 PERMUTATIONS = 10_000
 """At most: up to seven searches of each way have no more deals than that."""
@@ -94,7 +94,7 @@ def speed_up(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Ratio:
-    """Return the ratio of the mean costs (of the expected costs with restarts when a search missed), METHOD section 4.
+    """Return the ratio of the mean costs (of the expected costs with restarts when a search missed).
 
     Costs are positive. A search that missed is an Outcome or a pair (spent, "budget" | "exhausted"), which say what it
     spent in vain; None and infinity are misses that do not, so that only a bound can be given: at the low end of the
@@ -212,7 +212,7 @@ class Improvement:
 
     @property
     def is_better(self) -> bool:
-        """Whether the first way is better by METHOD's rule: above 0.75, the interval above 0.5, at least four searches.
+        """Whether the first way is better: above 0.75, the interval above 0.5, at least four searches.
 
         The rule is that of Bouthillier et al. (2021, 2103.03098). That all of three searches are better than all of
         three others happens by chance alone in one study of ten, 2/C(6, 3); with four, in one of 35 (Mann & Whitney

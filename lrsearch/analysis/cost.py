@@ -69,7 +69,7 @@ Phases = StudyRecord | Mapping[str, float | None] | Iterable[TrialRecord | Charg
 
 
 def bill(phases: Phases, price: float | Mapping[str, Any] | None = None) -> Bill:
-    """Add up what trials cost: every phase of every attempt, whatever became of the trial (METHOD section 2).
+    """Add up what trials cost: every phase of every attempt, whatever became of the trial (docs/method.md, section 2).
 
     `phases` is a study, its trials, Charges, a mapping of phase to seconds, or rows as the trials table exports them:
     seconds under the phase's name or `<phase>_seconds`, and, where known, `status`, `device_kind`, `device_name`,

@@ -38,7 +38,7 @@ def grid_order(
     The trials stand in the order in which they ran: `costs` is what each costs whole, `values` its best validation
     value (None where it gave none), and `hit_costs` what a good trial has cost once it first meets the target: None,
     for a good one, stands for its whole cost; those of bad trials are not read. A trial is good if its value meets
-    `target`. With G good trials, whose hit costs have the mean h, and F bad ones of mean cost f, METHOD section 4:
+    `target`. With G good trials, whose hit costs have the mean h, and F bad ones of mean cost f:
     E[T] = F/(G+1) f + h. For in a random order each bad trial comes before all G good ones with probability 1/(G+1),
     and each good one is the first of them with probability 1/G. Worst: all bad trials first, then the dearest hit.
 

@@ -42,10 +42,9 @@ def hindsight_premium(
 ) -> list[Premium]:
     """Return E[T] of random search from the pool of trials cut to each width of prior, in the order given.
 
-    A search over one decade around the optimum looks cheap because somebody has already paid for knowing that decade:
-    METHOD section 4. The pool are trials of a random search, log-uniform over a wide range: their `rates`, best
-    validation `values` (None where they gave none), whole `costs`, and, where known, `hit_costs` until they first met
-    the target. A prior of d decades is the window of that width around the best rate of the pool, in hindsight; it is
+    A search over one decade around the optimum looks cheap because somebody has already paid for knowing that decade.
+    The pool are trials of a random search, log-uniform over a wide range: their `rates`, best validation `values` (None
+    where they gave none), whole `costs`, and, where known, `hit_costs` until they first met the target. A prior of d decades is the window of that width around the best rate of the pool, in hindsight; it is
     shifted, not cut, where it would stick out of the pool's range, and is the whole pool once it is as wide. E[T] is
     the exact expectation over orders, F/(G+1) f + h: see `grid_order`.
     """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lrsearch.errors import UsageError
 
 RMAX = 4.0
-"""METHOD section 4: up to so many times the cheapest way's cost a profile is drawn and scored."""
+"""docs/method.md, section 4: up to so many times the cheapest way's cost a profile is drawn and scored."""
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ class Incumbent:
 def incumbent(trials: Sequence[TrialRecord], *, lower_is_better: bool = False) -> Incumbent | None:
     """Return the trial with the best validation value, the earliest on ties; None when no trial gave a model.
 
-    Only trials that ended with a model take part: completed and pruned ones (METHOD section 3). The edge is flagged
-    from three different rates on, diverged and failed ones included: they were tried.
+    Only trials that ended with a model take part: completed and pruned ones (docs/method.md, section 3). The edge is
+    flagged from three different rates on, diverged and failed ones included: they were tried.
     """
     models = [trial for trial in trials if final_value(trial) is not None]
     if not models:

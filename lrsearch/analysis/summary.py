@@ -49,7 +49,7 @@ class StudySummary:
 
 @once_per_record
 def summarise(record: StudyRecord) -> StudySummary:
-    """Compute every number of the report's table; METHOD sections 2 to 4 define them."""
+    """Compute every number of the report's table; docs/method.md defines them."""
     devices = tuple(device_models(record.trials))
     rows, clr = summarise_ways(record), clr_way(record)
     terms = Terms(

@@ -60,7 +60,7 @@ def cost_to_target(
     spent: float | None = None,
     lower_is_better: bool = False,
 ) -> Outcome:
-    """Return the cost of the first evaluation whose validation value meets `target`: METHOD section 4.
+    """Return the cost of the first evaluation whose validation value meets `target`: docs/method.md, section 4.
 
     `evaluations` are (cumulative cost, value or None) in the order made; `ended` says how a search that did not reach
     the target stopped; `spent` its whole cost, by default that of the last evaluation. Raises UsageError when `ended`
@@ -153,7 +153,7 @@ def reach_summary(outcomes: Sequence[OutcomeLike], budget: float | None = None) 
     """Return how the searches of a way fared against a target; with `budget`, as if each had been stopped there.
 
     Reach rate with Wilson's interval, median with infinities, expected cost with restarts, Kaplan-Meier curve and its
-    restricted mean (METHOD section 4). `outcomes` are Outcomes or plain values, see `OutcomeLike`.
+    restricted mean (docs/method.md, section 4). `outcomes` are Outcomes or plain values, see `OutcomeLike`.
     """
     if not outcomes:
         raise UsageError("A reach summary needs at least one search, got none.")

@@ -138,9 +138,7 @@ def _status_counts(trials: Sequence[TrialRecord]) -> dict[str, int]:
 
 
 def _overhead(search: Search) -> float | None:
-    """Return what the search cost over what its chosen training run cost without interruptions: METHOD's overhead
-    ratio.
-    """
+    """Return what the search cost over what its chosen training run cost without interruptions."""
     run = search.incumbent.trial if search.incumbent else None
     alone = run.charged_device_seconds - run.phase_seconds["lost"] if run else 0.0
     return search.charged_device_seconds / alone if alone else None

@@ -15,7 +15,7 @@ from lrsearch.analysis.way_summary import WaySummary
 from lrsearch.errors import UsageError
 
 FEWEST_FOR_PROFILE = 5
-"""METHOD section 4: under five workloads a profile and its score say nothing."""
+"""docs/method.md, section 4: under five workloads a profile and its score say nothing."""
 
 
 @dataclass(frozen=True)

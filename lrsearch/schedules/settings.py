@@ -34,7 +34,7 @@ class WithBounds(ScheduleSettings):
     """Of a factory with `base_lr`."""
 
     base_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """base_lr / max_lr where nobody gives base_lr: METHOD section 5 clips it to max/10 at the most."""
+    """base_lr / max_lr where nobody gives base_lr: docs/method.md, section 5, clips it to max/10 at most."""
 
 
 class WithCycles(ScheduleSettings):

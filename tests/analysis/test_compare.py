@@ -81,7 +81,7 @@ def test_the_ratio_under_ten_searches_is_methods_formula_written_out() -> None:
 
 
 def test_welchs_interval_covers_the_true_ratio_of_equal_ways_about_as_often_as_it_says() -> None:
-    """METHOD: simulated coverage 93-95 %. 2000 simulations of n = 5 have a standard error of 0.5 points."""
+    """Simulated coverage 93-95 %. 2000 simulations of n = 5 have a standard error of 0.5 points."""
     generator = np.random.default_rng(1)
     draws = generator.normal(10, 0.9, size=(2000, 2, 5))
     covered = [ratio.low <= 1 <= ratio.high for x, y in draws.tolist() if (ratio := speed_up(x, y)).low and ratio.high]

@@ -60,7 +60,7 @@ def test_triangular2_halves_its_height_in_each_cycle(step: int) -> None:
 
 
 def test_exp_range_keeps_the_lower_bound_and_the_papers_form_does_not() -> None:
-    """PAPERS 1.1: in the paper both bounds decline by gamma**iteration."""
+    """Smith 2017, section 3.1: in the paper both bounds decline by gamma**iteration."""
     amplitude = exp_range(base_lr=0.001, max_lr=0.006, gamma=0.99994, cycle_steps=4000)
     both = exp_range_paper(base_lr=0.001, max_lr=0.006, gamma=0.99994, cycle_steps=4000)
     assert amplitude(40_000) == 0.001

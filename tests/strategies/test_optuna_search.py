@@ -109,7 +109,7 @@ def rates_when_divergence_is_told_as_failure(seed: int, trials: int) -> list[flo
 
 
 def test_tpe_learns_from_divergence_because_it_is_told_as_the_worst_value() -> None:
-    """DESIGN law 1, with ten seeds; counted are the diverging rates among the last 20 of 30.
+    """The README's law 1, with ten seeds; counted are the diverging rates among the last 20 of 30.
 
     Tolerance: three standard errors of the difference of the two means, from the counts themselves. Measured: a mean of
     7.2 against 15.7.

@@ -146,7 +146,7 @@ def test_one_training_run_follows_with_the_verdicts_rates() -> None:
 
 
 def test_the_rates_make_sense_on_a_curve_that_falls_apart_above_one() -> None:
-    """METHOD section 5: base_lr between max/30 and max/10, and max/2 as the constant rate of SGD."""
+    """docs/method.md, section 5: base_lr between max/30 and max/10, and max/2 as the constant rate of SGD."""
     training = search(RangeTested()).trials[1].proposal
     base_lr, max_lr = training.base_lr or 0.0, training.max_lr or 0.0
     assert DIVERGES_ABOVE / 2 < max_lr < DIVERGES_ABOVE * 2
