@@ -44,9 +44,10 @@ def hindsight_premium(
 
     A search over one decade around the optimum looks cheap because somebody has already paid for knowing that decade.
     The pool are trials of a random search, log-uniform over a wide range: their `rates`, best validation `values` (None
-    where they gave none), whole `costs`, and, where known, `hit_costs` until they first met the target. A prior of d decades is the window of that width around the best rate of the pool, in hindsight; it is
-    shifted, not cut, where it would stick out of the pool's range, and is the whole pool once it is as wide. E[T] is
-    the exact expectation over orders, F/(G+1) f + h: see `grid_order`.
+    where they gave none), whole `costs`, and, where known, `hit_costs` until they first met the target. A prior of d
+    decades is the window of that width around the best rate of the pool, in hindsight; it is shifted, not cut, where it
+    would stick out of the pool's range, and is the whole pool once it is as wide. E[T] is the exact expectation over
+    orders, F/(G+1) f + h: see `grid_order`.
     """
     if not len(rates) == len(values) == len(costs):
         raise UsageError(f"Every trial needs rate, value and cost, got {len(rates)}, {len(values)} and {len(costs)}.")
