@@ -546,7 +546,11 @@ class Conductor:
         except BaseException as error:
             if isinstance(error, StorageError):  # what is left to write must not wait as long for each slot again
                 self._store.absence.is_given_up = True
-            self._cut_short()
+            try:
+                self._cut_short()
+            except BaseException:  # a second Ctrl-C, which never waits
+                self._store.absence.is_given_up = True
+                raise
             raise
         finally:
             self._executor.close()

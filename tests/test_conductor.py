@@ -490,6 +490,19 @@ def test_a_study_that_cannot_write_any_more_does_not_wait_for_its_database_again
         assert store.absence.is_given_up
 
 
+def test_who_presses_ctrl_c_again_waits_for_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    watcher = Quiet()
+    monkeypatch.setattr(watcher, "curve_point", press)
+    monkeypatch.setattr(Store, "interrupt_attempt", press)
+    with open_store(f"sqlite:///{tmp_path}/x.db") as store:
+        with pytest.raises(KeyboardInterrupt):
+            run_study(load_study(write(tmp_path, "{name: inline}")), store, observer=watcher)
+        assert store.absence.is_given_up
+
+
 @pytest.mark.slow
 def test_what_somebody_deletes_in_the_dashboard_comes_back_while_the_study_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
