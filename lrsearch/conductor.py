@@ -520,6 +520,8 @@ class Conductor:
         """Turns of trials that are to begin together."""
         self._ended: list[TrialRecord] = []
         """Trials that the dashboard does not know to have ended."""
+        self._claiming = threading.Lock()
+        """Held until attempts that the ledger has begun, maybe long before it could say so, stand in their slot."""
         self._left_behind: SimpleQueue[LostAttempt] = SimpleQueue()
         """Attempts that the reconciler has closed."""
 
@@ -543,7 +545,11 @@ class Conductor:
         except BaseException as error:
             if isinstance(error, StorageError):  # what is left to write must not wait as long for each slot again
                 self._store.absence.is_given_up = True
-            self._cut_short()
+            try:
+                self._cut_short()
+            except BaseException:  # a second Ctrl-C, which never waits
+                self._store.absence.is_given_up = True
+                raise
             raise
         finally:
             self._executor.close()
@@ -640,10 +646,9 @@ class Conductor:
         if wanted:
             seeds, runs = wording.counted(count, "fresh seed"), wording.counted(len(wanted), "run")
             self._observer.message(f"Confirming what each search chose with {seeds}: {runs}.")
-        begun_before = {(one.strategy, one.seed, one.proposal.confirmation_seed): one for one in record.confirmations}
+        begun = [one for one in record.confirmations if one.status not in FINISHED_STATUSES]
         for strategy, seed, proposal in wanted:
-            begun = begun_before.get((strategy, seed, proposal.confirmation_seed))
-            again = begun if begun and begun.proposal == proposal and begun.status not in FINISHED_STATUSES else None
+            again = next((one for one in begun if (one.strategy, one.proposal) == (strategy, proposal)), None)
             yield Turn(Search(strategy, seed, self._config.strategies[strategy]), proposal, again)
 
     # One attempt
@@ -652,7 +657,11 @@ class Conductor:
         """Plan the trial, or claim it again, with those that can train beside it, and hand them to the slot."""
         slot.used = True
         slot.running = running = _Running()
-        running.attempts = self._claim(slot, self._together(turn))
+        turns = self._together(turn)
+        with self._claiming:
+            running.attempts = self._claim(slot, turns)
+        for attempt in running.attempts:
+            self._observer.trial_started(attempt.trial)
         running.started = time.perf_counter()
         running.heart = _Heart(self._store, running.attempts, self._observer, self._publish_live, since=slot.boundary)
         specs = [self._spec(attempt.trial) for attempt in running.attempts]
@@ -686,7 +695,6 @@ class Conductor:
         search.running += 1
         if not trial.is_confirmation:
             search.note(trial)
-        self._observer.trial_started(trial)
         return _Attempt(turn, trial, begun, _Channel(trial, turn.stopper, self._observer), datetime.now(UTC))
 
     def _together(self, first: Turn) -> list[Turn]:
@@ -976,10 +984,11 @@ class Conductor:
         None is left behind unless something went wrong that nobody thought of; then the trial shall still run again.
         """
         try:
-            running = [slot.running for slot in self._slots]
-            alive = {attempt.begun.token for one in running if one for attempt in one.attempts}
-            for lost in self._store.reconcile(self._study.id, self._kept, alive):
-                self._left_behind.put(lost)
+            with self._claiming:
+                running = [slot.running for slot in self._slots]
+                alive = {attempt.begun.token for one in running if one for attempt in one.attempts}
+                for lost in self._store.reconcile(self._study.id, self._kept, alive):
+                    self._left_behind.put(lost)
             self.show_missing()
         except Exception as error:  # whatever it is, the training goes on, and the next time may go better
             self._observer.message(f"The ledger was not looked through: {error}")

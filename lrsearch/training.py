@@ -931,7 +931,7 @@ def run_trial(spec: TrialSpec, channel: Channel) -> TrialResult:
         outcome.error = one_line(error) + user_line(error)
         if is_out_of_memory(error):
             outcome.error = f"Out of device memory; lower workload.batch_size or take a smaller model. {outcome.error}"
-        outcome.traceback = traceback.format_exc()
+        outcome.error, outcome.traceback = storable(outcome.error), storable(traceback.format_exc())
     watch.stop()
     both = bills(spec, run, watch)
     return TrialResult(
@@ -1174,6 +1174,11 @@ def finite(value: float | None) -> float | None:
 
 def one_line(error: BaseException) -> str:
     return words_of(error, 500)
+
+
+def storable(text: str) -> str:
+    """Return the text with an escape for what databases refuse: NUL, and halves of surrogate pairs, as in odd paths."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
 
 
 def forget_peak_memory(device: torch.device) -> None:

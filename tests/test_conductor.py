@@ -28,7 +28,7 @@ from lrsearch.config import load_study
 from lrsearch.errors import StorageError, StudyFailedError
 from lrsearch.storage.maintenance import check_database
 from lrsearch.storage.mirror_process import MirrorProcess
-from lrsearch.storage.store import LostAttempt, Store, open_store
+from lrsearch.storage.store import Begun, LostAttempt, Store, open_store
 from lrsearch.study import run_study
 from lrsearch.trial import FINISHED_STATUSES, Choice, CurvePoint, Proposal, StudyRecord, TrialRecord
 from tests.processes import workers_of
@@ -434,6 +434,51 @@ def test_a_result_that_waits_to_be_written_is_not_taken_for_left_behind(
     assert not any(looks)
 
 
+def test_a_claim_whose_answer_comes_late_is_not_taken_for_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its commit was the last that the database did before an outage that was longer than a lease."""
+    monkeypatch.setattr(conductor, "LEASE_SECONDS", 0.02)
+    database, begin, reconcile = tmp_path / "x.db", Store.begin_trials, Store.reconcile
+    looks: list[list[LostAttempt]] = []
+
+    def noted(store: Store, *arguments: Any) -> list[LostAttempt]:
+        looks.append(reconcile(store, *arguments))
+        return looks[-1]
+
+    def answered_late(store: Store, *arguments: Any, **named: Any) -> list[Begun]:
+        begun = begin(store, *arguments, **named)
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("UPDATE lrsearch_attempt SET lease_expires_at = '2020-01-01 00:00:00'")
+        enough, deadline = len(looks) + 1, time.monotonic() + 0.2
+        while len(looks) < enough and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return begun
+
+    monkeypatch.setattr(Store, "reconcile", noted)
+    monkeypatch.setattr(Store, "begin_trials", answered_late)
+    path = write(tmp_path, "{name: inline}", epochs=1)
+    path.write_text(re.sub(r"  (grid|tpe): .*\n", "", path.read_text()).replace("[0, 1]", "[0]"))
+    with open_store(f"sqlite:///{database}") as store:
+        record = run_study(load_study(path), store, observer=Quiet())
+    assert [[attempt.status for attempt in trial.attempts] for trial in record.trials] == [["finished"]] * 2
+    assert not any(looks)
+
+
+def test_an_observer_that_raises_when_a_trial_begins_leaves_no_attempt_running(tmp_path: Path) -> None:
+    class Watcher(Quiet):
+        def trial_started(self, trial: TrialRecord) -> None:
+            raise ValueError("a fault of its own")
+
+    path, url = write(tmp_path, "{name: inline}"), f"sqlite:///{tmp_path}/x.db"
+    with open_store(url) as store:
+        with pytest.raises(ValueError, match="of its own"):
+            run_study(load_study(path), store, observer=Watcher())
+        [trial] = store.record("small").trials
+    assert trial.status == "planned"
+    assert [(attempt.status, attempt.estimated) for attempt in trial.attempts] == [("interrupted", False)]
+
+
 def test_a_study_that_cannot_write_any_more_does_not_wait_for_its_database_again_and_again(tmp_path: Path) -> None:
     class Watcher(Quiet):
         def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None:
@@ -442,6 +487,19 @@ def test_a_study_that_cannot_write_any_more_does_not_wait_for_its_database_again
     with open_store(f"sqlite:///{tmp_path}/x.db") as store:
         with pytest.raises(StorageError, match="too long"):
             run_study(load_study(write(tmp_path, "{name: inline}")), store, observer=Watcher())
+        assert store.absence.is_given_up
+
+
+def test_who_presses_ctrl_c_again_waits_for_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    watcher = Quiet()
+    monkeypatch.setattr(watcher, "curve_point", press)
+    monkeypatch.setattr(Store, "interrupt_attempt", press)
+    with open_store(f"sqlite:///{tmp_path}/x.db") as store:
+        with pytest.raises(KeyboardInterrupt):
+            run_study(load_study(write(tmp_path, "{name: inline}")), store, observer=watcher)
         assert store.absence.is_given_up
 
 

@@ -562,6 +562,16 @@ LATE = """
     return Late(5, 2)"""
 
 
+def test_what_no_database_takes_is_escaped_in_what_a_model_raises(callable_workload: Any) -> None:
+    """As where a file's name is no UTF-8; PostgreSQL takes no NUL either."""
+    raises = LATE.replace("KIND", "FileNotFoundError").replace("no more steps today", r"caf\udce9\0")
+    result = run(spec(workload=callable_workload(TABLE.replace("return torch.nn.Linear(5, 2)", raises))))
+    assert result.error is not None
+    assert result.error.startswith(r"FileNotFoundError: caf\udce9\x00 (")
+    assert result.traceback is not None
+    assert r"FileNotFoundError: caf\udce9\x00" in result.traceback
+
+
 @pytest.mark.parametrize("kind", ["RuntimeError", "SystemExit"])
 def test_what_a_workload_raises_while_its_steps_are_timed_is_no_fault_of_ours(
     callable_workload: Any, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -265,6 +265,29 @@ def test_a_study_cut_short_anywhere_ends_the_same(record: StudyRecord, file: Pat
     } == values
 
 
+def test_a_confirmation_that_was_cut_short_goes_on_also_when_another_seed_s_search_now_stands_first(
+    tmp_path: Path,
+) -> None:
+    """And chose the same, which is trained once."""
+
+    class Stop(Quiet):
+        def trial_started(self, trial: TrialRecord) -> None:
+            if trial.is_confirmation:
+                raise KeyboardInterrupt
+
+    file, ways = tmp_path / "first.yaml", "rates: {low: 1e-4, high: 10}\nstrategies: {default: {name: default_rate}}\n"
+    head = FILE.partition("strategies:")[0].replace("epochs: 3", "epochs: 1").partition("rates:")[0]
+    with open_store(f"sqlite:///{tmp_path}/first.db") as store:
+        for seeds, watcher in (("0", Stop()), ("5, 0", Quiet())):
+            file.write_text(head.replace("0, 1", seeds) + ways)
+            with contextlib.suppress(KeyboardInterrupt):
+                record = run_study(load_study(file), store, observer=watcher, extend=True)
+    assert [(one.seed, one.status, len(one.attempts)) for one in record.confirmations] == [
+        (0, "completed", 2),
+        (5, "completed", 1),
+    ]
+
+
 def _test(trial: TrialRecord) -> float | None:
     assert trial.result is not None
     return trial.result.test_metric

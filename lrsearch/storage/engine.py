@@ -207,14 +207,24 @@ def make_engine(url: URL) -> Engine:
         event.listen(engine, "connect", set_pragmas)
         event.listen(engine, "begin", _begin)
     else:
-        event.listen(engine, "connect", _limit_idle_transactions)
+        event.listen(engine, "connect", set_timeouts)
     return engine
 
 
-def _limit_idle_transactions(dbapi_connection: Any, _record: object) -> None:
-    """Let the server drop the row locks of a client whose machine vanished, so that its successor can go on."""
+_TIMEOUTS = """
+SELECT set_config(name, CASE name WHEN 'idle_in_transaction_session_timeout' THEN '60s' ELSE '0' END, false)
+FROM pg_settings
+WHERE name IN ('idle_in_transaction_session_timeout', 'lock_timeout', 'statement_timeout', 'transaction_timeout')
+"""
+
+
+def set_timeouts(dbapi_connection: Any, _record: object = None) -> None:
+    """Let no timeout that somebody has set for a role or a database end what a study reads or writes, as pg_dump does.
+
+    But let the server drop the row locks of a client whose machine vanished, so that its successor can go on.
+    """
     with dbapi_connection.cursor() as cursor:
-        cursor.execute("SET idle_in_transaction_session_timeout = '60s'")
+        cursor.execute(_TIMEOUTS)
     dbapi_connection.commit()
 
 
@@ -338,7 +348,7 @@ def translated(error: DBAPIError, url: URL) -> StorageError:
     """Return the StorageError that says what the user can do about a database error."""
     path = sqlite_path(url)
     reason = _reason(error)
-    if path is None and isinstance(error, OperationalError):
+    if path is None and (_is_away(error) or _is_refused(error)):
         is_full = any(words in reason for words in ("too many clients", "too many connections", "connection slots"))
         way_out = "End some of them, or raise max_connections." if is_full else "Is its server running?"
         way_out = _LOGIN_ADVICE if _is_refused(error) else way_out
@@ -393,7 +403,8 @@ def _is_passing(error: DBAPIError) -> bool:
     """Whether the same work may succeed a moment later."""
     if isinstance(error.orig, sqlite3.Error):
         return isinstance(error, OperationalError) and "locked" in str(error.orig)
-    return _is_away(error) or (_state(error) or "").startswith("40")  # 40: serialisation, deadlock
+    # 40: serialisation, deadlock. 55P03, 57014: somebody has set a short timeout, or cancelled a statement.
+    return _is_away(error) or (_state(error) or "").startswith(("40", "55P03", "57014"))
 
 
 def _is_away(error: DBAPIError) -> bool:

@@ -31,7 +31,7 @@ from lrsearch.storage.engine import (
     transact,
     writer,
 )
-from lrsearch.storage.migrate import known_schema, upgrade
+from lrsearch.storage.migrate import ensure_schema, known_schema, upgrade
 from lrsearch.storage.schema import HEAD, attempt, search, study, trial
 from lrsearch.storage.statements import ended_but_not_shown, is_held, latest_study, spoken
 from lrsearch.trial import FINISHED_STATUSES
@@ -148,7 +148,7 @@ def _check_nobody_runs(connection: Connection) -> None:
 def check_database(url: str) -> Findings:
     """Look through the whole database, changing nothing. Raises StorageError when it cannot be read."""
     with _engine(url, must_exist=True) as engine:
-        known_schema(engine, must_be_current=True)
+        ensure_schema(engine, create=False)
 
         def work(connection: Connection) -> Findings:
             counts = [connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in (study, trial)]
@@ -171,7 +171,7 @@ def check_schema(url: str) -> None:
 def is_alive(url: str, study_name: str) -> bool:
     """Return whether the newest version of a study is finished, or its process gave a sign of life in time."""
     with _engine(url, must_exist=True) as engine:
-        known_schema(engine, must_be_current=True)
+        ensure_schema(engine, create=False)
 
         def work(connection: Connection) -> bool:
             row = latest_study(connection, study_name, None)

@@ -30,6 +30,7 @@ from lrsearch.storage.engine import (
     parse_url,
     patiently,
     set_pragmas,
+    set_timeouts,
     sqlite_path,
     translated,
 )
@@ -79,9 +80,8 @@ class OptunaMirror:
                 storage = RDBStorage(optuna_url(self._url), engine_kwargs=engine_kwargs)
             except RuntimeError as error:  # Optuna's tables are of another of its versions; the message says what to do
                 raise StorageError(f"{display_url(self._url)}: {error}") from error
-        if self._is_sqlite:
-            event.listen(storage.engine, "connect", set_pragmas)
-            storage.engine.dispose()  # the constructor's own connection came before the pragmas
+        event.listen(storage.engine, "connect", set_pragmas if self._is_sqlite else set_timeouts)
+        storage.engine.dispose()  # the constructor's own connection came before that
         # Optuna asks for each value of a trial whether it is there before it adds it; no answer needs those just added.
         storage.remove_session()
         storage.scoped_session.configure(autoflush=False)

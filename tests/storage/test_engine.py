@@ -325,6 +325,14 @@ def test_a_server_without_room_for_another_connection_is_not_asked_whether_it_ru
     assert told.endswith("sorry, too many clients already. End some of them, or raise max_connections.")
 
 
+def test_a_server_that_answers_is_not_asked_whether_it_runs() -> None:
+    errors = pytest.importorskip("psycopg").errors
+    full = errors.DiskFull('could not extend file "base/5/1": No space left on device\nHINT:  Check free disk space.')
+    told = str(engine_module.translated(sa.exc.OperationalError("", {}, full), parse_url("postgresql://me@db/x")))
+    assert told.startswith("The database postgresql://me@db/x refused: could not extend file")
+    assert told.endswith("HINT: Check free disk space.")
+
+
 def test_nobody_waits_any_more_for_a_server_that_is_given_up() -> None:
     psycopg = pytest.importorskip("psycopg")
     url, absence, tries = parse_url("postgresql://me@db/x"), engine_module.Absence(), []

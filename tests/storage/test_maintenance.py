@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import threading
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import sqlalchemy as sa
 from lrsearch.errors import NewerSchemaError, StorageError, StudyBusyError, UsageError
 from lrsearch.storage import migrate
 from lrsearch.storage.engine import make_engine, parse_url
-from lrsearch.storage.maintenance import back_up, check_database, mend_view, upgrade_database
+from lrsearch.storage.maintenance import back_up, check_database, is_alive, mend_view, upgrade_database
 from lrsearch.storage.optuna_mirror import OptunaMirror
 from lrsearch.storage.owner import this_owner
 from lrsearch.storage.schema import HEAD
@@ -249,6 +251,16 @@ FAULTS = {
 def test_each_fault_is_found(database: Path, statement: str) -> None:
     _change(database, statement)
     assert any(FAULTS[statement] in fault for fault in check_database(_url(database)).faults)
+
+
+def test_another_program_s_database_is_told_to_hold_no_study_and_gets_no_tables(tmp_path: Path) -> None:
+    path = tmp_path / "places.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE places (name)")
+        for look in (check_database, mend_view, partial(is_alive, study_name="digits")):
+            with pytest.raises(StorageError, match=r"places\.db holds no lrsearch study"):
+                look(f"sqlite:///{path}")
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("places",)]
 
 
 def test_what_a_kill_leaves_behind_is_a_note(database: Path) -> None:

@@ -427,6 +427,47 @@ def test_a_wrong_password_is_told_at_once_and_not_shown(server: Server, url: str
     assert "marker" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["statement_timeout", "lock_timeout", "transaction_timeout"])
+def test_a_timeout_that_a_database_has_ends_no_study(server: Server, url: str, name: str) -> None:
+    if name == "transaction_timeout" and server.major < 17:
+        pytest.skip("came with PostgreSQL 17")
+    server.execute(f"ALTER DATABASE {url.rpartition('/')[2]} SET {name} = '50ms'")
+    with open_store(url) as store:
+        study = held_study(store)
+        engine = writer(make_engine(parse_url(url)))
+        with engine.connect() as other:
+            other.execute(sa.select(metadata.tables["lrsearch_study"]).with_for_update())
+            late = threading.Timer(0.2, other.rollback)
+            late.start()
+            begun = begin(store, study)
+            late.join()
+        engine.dispose()
+        record = store.record("digits")
+        mirror = OptunaMirror(url)
+        with mirror._storage.engine.connect() as connection:
+            assert connection.exec_driver_sql(f"SHOW {name}").scalar() == "0"
+        mirror.publish(record, record.trials)
+        mirror.close()
+    assert [trial.uuid for trial in record.trials] == [begun.uuid]
+
+
+def test_a_statement_that_somebody_cancels_is_repeated(server: Server, url: str) -> None:
+    with open_store(url) as store:
+        study = held_study(store)
+        engine = writer(make_engine(parse_url(url)))
+        waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        with engine.connect() as other, engine.connect() as third:
+            other.execute(sa.select(metadata.tables["lrsearch_study"]).with_for_update())
+            begins = threading.Thread(target=begin, args=(store, study))
+            begins.start()
+            while not third.exec_driver_sql(f"SELECT pg_cancel_backend(pid) {waiting}").all():
+                third.commit()
+            other.rollback()
+            begins.join(60)
+        engine.dispose()
+        assert len(store.record("digits").trials) == 1
+
+
 def test_a_client_that_vanished_holds_its_locks_for_a_minute_at_most(url: str) -> None:
     engine = make_engine(parse_url(url))
     with engine.connect() as connection:
