@@ -310,9 +310,9 @@ def test_where_no_gang_across_seeds_saves_anything_the_choice_says_so(monkeypatc
 @pytest.mark.parametrize(
     ("measured", "size"),
     [
-        (((16, 0.50), (8, 0.48), (2, 0.9)), 16),
+        (((16, 0.50), (8, 0.49), (2, 0.9)), 16),
         (((16, 0.60), (8, 0.50), (4, 0.49), (2, 0.9)), 8),
-        (((16, 0.96), (8, 0.93), (2, 1.2)), 8),  # the larger one saves too little
+        (((16, 0.98), (8, 0.96), (2, 1.2)), 8),  # the larger one saves too little
         (((16, 0.99), (8, 0.97), (2, 1.2)), 8),  # none saves enough
         (((6, 1.0),), 6),
     ],
