@@ -14,6 +14,8 @@ from lrsearch.trial import RangeTestPoint
 
 STYLE = WayStyle(CLR_COLOR, "diamond", "solid")
 LOWER, UPPER = (0.0, 0.5), (0.56, 1.0)
+EDGE = 0.15
+"""A label stands beside its line on the outer side, but not in this share of the axis: there it would be cut off."""
 
 
 def headline(verdict: RangeTestVerdict) -> str:
@@ -79,7 +81,9 @@ def _draw_bounds(figure: go.Figure, verdict: RangeTestVerdict) -> None:
     through = {"xref": "x", "yref": "paper", "y0": 0.0, "y1": 1.0}  # all panels
     band = {"fillcolor": STYLE.faint(0.13), "line": {"width": 0}, "layer": "below"}
     figure.add_shape(type="rect", x0=verdict.base_lr, x1=verdict.max_lr, **through, **band)
+    low, high = figure.layout.xaxis.range
     for name, rate, side in (("base", verdict.base_lr, "right"), ("max", verdict.max_lr, "left")):
+        place = (math.log10(rate) - low) / (high - low)
         figure.add_shape(type="line", x0=rate, x1=rate, **through, line={"width": 1.5, "color": CLR_COLOR})
         figure.add_annotation(
             x=math.log10(rate),  # plotly places annotations of a log axis by exponent
@@ -87,6 +91,6 @@ def _draw_bounds(figure: go.Figure, verdict: RangeTestVerdict) -> None:
             yref="paper",
             text=f"{name} {wording.rate(rate)}",
             showarrow=False,
-            xanchor=side,
+            xanchor="left" if place < EDGE else "right" if place > 1 - EDGE else side,
             yanchor="bottom",
         )
