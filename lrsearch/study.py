@@ -501,6 +501,10 @@ class Forecast:
     """Charged device seconds by strategy."""
     device: str
     probe: str
+    confirmations: int
+    """Runs that confirm choices, if no two searches of a way choose alike."""
+    confirmation_seconds: float
+    """What they would take; on no way's bill."""
 
     @property
     def total_seconds(self) -> float:
@@ -524,7 +528,7 @@ def forecast(config: StudyConfig) -> Forecast:
     of_study = training.probe(workload, plan, seed)
     probes = {likeness(workload, plan): of_study}
     trials = config.planned_trials()
-    seconds = {}
+    seconds, fresh, confirming = {}, len(config.seeds) * (config.confirmation_seeds or 0), 0.0
     for key, strategy in config.strategies.items():
         own = settle(config.training_plan_of(key))
         epochs, kind = own.epochs, likeness(workload, own)
@@ -541,6 +545,7 @@ def forecast(config: StudyConfig) -> Forecast:
             test_seconds = rungs * probe.step_seconds + evaluation_count(rungs) * probe.range_test_seconds
             tests = trials[key] - len(config.seeds)
         seconds[key] = (trials[key] - tests) * train_seconds + tests * test_seconds
+        confirming += fresh * train_seconds
     return Forecast(
         trials=trials,
         seconds=seconds,
@@ -550,4 +555,6 @@ def forecast(config: StudyConfig) -> Forecast:
             f"{of_study.validation_seconds * 1e3:.1f} ms per evaluation, "
             f"{planned_steps(plan, prepared.facts)} steps per trial"
         ),
+        confirmations=fresh * len(config.strategies),
+        confirmation_seconds=confirming,
     )

@@ -444,6 +444,15 @@ def test_a_forecast_counts_every_way(write: Write) -> None:
     assert plan.trials == {"grid": 6, "tpe": 6, "clr": 4}
     assert plan.seconds["grid"] == pytest.approx(plan.seconds["tpe"])
     assert 0 < plan.seconds["clr"] < plan.total_seconds
+    assert (plan.confirmations, plan.confirmation_seconds) == (0, 0.0)
+
+
+def test_a_forecast_tells_apart_what_confirming_would_take(write: Write) -> None:
+    plan = forecast(config(write(seeds=[0, 1])).model_copy(update={"confirmation_seeds": 5}))
+    assert plan.confirmations == 3 * 2 * 5, "ways, searches of each, fresh seeds"
+    one_run = plan.seconds["grid"] / plan.trials["grid"]
+    assert plan.confirmation_seconds == pytest.approx(plan.confirmations * one_run)
+    assert plan.total_seconds == pytest.approx(sum(plan.seconds.values())), "no way has that on its bill"
 
 
 def start(path: Path, database: Path) -> subprocess.Popen[str]:
