@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from lrsearch.analysis import wording
-from lrsearch.figures._style import CLR_COLOR, INK, WayStyle, axis, log_axis, new_figure, padded, plain
+from lrsearch.figures._style import CLR_COLOR, INK, WayStyle, axis, cut_range, log_axis, new_figure, padded, plain
 from lrsearch.range_test import RangeTestVerdict
 from lrsearch.trial import RangeTestPoint
 
@@ -26,9 +26,17 @@ def headline(verdict: RangeTestVerdict) -> str:
 
 
 def draw_range_test(
-    points: Sequence[RangeTestPoint], verdict: RangeTestVerdict, title: str, metric: str = "metric"
+    points: Sequence[RangeTestPoint],
+    verdict: RangeTestVerdict,
+    title: str,
+    metric: str = "metric",
+    *,
+    rises: bool = True,
 ) -> go.Figure:
-    """Draw the loss over the rate, above it the metric if there is one, and shade the band from base to max."""
+    """Draw the loss over the rate, above it the metric if there is one, and shade the band from base to max.
+
+    A metric that `rises` is the better the higher it is.
+    """
     has_metric = any(point.validation_metric is not None for point in points)
     has_both = any(point.validation_loss is not None for point in points)
     loss = "loss" if has_both else "training loss"
@@ -46,7 +54,9 @@ def draw_range_test(
         figure.add_trace(_line(points, signal, color, yaxis="y"))
     if has_metric:
         figure.add_trace(_line(points, "validation_metric", CLR_COLOR, yaxis="y2"))
+        metrics = [point.validation_metric for point in points if point.validation_metric is not None]
         upper = {**axis(f"validation {metric}"), "domain": UPPER, "anchor": "x"}
+        upper["range"] = cut_range([metrics], rises=rises)
         figure.update_layout(yaxis={"domain": LOWER}, yaxis2=upper)
     if losses := [point.train_loss for point in points if point.train_loss is not None]:
         figure.layout.yaxis.range = _loss_range(losses)

@@ -717,6 +717,16 @@ def test_no_label_of_a_bound_runs_over_the_edge_of_the_figure(low: float, high: 
     assert [label.xanchor for label in labels] == sides
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_metric_without_bound_does_not_flatten_its_own_curve(sign: int) -> None:
+    """R2 and perplexity at a rate that is far too high."""
+    values = [0.0, 0.2, 0.4, 0.3, -150.0]
+    points = [RangeTestPoint(step, 10.0 ** (step - 5), 2.0, 2.0, sign * value) for step, value in enumerate(values)]
+    figure = draw_range_test(points, RangeTestVerdict("never_learns", None, ""), "a title", rises=sign == 1)
+    low, high = sorted(sign * end for end in figure.layout.yaxis2.range)
+    assert -0.5 < low < -0.4 < 0.4 < high < 0.5
+
+
 def test_a_test_without_bounds_or_metric_has_a_figure_too() -> None:
     model, optimizer, batches = simple()
     found = lr_range_test(model, optimizer, LOSS, batches, high=1e-4, steps=30)
