@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsearch import ahead, checkpoint
+from lrsearch.analysis import wording
 from lrsearch.analysis.searches import KNOWN_RANGES
 from lrsearch.conductor import (
     Conductor,
@@ -546,10 +547,11 @@ def forecast(config: StudyConfig) -> Forecast:
             tests = trials[key] - len(config.seeds)
         seconds[key] = (trials[key] - tests) * train_seconds + tests * test_seconds
         confirming += fresh * train_seconds
+    threads = wording.counted(prepared.device.threads, "thread")
     return Forecast(
         trials=trials,
         seconds=seconds,
-        device=f"{prepared.device.name} ({prepared.device.kind}, {prepared.device.threads} threads)",
+        device=f"{prepared.device.name} ({prepared.device.kind}, {threads})",
         probe=(
             f"{of_study.step_seconds * 1e3:.2f} ms per step of {prepared.facts.batch_size}, "
             f"{of_study.validation_seconds * 1e3:.1f} ms per evaluation, "
