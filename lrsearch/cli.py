@@ -315,6 +315,7 @@ def _show_forecast(config: StudyConfig, as_json: bool) -> None:
 
     from rich.table import Table
 
+    from lrsearch.analysis import wording
     from lrsearch.progress import duration
     from lrsearch.study import forecast
 
@@ -330,6 +331,11 @@ def _show_forecast(config: StudyConfig, as_json: bool) -> None:
         table.add_row(way, str(len(config.seeds)), str(result.trials[way]), duration(seconds))
     table.add_row("all", "", str(sum(result.trials.values())), duration(result.total_seconds), style="bold")
     _print(table)
+    if result.confirmations:
+        typer.echo(
+            f"Confirming what the searches choose: up to {wording.counted(result.confirmations, 'more run')}, "
+            f"{duration(result.confirmation_seconds)}, on no way's bill, but a budget counts them."
+        )
     typer.echo(f"On {result.device}; probe: {result.probe}.")
 
 
@@ -702,6 +708,7 @@ def check_database(
     mend: Annotated[bool, typer.Option("--mend", help="First write what the dashboard's tables lack.")] = False,
 ) -> None:
     """Look for damage, and for what the ledger must never hold."""
+    from lrsearch.analysis import wording
     from lrsearch.storage import maintenance
     from lrsearch.storage.engine import display_url
 
@@ -710,9 +717,11 @@ def check_database(
     found = maintenance.check_database(database)
     for note in found.notes:
         typer.echo(f"Note: {note}.")
-    counts = f"{display_url(database)}: {found.studies} studies, {found.trials} trials"
+    counted = f"{wording.counted(found.studies, 'study', 'studies')}, {wording.counted(found.trials, 'trial')}"
+    counts = f"{display_url(database)}: {counted}"
     if found.faults:
-        raise StorageError("\n".join([f"{counts}, {len(found.faults)} faults; restore a copy:", *found.faults]))
+        faults = wording.counted(len(found.faults), "fault")
+        raise StorageError("\n".join([f"{counts}, {faults}; restore a copy:", *found.faults]))
     typer.echo(f"{counts}, no fault.")
 
 

@@ -331,12 +331,22 @@ class Turns:
         search.done = False
 
     def note_ends(self) -> None:
-        """Find out which of the searches that have begun have nothing more to try; none may have a trial running."""
+        """Find out which of the searches that have begun have nothing more to try; none may have a trial running.
+
+        What the others would try next is forgotten: it is asked for again when that is on their bill.
+        """
         for searches, _ in self._replicates:
             for search in searches.values():
-                turn = self.another(search) if search.trials else None
-                if turn is not None:
-                    search.put_back(turn)
+                if search.trials and not search.done and self._has_its_tests(search) and not self._has_more(search):
+                    self._end(search)
+
+    def _has_more(self, search: Search) -> bool:
+        history = search.history(self._config, self._facts)
+        return bool(search.waiting or search.proposed or search.strategy.propose(history, 1))
+
+    def _end(self, search: Search) -> None:
+        search.done = True
+        self._when_done(search)
 
     def beside(self, search: Search) -> Iterator[Search]:
         """Yield this search, then those whose trials may train together with its own, of its seed first."""
@@ -367,8 +377,7 @@ class Turns:
         proposal = record.proposal if record else self._next_proposal(search, history)
         if proposal is None:
             if not search.running:
-                search.done = True
-                self._when_done(search)
+                self._end(search)
             return None
         stopper = search.strategy.stopper(history) if isinstance(search.strategy, StopsEarly) else None
         return Turn(search, proposal, record, stopper, time.perf_counter() - began)
@@ -537,6 +546,7 @@ class Conductor:
         self._budget = Budget(budget.device_hours if budget else None, record)
         self._turns = Turns(self._config, record, self._facts, self._note_done)
         self._solo_costs = self._charged_by(record)
+        self._turns.note_ends()  # before the clock starts: the first trial would pay for asking those that are done
         began = time.perf_counter()
         self._slots = [_Slot(number, began) for number in range(self._executor.slot_count)]
         try:

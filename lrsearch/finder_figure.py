@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from lrsearch.analysis import wording
-from lrsearch.figures._style import CLR_COLOR, INK, WayStyle, axis, log_axis, new_figure, padded, plain
+from lrsearch.figures._style import CLR_COLOR, INK, WayStyle, axis, cut_range, log_axis, new_figure, padded, plain
 from lrsearch.range_test import RangeTestVerdict
 from lrsearch.trial import RangeTestPoint
 
 STYLE = WayStyle(CLR_COLOR, "diamond", "solid")
 LOWER, UPPER = (0.0, 0.5), (0.56, 1.0)
+EDGE = 0.15
+"""A label stands beside its line on the outer side, but not in this share of the axis: there it would be cut off."""
 
 
 def headline(verdict: RangeTestVerdict) -> str:
@@ -24,9 +26,17 @@ def headline(verdict: RangeTestVerdict) -> str:
 
 
 def draw_range_test(
-    points: Sequence[RangeTestPoint], verdict: RangeTestVerdict, title: str, metric: str = "metric"
+    points: Sequence[RangeTestPoint],
+    verdict: RangeTestVerdict,
+    title: str,
+    metric: str = "metric",
+    *,
+    rises: bool = True,
 ) -> go.Figure:
-    """Draw the loss over the rate, above it the metric if there is one, and shade the band from base to max."""
+    """Draw the loss over the rate, above it the metric if there is one, and shade the band from base to max.
+
+    A metric that `rises` is the better the higher it is.
+    """
     has_metric = any(point.validation_metric is not None for point in points)
     has_both = any(point.validation_loss is not None for point in points)
     loss = "loss" if has_both else "training loss"
@@ -44,7 +54,9 @@ def draw_range_test(
         figure.add_trace(_line(points, signal, color, yaxis="y"))
     if has_metric:
         figure.add_trace(_line(points, "validation_metric", CLR_COLOR, yaxis="y2"))
+        metrics = [point.validation_metric for point in points if point.validation_metric is not None]
         upper = {**axis(f"validation {metric}"), "domain": UPPER, "anchor": "x"}
+        upper["range"] = cut_range([metrics], rises=rises)
         figure.update_layout(yaxis={"domain": LOWER}, yaxis2=upper)
     if losses := [point.train_loss for point in points if point.train_loss is not None]:
         figure.layout.yaxis.range = _loss_range(losses)
@@ -79,7 +91,9 @@ def _draw_bounds(figure: go.Figure, verdict: RangeTestVerdict) -> None:
     through = {"xref": "x", "yref": "paper", "y0": 0.0, "y1": 1.0}  # all panels
     band = {"fillcolor": STYLE.faint(0.13), "line": {"width": 0}, "layer": "below"}
     figure.add_shape(type="rect", x0=verdict.base_lr, x1=verdict.max_lr, **through, **band)
+    low, high = figure.layout.xaxis.range
     for name, rate, side in (("base", verdict.base_lr, "right"), ("max", verdict.max_lr, "left")):
+        place = (math.log10(rate) - low) / (high - low)
         figure.add_shape(type="line", x0=rate, x1=rate, **through, line={"width": 1.5, "color": CLR_COLOR})
         figure.add_annotation(
             x=math.log10(rate),  # plotly places annotations of a log axis by exponent
@@ -87,6 +101,6 @@ def _draw_bounds(figure: go.Figure, verdict: RangeTestVerdict) -> None:
             yref="paper",
             text=f"{name} {wording.rate(rate)}",
             showarrow=False,
-            xanchor=side,
+            xanchor="left" if place < EDGE else "right" if place > 1 - EDGE else side,
             yanchor="bottom",
         )

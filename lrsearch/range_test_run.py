@@ -42,10 +42,12 @@ class OneTest:
     seconds: float
     """Charged device seconds."""
     metric: str
+    higher_is_better: bool
     device: DeviceInfo
 
     def figure(self) -> go.Figure:
-        return draw_range_test(self.points, self.verdict, f"Seed {self.seed}: {headline(self.verdict)}", self.metric)
+        title = f"Seed {self.seed}: {headline(self.verdict)}"
+        return draw_range_test(self.points, self.verdict, title, self.metric, rises=self.higher_is_better)
 
     def chart(self, width: int) -> list[str]:
         """Return the curve that was judged as lines of text."""
@@ -124,7 +126,8 @@ def _one_test(
         raise StudyFailedError(f"The range test with seed {seed} failed: {result.error}")
     assert proposal.range_test is not None, "the first proposal of range_tested"
     verdict = judge(result.range_test, result.facts or facts, proposal.range_test, plan.optimizer.name)
-    return OneTest(seed, result.range_test, verdict, charged_seconds(result.phase_seconds), facts.metric, result.device)
+    seconds = charged_seconds(result.phase_seconds)
+    return OneTest(seed, result.range_test, verdict, seconds, facts.metric, facts.higher_is_better, result.device)
 
 
 class _Silent:
@@ -143,7 +146,8 @@ def write_page(run: RangeTestRun, path: Path) -> None:
             f"Seed {test.seed}: {headline(test.verdict)}",
             f"The rate rises from step to step in one short run of {test.seconds:.3g} "
             f"{wording.seconds_noun(test.device.kind)}; a value is of the model after "
-            "the step at its rate. Shaded is the range between base and max. The axis of the loss is cut.",
+            "the step at its rate. Shaded is the range between base and max. Axes are cut where values became "
+            "much worse than at the start.",
             test.figure().update_layout(title=None, margin={"t": 24}),
             Table(names, [_row(point) for point in test.points]),
         )

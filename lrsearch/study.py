@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsearch import ahead, checkpoint
+from lrsearch.analysis import wording
 from lrsearch.analysis.searches import KNOWN_RANGES
 from lrsearch.conductor import Conductor, Search, Signals, kind_of, with_batch_size
 from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
@@ -491,6 +492,10 @@ class Forecast:
     """Charged device seconds by strategy."""
     device: str
     probe: str
+    confirmations: int
+    """Runs that confirm choices, if no two searches of a way choose alike."""
+    confirmation_seconds: float
+    """What they would take; on no way's bill."""
 
     @property
     def total_seconds(self) -> float:
@@ -514,7 +519,7 @@ def forecast(config: StudyConfig) -> Forecast:
     of_study = training.probe(workload, plan, seed)
     probes = {likeness(workload, plan): of_study}
     trials = config.planned_trials()
-    seconds = {}
+    seconds, fresh, confirming = {}, len(config.seeds) * (config.confirmation_seeds or 0), 0.0
     for key, strategy in config.strategies.items():
         own = settle(config.training_plan_of(key))
         epochs, kind = own.epochs, likeness(workload, own)
@@ -531,13 +536,17 @@ def forecast(config: StudyConfig) -> Forecast:
             test_seconds = rungs * probe.step_seconds + evaluation_count(rungs) * probe.range_test_seconds
             tests = trials[key] - len(config.seeds)
         seconds[key] = (trials[key] - tests) * train_seconds + tests * test_seconds
+        confirming += fresh * train_seconds
+    threads = wording.counted(prepared.device.threads, "thread")
     return Forecast(
         trials=trials,
         seconds=seconds,
-        device=f"{prepared.device.name} ({prepared.device.kind}, {prepared.device.threads} threads)",
+        device=f"{prepared.device.name} ({prepared.device.kind}, {threads})",
         probe=(
             f"{of_study.step_seconds * 1e3:.2f} ms per step of {prepared.facts.batch_size}, "
             f"{of_study.validation_seconds * 1e3:.1f} ms per evaluation, "
             f"{planned_steps(plan, prepared.facts)} steps per trial"
         ),
+        confirmations=fresh * len(config.strategies),
+        confirmation_seconds=confirming,
     )

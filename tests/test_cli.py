@@ -933,7 +933,7 @@ def test_the_dashboard_needs_a_database(tmp_path: Path) -> None:
 def test_a_database_is_checked_copied_and_upgraded(copied: Path) -> None:
     checked = lrsearch(copied, "db", "check")
     assert (checked.returncode, checked.stderr) == (0, "")
-    assert checked.stdout == f"sqlite:///lrsearch.db: 1 studies, {TRIALS} trials, no fault.\n"
+    assert checked.stdout == f"sqlite:///lrsearch.db: 1 study, {TRIALS} trials, no fault.\n"
     assert lrsearch(copied, "db", "backup", "--output", "copy.db").stdout == "Copied to copy.db.\n"
     assert lrsearch(copied, "show", "tiny", "--database", "sqlite:///copy.db").returncode == 0
     assert "nothing to do" in lrsearch(copied, "db", "upgrade").stdout

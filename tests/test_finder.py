@@ -23,9 +23,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import lrsearch
 from lrsearch import RangeTest, lr_range_test
 from lrsearch.errors import UsageError
-from lrsearch.range_test import combine_verdicts, find_bounds
+from lrsearch.finder_figure import draw_range_test
+from lrsearch.range_test import RangeTestVerdict, combine_verdicts, find_bounds
 from lrsearch.restore import Snapshot
 from lrsearch.torch_schedule import torch_scheduler
+from lrsearch.trial import RangeTestPoint
 from tests.fingerprint import fingerprint
 
 Optimizer = torch.optim.Optimizer
@@ -702,6 +704,27 @@ def test_the_figure_shows_the_curve_and_the_bounds() -> None:
     assert found.verdict.base_lr in [shape.x0 for shape in figure.layout.shapes]
     assert "max_lr" in figure.layout.title.text
     assert json.loads(figure.to_json())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sides"),
+    [(0.01, 1.0, ["right", "left"]), (1e-5, 10.0, ["left", "right"]), (1.0, 10.0, ["right", "right"])],
+)
+def test_no_label_of_a_bound_runs_over_the_edge_of_the_figure(low: float, high: float, sides: list[str]) -> None:
+    points = [RangeTestPoint(step, 10 ** (step / 10 - 5), 2.0) for step in range(61)]
+    verdict = RangeTestVerdict("ok", "end", "", base_lr=low, max_lr=high)
+    labels = draw_range_test(points, verdict, "a title").layout.annotations
+    assert [label.xanchor for label in labels] == sides
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_metric_without_bound_does_not_flatten_its_own_curve(sign: int) -> None:
+    """R2 and perplexity at a rate that is far too high."""
+    values = [0.0, 0.2, 0.4, 0.3, -150.0]
+    points = [RangeTestPoint(step, 10.0 ** (step - 5), 2.0, 2.0, sign * value) for step, value in enumerate(values)]
+    figure = draw_range_test(points, RangeTestVerdict("never_learns", None, ""), "a title", rises=sign == 1)
+    low, high = sorted(sign * end for end in figure.layout.yaxis2.range)
+    assert -0.5 < low < -0.4 < 0.4 < high < 0.5
 
 
 def test_a_test_without_bounds_or_metric_has_a_figure_too() -> None:

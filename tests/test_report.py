@@ -36,6 +36,7 @@ from lrsearch.range_test_run import run_range_test, write_page
 from lrsearch.report import render, write_report
 from lrsearch.trial import Event, StudyRecord
 from lrsearch.web import SANDBOX
+from tests.analysis.test_confirm import with_confirmations
 from tests.records import CPU, GPU, SEVEN_WAYS, make_record, some, unfinished
 
 if TYPE_CHECKING:
@@ -161,6 +162,12 @@ def test_what_was_trained_again_is_accounted_for_too(record: StudyRecord) -> Non
     text = " ".join(Reader(render(confirmed)).text.split())
     assert f"{wording.significant(again.charged_device_seconds)} s went into training again what was chosen" in text
     assert "99.6 % accounted for" in text
+
+
+def test_a_page_with_confirmed_values_says_how_their_interval_is_computed() -> None:
+    record = make_record(failures=False)
+    assert "Satterthwaite" not in render(record)
+    assert "Satterthwaite" in render(with_confirmations(record, 2, {}))
 
 
 def test_a_killed_process_leaves_no_account_of_the_time_that_it_held_the_device(record: StudyRecord) -> None:

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,14 +18,15 @@ from typing import Any, ClassVar
 
 import pytest
 
+from lrsearch import conductor
 from lrsearch.conductor import interleaved
 from lrsearch.config import StudyConfig, load_study
 from lrsearch.errors import StorageError, StudyBusyError, StudyChangedError, StudyFailedError, UsageError, WorkloadError
 from lrsearch.storage.mirror_process import MirrorProcess
 from lrsearch.storage.store import Store, open_store
-from lrsearch.strategies import OptunaSearch
+from lrsearch.strategies import Grid, OptunaSearch
 from lrsearch.study import forecast, run_study
-from lrsearch.trial import CurvePoint, History, StudyRecord, TrialRecord, WorkloadFacts, charged_seconds
+from lrsearch.trial import CurvePoint, History, Proposal, StudyRecord, TrialRecord, WorkloadFacts, charged_seconds
 
 FILE = """
 version: 1
@@ -246,6 +247,29 @@ def test_more_seeds_extend_a_study_without_running_anything_twice(write: Write, 
     assert record.finished
 
 
+def test_the_first_trial_of_an_extension_does_not_pay_for_asking_what_was_done_before(
+    write: Write, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_study(config(write()), store, observer=Quiet())
+    order: list[str] = []
+    propose, slot = Grid.propose, conductor._Slot
+
+    def asked(strategy: Grid, history: History, max_count: int) -> Sequence[Proposal]:
+        order.append(f"seed {history.seed} asked")
+        return propose(strategy, history, max_count)
+
+    def begun(number: int, boundary: float) -> conductor._Slot:
+        order.append("the clock started")
+        return slot(number, boundary)
+
+    monkeypatch.setattr(Grid, "propose", asked)
+    monkeypatch.setattr(conductor, "_Slot", begun)
+    record = run_study(config(write(seeds=[0, 1])), store, observer=Quiet(), extend=True)
+    assert record.finished
+    assert [one for one in order if one != "seed 1 asked"] == ["seed 0 asked", "the clock started"]
+    assert order[-1] == "seed 1 asked"
+
+
 def test_a_fresh_version_keeps_the_old_one(write: Write, store: Store) -> None:
     path = write()
     first = run_study(config(path), store, observer=Quiet())
@@ -420,6 +444,15 @@ def test_a_forecast_counts_every_way(write: Write) -> None:
     assert plan.trials == {"grid": 6, "tpe": 6, "clr": 4}
     assert plan.seconds["grid"] == pytest.approx(plan.seconds["tpe"])
     assert 0 < plan.seconds["clr"] < plan.total_seconds
+    assert (plan.confirmations, plan.confirmation_seconds) == (0, 0.0)
+
+
+def test_a_forecast_tells_apart_what_confirming_would_take(write: Write) -> None:
+    plan = forecast(config(write(seeds=[0, 1])).model_copy(update={"confirmation_seeds": 5}))
+    assert plan.confirmations == 3 * 2 * 5, "ways, searches of each, fresh seeds"
+    one_run = plan.seconds["grid"] / plan.trials["grid"]
+    assert plan.confirmation_seconds == pytest.approx(plan.confirmations * one_run)
+    assert plan.total_seconds == pytest.approx(sum(plan.seconds.values())), "no way has that on its bill"
 
 
 def start(path: Path, database: Path) -> subprocess.Popen[str]:

@@ -45,7 +45,7 @@ def _lines(record: StudyRecord, summary: StudySummary, one: str, other: str) -> 
             interval = f"95 % interval {wording.metric(difference.low)} to {wording.metric(difference.high)}"
         yield (
             f"test {summary.metric}",
-            f"{wording.metric(a.test.value if a.test else 0)} - {wording.metric(b.test.value if b.test else 0)} = "
+            f"{wording.metric(a.test.value if a.test else 0)} − {wording.metric(b.test.value if b.test else 0)} = "
             f"{wording.metric(difference.value)} ({interval}, n = {difference.x_count} and {difference.y_count})",
         )
     duel = duels(record).get((one, other))

@@ -145,7 +145,9 @@ def _overhead(search: Search) -> float | None:
 
 
 def _mean_billed(paid: Sequence[Search]) -> Mean | None:
-    if not any(trial.gang_size > 1 for search in paid for trial in search.billed):
+    """Return None where both bills are the same. In a study with gangs what trains alone has two as well."""
+    attempts = (attempt for search in paid for trial in search.billed for attempt in trial.attempts)
+    if all(attempt.billed_phase_seconds is None for attempt in attempts):
         return None
     return mean_of([sum(trial.billed_device_seconds for trial in search.billed) for search in paid])
 

@@ -170,6 +170,20 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
     return low - room, high + room
 
 
+def cut_range(curves: Sequence[Sequence[float]], *, rises: bool) -> tuple[float, float]:
+    """Return an axis from the best value to as far beyond the start as learning gained, or to the worst value.
+
+    Where training blows up, losses and perplexities grow, and R2 falls, without bound.
+    """
+    sign = 1 if rises else -1
+    values = [[sign * value for value in curve] for curve in curves if curve]
+    if not values:
+        return (0.0, 1.0)
+    start, best = min(curve[0] for curve in values), max(map(max, values))
+    worst = max(min(map(min, values)), start - (best - start))
+    return padded([sign * worst, sign * best])
+
+
 def thinned(points: Sequence[T], most: int) -> list[T]:
     """Return at most `most` of the points, evenly spread, the last among them.
 

@@ -14,7 +14,7 @@ from lrsearch.analysis.once import once_per_record
 from lrsearch.analysis.searches import metric_name
 from lrsearch.analysis.ways import CYCLICAL, clr_way
 from lrsearch.figures._drawing import Drawing, Table
-from lrsearch.figures._style import WayStyle, axis, log_axis, new_figure, padded, way_line, way_styles
+from lrsearch.figures._style import WayStyle, axis, cut_range, log_axis, new_figure, way_line, way_styles
 from lrsearch.range_test import RangeTestVerdict, judge
 from lrsearch.trial import RangeTestPlan, RangeTestPoint, StudyRecord, TrialRecord, WorkloadFacts
 
@@ -81,8 +81,8 @@ def draw(record: StudyRecord) -> go.Figure | None:
     rates = [point.learning_rate for test in tests for point in test.points]
     figure.update_xaxes(**log_axis(min(rates), max(rates), pad=0.02))
     losses, metrics = ([test.curve(signal)[1] for test in tests] for signal in ("train_loss", "validation_metric"))
-    figure.update_layout(yaxis={"range": _range(losses, rises=False)})
-    figure.update_layout(yaxis2={"range": _range(metrics, rises=first.facts.higher_is_better)})
+    figure.update_layout(yaxis={"range": cut_range(losses, rises=False)})
+    figure.update_layout(yaxis2={"range": cut_range(metrics, rises=first.facts.higher_is_better)})
     _draw_bounds(figure, first.verdict, style)
     return figure
 
@@ -97,20 +97,6 @@ def _line(test: RangeTest, signal: str, yaxis: str, style: WayStyle, bold: bool)
         line=way_line(style, faint=not bold, width=1.8 if bold else 1.0),
         hovertemplate=f"seed {test.trial.seed}: %{{y:.4r}} at rate %{{x:.3g}}<extra></extra>",
     )
-
-
-def _range(curves: Sequence[Sequence[float]], *, rises: bool) -> tuple[float, float]:
-    """Return an axis from the best value to as far beyond the start as learning gained, or to the worst value.
-
-    Where training blows up, losses and perplexities grow, and R2 falls, without bound.
-    """
-    sign = 1 if rises else -1
-    values = [[sign * value for value in curve] for curve in curves if curve]
-    if not values:
-        return (0.0, 1.0)
-    start, best = min(curve[0] for curve in values), max(map(max, values))
-    worst = max(min(map(min, values)), start - (best - start))
-    return padded([sign * worst, sign * best])
 
 
 def _draw_bounds(figure: go.Figure, verdict: RangeTestVerdict, style: WayStyle) -> None:

@@ -519,6 +519,13 @@ def test_a_machine_that_was_faster_or_slower_than_before_the_study_is_told(facto
     )
 
 
+def test_a_way_whose_trials_all_train_alone_has_two_bills_where_it_is_charged_by_what_was_timed() -> None:
+    found = summarise(charged_by(study(ways_of(), ways_of()), 2.0))
+    row = found.way("clr")
+    assert some(row.billed).value == pytest.approx(some(row.charged).value / 2)
+    assert all(way.billed is None for way in found.ways if way.key != "clr"), "what they took is what they are charged"
+
+
 def test_range_tests_whose_price_fits_otherwise_than_that_of_training_runs_are_told() -> None:
     record = charged_by(make_record(failures=False), 1.0)
     trials = []
