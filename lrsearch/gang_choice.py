@@ -32,7 +32,7 @@ from lrsearch.training import COMPILING_SECONDS, MUST_SAVE, device_info, has_com
 from lrsearch.trial import COMPILES_GANGS, Choice, CompiledGang, GangChoice, TrainingPlan, likeness
 from lrsearch.workloads.user_code import blamed_on_workload
 
-GENERATION = 12
+GENERATION = 13
 """Raised when gangs become faster or slower than those that were timed before."""
 GANG_SHARE = PROBE_SHARE / 4
 LAYOUT_BLOCKS = 3
@@ -154,7 +154,7 @@ def _of_a_look(solo: Solo, rehearsal: Rehearsal, most: int, seconds: float) -> G
     trying, alone = TRYING_STEPS + largest, GangChoice(1)
     where = f"the {solo.search_steps} steps of a process's training runs"
     few = replace(alone, reason=f"trying gangs takes longer than they save in {where}")
-    if MOST_SAVED * solo.search_steps < trying:
+    if max(MOST_SAVED, solo.reading / one) * solo.search_steps < trying:
         return few
     size = min(most, LOOK_SIZE)
     each = rehearsal.look(size, one)
