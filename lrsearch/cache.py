@@ -5,14 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
+from lrsearch.timing import waited_seconds
+
 KEPT_SECONDS = 7 * 24 * 3600.0
 """What was timed beside another program, or by an older driver, may be wrong: it is not kept for ever."""
+MOST_WAITED = 0.05
+"""Of the seconds since a choice was looked for, how many this process may have waited for a processor: where other
+programs had them, it was timed beside these. Assumed: on a quiet machine it is far less."""
+_missed: dict[Path, tuple[float, float]] = {}
+"""What was not there when it was first looked for: when that was, and what this process had waited by then."""
 
 
 def cache_folder() -> Path:
@@ -25,16 +33,22 @@ def cache_folder() -> Path:
 def recall(kind: str, circumstances: object) -> Any:
     """Return what `remember` kept for the same circumstances in the last KEPT_SECONDS; None when there is nothing."""
     path = _path(kind, circumstances)
-    try:
-        is_old = path.stat().st_mtime < time.time() - KEPT_SECONDS
-        return None if is_old else json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
+    with contextlib.suppress(OSError, ValueError):
+        if path.stat().st_mtime >= time.time() - KEPT_SECONDS:
+            return json.loads(path.read_text())
+    _missed.setdefault(path, (time.perf_counter(), waited_seconds()))
+    return None
 
 
 def remember(kind: str, circumstances: object, choice: object) -> None:
-    """Keep a choice, both as plain JSON values; where that cannot be written, it is made again next time."""
+    """Keep a choice, both as plain JSON values; where that cannot be written, it is made again next time.
+
+    So it is where this process has waited for others since it looked for the choice.
+    """
     path = _path(kind, circumstances)
+    began, waited = _missed.pop(path, (time.perf_counter(), math.inf))
+    if waited_seconds() - waited > MOST_WAITED * (time.perf_counter() - began):
+        return
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")

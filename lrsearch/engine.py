@@ -74,10 +74,11 @@ def prepare_all(
 ) -> Preparation:
     """Prepare each variant and return the first's preparation, with the seconds of all and the choice of gangs.
 
-    Where memory format, precision and matmul are `auto`, they are chosen for the first variant, and all train so; so is
-    what makes the steps faster, of what the study is `open_to`. `epochs` are those of this process in the whole study,
-    which say how long timing may take; `slots` processes do the same. Without `evaluates` the first variant takes
-    training steps alone. The gangs are asked for with `auto` and answered for as they train.
+    Where memory format, precision and matmul are `auto`, they are chosen for the first variant, and all train so, in
+    float32 where another one fails in bfloat16; so is what makes the steps faster, of what the study is `open_to`.
+    `epochs` are those of this process in the whole study, which say how long timing may take; `slots` processes do the
+    same. Without `evaluates` the first variant takes training steps alone. The gangs are asked for with `auto` and
+    answered for as they train.
     Raises what `training.prepare` raises.
     """
     if "torch" not in sys.modules:
@@ -125,15 +126,24 @@ def _prepared(
     if open_to:
         compiling = fastest_compiling(workload, training, seed, steps, open_to)
     seconds += time.perf_counter() - began
-    for workload, training in variants[1:]:
-        variant = replace(training, precision=precision, compile=compiling, memory_format=memory_format, matmul=matmul)
-        try:
-            seconds += prepare(workload, variant, seed).seconds
-        except WorkloadError:
-            if not open_to or compiling == "off":
-                raise
-            compiling = "off"  # what holds for the first variant does not hold for this one
-            seconds += prepare(workload, replace(variant, compile=compiling), seed).seconds
+    try:
+        for workload, training in variants[1:]:
+            variant = replace(
+                training, precision=precision, compile=compiling, memory_format=memory_format, matmul=matmul
+            )
+            try:
+                seconds += prepare(workload, variant, seed).seconds
+            except WorkloadError:
+                if not open_to or compiling == "off":
+                    raise
+                compiling = "off"  # what holds for the first variant does not hold for this one
+                seconds += prepare(workload, replace(variant, compile=compiling), seed).seconds
+    except WorkloadError:
+        if variants[0][1].precision != "auto" or precision == "float32":
+            raise
+        plain = [(one, replace(own, precision="float32")) for one, own in variants]
+        prepared = _prepared(plain, seed, gangs, epochs, open_to, evaluates=evaluates, slots=slots)
+        return replace(prepared, seconds=prepared.seconds + seconds)
     must_pay = compiling == "off" and "gangs" in open_to
     asked: Compiling = "gangs" if must_pay else compiling
     settle = partial(replace, precision=precision, compile=asked, memory_format=memory_format, matmul=matmul)

@@ -154,7 +154,7 @@ def _of_a_look(solo: Solo, rehearsal: Rehearsal, most: int, seconds: float) -> G
     trying, alone = TRYING_STEPS + largest, GangChoice(1)
     where = f"the {solo.search_steps} steps of a process's training runs"
     few = replace(alone, reason=f"trying gangs takes longer than they save in {where}")
-    if MOST_SAVED * solo.search_steps < trying:
+    if max(MOST_SAVED, solo.reading / one) * solo.search_steps < trying:
         return few
     size = min(most, LOOK_SIZE)
     each = rehearsal.look(size, one)

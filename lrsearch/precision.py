@@ -12,8 +12,10 @@ from lrsearch.interfaces import PROBE_SHARE
 from lrsearch.products import ratio
 from lrsearch.timing import synchronizer
 from lrsearch.training import (
+    HELD_BATCHES,
     TIMED_BLOCKS,
     Run,
+    hold_batches,
     load,
     machine_of,
     may_multiply_faster,
@@ -115,6 +117,7 @@ def faster_matmul(workload: Choice, training: TrainingPlan, seed: int, search_st
             seconds(runs[0])  # it makes code for each shape, on nobody's bill
             return known
         runs.append(new_run(loaded, training, device, seed))
+        hold_batches(runs, HELD_BATCHES)
         found: list[list[float]] = []
         for number in range(count):
             found.append([seconds(run) for run in runs])

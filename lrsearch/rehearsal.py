@@ -36,11 +36,13 @@ from lrsearch.training import (
     GRAPH_STEPS,
     TOLERANCE,
     Run,
+    hold_batches,
     is_out_of_memory,
     may_multiply_faster,
     new_run,
     one_line,
     pick_precision,
+    reads_examples,
     repeat_seed,
 )
 from lrsearch.trial import CompiledGang, SoloCost, TrainingPlan
@@ -110,24 +112,32 @@ class Solo:
         wait()
         self._setup = time.perf_counter() - began
         began = time.perf_counter()
+        self._batches = run.batches
         self._losses = self._first_losses(run)
         self._first_seconds = time.perf_counter() - began
-        self._blocks = call_seconds(block_of(partial(run.step, 0.0)), wait, GLANCE_BLOCKS)
+        held, run.batches, block = run.batches, self._batches, block_of(partial(run.step, 0.0))
+        self._blocks = call_seconds(block, wait, GLANCE_BLOCKS)
         self.glance = min(self._blocks) / BLOCK_STEPS
         """Seconds of a step."""
+        self.reading = 0.0
+        """Of these, for reading a batch in Python."""
+        if reads_examples(loaded):
+            run.batches = held
+            self.reading = max(0.0, self.glance - min(call_seconds(block, wait, GLANCE_BLOCKS)) / BLOCK_STEPS)
         self._fastest = math.inf
 
     def _new_run(self) -> Run:
         return new_run(begun_anew(self._loaded), self.training, self._device, self._seed)
 
     def _first_losses(self, run: Run) -> list[float]:
+        hold_batches([run], checked_steps(self.training))
         for _ in range(checked_steps(self.training)):
             run.step(CHECKED_RATE)
         return run.take_losses()
 
     def rehearsal(self) -> Rehearsal:
         """Return what tries gangs of such trials."""
-        return Rehearsal(self._loaded, self.training, self._device, self._seed, [self._losses])
+        return Rehearsal(self._loaded, self.training, self._device, self._seed, [self._losses], self.reading)
 
     def step_beside(self, measured: Sequence[tuple[int, float]]) -> float:
         """Return the seconds of a step: a glance is enough beside gangs that take far more for each member."""
@@ -144,6 +154,7 @@ class Solo:
         """Seconds of a step, as exactly as there is time for."""
         run = self._new_run()
         self._first_losses(run)
+        run.batches = self._batches
         block = block_of(partial(run.step, 0.0))
         self._blocks += call_seconds(block, self._wait, self._fewest_blocks - GLANCE_BLOCKS)
         seconds = self._share(statistics.median(self._blocks) / BLOCK_STEPS)
@@ -206,6 +217,8 @@ class Rehearsal:
     seed: int
     alone: list[list[float]]
     """By crowd, the losses of its first steps alone."""
+    reading: float = 0.0
+    """Seconds of a step alone for reading its batch in Python, which those of a crowd share."""
     spent: float = 0.0
     """Seconds of checks and timings so far."""
     onednn: int = 0
@@ -443,8 +456,11 @@ class Rehearsal:
         where others do not and it is to be told `briefly`.
         Raises CannotGangError when it computes wrongly, or is not compiled although it was to be.
         """
+        reading = self.reading * min(size, crowds) / size
         with self._leaving_no_trace():
-            return self._seconds_per_member(size, crowds, compiled, seconds, hopeless, briefly=briefly)
+            return reading + self._seconds_per_member(
+                size, crowds, compiled, seconds, hopeless - reading, briefly=briefly
+            )
 
     def _seconds_per_member(
         self,
@@ -459,7 +475,7 @@ class Rehearsal:
         wait = synchronizer(self.device)
         places = self._places(size, crowds)
         alone = [self._alone(place) for place in places]
-        run, rates = self._begun(places, compiled)
+        run, rates = self._begun(places, compiled, holds_batches=True)
         first = call_seconds(lambda: run.step(rates), wait, checked_steps(self.training))
         if run.why_not_compiled:
             raise CannotGangError(f"the step could not be compiled: {run.why_not_compiled}")
@@ -521,10 +537,16 @@ class Rehearsal:
         """Return the crowd of each member, as evenly as that goes."""
         return [member * min(size, crowds) // size for member in range(size)]
 
-    def _begun(self, places: Sequence[int], compiled: CompiledGang | None) -> tuple[StackedRun, torch.Tensor]:
+    def _begun(
+        self, places: Sequence[int], compiled: CompiledGang | None, *, holds_batches: bool = False
+    ) -> tuple[StackedRun, torch.Tensor]:
         """Return a gang and the rates with which it is tried."""
-        runs, settings = [self._new_run(place) for place in range(places[-1] + 1)], self.training.optimizer.settings
-        size = len(places)
+        runs: list[Run] = []
+        for place in range(places[-1] + 1):
+            runs.append(self._new_run(place))
+            if holds_batches:
+                hold_batches(runs[-1:], checked_steps(self.training))
+        size, settings = len(places), self.training.optimizer.settings
         run = StackedRun([runs[place] for place in places], [settings] * size, compiled, self.onednn)
         return run, run.numbers([CHECKED_RATE] * len(places))
 
@@ -536,6 +558,7 @@ class Rehearsal:
     def _losses_alone(self, place: int, *, shaken: bool = False) -> list[float]:
         """Return the first losses of a trial alone, `shaken` from weights that are other in their last digits."""
         run = self._new_run(place)
+        hold_batches([run], checked_steps(self.training))
         if shaken:
             shake(run.model)
         for _ in range(checked_steps(self.training)):

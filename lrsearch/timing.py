@@ -9,7 +9,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,21 @@ def core_seconds() -> float:
     """Return user + system processor seconds that this process, all its threads and its ended children have used."""
     usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+THREADS = Path("/proc/self/task")
+
+
+def waited_seconds() -> float:
+    """Return the seconds that the threads of this process have waited for a processor that others had; 0 where unknown.
+
+    An ended thread takes its own with it.
+    """
+    nanoseconds = 0
+    for thread in THREADS.glob("*/schedstat"):
+        with suppress(OSError, ValueError, IndexError):  # it has ended
+            nanoseconds += int(thread.read_text().split()[1])
+    return nanoseconds / 1e9
 
 
 @functools.cache

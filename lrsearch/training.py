@@ -6,6 +6,7 @@ Nothing waits for the device inside a segment; losses are read at segment ends.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import functools
 import importlib
@@ -142,8 +143,7 @@ def prepare(
             run.evaluate("validation")
         wait()
         validation_seconds = time.perf_counter() - ready if evaluates else 0.0
-        reads = times_reading and isinstance(loaded, ReadsExamples) and loaded.reads_examples
-        reading = _reading(run, wait) if reads else None
+        reading = _reading(run, wait) if times_reading and reads_examples(loaded) else None
         del run
         if training.compile == "graphs":
             check_graphs(loaded, training, device, seed)
@@ -189,8 +189,25 @@ def _reading(run: Run, wait: Callable[[], None]) -> Reading:
         return statistics.fmean(found[len(found) // 2 :])
 
     with_reading = step_seconds()
-    run.batches = cast(Batches, itertools.repeat(next(run.batches)))
+    hold_batches([run], 1)
     return Reading(with_reading, max(0.0, with_reading - step_seconds()))
+
+
+def reads_examples(loaded: LoadedWorkload) -> bool:
+    """Whether training data are read in Python, example by example."""
+    return isinstance(loaded, ReadsExamples) and loaded.reads_examples
+
+
+def hold_batches(runs: Sequence[Run], count: int) -> None:
+    """Have runs of one seed take the first `count` batches over and over, where data are read in Python.
+
+    Else the start of those who read, and what they have read ahead, would be timed with the steps. Each step gets a
+    copy, as a model may take its batch apart.
+    """
+    if reads_examples(runs[0].loaded):
+        kept = list(itertools.islice(runs[0].batches, count))
+        for run in runs:
+            run.batches = cast(Batches, map(copy.deepcopy, itertools.cycle(kept)))
 
 
 @dataclass(frozen=True)
@@ -314,14 +331,17 @@ def _share_of_a_step(loaded: LoadedWorkload, training: TrainingPlan, device: tor
 
 TIMED_BLOCKS = 4
 """The first of which is not counted."""
+HELD_BATCHES = 2
+"""In memory, where ways to take a step are compared and data are read in Python."""
 
 
 def step_seconds(
     runs: Sequence[Run], wait: Callable[[], None], block: int = BLOCK_STEPS, count: int = TIMED_BLOCKS
 ) -> list[float]:
     """Return what a step takes in each run, in seconds: the median of `count` blocks of steps but the first, which
-    warms up; the runs take turns.
+    warms up; the runs take turns, on the same batches.
     """
+    hold_batches(runs, HELD_BATCHES)
     blocks: list[list[float]] = [[] for _ in runs]
     for number in range(count):
         for run, own in zip(runs, blocks, strict=True):

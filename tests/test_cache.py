@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lrsearch import cache
 from lrsearch.cache import KEPT_SECONDS, cache_folder, recall, remember
+from tests.clock import Clock
 
 
 def test_the_folder_is_the_users_cache_unless_the_environment_names_another(
@@ -54,3 +56,22 @@ def test_a_damaged_choice_is_none_and_one_that_cannot_be_kept_is_no_error(
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "file"))
     remember("sizes", "a", 8)
     assert recall("sizes", "a") is None
+
+
+@pytest.mark.parametrize(("waited", "kept"), [(0.04, 8), (0.06, None)])
+def test_a_choice_that_was_timed_beside_other_programs_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: float, kept: int | None
+) -> None:
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path))
+    clock, others = Clock(monkeypatch, cache), 5.0
+    monkeypatch.setattr(cache, "waited_seconds", lambda: others)
+    assert recall("sizes", "a") is None
+    clock.sleep(0.5)
+    assert recall("sizes", "a") is None, "it is timed since it was looked for first"
+    clock.sleep(0.5)
+    others += waited
+    remember("sizes", "a", 8)
+    assert recall("sizes", "a") == kept
+    clock.sleep(1.0)
+    remember("sizes", "a", 4)
+    assert recall("sizes", "a") == 4

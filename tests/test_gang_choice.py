@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lrsearch import gang_choice, rehearsal, stacked_run, training
+from lrsearch.batches import Batches
 from lrsearch.cache import remember
 from lrsearch.gang_choice import choose
 from lrsearch.interfaces import Split
@@ -28,6 +29,7 @@ from lrsearch.trial import (
     TrainingPlan,
     pooled,
 )
+from lrsearch.workloads._examples import LoadedExamples
 from tests.clock import Clock
 from tests.records import FACTS
 from tests.test_gang import COST, DIGITS, OWN_GRADIENT, SGD, own_gradient_in
@@ -49,6 +51,36 @@ results = gang.run_together([replace(spec(n, 0.01), workload=own) for n in range
 assert [one.gang_size for one in results] == [2, 2]
 print([name for name in set(sys.modules) - before if name.startswith(("torch", "sympy"))])
 """
+
+READ = """
+import torch
+from torch.utils.data import Dataset
+
+class Noisy(Dataset):
+    def __len__(self):
+        return 160
+
+    def __getitem__(self, row):
+        return {"x": torch.randn(4)}, row % 2
+
+class Model(torch.nn.Linear):
+    def forward(self, batch):
+        return super().forward(batch.pop("x"))
+
+def model():
+    return Model(4, 2)
+
+def data():
+    return Noisy(), Noisy(), Noisy()
+"""
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Choice:
+    """Return a workload whose batches are read in Python; its model takes them apart."""
+    (tmp_path / "gangs_read.py").write_text(READ)
+    names = {"model": "gangs_read:model", "data": "gangs_read:data"}
+    return Choice("callable", {**names, "batch_size": 16, "python_path": str(tmp_path)})
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +188,43 @@ def test_gangs_of_long_steps_are_tried_only_as_far_as_the_study_can_repay_that(
     chosen = choose(DIGITS, plan, 0, most=12, search_steps=steps, compiling_must_pay=auto)
     assert (chosen.size > 1, chosen.reason) == (not reason, reason)
     assert sizes[:10] == tried, "two steps each tell, or three; before the largest gang two trials are compared"
+
+
+@pytest.mark.parametrize("reading", [1e-3, 1e-2])
+def test_a_gang_pays_by_sharing_what_reading_takes_and_the_start_of_those_who_read_is_no_part_of_that(
+    read: Choice, monkeypatch: pytest.MonkeyPatch, reading: float
+) -> None:
+    """As with a DataLoader of two workers, each of which brings its first batch late."""
+    clock = Clock(monkeypatch, rehearsal)
+    clock.charge(Batches, "__next__", lambda batches: 1.0 if batches._taken <= 2 else reading)
+    clock.charge(Run, "step", 1e-3)
+    clock.charge(stacked_run.StackedRun, "step", lambda run, rates, *_: 1e-3 * len(rates))
+    chosen = choose(read, TrainingPlan(20, SGD, device="cpu"), 0, most=8, search_steps=150)
+    assert (chosen.size, chosen.reason) == (8, "")
+    assert dict(chosen.measured)[8] == pytest.approx(reading / 8 + 1e-3)
+
+
+def test_ways_to_step_are_compared_without_what_reading_takes(read: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, plan = torch.device("cpu"), TrainingPlan(20, SGD, device="cpu")
+    loaded = load(read, device, 0)
+    clock = Clock(monkeypatch, training)
+    clock.charge(Batches, "__next__", 1.0)
+    clock.charge(Run, "step", 1e-3)
+    honest, begun = LoadedExamples.train_batches, list[object]()
+
+    def noted(*arguments: Any) -> Any:
+        begun.append(arguments)
+        return honest(*arguments)
+
+    monkeypatch.setattr(LoadedExamples, "train_batches", noted)
+    runs = [training.new_run(loaded, plan, device, 0) for _ in range(2)]
+    assert training.step_seconds(runs, lambda: None) == pytest.approx([1e-3, 1e-3])
+    assert len(begun) == 1
+
+
+def test_a_model_may_take_its_batches_apart(read: Choice) -> None:
+    plan = TrainingPlan(20, SGD, device="cpu")
+    assert training.prepare(read, plan, 0, times_reading=True).reading is not None
 
 
 def test_a_gang_that_a_glance_at_a_trial_alone_does_not_show_to_save_is_compared_with_more_of_its_steps(

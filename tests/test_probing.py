@@ -350,3 +350,23 @@ def test_a_model_that_cannot_compute_in_bfloat16_trains_in_float32_where_that_is
     found = probing.survey(of_it)
     assert {timing.precision for timing in found.timings} == {"float32"}
     assert "in bfloat16" in "".join(found.notes)
+
+
+def test_so_does_a_study_of_which_one_way_alone_cannot(
+    work: tuple[Choice, TrainingPlan, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, plan, seed = work
+    monkeypatch.setattr("lrsearch.precision._faster_product", lambda _: "bfloat16")
+    fails_of_16 = IN_FLOAT32_ALONE.replace("zeros(len(inputs), 2)", "zeros(len(inputs), 2, dtype=kind)").replace(
+        "        ends =", "        kind = None if len(inputs) == 16 else self.layer(inputs).dtype\n        ends ="
+    )
+    (tmp_path / "graph_net_of_16.py").write_text(fails_of_16)
+    settings = {"model": "graph_net_of_16:Graph", "data": "graph_net_of_16:data", "python_path": tmp_path}
+    kinds = [(Choice("callable", {**settings, "batch_size": size}), plan) for size in (8, 16)]
+    requests = [engine.GangRequest(*kind, most=4, most_across=4, crowds=1, epochs=1.0) for kind in kinds]
+    assert engine.prepare_all(kinds[:1], seed, (), 1.0).precision == "bfloat16"
+    prepared = engine.prepare_all(kinds, seed, requests, 1.0)
+    assert prepared.precision == "float32"
+    assert len(prepared.gangs) == 2
+    with pytest.raises(WorkloadError, match="one training step in bfloat16"):
+        engine.prepare_all([(one, replace(own, precision="bfloat16")) for one, own in kinds], seed)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from lrsearch import timing
 from lrsearch.errors import DeviceFaultError
-from lrsearch.timing import DeviceStopwatch, core_seconds, synchronizer
+from lrsearch.timing import DeviceStopwatch, core_seconds, synchronizer, waited_seconds
 from lrsearch.trial import PHASES, charged_seconds
 
 
@@ -70,3 +72,13 @@ def test_core_seconds_see_the_work_of_this_process() -> None:
 
 def test_phases_shown_apart_are_not_charged() -> None:
     assert charged_seconds({"train": 1.0, "lost": 0.25, "data": 5.0, "test_evaluation": 5.0}) == 1.25
+
+
+def test_waiting_for_a_processor_is_that_of_all_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert waited_seconds() >= 0
+    monkeypatch.setattr(timing, "THREADS", tmp_path)
+    assert waited_seconds() == 0, "not Linux"
+    for number, text in enumerate(("42 1500000000 7\n", "1 500000000 1\n", "")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "schedstat").write_text(text)
+    assert waited_seconds() == 2.0
