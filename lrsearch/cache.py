@@ -19,8 +19,8 @@ KEPT_SECONDS = 7 * 24 * 3600.0
 MOST_WAITED = 0.05
 """Of the seconds since a choice was looked for, how many this process may have waited for a processor: where other
 programs had them, it was timed beside these. Assumed: on a quiet machine it is far less."""
-_missed: dict[Path, tuple[float, float]] = {}
-"""What was not there when it was first looked for: when that was, and what this process had waited by then."""
+_looked: dict[Path, tuple[float, float]] = {}
+"""Where a choice was looked for: when that first was, and what this process had waited by then."""
 
 
 def cache_folder() -> Path:
@@ -33,11 +33,12 @@ def cache_folder() -> Path:
 def recall(kind: str, circumstances: object) -> Any:
     """Return what `remember` kept for the same circumstances in the last KEPT_SECONDS; None when there is nothing."""
     path = _path(kind, circumstances)
-    with contextlib.suppress(OSError, ValueError):
-        if path.stat().st_mtime >= time.time() - KEPT_SECONDS:
-            return json.loads(path.read_text())
-    _missed.setdefault(path, (time.perf_counter(), waited_seconds()))
-    return None
+    _looked.setdefault(path, (time.perf_counter(), waited_seconds()))
+    try:
+        is_old = path.stat().st_mtime < time.time() - KEPT_SECONDS
+        return None if is_old else json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def remember(kind: str, circumstances: object, choice: object) -> None:
@@ -46,7 +47,7 @@ def remember(kind: str, circumstances: object, choice: object) -> None:
     So it is where this process has waited for others since it looked for the choice.
     """
     path = _path(kind, circumstances)
-    began, waited = _missed.pop(path, (time.perf_counter(), math.inf))
+    began, waited = _looked.pop(path, (time.perf_counter(), math.inf))
     if waited_seconds() - waited > MOST_WAITED * (time.perf_counter() - began):
         return
     with contextlib.suppress(OSError):

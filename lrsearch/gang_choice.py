@@ -16,7 +16,6 @@ from lrsearch.cache import recall, remember
 from lrsearch.gang import why_alone
 from lrsearch.interfaces import BLOCK_STEPS, PROBE_SHARE
 from lrsearch.rehearsal import (
-    GANG_MUST_SAVE,
     GANG_STEPS,
     HOPELESS,
     LARGEST_GANG,
@@ -197,7 +196,7 @@ def _of_one_crowd(
         measured = rehearsal.with_onednn(measured, 1, solo.glance)
     one = solo.step_beside(measured)
     size, each = _best(measured, one) if measured else (1, one)
-    if each > GANG_MUST_SAVE * one and measured:
+    if each > MUST_SAVE * one and measured:
         size, reason = 1, f"a step of {size} together takes {each / one:.2f} of a step alone for each"
     smallest = _smallest(measured, one)
     found: dict[str, Any] = {"size": size, "measured": measured, "reason": reason, "smallest": smallest}
@@ -275,18 +274,18 @@ def _of_several_crowds(
     measured = rehearsal.with_onednn(measured, crowds, solo.glance)
     one, found = solo.step_beside(measured), dict[str, Any]()
     size, each = _best(measured, one)
-    if each <= GANG_MUST_SAVE * one:
+    if each <= MUST_SAVE * one:
         better = [own for own, own_each in choice.measured if each > MUST_SAVE * own_each]
         found = {"across": size, "enough": min(better, default=size), "smallest_across": _smallest(measured, one)}
         found["onednn"] = rehearsal.onednn
         of_tests = min(crowds, size)
         [(_, step)] = _gang_steps(measured, [of_tests], one)
         try:
-            dearer = rehearsal.evaluation_seconds(crowds) - GANG_MUST_SAVE * solo.range_test_seconds
+            dearer = rehearsal.evaluation_seconds(crowds) - MUST_SAVE * solo.range_test_seconds
         except Exception as error:  # the user's metric has not seen a gang before
             return replace(choice, reason_across=what_stops(error))
         if dearer > 0:
-            found["most_evaluations"] = (GANG_MUST_SAVE * one - step / of_tests) / dearer
+            found["most_evaluations"] = (MUST_SAVE * one - step / of_tests) / dearer
     else:
         found = {"reason_across": f"a step of {size} together takes {each / one:.2f} of a step alone for each"}
     remember("gangs_across", circumstances, found)
@@ -299,8 +298,8 @@ def _best(measured: Sequence[tuple[int, float]], one: float) -> tuple[int, float
     It saves enough itself over `one`, the seconds of a step alone, or none does: then it is the fastest.
     """
     fastest = min(measured, key=lambda timed: timed[1])
-    enough = (timed for timed in measured if timed[1] <= GANG_MUST_SAVE * one)
-    return next((timed for timed in enough if fastest[1] > GANG_MUST_SAVE * timed[1]), fastest)
+    enough = (timed for timed in measured if timed[1] <= MUST_SAVE * one)
+    return next((timed for timed in enough if fastest[1] > MUST_SAVE * timed[1]), fastest)
 
 
 def _smallest(measured: Sequence[tuple[int, float]], one: float) -> int:

@@ -34,6 +34,7 @@ from lrsearch.stacked_run import CannotGangError, StackedRun, what_stops
 from lrsearch.timing import synchronizer
 from lrsearch.training import (
     GRAPH_STEPS,
+    MUST_SAVE,
     TOLERANCE,
     Run,
     hold_batches,
@@ -70,9 +71,6 @@ HOPELESS = 1.25
 """Times what a step takes alone: where the first steps of a gang take so much for each member, it does not pay."""
 CLEARLY = 1.5
 """Times more than that, and two steps are enough to see it."""
-GANG_MUST_SAVE = 0.97
-"""Of what a step takes alone, or in a larger gang, the most that it may take in one: what is timed so shortly is not
-known better, and who asks for more forgoes more."""
 LONGEST = 200
 """Of what an error says, characters."""
 CHECKED_RATE = 1e-4
@@ -112,10 +110,10 @@ class Solo:
         wait()
         self._setup = time.perf_counter() - began
         began = time.perf_counter()
-        self._batches = run.batches
+        batches = run.batches
         self._losses = self._first_losses(run)
         self._first_seconds = time.perf_counter() - began
-        held, run.batches, block = run.batches, self._batches, block_of(partial(run.step, 0.0))
+        held, run.batches, block = run.batches, batches, block_of(partial(run.step, 0.0))
         self._blocks = call_seconds(block, wait, GLANCE_BLOCKS)
         self.glance = min(self._blocks) / BLOCK_STEPS
         """Seconds of a step."""
@@ -153,8 +151,9 @@ class Solo:
     def step(self) -> float:
         """Seconds of a step, as exactly as there is time for."""
         run = self._new_run()
+        batches = run.batches
         self._first_losses(run)
-        run.batches = self._batches
+        run.batches = batches
         block = block_of(partial(run.step, 0.0))
         self._blocks += call_seconds(block, self._wait, self._fewest_blocks - GLANCE_BLOCKS)
         seconds = self._share(statistics.median(self._blocks) / BLOCK_STEPS)
@@ -250,7 +249,7 @@ class Rehearsal:
             if measured and measured[-1][0] > SMALLEST_GANG:  # far cheaper than the others
                 measured.append((SMALLEST_GANG, self.seconds_per_member(SMALLEST_GANG, crowds, hopeless=hopeless)))
             (largest, first), *_ = measured or [(0, 0.0)]
-            if min((each for _, each in measured), default=1.0) < GANG_MUST_SAVE * min(first, glance):
+            if min((each for _, each in measured), default=1.0) < MUST_SAVE * min(first, glance):
                 # Smaller ones save: the largest came first, when its memory was new, and may do as well.
                 measured[0] = (largest, min(first, self.seconds_per_member(largest, crowds)))
         except Exception as error:  # whatever the model does when it is stacked, alone it can be trained
@@ -277,7 +276,7 @@ class Rehearsal:
             return measured
         finally:
             self.spent += time.perf_counter() - began
-        if other > GANG_MUST_SAVE * each:
+        if other > MUST_SAVE * each:
             return measured
         self.onednn = largest // 2 + 1
         return ((largest, other), *others)
@@ -290,7 +289,7 @@ class Rehearsal:
         began = time.perf_counter()
         try:
             each = self.seconds_per_member(size, 1, hopeless=glance, briefly=True)
-            if each > GANG_MUST_SAVE * glance and may_multiply_faster(self.training, self.device):
+            if each > MUST_SAVE * glance and may_multiply_faster(self.training, self.device):
                 other = replace(self, onednn=size)
                 each = min(each, other.seconds_per_member(size, 1, hopeless=glance, briefly=True))
             return each

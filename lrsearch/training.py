@@ -202,12 +202,18 @@ def hold_batches(runs: Sequence[Run], count: int) -> None:
     """Have runs of one seed take the first `count` batches over and over, where data are read in Python.
 
     Else the start of those who read, and what they have read ahead, would be timed with the steps. Each step gets a
-    copy, as a model may take its batch apart.
+    copy, as a model may take its batch apart; batches that cannot be copied are read as ever.
     """
-    if reads_examples(runs[0].loaded):
-        kept = list(itertools.islice(runs[0].batches, count))
-        for run in runs:
-            run.batches = cast(Batches, map(copy.deepcopy, itertools.cycle(kept)))
+    if not reads_examples(runs[0].loaded):
+        return
+    kept = list(itertools.islice(runs[0].batches, count))
+    try:
+        copy.deepcopy(kept)
+    except Exception:  # of whatever objects a batch consists
+        runs[0].batches = cast(Batches, itertools.chain(kept, runs[0].batches))
+        return
+    for run in runs:
+        run.batches = cast(Batches, map(copy.deepcopy, itertools.cycle(kept)))
 
 
 @dataclass(frozen=True)
@@ -357,7 +363,8 @@ def step_seconds(
 
 COMPILING_SECONDS = 60.0
 MUST_SAVE = 0.98
-"""Of what a step takes alone or uncompiled, the most that another way may take to be chosen."""
+"""Of what a step takes alone, uncompiled or in a larger gang, the most that another way may take to be chosen. Timing
+errs by more, but to ask for more would be to forgo as much."""
 
 
 @functools.cache

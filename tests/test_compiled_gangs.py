@@ -538,7 +538,6 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_where_compiling_fails_gangs_train_without_it(monkeypatch: pytest.MonkeyPatch, failing: list[str]) -> None:
     monkeypatch.setattr("lrsearch.training.compiled", lambda: lambda model, inputs: model(inputs))
     monkeypatch.setattr(gang_choice, "MUST_SAVE", 1e9)
-    monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 1e9)
     chosen = choose(DIGITS, PLAN, 0, most=SIZE, search_steps=10**4)
     assert (chosen.compiled, chosen.reason) == (None, "")
     assert chosen.size > 1

@@ -284,7 +284,6 @@ def test_seeds_train_together_on_a_data_set_that_is_the_same_each_time(tmp_path:
 def test_the_choice_says_why_seeds_train_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(gang_choice, "MUST_SAVE", 1e9)
-    monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 1e9)
     drops = lively(tmp_path, "chosen", **REFUSED["dropout"][0])
     plan = TrainingPlan(20, SGD, device="cpu")
     chosen = choose(drops, plan, 0, most=2, most_across=4, crowds=2, search_steps=10**5)

@@ -42,7 +42,7 @@ from lrsearch.cache import remember
 from tests.test_gang import SGD, Choice, Listener, TrainingPlan, replace, spec
 plan = TrainingPlan(epochs=20, optimizer=SGD, device="cpu")
 own = Choice("callable", {{"model": "own:model", "data": "own:data", "batch_size": 16, "python_path": {folder!r}}})
-gang_choice.MUST_SAVE = gang_choice.GANG_MUST_SAVE = 1e9
+gang_choice.MUST_SAVE = 1e9
 if {remembered}:
     remember("gangs", [*gang_choice._circumstances(own, plan, torch.device("cpu")), 2], {{"size": 2}})
 assert gang_choice.choose(own, plan, 0, most=2, search_steps=10**6).size == 2
@@ -93,7 +93,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gang_choice, "MUST_SAVE", 1e9)
-    monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 1e9)
     monkeypatch.setattr(rehearsal, "HOPELESS", 1e9)
     monkeypatch.setattr(gang_choice, "HOPELESS", 1e9)
 
@@ -225,6 +224,15 @@ def test_ways_to_step_are_compared_without_what_reading_takes(read: Choice, monk
 def test_a_model_may_take_its_batches_apart(read: Choice) -> None:
     plan = TrainingPlan(20, SGD, device="cpu")
     assert training.prepare(read, plan, 0, times_reading=True).reading is not None
+
+
+def test_batches_that_cannot_be_copied_are_read_as_ever(read: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, plan = torch.device("cpu"), TrainingPlan(20, SGD, device="cpu")
+    run = training.new_run(load(read, device, 0), plan, device, 0)
+    computed = [torch.ones(1, requires_grad=True) * number for number in range(4)]
+    monkeypatch.setattr(run, "batches", iter(computed))
+    training.hold_batches([run], 2)
+    assert list(map(id, run.batches)) == list(map(id, computed))
 
 
 def test_a_gang_that_a_glance_at_a_trial_alone_does_not_show_to_save_is_compared_with_more_of_its_steps(
@@ -369,7 +377,6 @@ def test_seeds_whose_evaluations_cannot_be_made_together_train_apart(monkeypatch
 
 def test_where_no_gang_across_seeds_saves_anything_the_choice_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gang_choice, "MUST_SAVE", 0.0)
-    monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 0.0)
     counts: dict[str, Any] = {"most": 1, "most_across": 2, "crowds": 2, "search_steps": 10**5}
     chosen = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, **counts)
     assert (chosen.size, chosen.across) == (1, 1)
@@ -379,10 +386,10 @@ def test_where_no_gang_across_seeds_saves_anything_the_choice_says_so(monkeypatc
 @pytest.mark.parametrize(
     ("measured", "size"),
     [
-        (((16, 0.50), (8, 0.49), (2, 0.9)), 16),
-        (((16, 0.60), (8, 0.50), (4, 0.49), (2, 0.9)), 8),
-        (((16, 0.98), (8, 0.96), (2, 1.2)), 8),  # the larger one saves too little
-        (((16, 0.99), (8, 0.97), (2, 1.2)), 8),  # none saves enough
+        (((16, 0.50), (8, 0.495), (2, 0.9)), 16),
+        (((16, 0.60), (8, 0.50), (4, 0.495), (2, 0.9)), 8),
+        (((16, 0.99), (8, 0.97), (2, 1.2)), 8),  # the larger one saves too little
+        (((16, 1.01), (8, 0.99), (2, 1.2)), 8),  # none saves enough
         (((6, 1.0),), 6),
     ],
 )

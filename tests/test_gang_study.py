@@ -58,7 +58,6 @@ def gangs_always_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the larger the better, whatever else the machine does."""
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(gang_choice, "MUST_SAVE", 1e9)
-    monkeypatch.setattr(gang_choice, "GANG_MUST_SAVE", 1e9)
     timed = Rehearsal.seconds_per_member
 
     def even(rehearsal: Rehearsal, size: int, crowds: int, **limits: Any) -> float:
