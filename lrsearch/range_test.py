@@ -55,7 +55,7 @@ class RangeTestVerdict:
     max_lr: float | None = None
     onset_lr: float | None = None
     knee_lr: float | None = None
-    """Where the gain flattens: shown, never used."""
+    """Where the gain flattens: shown, never a bound."""
     ragged_lr: float | None = None
     fall_lr: float | None = None
     nonfinite_lr: float | None = None
