@@ -15,7 +15,9 @@ from typing import Any
 from lrsearch.timing import waited_seconds
 
 KEPT_SECONDS = 7 * 24 * 3600.0
-"""What was timed beside another program, or by an older driver, may be wrong: it is not kept for ever."""
+"""What was timed by an older driver may be wrong: it is not kept for ever,"""
+KEPT_SECONDS_BESIDE_OTHERS = 3600.0
+"""and what was timed beside other programs for about as long as these run."""
 MOST_WAITED = 0.05
 """Of the seconds since a choice was looked for, how many this process may have waited for a processor: where other
 programs had them, it was timed beside these. Assumed: on a quiet machine it is far less."""
@@ -44,16 +46,17 @@ def recall(kind: str, circumstances: object) -> Any:
 def remember(kind: str, circumstances: object, choice: object) -> None:
     """Keep a choice, both as plain JSON values; where that cannot be written, it is made again next time.
 
-    So it is where this process has waited for others since it looked for the choice.
+    It is kept for less long where this process has waited for others since it looked for the choice.
     """
-    path = _path(kind, circumstances)
+    path, written = _path(kind, circumstances), time.time()
     began, waited = _looked.pop(path, (time.perf_counter(), math.inf))
     if waited_seconds() - waited > MOST_WAITED * (time.perf_counter() - began):
-        return
+        written -= KEPT_SECONDS - KEPT_SECONDS_BESIDE_OTHERS
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
         temporary.write_text(json.dumps(choice))
+        os.utime(temporary, (written, written))
         temporary.replace(path)
 
 

@@ -4,7 +4,6 @@ import signal
 import sys
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -15,9 +14,3 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes depends on what else the machine does.
 settings.register_profile("lrsearch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("lrsearch")
-
-
-@pytest.fixture(autouse=True)
-def a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is chosen beside other programs is not remembered; tests run beside such."""
-    monkeypatch.setattr("lrsearch.cache.waited_seconds", lambda: 0.0)

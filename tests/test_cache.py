@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrsearch import cache
-from lrsearch.cache import KEPT_SECONDS, cache_folder, recall, remember
+from lrsearch.cache import KEPT_SECONDS, KEPT_SECONDS_BESIDE_OTHERS, cache_folder, recall, remember
 from tests.clock import Clock
 
 
@@ -59,7 +59,7 @@ def test_a_damaged_choice_is_none_and_one_that_cannot_be_kept_is_no_error(
 
 
 @pytest.mark.parametrize(("waited", "kept"), [(0.04, 8), (0.06, None)])
-def test_a_choice_that_was_timed_beside_other_programs_is_made_again(
+def test_a_choice_that_was_timed_beside_other_programs_is_made_again_after_an_hour(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: float, kept: int | None
 ) -> None:
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path))
@@ -71,6 +71,10 @@ def test_a_choice_that_was_timed_beside_other_programs_is_made_again(
     clock.sleep(0.5)
     others += waited
     remember("sizes", "a", 8)
+    assert recall("sizes", "a") == 8
+    [file] = (tmp_path / "sizes").iterdir()
+    written = file.stat().st_mtime - KEPT_SECONDS_BESIDE_OTHERS - 60
+    os.utime(file, (written, written))
     assert recall("sizes", "a") == kept
     clock.sleep(1.0)
     remember("sizes", "a", 4)

@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from lrsearch.errors import StorageError
@@ -70,8 +70,9 @@ class OptunaMirror:
         self._studies: dict[str, _Study] = {}
 
     def _open(self) -> RDBStorage:
-        arguments = connect_args(self._url)
+        arguments, set_up = connect_args(self._url), set_pragmas if self._is_sqlite else set_timeouts
         engine_kwargs: dict[str, Any] = {"connect_args": arguments, "pool_pre_ping": not self._is_sqlite}
+        engine_kwargs["pool_events"] = [(set_up, "connect")]  # the constructor connects before anybody else can listen
         if self._is_sqlite:
             # Optuna reads before it writes in a transaction; IMMEDIATE makes it wait for the lock instead of failing.
             arguments["isolation_level"] = "IMMEDIATE"
@@ -80,8 +81,6 @@ class OptunaMirror:
                 storage = RDBStorage(optuna_url(self._url), engine_kwargs=engine_kwargs)
             except RuntimeError as error:  # Optuna's tables are of another of its versions; the message says what to do
                 raise StorageError(f"{display_url(self._url)}: {error}") from error
-        event.listen(storage.engine, "connect", set_pragmas if self._is_sqlite else set_timeouts)
-        storage.engine.dispose()  # the constructor's own connection came before that
         # Optuna asks for each value of a trial whether it is there before it adds it; no answer needs those just added.
         storage.remove_session()
         storage.scoped_session.configure(autoflush=False)
