@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 
 def recall(kind: str, circumstances: object) -> Any:
-    """Return what `remember` kept for the same circumstances in the last KEPT_SECONDS; None when there is nothing."""
+    """Return what `remember` keeps for the same circumstances; None when there is nothing, or it is too old."""
     path = _path(kind, circumstances)
     _looked.setdefault(path, (time.perf_counter(), waited_seconds()))
     try:

@@ -557,7 +557,7 @@ class Conductor:
                 self._store.absence.is_given_up = True
             try:
                 self._cut_short()
-            except BaseException:  # a second Ctrl-C, which never waits
+            except BaseException:  # who presses Ctrl-C on and on waits for no database
                 self._store.absence.is_given_up = True
                 raise
             raise

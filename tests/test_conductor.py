@@ -400,6 +400,13 @@ def test_an_attempt_that_nobody_runs_is_closed_while_the_study_runs_and_its_tria
     assert check_database(f"sqlite:///{database}").faults == []
 
 
+def one_search(folder: Path) -> Path:
+    """Return the file of a study with the CLR run alone, of one seed."""
+    path = write(folder, "{name: inline}", epochs=1)
+    path.write_text(re.sub(r"  (grid|tpe): .*\n", "", path.read_text()).replace("[0, 1]", "[0]"))
+    return path
+
+
 def test_a_result_that_waits_to_be_written_is_not_taken_for_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,10 +433,8 @@ def test_a_result_that_waits_to_be_written_is_not_taken_for_left_behind(
                     assert time.monotonic() < deadline
                     time.sleep(0.005)
 
-    path = write(tmp_path, "{name: inline}", epochs=1)
-    path.write_text(re.sub(r"  (grid|tpe): .*\n", "", path.read_text()).replace("[0, 1]", "[0]"))
     with open_store(f"sqlite:///{database}") as store:
-        record = run_study(load_study(path), store, observer=Watcher())
+        record = run_study(load_study(one_search(tmp_path)), store, observer=Watcher())
     assert [[attempt.status for attempt in trial.attempts] for trial in record.trials] == [["finished"]] * 2
     assert not any(looks)
 
@@ -457,10 +462,8 @@ def test_a_claim_whose_answer_comes_late_is_not_taken_for_left_behind(
 
     monkeypatch.setattr(Store, "reconcile", noted)
     monkeypatch.setattr(Store, "begin_trials", answered_late)
-    path = write(tmp_path, "{name: inline}", epochs=1)
-    path.write_text(re.sub(r"  (grid|tpe): .*\n", "", path.read_text()).replace("[0, 1]", "[0]"))
     with open_store(f"sqlite:///{database}") as store:
-        record = run_study(load_study(path), store, observer=Quiet())
+        record = run_study(load_study(one_search(tmp_path)), store, observer=Quiet())
     assert [[attempt.status for attempt in trial.attempts] for trial in record.trials] == [["finished"]] * 2
     assert not any(looks)
 
