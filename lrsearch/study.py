@@ -48,6 +48,8 @@ from lrsearch.trial import (
 
 LOOK_SECONDS = 2.0
 """How often a process that waits for a study looks whether its turn has come."""
+TIMED = ("precision", "compile", "memory_format", "matmul")
+"""Settings of training that may be `auto`."""
 
 
 def run_study(
@@ -102,7 +104,7 @@ def run_study(
         settled = _settled(config, prepared)
         if prepared.reading is not None:
             observer.message(_reading_text(prepared.reading))
-        for text in dict.fromkeys(chain.from_iterable(map(_why_apart, prepared.gangs.values()))):
+        for text in dict.fromkeys(chain(_timed(config, settled), *map(_together, prepared.gangs.values()))):
             observer.message(text)
         # Nothing is stored before the workload has shown that it runs.
         if study is None or fresh:
@@ -369,11 +371,25 @@ def _variants(config: StudyConfig) -> list[tuple[Choice, TrainingPlan]]:
     ]
 
 
-def _why_apart(choice: GangChoice) -> Iterator[str]:
-    """Yield why trials train otherwise than the study file allows."""
+def _timed(config: StudyConfig, settled: StudyConfig) -> Iterator[str]:
+    """Yield what timing has chosen where the study file says `auto`, other than what torch does by itself."""
+    chosen = {key: getattr(settled.training, key) for key in TIMED if getattr(config.training, key) == "auto"}
+    told = [f"{key}: {value}" for key, value in chosen.items() if value not in ("auto", "off", "contiguous", "default")]
+    if told:
+        yield f"Timing chose {' and '.join(told)}."
+
+
+def _together(choice: GangChoice) -> Iterator[str]:
+    """Yield how many trials train together, or why they train otherwise than the study file allows."""
     if choice.reason:
         yield f"Trials train alone, although gangs is auto: {choice.reason}."
         return
+    if choice.size > 1 and choice.solo is not None:
+        share = dict(choice.measured)[choice.size] / choice.solo.step_seconds
+        step = "a compiled step" if choice.compiled else "a step"
+        yield f"Up to {choice.size} trials train together: {step} takes {share:.2f} of a step alone for each."
+    if choice.across > choice.size:
+        yield f"Up to {choice.across} trials of several seeds train together."
     if choice.reason_across:
         yield f"Trials of several seeds train apart: {choice.reason_across}."
     if choice.reason_compiled:

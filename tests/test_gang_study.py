@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -199,7 +200,7 @@ def remembered(folder: Path, across: Mapping[str, float] | None = None, **chosen
     [kind] = _gang_requests(load_study(folder / "study.yaml"), 1)
     where = gang_choice._circumstances(kind.workload, kind.training, torch.device("cpu"))
     circumstances = [*where, min(kind.most, LARGEST_GANG)]
-    remember("gangs", circumstances, chosen)
+    remember("gangs", circumstances, {"measured": [[chosen["size"], 1e-5]], **chosen})
     if across:
         remember("gangs_across", [*circumstances, min(kind.most_across, LARGEST_GANG), kind.crowds], across)
     return kind
@@ -211,9 +212,13 @@ def test_where_a_gang_of_one_seed_is_large_enough_no_other_seed_joins_it(tmp_pat
     )
     kind = remembered(tmp_path, {"across": 16, "enough": 2}, size=10)
     assert (kind.most, kind.most_across, kind.crowds) == (10, 20, 2)
-    record = run(tmp_path, "gangs: auto\n")
+    watcher = Quiet()
+    record = run(tmp_path, "gangs: auto\n", watcher)
     assert sizes(record, "grid") == {FIRST, FIRST + 1}, "seed 0's alone; those of seed 1 beside tpe's second of seed 0"
     assert sizes(record, "clr") == {2, 3}
+    told = [text for text in watcher.messages if "train together" in text]
+    assert re.fullmatch(r"Up to 10 trials train together: a step takes \d\.\d\d of a step alone for each\.", told[0])
+    assert told[1:] == ["Up to 16 trials of several seeds train together."]
 
 
 def test_trials_that_are_too_few_to_gain_anything_together_train_alone(tmp_path: Path) -> None:

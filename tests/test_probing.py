@@ -150,16 +150,20 @@ def test_a_study_keeps_to_what_was_chosen_when_it_began(
     url = f"sqlite:///{tmp_path}/study.db"
     monkeypatch.setattr(process, "processors", lambda: 2)
     with open_store(url) as store:
-        begun = run_study(config, store, observer=Quiet())
+        begun = run_study(config, store, observer=(watcher := Quiet()))
     assert begun.config["executor"]["slots"] == 2
-    assert begun.config["training"]["precision"] in ("float32", "bfloat16")
+    precision = begun.config["training"]["precision"]
+    assert precision in ("float32", "bfloat16")
+    [told] = [text for text in watcher.messages if text.startswith("Timing chose ")]
+    assert f"precision: {precision}" in told
     monkeypatch.setattr(process, "processors", lambda: 1)
     longer = tmp_path / "longer.yaml"
     longer.write_text(FILE.replace("seeds: [0]", "seeds: [0, 1]"))
     with open_store(url) as store:
         again = run_study(config, store, observer=Quiet())
         assert again.config == begun.config, "the same file is finished"
-        extended = run_study(load_study(longer), store, observer=Quiet(), extend=True)
+        extended = run_study(load_study(longer), store, observer=(watcher := Quiet()), extend=True)
+    assert not [text for text in watcher.messages if text.startswith("Timing chose ")], "it was chosen before"
     assert {key: extended.config[key] for key in ("executor", "training")} == {
         key: begun.config[key] for key in ("executor", "training")
     }
