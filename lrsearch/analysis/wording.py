@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 THIN_SPACE = "\u2009"
@@ -119,6 +119,16 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     ('1 trial', '3 trials')
     """
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def each(counts: Sequence[int], noun: str, plural: str | None = None) -> str:
+    """Return how many of them each has.
+
+    >>> each([5, 5], "search", "searches"), each([2, 5], "search", "searches")
+    ('5 searches each', '2 to 5 searches each')
+    """
+    least, most = min(counts, default=0), max(counts, default=0)
+    return f"{'' if least == most else f'{least} to '}{counted(most, noun, plural)} each"
 
 
 def moment(at: datetime) -> str:
