@@ -174,7 +174,9 @@ def _leaves_out(interval: tuple[float | None, float | None], value: float) -> bo
 
 def _is_flat(low: float | None, high: float | None) -> bool:
     """Return whether an interval is a point: searches that all gave the same tell nothing of what others would give."""
-    return low is not None and high is not None and high - low <= ROUNDING * max(abs(low), abs(high))
+    if low is None or high is None or math.isinf(high):
+        return False
+    return high - low <= ROUNDING * max(abs(low), abs(high))
 
 
 def _left_out(searching: Sequence[WaySummary]) -> str:

@@ -714,3 +714,20 @@ def test_costs_that_differ_by_rounding_alone_are_not_told_apart() -> None:
 def test_an_interval_that_leaves_out_no_difference_does_not_round_to_it() -> None:
     sentence = summarise(study(ways_of(), ways_of(0.945))).verdict.sentences[0]
     assert sentence.endswith("(95 % interval 0.89× to 0.999×): shown.")
+
+
+def test_an_interval_without_any_end_is_no_interval_and_no_point() -> None:
+    clr = [(cost, 0.97, test) for cost, test in zip(COSTS[:3], TESTS, strict=False)]
+    rival = [(3 * cost, 0.97 if i else 0.9, test) for i, (cost, _, test) in enumerate(clr)]
+    verdict = summarise(study(clr, rival)).verdict
+    assert "the CLR run's cost (no interval): not distinguished." in verdict.sentences[0]
+    assert "Cost not distinguished: at the spread and the misses seen" in some(verdict.power)
+
+
+def test_seeds_that_a_table_lacks_are_no_searches_without_a_model() -> None:
+    clr = {s: search(*one) for s, one in enumerate(ways_of())}
+    record = plain_record({"clr": clr, "random": {s: clr[s] for s in (0, 1)}})
+    row = summarise(record).way("random")
+    assert (row.searches_done, row.searches_planned, row.models) == (2, 5, 2)
+    [cell] = [one.cell(row) for one in columns(summarise(record)) if one.title == "Searches"]
+    assert (cell.text, cell.notes) == ("2/5", ("4 trials",))
