@@ -321,6 +321,15 @@ class StudyConfig(Settings):
         return seeds
 
     @model_validator(mode="after")
+    def _check_target(self) -> StudyConfig:
+        """Refuse a target of another metric than the workload's, where it says which that is: a plug-in need not."""
+        measured = getattr(self.workload, "measures", None)
+        if self.target is not None and measured is not None and self.target.metric != measured:
+            text = f"must be {measured!r}, which the workload measures, got {self.target.metric!r}"
+            raise _refused(("target", "metric"), self.target.metric, text)
+        return self
+
+    @model_validator(mode="after")
     def _check_rates(self) -> StudyConfig:
         """Refuse rates of a strategy's own that lie outside the range that every search is given."""
         for key, strategy in self.strategies.items():

@@ -120,7 +120,6 @@ def test_reading_results_never_imports_torch(copied: Path, command: list[str]) -
     ("old", "new", "place", "told"),
     [
         ("value: 0.05", "value: 95", "10:35", "target.value must be at most 1"),
-        ("metric: accuracy", "metric: loss", "10:18", "target.metric must be 'accuracy'"),
         ("device: cpu", "device: cuda:77", "7:11", "training.device 'cuda:77' is not here"),
         ("device: cpu", "device: cpu\n  groups: [{pattern: no}]", "8:22", "training.groups.0.pattern 'no' matches no"),
     ],
@@ -133,6 +132,12 @@ def test_what_shows_only_when_a_study_is_prepared_names_its_place_too(
         assert answer.returncode == 2
         assert f"study.yaml:{place}: {told}" in answer.stderr
         assert "Traceback" not in answer.stderr
+
+
+def test_a_target_of_another_metric_is_refused_before_anything_is_prepared(tmp_path: Path) -> None:
+    answer = lrsearch(tmp_path, "validate", write(tmp_path, STUDY.replace("metric: accuracy", "metric: loss")))
+    assert answer.returncode == 2
+    assert "study.yaml:10:18: target.metric: must be 'accuracy', which the workload measures" in answer.stderr
 
 
 OWN_MODEL = """

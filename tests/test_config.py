@@ -533,3 +533,28 @@ def test_a_plug_in_is_checked_like_a_strategy_of_our_own(tmp_path: Path) -> None
     assert lines[3].startswith(
         "study.yaml:18:48: strategies.far.schedule.name: unknown schedule 'a'; known: constant, "
     )
+
+
+OWN = "{name: callable, model: my.nets:net, data: my.tables:rows"
+
+
+@pytest.mark.parametrize(
+    ("workload", "measured"),
+    [
+        ("{name: digits}", "accuracy"),
+        ("{name: diabetes}", "r2"),
+        ("{name: text}", "perplexity"),
+        ("{name: multi_label_images, data_root: there}", "micro_f1"),
+        (f"{OWN}}}", "accuracy"),
+        (f"{OWN}, metric: my.scores:mean_error}}", "mean_error"),
+        (f"{OWN}, metric: my.scores:Scores.trimmed}}", "trimmed"),
+        (f"{OWN}, metric: my.scores:mean_error, metric_name: error}}", "error"),
+    ],
+)
+def test_a_target_of_another_metric_than_the_workloads_is_refused_where_it_stands(
+    tmp_path: Path, workload: str, measured: str
+) -> None:
+    text = GOOD.replace("{name: digits, model: mlp, batch_size: 32}", workload)
+    [mistake] = mistakes(tmp_path, text.replace("metric: accuracy", "metric: loss"))
+    assert mistake == f"10:18: target.metric: must be {measured!r}, which the workload measures, got 'loss'."
+    assert load(tmp_path, text.replace("metric: accuracy", f"metric: {measured}")).target is not None

@@ -124,7 +124,7 @@ def searches(record: StudyRecord, strategy: str) -> list[Search]:
             strategy,
             seed,
             tuple(trials),
-            record.finished or seed in noted,
+            (record.finished and bool(trials or shared)) or seed in noted,  # a table may lack some of them
             higher,
             shared=() if tests[seed] else shared,
         )

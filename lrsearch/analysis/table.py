@@ -172,7 +172,7 @@ def _speed_up(row: WaySummary) -> Cell:
 def _interval(ratio: Ratio) -> str:
     if ratio.low is None or ratio.high is None or (ratio.low == 0 and math.isinf(ratio.high)):
         return "no interval"
-    low, high = wording.significant(ratio.low, 2), wording.significant(ratio.high, 2)
+    low, high = wording.end(ratio.low), wording.end(ratio.high)
     if math.isinf(ratio.high):
         return f"at least {low}"
     return f"{low} to {high}" if ratio.low else f"at most {high}"

@@ -1,7 +1,8 @@
 """Is the CLR run cheaper, and what accuracy does it buy? One sentence with a grade, or a refusal to say.
 
 The CLR run is compared with the ways that search over rates: in cost with the cheapest of them, in accuracy with the
-most accurate. A claim is graded by intervals of whole searches (compare.py):
+most accurate. Those that cannot be compared, as all their trials diverged, are named. A claim is graded by intervals of
+whole searches (compare.py):
 
 - shown: the interval leaves out "no difference" at the level that holds for all rivals at once (Bonferroni: the rival
   was picked after the fact), with at least five searches each, ten where some missed the target;
@@ -19,7 +20,7 @@ from statistics import fmean, variance
 from typing import Literal
 
 from lrsearch.analysis import wording
-from lrsearch.analysis.compare import Difference, Ratio, mean_difference, speed_up
+from lrsearch.analysis.compare import ROUNDING, Difference, Ratio, mean_difference, speed_up
 from lrsearch.analysis.power import (
     MOST_REACH_SEARCHES,
     MOST_SEARCHES,
@@ -32,6 +33,7 @@ from lrsearch.analysis.target import Interval, Outcome, expected_cost
 from lrsearch.analysis.way_summary import WaySummary
 
 Grade = Literal["shown", "suggested", "not distinguished", "not shown"]
+NO_SPREAD = "no spread to judge by: all searches of a way gave the same"
 FEWEST_TO_SHOW = 5  # assumed: below, a t interval hangs on costs being normal, which nobody can check on so few
 FEWEST_TO_SHOW_AFTER_MISSES = 10
 """A permutation test is exact for ways that are alike. Where 0 to 10 % of one's searches miss and 10 to 50 % of the
@@ -48,6 +50,8 @@ class Claim:
     """1: the CLR run is better; -1: worse; 0: not distinguished."""
     grade: Grade
     sentence: str
+    found: Ratio | Difference
+    """With the interval at 95 %."""
     hangs_on_price: bool = False
     """Whether it is not distinguished just because range tests took another share of their charge than runs did."""
 
@@ -99,21 +103,26 @@ def reason_not_to_judge(
     if not finished:
         done, planned = sum(row.searches_done for row in rows), sum(row.searches_planned for row in rows)
         return f"the study is unfinished ({done} of {planned} searches done); the same command continues it."
-    count = min(len(row.outcomes) for row in (clr, *rivals))
-    if count < 2:
-        return f"with n = {count} search per way there is no spread to judge by; add seeds and use --extend."
-    fewest = min((clr, *rivals), key=lambda row: row.models)
-    if fewest.models < 2:
-        searches = wording.counted(fewest.searches_done, "search", "searches")
-        models = wording.counted(fewest.models, "model")
+    if max(len(row.outcomes) for row in (clr, *rivals)) == 1:
+        return "with n = 1 search per way there is no spread to judge by; add seeds and use --extend."
+    lacking = [what for row in rivals if (what := _lacking(row))]
+    return _lacking(clr) or (lacking[0] if len(lacking) == len(rivals) else None)
+
+
+def _lacking(row: WaySummary) -> str | None:
+    """Return what a way lacks to be compared with another, or None."""
+    searches = wording.counted(len(row.outcomes), "search", "searches")
+    if len(row.outcomes) < 2:
+        return f"{row.key} has {searches}, which is no spread to judge by; add seeds and use --extend."
+    if row.models < 2:
+        models = wording.counted(row.models, "model")
         return (
-            f"{searches} of {fewest.key} gave {models} with a metric that is a number, which is no spread to judge by; "
+            f"{searches} of {row.key} gave {models} with a metric that is a number, which is no spread to judge by; "
             "what became of its trials says why."
         )
-    untested = min((clr, *rivals), key=lambda row: len(row.tests))
-    if len(untested.tests) < 2:
-        values = wording.counted(len(untested.tests), "test value")
-        return f"the models of {untested.key} have {values}, which is no spread to judge by."
+    if len(row.tests) < 2:
+        values = wording.counted(len(row.tests), "test value")
+        return f"the models of {row.key} have {values}, which is no spread to judge by."
     return None
 
 
@@ -124,13 +133,19 @@ def judge_ways(
     reason = reason_not_to_judge(rows, clr, finished=finished, device_count=device_count)
     if reason is not None or clr is None:
         return Verdict("not shown", f"Nothing is shown about CLR: {reason}")
-    rivals = [row for row in rows if row.way.is_search]
+    searching = [row for row in rows if row.way.is_search]
+    rivals = [row for row in searching if not _lacking(row)]
     cost, accuracy = _cost_claim(clr, rivals, terms), _accuracy_claim(clr, rivals, terms)
     others = [row for row in rows if not row.way.is_search and row.key != clr.key]
     return Verdict(
         _overall([cost, accuracy]),
-        _headline(clr, cost, accuracy, terms),
-        (cost.sentence, *_whole_search(clr, rivals, terms), accuracy.sentence),
+        _headline(clr, cost, accuracy, terms) + _left_out(searching),
+        (
+            cost.sentence,
+            *_whole_search(clr, rivals, terms),
+            accuracy.sentence,
+            *(f"Not compared: {what}" for row in searching if (what := _lacking(row))),
+        ),
         tuple(_note(row, clr, terms) for row in others),
         " ".join(_power(clr, rows, cost, accuracy, terms)) or None,
     )
@@ -154,13 +169,27 @@ def grade_interval(
 
 def _leaves_out(interval: tuple[float | None, float | None], value: float) -> bool:
     low, high = interval
-    return low is not None and high is not None and not low <= value <= high
+    return low is not None and high is not None and not low <= value <= high and not _is_flat(low, high)
+
+
+def _is_flat(low: float | None, high: float | None) -> bool:
+    """Return whether an interval is a point: searches that all gave the same tell nothing of what others would give."""
+    if low is None or high is None or math.isinf(high):
+        return False
+    return high - low <= ROUNDING * max(abs(low), abs(high))
+
+
+def _left_out(searching: Sequence[WaySummary]) -> str:
+    keys = [row.key for row in searching if _lacking(row)]
+    return f" Not compared: {', '.join(keys)}." if keys else ""
 
 
 def _cost_claim(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> Claim:
     rival = min(rivals, key=lambda row: expected_cost(row.outcomes))
     found = _graded_ratio(rival, clr, clr.outcomes, len(rivals))
-    told, restarts = _ratio_text(found.ratio), " (expected with restarts)" if _missed(clr, rival) else ""
+    told, is_finite = _ratio_text(found.ratio), found.ratio.method != "never_reached"
+    restarts = " (expected with restarts)" if _missed(clr, rival) and is_finite else ""
+    whom = f"the cheapest search over rates, {rival.key}" if _reached(rival) else "any search over rates"
     firm = found
     if clr.repriced:
         repriced = _graded_ratio(rival, clr, clr.repriced, len(rivals))
@@ -169,10 +198,11 @@ def _cost_claim(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> 
             told += f", {wording.times(repriced.ratio.value)} with range tests at what they took beside training runs"
             told += f" ({interval_text(repriced.ratio)})"
     sentence = (
-        f"{terms.goal}: {_cost(clr, terms)} with {clr.key} and {_cost(rival, terms)} with the cheapest search over "
-        f"rates, {rival.key}{restarts}; {told}: {firm.grade}."
+        f"{terms.goal}: {_cost(clr, terms)} with {clr.key} and {_cost(rival, terms)} with {whom}{restarts}; {told}: "
+        f"{firm.grade}."
     )
-    return Claim(rival.key, firm.direction, firm.grade, sentence, bool(found.direction and not firm.direction))
+    hangs = bool(found.direction and not firm.direction)
+    return Claim(rival.key, firm.direction, firm.grade, sentence, found.ratio, hangs)
 
 
 @dataclass(frozen=True)
@@ -223,20 +253,25 @@ def _accuracy_claim(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms)
         f"Test {terms.metric} of the chosen model is {_value(clr)} with {clr.key} and {_value(rival)} with the {best} "
         f"search over rates, {rival.key}; {_difference_text(difference)}: {grade}."
     )
-    return Claim(rival.key, direction, grade, sentence)
+    return Claim(rival.key, direction, grade, sentence, difference)
 
 
 def _whole_search(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> list[str]:
-    """Return how the whole searches compare: a number that follows from how many trials the study file allows."""
-    if terms.target is None:
+    """Return how the whole searches compare: a number that follows from how many trials the study file allows.
+
+    Of those alone that reached the target each time: a search that is cheap and worth nothing saves nothing.
+    """
+    able = [row for row in rivals if not _missed(row)]
+    if terms.target is None or not able or _missed(clr):
         return []
-    rival = min(rivals, key=lambda row: fmean(row.charged_costs))
+    rival = min(able, key=lambda row: fmean(row.charged_costs))
     ratio = speed_up(rival.charged_costs, clr.charged_costs)
     return [
         f"Run to the end, with as many trials as the study file gives it: "
         f"{wording.significant(fmean(clr.charged_costs))} {terms.seconds} with {clr.key} "
         f"(n = {len(clr.charged_costs)}) and {wording.significant(fmean(rival.charged_costs))} with "
-        f"the cheapest search over rates, {rival.key} (n = {len(rival.charged_costs)}); {_ratio_text(ratio)}."
+        f"the cheapest search over rates that reached the target each time, {rival.key} "
+        f"(n = {len(rival.charged_costs)}); {_ratio_text(ratio)}."
     ]
 
 
@@ -250,14 +285,14 @@ def _power(clr: WaySummary, rows: Sequence[WaySummary], cost: Claim, accuracy: C
             "Cost not distinguished: it hangs on what a range test costs beside a training run, which more seeds do "
             "not tell."
         )
-    elif cost.grade == "not distinguished":
+    elif cost.grade == "not distinguished" and not _is_flat(cost.found.low, cost.found.high):
         seen = "spread and the misses" if _missed(clr, by_key[cost.rival]) else "spread"
         if all(any(one.reached for one in way) for way in (slow, fast)):
             text = f"at the {seen} seen, {_power_text(power_of_costs(slow, fast), present)}"
         else:
             text = _reach_power_text(power_of_reach(slow, fast), present)
         yield f"Cost not distinguished: {text}."
-    if accuracy.grade == "not distinguished":
+    if accuracy.grade == "not distinguished" and not _is_flat(accuracy.found.low, accuracy.found.high):
         tests = (clr.tests, by_key[accuracy.rival].tests)
         count = min(map(len, tests))
         least = detectable_difference(variance(tests[0]), variance(tests[1]), count)
@@ -313,7 +348,11 @@ def _headline(clr: WaySummary, cost: Claim, accuracy: Claim, terms: Terms) -> st
         -1: f"costs more{goal} than the cheapest search over rates",
         0: f"is not distinguished in cost{goal} from the cheapest search over rates",
     }[cost.direction]
-    if cost.grade == "not shown":
+    if cost.direction and math.isinf(cost.found.value):
+        cost_words = "reached the target, which no search over rates did"
+    elif cost.direction and cost.found.value == 0:
+        cost_words = "did not reach the target, which the cheapest search over rates did"
+    elif cost.grade == "not shown":
         cost_words = "did not reach the target, and neither did any search over rates"
     accuracy_words = {
         1: f"has a better test {terms.metric} than the best of them",
@@ -343,6 +382,10 @@ def _missed(*rows: WaySummary) -> bool:
     return any(not outcome.reached for row in rows for outcome in row.outcomes)
 
 
+def _reached(row: WaySummary) -> bool:
+    return any(outcome.reached for outcome in row.outcomes)
+
+
 def _cost(row: WaySummary, terms: Terms) -> str:
     hits = sum(outcome.reached for outcome in row.outcomes)
     cost = expected_cost(row.outcomes)
@@ -367,11 +410,13 @@ def interval_text(ratio: Ratio) -> str:
     """Return the interval in words, and whether it is open."""
     if ratio.low is None or ratio.high is None:
         return "no interval"
+    if _is_flat(ratio.low, ratio.high):
+        return NO_SPREAD
     if math.isinf(ratio.high):
-        return "no interval" if ratio.low == 0 else f"at least {wording.times(ratio.low)}, one-sided 97.5 % bound"
+        return "no interval" if ratio.low == 0 else f"at least {wording.end(ratio.low)}×, one-sided 97.5 % bound"
     if ratio.low == 0:
-        return f"at most {wording.times(ratio.high)}, one-sided 97.5 % bound"
-    return f"95 % interval {wording.times(ratio.low)} to {wording.times(ratio.high)}"
+        return f"at most {wording.end(ratio.high)}×, one-sided 97.5 % bound"
+    return f"95 % interval {wording.end(ratio.low)}× to {wording.end(ratio.high)}×"
 
 
 def _difference_text(difference: Difference) -> str:
@@ -379,4 +424,6 @@ def _difference_text(difference: Difference) -> str:
     text = f"CLR {sign}{wording.metric(difference.value)}"
     if difference.low is None or difference.high is None:
         return f"{text} (no interval)"
+    if _is_flat(difference.low, difference.high):
+        return f"{text} ({NO_SPREAD})"
     return f"{text} (95 % interval {wording.metric(difference.low)} to {wording.metric(difference.high)})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 THIN_SPACE = "\u2009"
@@ -88,6 +88,16 @@ def times(value: float) -> str:
     return f"{significant(value, 2)}×"
 
 
+def end(ratio: float) -> str:
+    """Return the end of a ratio's interval: in two digits, in more where these would be those of no difference.
+
+    >>> end(0.996), end(0.99994), end(1.26), end(1.0)
+    ('0.996', '0.9999', '1.3', '1.0')
+    """
+    digits = next((digits for digits in (2, 3, 4) if float(f"{ratio:.{digits}g}") != 1), 2)
+    return significant(ratio, digits)
+
+
 def seconds_or_never(value: float) -> str:
     """Return a cost with its unit, or "never".
 
@@ -109,6 +119,16 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     ('1 trial', '3 trials')
     """
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def each(counts: Sequence[int], noun: str, plural: str | None = None) -> str:
+    """Return how many of them each has.
+
+    >>> each([5, 5], "search", "searches"), each([2, 5], "search", "searches")
+    ('5 searches each', '2 to 5 searches each')
+    """
+    least, most = min(counts, default=0), max(counts, default=0)
+    return f"{'' if least == most else f'{least} to '}{counted(most, noun, plural)} each"
 
 
 def moment(at: datetime) -> str:

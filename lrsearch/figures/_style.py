@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 
+from lrsearch.analysis.searches import higher_is_better
 from lrsearch.analysis.ways import clr_way
 from lrsearch.trial import StudyRecord
 
@@ -21,6 +23,7 @@ CLR_SYMBOL = "diamond"
 SYMBOLS = ("circle", "square", "triangle-up", "triangle-down", "pentagon", "star", "hexagram", "bowtie")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "4px,2px", "8px,2px")
 LONGEST_LABEL = 30
+FAR = 3.0  # assumed: what is so far off the others is told by where it stands, and needs no axis that shows it
 INK = "#767c85"  # readable on white and on black; the page's script replaces it by the theme's own ink
 
 
@@ -67,8 +70,12 @@ def plain(text: str) -> str:
 
 
 def label(key: str) -> str:
-    """Return a way's name for a legend or an axis: plain, and cut where it would push the drawing aside."""
-    return plain(key if len(key) <= LONGEST_LABEL else f"{key[: LONGEST_LABEL - 1]}…")
+    """Return a way's name for a legend or an axis: plain, and cut where it would push the drawing aside.
+
+    It is cut in the middle: long names often differ at their end alone.
+    """
+    half = LONGEST_LABEL // 2
+    return plain(key if len(key) <= LONGEST_LABEL else f"{key[: half - 1]}…{key[-half:]}")
 
 
 def new_figure(*, x: str, y: str, height: int = 420, **layout: Any) -> go.Figure:
@@ -168,6 +175,23 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = (high - low or abs(high) or 1.0) * share
     return low - room, high + room
+
+
+def reined(record: StudyRecord, values: Sequence[float]) -> list[float]:
+    """Return values of the metric, those far worse than the others drawn nearer: near divergence many have no bound.
+
+    Far worse is further beyond chance than the best is on its other side; where chance is not known, or nothing better,
+    further from the median than FAR times its size, or its distance from the best.
+    """
+    rises, chance = higher_is_better(record), record.facts.chance if record.facts else None
+    best = (max if rises else min)(values)
+    if chance is not None and (best > chance if rises else best < chance):
+        limit = 2 * chance - best
+    else:
+        middle = median(values)
+        far = FAR * max(abs(middle), abs(best - middle))
+        limit = middle - far if rises else middle + far
+    return [max(value, limit) if rises else min(value, limit) for value in values]
 
 
 def cut_range(curves: Sequence[Sequence[float]], *, rises: bool) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from lrsearch.figures._style import (
     new_figure,
     of_way,
     padded,
+    reined,
     way_line,
     way_styles,
 )
@@ -90,19 +91,22 @@ def draw(record: StudyRecord) -> go.Figure | None:
         y=f"test {metric_name(record)} of the model chosen so far",
         height=500,
     )
+    ends = reined(record, [value for line in lines for value in line.final_values])
+    limits = (min(ends), max(ends))
     for line in lines:
         style = styles[line.key]
         figure.add_traces([legend_entry(line.key, style), *_band(line, style), *_range_tests(line, style)])
-        figure.add_trace(_ends(line, style))
+        figure.add_trace(_ends(line, style, limits))
     shown = [search for line in lines for search in line.searches]
     low = min(_range_test_seconds(search) or search.curve.costs[0] for search in shown)
     high = max(search.curve.end for search in shown)
     edge = high * (high / low) ** 0.08
     figure.add_traces([_after_the_end(line, styles[line.key], high) for line in lines])
-    missed = [line for line in lines if target is not None and _missed(line, target)]
-    figure.add_traces([_misses(line, styles[line.key], target, edge) for line in missed if target is not None])
+    missed = {line.key: found for line in lines if target is not None and (found := _missed(line, target))}
+    for key, found in missed.items():
+        figure.add_trace(_misses(key, found, styles[key], limits, edge))
     figure.update_xaxes(**log_axis(low, edge if missed else high, pad=0.05, last_tick=high))
-    figure.update_yaxes(range=_value_range(lines, target))
+    figure.update_yaxes(range=padded(ends if target is None else [*ends, target], 0.12))
     if target is not None:
         add_target(figure, target, "on validation")
     if missed:
@@ -143,15 +147,16 @@ def _after_the_end(line: Lines, style: WayStyle, high: float) -> go.Scatter:
     )
 
 
-def _ends(line: Lines, style: WayStyle) -> go.Scatter:
-    """A symbol where each search ended."""
+def _ends(line: Lines, style: WayStyle, limits: tuple[float, float]) -> go.Scatter:
+    """A symbol where each search that is over ended; within `limits`, where it is far worse than most."""
+    ended = [search for search in line.searches if search.done]
     return go.Scatter(
-        x=[search.curve.end for search in line.searches],
-        y=line.final_values,
+        x=[search.curve.end for search in ended],
+        y=[_within(limits, search) for search in ended],
         mode="markers",
         marker={"symbol": style.symbol, "size": 10, "color": style.faint(0.85)},
-        customdata=[search.seed for search in line.searches],
-        hovertemplate="seed %{customdata} ended: %{y:.4r} for %{x:,.3r} s",
+        customdata=[[search.seed, search.curve.values[-1]] for search in ended],
+        hovertemplate="seed %{customdata[0]} ended: %{customdata[1]:.4r} for %{x:,.3r} s",
         **of_way(line.key),
     )
 
@@ -181,17 +186,22 @@ def _missed(line: Lines, target: float) -> list[Search]:
     return [search for search in line.searches if search.done and not search.outcome(target).reached]
 
 
-def _misses(line: Lines, style: WayStyle, target: float, edge: float) -> go.Scatter:
+def _within(limits: tuple[float, float], search: Search) -> float:
+    return min(max(search.curve.values[-1], limits[0]), limits[1])
+
+
+def _misses(
+    key: str, missed: Sequence[Search], style: WayStyle, limits: tuple[float, float], edge: float
+) -> go.Scatter:
     """A hollow symbol on the right edge for every search that never reached the target."""
-    missed = _missed(line, target)
     return go.Scatter(
         x=[edge] * len(missed),
-        y=[search.curve.values[-1] for search in missed],
+        y=[_within(limits, search) for search in missed],
         mode="markers",
         marker={"symbol": f"{style.symbol}-open", "size": 10, "color": style.color, "line": {"width": 1.5}},
-        customdata=[search.seed for search in missed],
-        hovertemplate="seed %{customdata} never reached the target; it ended at %{y:.4r}",
-        **of_way(line.key),
+        customdata=[[search.seed, search.curve.values[-1]] for search in missed],
+        hovertemplate="seed %{customdata[0]} never reached the target; it ended at %{customdata[1]:.4r}",
+        **of_way(key),
     )
 
 
@@ -203,25 +213,21 @@ def _mark_the_edge(figure: go.Figure, begin: float) -> None:
     figure.add_annotation(x=0.998, xref="paper", y=0.99, yref="paper", **text)
 
 
-def _value_range(lines: Sequence[Lines], target: float | None) -> tuple[float, float]:
-    """Return the axis over what the searches ended with and the target: early models may come in from outside."""
-    values = [value for line in lines for value in line.final_values]
-    return padded(values if target is None else [*values, target], 0.12)
-
-
 def caption(record: StudyRecord) -> str:
-    count, better = len(record.seeds), "up" if higher_is_better(record) else "down"
+    counts = [len(line.searches) + line.without_model for line in numbers(record)]
+    better = "up" if higher_is_better(record) else "down"
     misses, target = "", ""
     if target_value(record) is not None:
         misses = " Hollow symbols on the right edge are searches that never reached the target on validation."
         target = " and the target"
     return (
         f"Further left is cheaper, further {better} is better. Bold is the median of a way's searches "
-        f"({wording.counted(count, 'search', 'searches')} each), the band around it their middle half, from where "
+        f"({wording.each(counts, 'search', 'searches')}), the band around it their middle half, from where "
         "every search has a model; thin and dashed, what stays once they are over. A symbol marks the end of a "
         "search. Shown is the test value of the model with the best validation value so far, so a line can fall. On "
         "range-tested ways a tick marks where the range test was done, dotted to the end of the training."
-        f"{misses} The vertical axis is cut to what the searches ended with{target}."
+        f"{misses} The vertical axis is cut to what the searches ended with{target}; what is far worse than "
+        f"{'most' if record.facts is None or record.facts.chance is None else 'chance'} stands at its edge."
     )
 
 

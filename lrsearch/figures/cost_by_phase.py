@@ -78,22 +78,22 @@ def draw(record: StudyRecord) -> go.Figure | None:
         return None
     seconds = wording.seconds_noun(device_models(record.trials)[0].kind)
     figure = new_figure(x=f"charged {seconds} per search, mean", y="", height=130 + 38 * len(costs))
-    names = [label(cost.key) for cost in costs]
+    rows = range(len(costs))  # and not labels, as those of two ways may be the same
     for phase, color in PHASE_COLORS.items():
         useful = [cost.phase_seconds[phase] - cost.wasted_seconds[phase] for cost in costs]
         if any(cost.phase_seconds[phase] for cost in costs):
-            figure.add_trace(_bars(useful, names, phase, {"color": color}, showlegend=True))
+            figure.add_trace(_bars(useful, rows, phase, {"color": color}, showlegend=True))
     for phase, color in PHASE_COLORS.items():
         if any(wasted := [cost.wasted_seconds[phase] for cost in costs]):
             hatched = {"shape": "/", "bgcolor": color, "fgcolor": "#ffffff", "size": 7, "solidity": 0.35}
-            figure.add_trace(_bars(wasted, names, phase, {"color": color, "pattern": hatched}, addition=" in vain"))
+            figure.add_trace(_bars(wasted, rows, phase, {"color": color, "pattern": hatched}, addition=" in vain"))
     if any(any(cost.wasted_seconds.values()) for cost in costs):
         hatch = {"shape": "/", "bgcolor": INK, "fgcolor": "#ffffff", "size": 7, "solidity": 0.35}
         figure.add_trace(go.Bar(x=[None], y=[None], name=WASTE, marker={"color": INK, "pattern": hatch}))
-    for name, cost in zip(names, costs, strict=True):
+    for row, cost in enumerate(costs):
         figure.add_annotation(
             x=cost.charged.value,
-            y=name,
+            y=row,
             text=_total(cost.charged),
             showarrow=False,
             xanchor="left",
@@ -104,18 +104,19 @@ def draw(record: StudyRecord) -> go.Figure | None:
     narrow = {"narrow_room": 1.35, "narrow_height": LEGEND_LINE * entries}
     figure.update_layout(barmode="stack", bargap=0.35, legend_traceorder="normal", meta=narrow)
     figure.update_xaxes(range=(0, max(cost.charged.value for cost in costs) * 1.28))
-    figure.update_yaxes(autorange="reversed", ticks="", showgrid=False)
+    figure.update_yaxes(range=(len(costs) - 0.5, -0.5), ticks="", showgrid=False)
+    figure.update_yaxes(tickvals=list(rows), ticktext=[label(cost.key) for cost in costs])
     return figure
 
 
 def _bars(
-    x: Sequence[float], names: Sequence[str], phase: str, marker: dict[str, Any], *, addition: str = "", **layout: Any
+    x: Sequence[float], rows: Sequence[int], phase: str, marker: dict[str, Any], *, addition: str = "", **layout: Any
 ) -> go.Bar:
     layout = {"showlegend": False, **layout}
     name = phase.replace("_", " ")
     hover = f"{name}{addition}: %{{x:,.3r}} s<extra></extra>"
     return go.Bar(
-        x=x, y=names, orientation="h", name=name, marker=marker, legendgroup=phase, hovertemplate=hover, **layout
+        x=x, y=list(rows), orientation="h", name=name, marker=marker, legendgroup=phase, hovertemplate=hover, **layout
     )
 
 

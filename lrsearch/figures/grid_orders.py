@@ -13,7 +13,7 @@ from lrsearch.analysis.details import grid_orders
 from lrsearch.analysis.grid_order import GridOrder
 from lrsearch.analysis.summary import summarise
 from lrsearch.figures._drawing import Drawing, Table
-from lrsearch.figures._style import INK, WayStyle, label, legend_entry, new_figure, of_way, plain, way_styles
+from lrsearch.figures._style import INK, WayStyle, label, legend_entry, new_figure, of_way, way_styles
 from lrsearch.trial import StudyRecord
 
 MOST_ROWS = 30
@@ -22,12 +22,9 @@ MOST_ROWS = 30
 def draw(record: StudyRecord) -> go.Figure | None:
     """Draw a bar from best to worst per search, a bar mark at the expectation and the way's symbol as executed."""
     styles = way_styles(record)
-    rows = [
-        (key, f"{label(key)}, seed {seed}", order)
-        for key, orders in grid_orders(record).items()
-        for seed, order in orders
-        if order.good
-    ][:MOST_ROWS]
+    rows = [(key, seed, order) for key, orders in grid_orders(record).items() for seed, order in orders if order.good][
+        :MOST_ROWS
+    ]
     if not rows:
         return None
     seconds = wording.seconds_noun(device_models(record.trials)[0].kind)
@@ -38,18 +35,20 @@ def draw(record: StudyRecord) -> go.Figure | None:
     longest = max(order.worst for _, _, order in rows)
     rightmost = max(_add_clr(figure, record, longest), longest)
     figure.update_xaxes(range=(0, 1.04 * rightmost))
-    figure.update_yaxes(type="category", range=(len(rows) - 0.1, -0.6), ticks="", showgrid=False)
+    names = [f"{label(key)}, seed {seed}" for key, seed, _ in rows]
+    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=names)
+    figure.update_yaxes(range=(len(rows) - 0.1, -0.6), ticks="", showgrid=False)
     return figure
 
 
-Row = tuple[str, str, GridOrder]
+Row = tuple[str, int, GridOrder]
 
 
 def _ranges(key: str, rows: list[Row], style: WayStyle) -> go.Scatter:
-    own = [(name, order) for way, name, order in rows if way == key]
+    own = [(place, order) for place, (way, _, order) in enumerate(rows) if way == key]
     return go.Scatter(
         x=[x for _, order in own for x in (order.best, order.worst, None)],
-        y=[name for name, _ in own for _ in range(3)],
+        y=[place for place, _ in own for _ in range(3)],
         mode="lines",
         line={"color": style.faint(0.4), "width": 6},
         hoverinfo="skip",
@@ -58,7 +57,7 @@ def _ranges(key: str, rows: list[Row], style: WayStyle) -> go.Scatter:
 
 
 def _marks(key: str, rows: list[Row], style: WayStyle) -> list[go.Scatter]:
-    own = [(name, order) for way, name, order in rows if way == key]
+    own = [(place, order) for place, (way, _, order) in enumerate(rows) if way == key]
     looks = {
         "expected": {"symbol": "line-ns-open", "size": 16, "color": style.color, "line": {"width": 2.5}},
         "as_executed": {"symbol": style.symbol, "size": 10, "color": style.color},
@@ -66,7 +65,7 @@ def _marks(key: str, rows: list[Row], style: WayStyle) -> list[go.Scatter]:
     return [
         go.Scatter(
             x=[getattr(order, which) for _, order in own],
-            y=[name for name, _ in own],
+            y=[place for place, _ in own],
             mode="markers",
             marker=marker,
             customdata=[[order.good, order.good + order.bad] for _, order in own],
@@ -84,7 +83,7 @@ def _add_clr(figure: go.Figure, record: StudyRecord, longest: float) -> float:
     if reach is None or summary.clr is None or math.isinf(reach.expected_cost):
         return 0.0
     figure.add_vline(x=reach.expected_cost, line={"dash": "dash", "width": 1.2, "color": INK}, layer="below")
-    text = {"text": plain(f"{label(summary.clr)}, expected"), "showarrow": False, "yref": "paper", "y": 0}
+    text = {"text": f"{label(summary.clr)}, expected", "showarrow": False, "yref": "paper", "y": 0}
     beside: dict[str, Any] = {"xanchor": "left", "xshift": 4}
     if reach.expected_cost > longest / 2:  # to the right its name would be cut where the figure ends
         beside = {"xanchor": "right", "xshift": -4}

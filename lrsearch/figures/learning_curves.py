@@ -107,10 +107,10 @@ def _value_range(by_way: dict[str, list[Curve]], target: float | None) -> tuple[
 
 
 def caption(record: StudyRecord) -> str:
-    searches = wording.counted(len(record.seeds), "search", "searches")
+    searches = wording.each(list(map(len, numbers(record).values())), "search", "searches")
     return (
         f"Validation value of the run that each search chose: bold is the median of a way, the band its middle half "
-        f"({searches} each). Runs that get good late are not worse: a decaying or cyclical schedule is judged at its "
+        f"({searches}). Runs that get good late are not worse: a decaying or cyclical schedule is judged at its "
         "end. The vertical axis is cut to the later half of the runs."
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -11,7 +13,7 @@ from lrsearch.analysis import wording
 from lrsearch.analysis.searches import searches
 from lrsearch.errors import UsageError
 from lrsearch.figures._drawing import Drawing, Table
-from lrsearch.figures._style import legend_entry, new_figure, of_way, thinned, way_line, way_styles
+from lrsearch.figures._style import legend_entry, log_axis, new_figure, of_way, thinned, way_line, way_styles
 from lrsearch.schedules import plan_schedule
 from lrsearch.trial import StudyRecord, TrialRecord
 
@@ -20,7 +22,11 @@ MOST_THIN_LINES = 4
 MOST_POINTS = 200
 """Of a line."""
 STRAIGHT = 1e-3
-"""Of the highest rate: what deviates less from a straight line is not seen, and a page need not carry it."""
+"""Of the axis: what deviates less from a straight line is not seen, and a page need not carry it."""
+WIDEST_LINEAR = 10.0
+"""The highest rates of runs lie up to so many times apart on a linear axis: a smaller one would lie on its foot."""
+DEEPEST = 100.0
+"""On a logarithmic axis, so many times below its highest rate a run that goes on falling leaves the figure."""
 
 
 def chosen_runs(record: StudyRecord) -> dict[str, list[TrialRecord]]:
@@ -36,8 +42,8 @@ def _has_curve(trial: TrialRecord) -> bool:
     return trial.result is not None and len(trial.result.curve) > 0
 
 
-def _rates(record: StudyRecord, trial: TrialRecord) -> tuple[list[float], list[float]]:
-    """Return steps, at most MOST_POINTS, and the rate at each, up to where the run ended; of straight parts the ends.
+def _rates(record: StudyRecord, trial: TrialRecord) -> list[tuple[float, float]]:
+    """Return steps, at most MOST_POINTS, and the rate at each, up to where the run ended.
 
     They are computed anew from the proposal; where that cannot be done (a function of the user's is not to be had
     here), they are those of the curve points.
@@ -58,8 +64,8 @@ def _rates(record: StudyRecord, trial: TrialRecord) -> tuple[list[float], list[f
             steps_per_epoch=steps_per_epoch,
         )
     except UsageError:
-        return straightened([(float(p.step), p.learning_rate) for p in thinned(trial.result.curve, MOST_POINTS)])
-    return straightened([(float(step), planned.rate(step)) for step in thinned(range(last.step), MOST_POINTS)])
+        return [(float(p.step), p.learning_rate) for p in thinned(trial.result.curve, MOST_POINTS)]
+    return [(float(step), planned.rate(step)) for step in thinned(range(last.step), MOST_POINTS)]
 
 
 def straightened(line: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -90,20 +96,40 @@ def draw(record: StudyRecord) -> go.Figure | None:
     runs, styles = chosen_runs(record), way_styles(record)
     if not runs:
         return None
-    figure = new_figure(x="optimiser step", y="learning rate")
-    for key, trials in runs.items():
+    lines = {key: [_rates(record, trial) for trial in trials[: MOST_THIN_LINES + 1]] for key, trials in runs.items()}
+    axis = _axis([[rate for _, rate in line] for drawn in lines.values() for line in drawn])
+    figure = new_figure(x="optimiser step", y=f"learning rate{' (log scale)' if 'type' in axis else ''}")
+    for key, (first, *others) in lines.items():
         figure.add_trace(legend_entry(key, styles[key]))
-        for trial in trials[1 : MOST_THIN_LINES + 1]:
-            x, y = _rates(record, trial)
-            line = way_line(styles[key], faint=True)
-            figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", **of_way(key)))
-        x, y = _rates(record, trials[0])
-        hover = f"seed {trials[0].seed}, step %{{x}}: rate %{{y:.3g}}"
+        for line in others:
+            x, y = _drawn(line, axis)
+            thin = way_line(styles[key], faint=True)
+            figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line=thin, hoverinfo="skip", **of_way(key)))
+        x, y = _drawn(first, axis)
+        hover = f"seed {runs[key][0].seed}, step %{{x}}: rate %{{y:.3g}}"
         figure.add_trace(
             go.Scatter(x=x, y=y, line=way_line(styles[key]), hovertemplate=hover, mode="lines", **of_way(key))
         )
-    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(**axis)
     return figure
+
+
+def _axis(runs: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return a linear axis from 0, on which a cycle is a triangle; a logarithmic one where runs lie too far apart."""
+    peaks = [peak for rates in runs if (peak := max(rates, default=0.0)) > 0]
+    if not peaks or max(peaks) <= WIDEST_LINEAR * min(peaks):
+        return {"rangemode": "tozero"}
+    lowest = min(max(min(rates), max(rates) / DEEPEST) for rates in runs if max(rates, default=0.0) > 0)
+    return log_axis(lowest, max(peaks))
+
+
+def _drawn(line: Sequence[tuple[float, float]], axis: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Return x and y of the points that a line needs on this axis; on a logarithmic one, 0 lies under its foot."""
+    if "type" not in axis:
+        return straightened(line)
+    foot = axis["range"][0] - 1
+    x, y = straightened([(step, max(foot, math.log10(rate) if rate > 0 else foot)) for step, rate in line])
+    return x, [10**exponent for exponent in y]
 
 
 def caption(record: StudyRecord) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from lrsearch.analysis import wording
-from lrsearch.analysis.searches import higher_is_better, metric_name, target_value
+from lrsearch.analysis.searches import metric_name, target_value
 from lrsearch.analysis.select import final_value
 from lrsearch.analysis.ways import CYCLICAL, clr_way
 from lrsearch.figures._drawing import Drawing, Table
@@ -21,6 +21,7 @@ from lrsearch.figures._style import (
     new_figure,
     of_way,
     padded,
+    reined,
     way_styles,
 )
 from lrsearch.figures.range_test import RangeTest, range_tests, shade_bounds
@@ -57,7 +58,8 @@ def draw(record: StudyRecord) -> go.Figure | None:
     values = [value for trials in by_way.values() for trial in trials if (value := final_value(trial)) is not None]
     if not values:
         return None
-    low, high = padded(_on_the_axis(record, values if target is None else [*values, target]))
+    own = reined(record, values)
+    low, high = padded(own if target is None else [*own, target])
     bottom = low - 0.06 * (high - low)
     figure = new_figure(x="highest learning rate of the run (log scale)", y=f"validation {metric_name(record)}")
     for key, trials in by_way.items():
@@ -65,8 +67,9 @@ def draw(record: StudyRecord) -> go.Figure | None:
         figure.add_traces(
             [_models(key, trials, styles[key], low, high), *_without_value(key, trials, styles[key], bottom)]
         )
-    rates = record.config["rates"]
-    figure.update_xaxes(**log_axis(rates["low"], rates["high"]))
+    planned = record.config["rates"]
+    rates = [rate for trials in by_way.values() for trial in trials if (rate := highest_rate(trial))]
+    figure.update_xaxes(**log_axis(min(planned["low"], *rates), max(planned["high"], *rates)))
     figure.update_yaxes(range=(bottom - 0.05 * (high - low), high))
     if target is not None:
         add_target(figure, target)
@@ -121,16 +124,6 @@ def _draw_range_test(figure: go.Figure, test: RangeTest, style: WayStyle, low: f
         figure.update_layout(yaxis={"domain": [0.0, 0.85]}, yaxis2=above)
 
 
-def _on_the_axis(record: StudyRecord, values: Sequence[float]) -> list[float]:
-    """Return the values, those far worse than chance cut off: an R2 or a perplexity near divergence knows no bound."""
-    chance = record.facts.chance if record.facts else None
-    if chance is None:
-        return list(values)
-    if higher_is_better(record):
-        return [max(value, 2 * chance - max(values)) for value in values]
-    return [min(value, 2 * chance - min(values)) for value in values]
-
-
 def _models(key: str, trials: Sequence[TrialRecord], style: WayStyle, low: float, high: float) -> go.Scatter:
     shown = [(trial, value) for trial in trials if (value := final_value(trial)) is not None]
     return go.Scatter(
@@ -176,10 +169,11 @@ def caption(record: StudyRecord) -> str:
     which = f"All {len(trials)}" if shown == len(trials) else f"{shown} of {len(trials)}, evenly taken,"
     diverged, failed = (sum(trial.status == status for trial in trials) for status in WITHOUT_VALUE)
     test = _caption_of_test(record)
+    most = "chance" if record.facts and record.facts.chance is not None else "most"
     return (
         f"{which} training trials that have ended. Crosses along the bottom diverged ({diverged}), stars "
         f"failed ({failed}): they have no value, and were paid for. A cyclical run stands at its upper bound. "
-        f"Values far worse than chance stand at the edge of the axis.{test}"
+        f"Values far worse than {most} stand at the edge of the axis.{test}"
     )
 
 

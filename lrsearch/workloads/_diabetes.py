@@ -27,7 +27,7 @@ def load_diabetes_table(settings: Diabetes, device: torch.device, seed: int) -> 
     count = len(splits.train.targets)
     shape = splits.train.input_shape
     facts = WorkloadFacts(
-        metric="r2",
+        metric=settings.measures,
         higher_is_better=True,
         chance=0.0,
         train_count=count,

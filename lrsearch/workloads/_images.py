@@ -184,13 +184,12 @@ def _float(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 class LoadedImages:
     """Implements `LoadedWorkload` for classification of images that all fit into memory."""
 
-    metric_name = "accuracy"
     channels_last = True
 
     def __init__(self, settings: ImageWorkload, prepared: _Prepared) -> None:
         self._settings = settings
         self._prepared = prepared
-        self.facts = _facts(settings, prepared, self.metric_name)
+        self.facts = _facts(settings, prepared)
 
     def build_model(self) -> torch.nn.Module:
         """Draw the weights on the processor: the same on every device."""
@@ -245,8 +244,6 @@ class LoadedImages:
 class LoadedMultiLabelImages(LoadedImages):
     """Images with any number of labels each: also implements `FitsMetric`."""
 
-    metric_name = "micro_f1"
-
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return binary_cross_entropy(outputs, targets)
 
@@ -261,11 +258,11 @@ class LoadedMultiLabelImages(LoadedImages):
         return FittedMicroF1.of(outputs, targets)
 
 
-def _facts(settings: ImageWorkload, prepared: _Prepared, metric_name: str) -> WorkloadFacts:
+def _facts(settings: ImageWorkload, prepared: _Prepared) -> WorkloadFacts:
     images, train_count = prepared.images, len(prepared.train)
     shape = tuple(images.train.shape[1:])
     return WorkloadFacts(
-        metric=metric_name,
+        metric=settings.measures,
         higher_is_better=True,
         chance=prepared.chance,
         train_count=train_count,

@@ -36,6 +36,11 @@ class WorkloadSettings(Settings, ABC):
             raise ValueError("new_layers names what not to load: give start_from too")
         return self
 
+    @property
+    def measures(self) -> str | None:
+        """The name of the metric; None where it shows only when data are loaded."""
+        return None
+
     @abstractmethod
     def load(self, device: torch.device, seed: int) -> LoadedWorkload: ...
 
@@ -58,6 +63,10 @@ class ImageWorkload(WorkloadSettings):
         except UnknownNameError as error:
             raise ValueError(str(error)) from error
         return name
+
+    @property
+    def measures(self) -> str:
+        return "accuracy"
 
     @property
     def label(self) -> str:

@@ -34,7 +34,7 @@ def load_text(settings: Text, device: torch.device, seed: int) -> LoadedExamples
     with torch.random.fork_rng(devices=[]):
         parameter_count = sum(parameter.numel() for parameter in build().parameters())
     facts = WorkloadFacts(
-        metric="perplexity",
+        metric=settings.measures,
         higher_is_better=False,
         chance=unigram_perplexity(splits.train.targets),
         train_count=train_count,

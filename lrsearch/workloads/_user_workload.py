@@ -304,7 +304,7 @@ def _facts(settings: CallableWorkload, splits: Splits, checked: _Checked) -> Wor
     train_count = len(splits.train.targets)
     own_metric = settings.metric is not None
     return WorkloadFacts(
-        metric=settings.metric_name or (settings.metric or "accuracy").rsplit(":")[-1].rsplit(".")[-1],
+        metric=settings.measures,
         higher_is_better=settings.higher_is_better,
         chance=settings.chance if own_metric else chance(splits.train.targets.flatten().numpy()),
         train_count=train_count,

@@ -114,6 +114,10 @@ class CallableWorkload(WorkloadSettings):
     def __hash__(self) -> int:
         return hash(self.model_dump_json())  # a dict has no hash of its own
 
+    @property
+    def measures(self) -> str:
+        return self.metric_name or (self.metric or "accuracy").rsplit(":")[-1].rsplit(".")[-1]
+
     def load(self, device: torch.device, seed: int) -> LoadedWorkload:
         from lrsearch.workloads._user_workload import load_user_workload
 

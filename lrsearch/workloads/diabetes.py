@@ -26,6 +26,10 @@ class Diabetes(WorkloadSettings):
     batch_size: int = Field(default=16, ge=1)
     model: Literal["mlp"] = "mlp"
 
+    @property
+    def measures(self) -> str:
+        return "r2"
+
     def load(self, device: torch.device, seed: int) -> LoadedWorkload:
         from lrsearch.workloads._diabetes import load_diabetes_table
 

@@ -34,6 +34,10 @@ class MultiLabelImages(FolderWorkload):
     name: Literal["multi_label_images"] = "multi_label_images"
     model: str = "small_cnn"
 
+    @property
+    def measures(self) -> str:
+        return "micro_f1"
+
     def read(self) -> DecodedImages:
         from lrsearch.workloads._labelled_images import read_labelled
 

@@ -37,6 +37,10 @@ class Text(WorkloadSettings):
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     model: Literal["gru", "transformer"] = "gru"
 
+    @property
+    def measures(self) -> str:
+        return "perplexity"
+
     def load(self, device: torch.device, seed: int) -> LoadedWorkload:
         from lrsearch.workloads._text import load_text
 

@@ -636,3 +636,98 @@ def test_a_verdict_is_no_firmer_than_with_range_tests_at_what_they_took(factor: 
     assert verdict.sentences[0].endswith(f": {grade}.")
     assert ("at what they took" in verdict.sentences[0]) == (grade != "shown")
     assert verdict.grade == grade
+
+
+def diverged(count: int = 5) -> list[PlainTrial]:
+    return [PlainTrial(2.0, status="diverged") for _ in range(count)]
+
+
+@pytest.mark.parametrize("target", [0.95, None])
+def test_a_way_whose_trials_all_diverged_is_named_and_the_others_are_compared(target: float | None) -> None:
+    """Without a target it would be the cheapest: it diverged soon."""
+    by_way = {"clr": ways_of(), "random": ways_of(3.0)}
+    searches = {key: {s: search(*one) for s, one in enumerate(found)} for key, found in by_way.items()}
+    record = plain_record({**searches, "bad": {s: diverged() for s in range(5)}}, target=target)
+    without = summarise(plain_record(searches, target=target)).verdict
+    verdict = summarise(record).verdict
+    assert verdict.grade == without.grade == "shown"
+    assert verdict.headline == f"{without.headline} Not compared: bad."
+    assert verdict.sentences[:-1] == without.sentences
+    assert verdict.sentences[-1].startswith("Not compared: 5 searches of bad gave 0 models with a metric that is a num")
+
+
+def test_a_rival_with_one_search_is_named_and_one_alone_is_no_opponent() -> None:
+    clr, rival = ({s: search(*one) for s, one in enumerate(found)} for found in (ways_of(), ways_of(3.0)))
+    verdict = summarise(plain_record({"clr": clr, "random": rival, "one": {0: rival[0]}})).verdict
+    assert verdict.grade == "shown"
+    assert verdict.sentences[-1].startswith("Not compared: one has 1 search, which is no spread to judge by")
+    alone = summarise(plain_record({"clr": clr, "one": {0: rival[0]}})).verdict
+    assert (alone.grade, alone.sentences) == ("not shown", ())
+    assert "one has 1 search" in alone.headline
+
+
+def test_a_search_that_is_cheap_and_worth_nothing_is_not_called_the_cheapest_to_the_end() -> None:
+    clr, rival = ({s: search(*one) for s, one in enumerate(found)} for found in (ways_of(), ways_of(3.0)))
+    tiny = {s: search(0.5, 0.3, 0.3) for s in range(5)}
+    lucky = {s: search(0.4, 0.97 if s == 0 else 0.3, 0.3) for s in range(5)}
+    verdict = summarise(plain_record({"clr": clr, "random": rival, "tiny": tiny, "lucky": lucky})).verdict
+    [whole] = [one for one in verdict.sentences if one.startswith("Run to the end")]
+    assert "30.0 with the cheapest search over rates that reached the target each time, random (n = 5); 3.0×" in whole
+    for others in ({"tiny": tiny}, {"tiny": tiny, "lucky": lucky}):
+        found = summarise(plain_record({"clr": clr, **others})).verdict
+        assert not any(one.startswith("Run to the end") for one in found.sentences)
+
+
+def test_no_search_is_called_the_cheapest_where_none_reached_the_target() -> None:
+    low = {s: search(cost, 0.9, 0.9) for s, (cost, _, _) in enumerate(ways_of())}
+    clr = {s: search(*one) for s, one in enumerate(ways_of())}
+    verdict = summarise(plain_record({"clr": clr, "a": low, "b": low})).verdict
+    assert "never (0 of 5 searches) with any search over rates; no finite ratio" in verdict.sentences[0]
+    assert verdict.headline.startswith("The CLR run (clr) reached the target, which no search over rates did, and")
+    missed = summarise(plain_record({"clr": low, "a": clr})).verdict.headline
+    assert missed.startswith("The CLR run (clr) did not reach the target, which the cheapest search over rates did")
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_test_values_without_any_spread_show_nothing(count: int) -> None:
+    """Two accuracies of a small test set are often the same; another search would have given another one."""
+    clr = [(cost, 0.97, 0.9722) for cost in COSTS[:count]]
+    rival = [(cost, 0.97, 0.9694) for cost in COSTS[:count]]
+    verdict = summarise(study(clr, rival)).verdict
+    assert verdict.grade == "not distinguished"
+    assert "CLR +0.0028 (no spread to judge by: all searches of a way gave the same)" in verdict.sentences[-1]
+    assert "0.0000" not in some(verdict.power)
+
+
+def test_costs_that_differ_by_rounding_alone_are_not_told_apart() -> None:
+    record = plain_record(
+        {
+            "clr": {s: [PlainTrial(0.1, 0.5, 0.5), PlainTrial(0.2, 0.97, 0.96)] for s in range(5)},
+            "random": {s: [PlainTrial(0.3, 0.97, 0.96)] for s in range(5)},
+        }
+    )
+    verdict = summarise(record).verdict
+    assert verdict.grade == "not distinguished"
+    assert verdict.power is None
+
+
+def test_an_interval_that_leaves_out_no_difference_does_not_round_to_it() -> None:
+    sentence = summarise(study(ways_of(), ways_of(0.945))).verdict.sentences[0]
+    assert sentence.endswith("(95 % interval 0.89× to 0.999×): shown.")
+
+
+def test_an_interval_without_any_end_is_no_interval_and_no_point() -> None:
+    clr = [(cost, 0.97, test) for cost, test in zip(COSTS[:3], TESTS, strict=False)]
+    rival = [(3 * cost, 0.97 if i else 0.9, test) for i, (cost, _, test) in enumerate(clr)]
+    verdict = summarise(study(clr, rival)).verdict
+    assert "the CLR run's cost (no interval): not distinguished." in verdict.sentences[0]
+    assert "Cost not distinguished: at the spread and the misses seen" in some(verdict.power)
+
+
+def test_seeds_that_a_table_lacks_are_no_searches_without_a_model() -> None:
+    clr = {s: search(*one) for s, one in enumerate(ways_of())}
+    record = plain_record({"clr": clr, "random": {s: clr[s] for s in (0, 1)}})
+    row = summarise(record).way("random")
+    assert (row.searches_done, row.searches_planned, row.models) == (2, 5, 2)
+    [cell] = [one.cell(row) for one in columns(summarise(record)) if one.title == "Searches"]
+    assert (cell.text, cell.notes) == ("2/5", ("4 trials",))

@@ -17,7 +17,7 @@ from lrsearch.figures import FIGURES, _style, accuracy_versus_cost, cost_by_phas
 from lrsearch.figures import grid_orders as grid_orders_figure
 from lrsearch.figures import range_test as range_test_figure
 from lrsearch.range_test import judge, suggestions_from_training_losses
-from lrsearch.trial import StudyRecord, TrialRecord, TrialResult
+from lrsearch.trial import Choice, StudyRecord, TrialRecord, TrialResult
 from tests.records import GPU, SEVEN_WAYS, PlainTrial, make_record, plain_record, some, unfinished
 
 MARKUP = '<b>bold</b> %{x} <a href="https://example.org">a</a>'
@@ -446,3 +446,89 @@ def test_no_rate_or_metric_on_an_axis_has_a_prefix_of_units() -> None:
     axes = [one for layout in layouts for name, one in layout.items() if name.startswith("yaxis") and "title" in one]
     assert len(axes) > len(layouts)
     assert all(axis["tickformat"] == ",.8~g" or "ticktext" in axis for axis in axes)
+
+
+LONG = "optuna_tpe_with_momentum_and_weight_decay_searched_variant_"
+
+
+def test_ways_whose_names_begin_alike_have_a_row_each() -> None:
+    """They had one bar on top of the other: names are cut, and their beginnings were the same."""
+    ways = {f"{LONG}{one}": SEVEN_WAYS["grid"] for one in "AB"}
+    record = make_record(ways, seeds=[0, 1])
+    for key, count in (("cost_by_phase", 2), ("grid_orders", 4)):
+        figure = figure_of(key, record)
+        rows = {row for trace in figure.data if trace.showlegend is not True and trace.y for row in trace.y}
+        assert rows - {None} == set(range(count))
+        assert len(set(figure.layout.yaxis.ticktext)) == len(figure.layout.yaxis.tickvals) == count
+    assert [note.y for note in figure_of("cost_by_phase", record).layout.annotations] == [0, 1]
+
+
+def run_at(key: str, rate: float, schedule: str = "constant", value: float = 0.9) -> TrialRecord:
+    plain = plain_record({key: {0: [PlainTrial(10.0, value, value, rate=rate)]}}).trials[0]
+    curve = tuple(replace(some(plain.result).curve[0], step=36 * epoch, epoch=float(epoch)) for epoch in (1, 15))
+    proposal = replace(plain.proposal, schedule=Choice(schedule))
+    return replace(plain, proposal=proposal, result=replace(some(plain.result), curve=curve))
+
+
+def test_schedules_whose_rates_lie_decades_apart_have_a_logarithmic_axis_and_others_none() -> None:
+    base = plain_record({key: {0: [PlainTrial(10.0, 0.9, 0.9)]} for key in ("a", "b")})
+    near = figure_of("schedules", replace(base, trials=(run_at("a", 0.001), run_at("b", 0.006, "linear_to_zero"))))
+    assert (near.layout.yaxis.type, near.layout.yaxis.rangemode) == (None, "tozero")
+    far = figure_of("schedules", replace(base, trials=(run_at("a", 0.001), run_at("b", 1.0, "linear_to_zero"))))
+    assert far.layout.yaxis.type == "log"
+    assert far.layout.yaxis.title.text == "learning rate (log scale)"
+    lines = {trace.legendgroup: trace for trace in far.data if trace.hovertemplate}
+    low, high = far.layout.yaxis.range
+    assert low < -3 < 0 < high
+    for step, rate in zip(lines["b"].x, lines["b"].y, strict=True):
+        assert rate == pytest.approx(1 - step / 540, rel=0.03)
+    middle = np.interp(np.log10(0.5), np.log10(lines["b"].y[::-1]), lines["b"].x[::-1])
+    assert middle == pytest.approx(270, abs=3), "a straight line of rates is none on this axis"
+
+
+def test_a_rate_outside_the_studys_range_is_drawn_too() -> None:
+    """That of default_rate is not bound to it."""
+    record = STUDIES["whole"]
+    narrow = replace(record, config={**record.config, "rates": {"low": 0.05, "high": 2.0}})
+    low, high = figure_of("value_versus_rate", narrow).layout.xaxis.range
+    rates = [value_versus_rate.highest_rate(trial) or 0.1 for trial in narrow.trials if trial.stage == "train"]
+    assert low < math.log10(min(rates)) < math.log10(max(rates)) < high
+
+
+@pytest.mark.parametrize("chance", [None, 1.0])
+def test_a_value_without_bound_does_not_press_the_others_together(chance: float | None) -> None:
+    values = [0.30, 0.31, 0.35, 0.9, 1e30]
+    ways = {f"way{i}": {0: [PlainTrial(10.0, value, value)]} for i, value in enumerate(values)}
+    record = plain_record(ways, target=None)
+    facts = replace(some(record.facts), metric="rmse", higher_is_better=False, chance=chance)
+    record = replace(record, facts=facts)
+    for key in ("value_versus_rate", "accuracy_versus_cost"):
+        figure = figure_of(key, record)
+        low, high = figure.layout.yaxis.range
+        assert high - low < 3
+        drawn = sorted(
+            y for t in figure.data if t.mode == "markers" and str(t.marker.symbol) for y in t.y if y is not None
+        )
+        assert drawn[:4] == values[:4]
+        assert drawn[4] <= high
+        assert ("than chance" if chance else "than most") in FIGURES[key].caption(record)
+
+
+def test_values_that_are_no_better_than_chance_stand_where_they_are() -> None:
+    values = [0.05, 0.04, 0.08]
+    record = plain_record({f"way{i}": {0: [PlainTrial(10.0, v, v)]} for i, v in enumerate(values)}, target=None)
+    assert _style.reined(record, values) == values
+
+
+def test_captions_count_the_searches_that_are_drawn() -> None:
+    record = unfinished(make_record(), 60)
+    assert "(1 to 2 searches each)" in FIGURES["accuracy_versus_cost"].caption(record)
+    assert "(5 searches each)" in FIGURES["learning_curves"].caption(STUDIES["whole"])
+
+
+def test_a_search_that_still_runs_has_no_mark_of_its_end() -> None:
+    record = unfinished(make_record(), 60)
+    marks = [
+        t for t in figure_of("accuracy_versus_cost", record).data if t.hovertemplate and " ended: " in t.hovertemplate
+    ]
+    assert sum(len(t.x) for t in marks) == sum(s.done for key in record.strategies for s in searches(record, key))
