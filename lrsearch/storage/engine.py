@@ -28,9 +28,9 @@ from lrsearch.storage.schema import UtcDateTime
 T = TypeVar("T")
 
 BUSY_SECONDS = 60.0
+"""How long SQLite waits for another process to finish its transaction."""
 LONGEST_PATH = 500
 """In bytes; SQLite's 512 less what the names of its journals add."""
-"""How long SQLite waits for another process to finish its transaction."""
 PATIENCE_SECONDS = 90.0
 """How long a unit of work is repeated while SQLite stays locked."""
 AWAY_SECONDS = 600.0
