@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = {
     0: "done",
-    1: "a fault of lrsearch itself",
+    1: "a fault of lrsearch itself, or of a plug-in",
     2: "usage: command line or study file",
     3: "data missing or corrupt, or a model or data function that is not usable",
     4: "the database or a file cannot be written or read",
@@ -79,7 +79,10 @@ class _Commands(TyperGroup):
                 raise
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # as of what it prints
                 _fail(f"What the command gives cannot be written: {error.strerror}. Free space, then try again.", 4)
-            _fail(f"lrsearch met a fault of its own: {_one_line(error)}. Full traceback: {_keep_traceback()}", 1)
+            if "KeyboardInterrupt" in traceback.format_exc():  # of which pydantic makes a SchemaError
+                _fail("Stopped.", 130)
+            what = f"{_one_line(error)}{_place(error)}"
+            _fail(f"lrsearch met a fault of its own: {what}. Full traceback: {_keep_traceback()}", 1)
 
 
 def _is_for_typer(error: Exception) -> bool:
@@ -108,6 +111,12 @@ def _without_passwords(text: str) -> str:
 
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _place(error: Exception) -> str:
+    """Return " (file:line, in function)" for where it was raised: a plug-in has its name there."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({frame.filename}:{frame.lineno}, in {frame.name})"
 
 
 def _keep_traceback() -> str:

@@ -188,7 +188,8 @@ class Strategy(Protocol):
     def propose(self, history: History, max_count: int) -> Sequence[Proposal]:
         """Return up to `max_count` next proposals. Depends on `history` and the frozen settings alone.
 
-        Empty while trials run means wait; empty while none run means the search is done.
+        Empty while trials run means wait; empty while none run means the search is done. `TrainingStrategy.training`
+        makes one.
         """
         ...
 

@@ -268,9 +268,10 @@ def _check_unchanged(config: StudyConfig, study: StudyRow, *, extend: bool) -> N
     if study.fingerprint == config.fingerprint() or (extend and is_extension(study.config, resolved)):
         return
     way_out = (
-        "--extend can add seeds, trials and strategies only; --fresh starts a new version and keeps the old one."
-        if extend
-        else "Undo the change, add seeds, trials or strategies with --extend, or start a new version with --fresh."
+        "Undo the change, add to the study with --extend, or start a new version with --fresh."
+        if is_extension(study.config, resolved)
+        else "Undo the change, or start a new version with --fresh, which keeps the old one; --extend can add seeds, "
+        "trials and strategies only."
     )
     raise StudyChangedError(
         f"The study file differs from the stored study {study.name!r} version {study.version}:\n"

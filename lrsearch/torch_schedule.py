@@ -55,7 +55,13 @@ class ScheduleLR(LRScheduler):
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Return the rate of each group for the step `last_epoch`. Raises UsageError on an impossible rate."""
-        rate = float(self._schedule(self.last_epoch))
+        try:
+            rate = float(self._schedule(self.last_epoch))
+        except TypeError as error:
+            raise UsageError(
+                f"The schedule gives no number for step {self.last_epoch} ({error}): are its bounds None, as those of "
+                "a range test are whose verdict's status is not 'ok'?"
+            ) from error
         if not 0 <= rate < math.inf:
             raise UsageError(f"A rate must be finite and at least 0, got {rate} for step {self.last_epoch}.")
         return [rate * ratio for ratio in rate_ratios(self.base_lrs)]

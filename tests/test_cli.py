@@ -672,10 +672,19 @@ def test_a_fault_of_our_own_keeps_its_traceback_in_a_file(tmp_path: Path) -> Non
         tmp_path, "validate", write(tmp_path, study), PYTHONPATH=str(install_plug_in(site)), TMPDIR=str(tmp_path)
     )
     assert answer.returncode == 1
-    said = r"lrsearch met a fault of its own: ZeroDivisionError: .*\. Full traceback: (\S+)\n"
+    place = r" \(\S+guessing.py:\d+, in planned_trials\)"
+    said = rf"lrsearch met a fault of its own: ZeroDivisionError: .*{place}\. Full traceback: (\S+)\n"
     found = re.fullmatch(said, answer.stderr)
     assert found, answer.stderr
     assert "in planned_trials" in Path(found[1]).read_text()
+
+
+def test_ctrl_c_that_a_library_has_turned_into_an_error_of_its_own_is_no_fault(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    study = write(tmp_path, STUDY + "  mine: {name: guess, rate: 14}\n")
+    answer = lrsearch(tmp_path, "validate", study, PYTHONPATH=str(install_plug_in(site)))
+    assert (answer.returncode, answer.stderr) == (130, "Stopped.\n")
 
 
 @pytest.mark.parametrize(

@@ -490,6 +490,8 @@ class Guess(Settings):
 
     @property
     def planned_trials(self) -> int:
+        if self.rate == 14:
+            raise ValueError("a library's own words") from KeyboardInterrupt()
         return 1 // (self.rate != 13)
 
     def propose(self, history, max_count):
@@ -498,7 +500,7 @@ class Guess(Settings):
 
 
 def install_plug_in(folder: Path) -> Path:
-    """Install a strategy `guess`, whose plan fails at rate 13, as pip would; return the folder for PYTHONPATH."""
+    """Install a strategy `guess`, whose plan fails at rate 13 and is interrupted at 14, as pip would; return the folder for PYTHONPATH."""
     (folder / "guessing.py").write_text(PLUG_IN)
     metadata = folder / "guessing-1.0.dist-info"
     metadata.mkdir()

@@ -209,8 +209,12 @@ def test_the_page_is_drawn_while_the_dashboards_tables_are_written_and_again_whe
 
 def test_a_changed_file_is_refused_with_its_differences(write: Write, store: Store) -> None:
     run_study(config(write()), store, observer=Quiet())
-    with pytest.raises(StudyChangedError, match=r"training\.epochs.*2.*3"):
+    with pytest.raises(
+        StudyChangedError, match=r"training\.epochs.*2.*3\n.*--extend can add seeds, trials and strategies only"
+    ):
         run_study(config(write(epochs=3)), store, observer=Quiet())
+    with pytest.raises(StudyChangedError, match="add to the study with --extend"):
+        run_study(config(write(seeds=[0, 1, 2])), store, observer=Quiet())
     with pytest.raises(StudyChangedError, match="--extend can add"):
         run_study(config(write(epochs=3)), store, observer=Quiet(), extend=True)
 

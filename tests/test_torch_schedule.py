@@ -215,6 +215,13 @@ def test_it_works_with_a_grad_scaler_and_gives_no_warning() -> None:
         (lambda: torch_scheduler(make_optimizer(0.1), lambda step: 0.1, last_step=3), "initial_lr"),
         (
             lambda: torch_scheduler(
+                make_optimizer(0.1),
+                triangular2(base_lr=None, max_lr=None, cycle_steps=9),  # type: ignore[arg-type]  # as a verdict has them
+            ),
+            "no number for step 0 .*: are its bounds None",
+        ),
+        (
+            lambda: torch_scheduler(
                 torch.optim.Adagrad([nn.Parameter(torch.ones(1))]), lambda step: 0.1, momentum=lambda step: 0.9
             ),
             "Adagrad has no momentum",

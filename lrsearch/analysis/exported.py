@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, TextIO, cast
+from typing import Any, TextIO, cast, get_args
 
 from lrsearch.analysis.plain import plain_number
 from lrsearch.analysis.strip import UNKNOWN_TIME
@@ -52,6 +52,7 @@ ORIGINS = {
 }
 """What a way does whose settings the table lacks, by the beginning of its name; else it is some search over rates."""
 TIMES = ("started_at", "finished_at")
+STATUSES: tuple[TrialStatus, ...] = get_args(TrialStatus)
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 """What cells that do not fit may raise."""
 Row = Mapping[str, Any]
@@ -108,9 +109,15 @@ def record_of_rows(rows: Sequence[Row]) -> StudyRecord:
         names = ", ".join(f"{name} version {version}" for name, version in studies)
         raise UsageError(f"The table holds several studies ({names}); analyse each by itself.")
     records: list[TrialRecord] = []
+    seen: set[tuple[Any, ...]] = set()
     for line, row in enumerate(rows, start=2):
         try:
-            records.append(_trial(row, len(records)))
+            record = _trial(row, len(records))
+            key = (record.strategy, record.seed, record.number, record.proposal.confirmation_seed)
+            if key in seen:  # as in a table of curves
+                raise ValueError(f"trial {key[2]} of {key[0]}, seed {key[1]}, is in it twice; a row must be a trial")
+            seen.add(key)
+            records.append(record)
         except UNREADABLE as error:
             raise UsageError(f"Line {line} of the table cannot be read: {error}.") from error
     try:
@@ -199,6 +206,8 @@ def _facts(rows: Sequence[Row]) -> WorkloadFacts:
 def _trial(row: Row, place: int) -> TrialRecord:
     proposal = _proposal(row)
     status = cast(TrialStatus, row.get("status") or ("failed" if row["validation_metric"] == "" else "completed"))
+    if status not in STATUSES:
+        raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {status!r}")
     phases, device = _phase_seconds(row), _device(row)
     attempts = _attempts(row, status, phases, device)
     result = None

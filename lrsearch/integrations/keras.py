@@ -39,7 +39,7 @@ def lr_range_test(
     y: Any = None,
     *,
     validation_data: Any = None,
-    metric: str = "accuracy",
+    metric: str | None = None,
     fit_options: dict[str, Any] | None = None,
     **options: Unpack[TestOptions],
 ) -> RangeTest:
@@ -67,22 +67,24 @@ class RangeTestCallback(keras.callbacks.Callback):
 
     Put back bit for bit: weights, optimizer and metric variables, seed generators, and the generators of python, numpy
     and torch. The rate rises from batch to batch; `fit` ends when it is through or the loss runs away, at the latest
-    after its own epochs. `metric`, one of those that the model was compiled with, is measured on `validation_data`, a
-    fixed small set as `model.evaluate` takes it, 75 times or so, and judged if it lies between 0 and 1 and should be
-    high. Without it the training loss is judged. `options` are those of `lrsearch.lr_range_test`; by default the test
-    lasts two epochs, and at least 100 steps. An exception leaves the model as it is then: `restore` puts it back, and
-    `lr_range_test` does so by itself.
+    after its own epochs. `metric`, one of those that the model was compiled with (by default its accuracy, where it has
+    one), is measured on `validation_data`, a fixed small set as `model.evaluate` takes it, 75 times or so, and judged
+    if it lies between 0 and 1 and should be high. Without it the training loss is judged. `options` are those of
+    `lrsearch.lr_range_test`; by default the test lasts two epochs, and at least 100 steps. An exception leaves the
+    model as it is then: `restore` puts it back, and `lr_range_test` does so by itself.
     """
 
     def __init__(
         self,
         *,
         validation_data: Any = None,
-        metric: str = "accuracy",
+        metric: str | None = None,
         show: bool = True,
         **options: Unpack[TestOptions],
     ) -> None:
         super().__init__()
+        if metric is not None and validation_data is None:
+            raise UsageError(f"The metric {metric!r} is measured on validation_data=; give some.")
         self.result: RangeTest | None = None
         self._validation_data, self._metric = validation_data, metric
         self._show, self._options = show, options
@@ -136,7 +138,9 @@ class RangeTestCallback(keras.callbacks.Callback):
         values = self.model.evaluate(x, y, sample_weight=weights, verbose=0, return_dict=True)
         for module, mode in modes:
             module.training = mode
-        loss, metric = values["loss"], values.get(self._metric, math.nan)
+        if self._metric is not None and self._metric not in values:
+            raise UsageError(f"The model was compiled without a metric {self._metric!r}; it has {', '.join(values)}.")
+        loss, metric = values["loss"], values.get(self._metric or "accuracy", math.nan)
         return loss if math.isfinite(loss) else None, metric if math.isfinite(metric) else None
 
 

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 60.0
 """How long SQLite waits for another process to finish its transaction."""
+LONGEST_PATH = 500
+"""In bytes; SQLite's 512 less what the names of its journals add."""
 PATIENCE_SECONDS = 90.0
 """How long a unit of work is repeated while SQLite stays locked."""
 AWAY_SECONDS = 600.0
@@ -366,6 +368,11 @@ def translated(error: DBAPIError, url: URL) -> StorageError:
         return StorageError(f"{path} is not an SQLite database; give another file with --database.")
     if "malformed" in reason:
         return StorageError(f"{path} is damaged ({reason}); move it away and restore a copy.")
+    if "unable to open" in reason and (length := len(os.fsencode(path.absolute()))) > LONGEST_PATH:
+        return StorageError(
+            f"SQLite opens no file whose path has more than {LONGEST_PATH} bytes, and that of {path.name} has "
+            f"{length}: give a shorter one with --database."
+        )
     if "unable to open" in reason or "readonly" in reason:
         return StorageError(
             f"{path} cannot be written: {reason}. Its folder must be writable too, and so must {path.name}-wal and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lrsearch.interfaces import LooksAhead, Strategy
-from lrsearch.strategies._template import ScheduleTemplate, Template
+from lrsearch.strategies._template import ScheduleTemplate, Template, TrainingStrategy
 from lrsearch.strategies.default_rate import DefaultRate
 from lrsearch.strategies.grid import Grid
 from lrsearch.strategies.halving import Hyperband, SuccessiveHalving
@@ -34,6 +34,7 @@ __all__ = [
     "ScheduleTemplate",
     "SuccessiveHalving",
     "Template",
+    "TrainingStrategy",
     "at_once",
     "verdict_of",
 ]

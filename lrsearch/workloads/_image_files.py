@@ -50,7 +50,7 @@ class ImageTree:
 def list_images(root: Path, test_fraction: float | None) -> ImageTree:
     """Return the files under `root`; without a test folder a fixed `test_fraction` of each class is the test set."""
     if not root.is_dir():
-        raise DataError(f"The image folder {root} is not there: point workload.data_root at a folder of class folders.")
+        raise DataError(f"workload.data_root must be a folder of class folders, and {root} is none: correct it.")
     train_folder = root / "train" if (root / "train").is_dir() else root
     test_folder = root / "test"
     if train_folder != root and test_folder.is_dir():

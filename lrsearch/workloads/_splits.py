@@ -23,8 +23,8 @@ def steps_per_epoch(train_count: int, batch_size: int) -> int:
     """Return the number of whole batches. Raises WorkloadError when there is none."""
     if train_count < batch_size:
         raise WorkloadError(
-            f"The training split has {train_count} examples, fewer than workload.batch_size {batch_size}: "
-            "lower batch_size or validation_fraction, or give more data."
+            f"workload.batch_size must be at most the number of training examples, {train_count}, got {batch_size}: "
+            "lower it or validation_fraction, or give more data."
         )
     return train_count // batch_size
 

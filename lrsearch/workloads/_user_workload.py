@@ -224,18 +224,20 @@ def _check_batch(
     """Send some examples through model, loss and metric."""
     inputs, targets = _probe_batch(data, next(iter(model.parameters())).device)
     shape = f" on inputs of shape {tuple(inputs.shape)}" if isinstance(inputs, torch.Tensor) else ""
-    with blamed_on(f"The model {type(model).__name__} of {settings.model!r}{shape}"):
+    with blamed_on(f"workload.model {settings.model!r}: {type(model).__name__}{shape}"):
         outputs = model(inputs)
     if class_count is not None:
         _check_class_outputs(outputs, targets, class_count, settings)
     elif not isinstance(outputs, torch.Tensor):
         raise WorkloadError(
-            f"The model of {settings.model!r} must return one tensor when it is evaluated, since loss and metric are "
+            f"workload.model {settings.model!r} must return one tensor when it is evaluated, since loss and metric are "
             f"given that of a whole split, got {typed(outputs)}: return what they need of it, side by side (torch.cat)."
         )
     loss_name = settings.loss or "cross-entropy"
     if outputs.is_floating_point() and not outputs.requires_grad:  # a copy with averaged weights, say, was evaluated
         outputs = outputs.detach().clone().requires_grad_()
+    if class_count is None:  # before the metric is asked, which may refuse the same shapes without a way out
+        _check_pairs(f"workload.loss {loss_name!r}", loss, outputs, targets)
     with blamed_on(f"workload.loss {loss_name!r}"):
         value = loss(outputs, targets)
     if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
@@ -245,7 +247,6 @@ def _check_batch(
         raise WorkloadError(f"workload.loss {loss_name!r} must return a scalar tensor to differentiate, got {got}.")
     metric(outputs.detach(), targets)
     if class_count is None:
-        _check_pairs(f"workload.loss {loss_name!r}", loss, outputs, targets)
         _check_pairs(f"workload.metric {settings.metric!r}", metric, outputs, targets)
 
 
@@ -281,14 +282,15 @@ def _probe_batch(data: UserData, device: torch.device) -> Batch:
 
 
 def _check_class_outputs(outputs: Any, targets: torch.Tensor, class_count: int, settings: CallableWorkload) -> None:
-    who = f"The model of {settings.model!r}"
+    who = f"workload.model {settings.model!r}"
     if not isinstance(outputs, torch.Tensor):
         raise WorkloadError(f"{who} must return a tensor of (rows, classes), got {typed(outputs)}.")
     expected = (len(targets), "classes", *targets.shape[1:])
     if outputs.ndim != len(expected) or (len(outputs), *outputs.shape[2:]) != tuple(targets.shape):
         shape = f"({', '.join(map(str, expected))})"
         given = f" with targets of shape {tuple(targets.shape)}" if targets.ndim > 1 else ""
-        advice = ": give class ids, not one-hot rows" if outputs.shape == targets.shape else ""
+        others = f": give one value per class, or {_own_scores(settings)} for other outputs"
+        advice = ": give class ids, not one-hot rows" if outputs.shape == targets.shape != (len(targets),) else others
         raise WorkloadError(
             f"{who} must return {shape} for {len(targets)} rows{given}, got {tuple(outputs.shape)}{advice}."
         )

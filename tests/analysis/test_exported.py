@@ -363,6 +363,14 @@ def test_a_table_written_by_hand_is_enough() -> None:
         (HAND_MADE.replace(",0.8\n", ",good\n"), "Line 2"),
         (HAND_MADE.replace(",target", ",chance").replace(",0.8\n", ",good\n"), "Line 2"),
         (HAND_MADE.replace(",target", ",version").replace(",0.8\n", ",first\n"), "Line 2"),
+        (
+            HAND_MADE.replace(",target", ",status").replace(",0.8\n", ",COMPLETE\n"),
+            "status must be one of .*'COMPLETE'",
+        ),
+        (
+            HAND_MADE.replace(",target", ",trial").replace(",0.8\n", ",7\n"),
+            "Line 3.* trial 7 of grid_a, seed 0, is in it twice",
+        ),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_with_its_line(text: str, message: str) -> None:

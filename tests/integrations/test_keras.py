@@ -124,6 +124,12 @@ class TestRangeTest:
         with pytest.raises(UsageError, match="fit_options cannot have callbacks, epochs"):
             lr_range_test(make_model(), *TRAIN, fit_options={"epochs": 3, "callbacks": []})
 
+    def test_a_metric_that_is_not_measured_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="without a metric 'recall'; it has accuracy, loss"):
+            lr_range_test(make_model(), *TRAIN, validation_data=TRAIN, metric="recall")
+        with pytest.raises(UsageError, match="'accuracy' is measured on validation_data="):
+            lr_range_test(make_model(), *TRAIN, metric="accuracy")
+
     def test_an_optimizer_with_a_schedule_of_its_own_is_refused(self) -> None:
         decay = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
         with pytest.raises(UsageError, match="schedule of its own"):

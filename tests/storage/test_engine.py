@@ -304,6 +304,13 @@ def test_links_that_lead_in_a_circle_are_no_fault_of_ours(tmp_path: Path) -> Non
         open_store(f"sqlite:///{link}")
 
 
+def test_a_path_longer_than_sqlite_opens_is_said_to_be_too_long(tmp_path: Path) -> None:
+    folder = tmp_path / ("d" * 200) / ("e" * 200) / ("f" * 100)
+    folder.mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"no file whose path has more than 500 bytes, .* of x.db has \d+: give a"):
+        open_store(f"sqlite:///{folder}/x.db")
+
+
 def test_a_link_to_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = file_system_of(tmp_path.resolve(), Path("/proc/self/mountinfo").read_text())
     other = Path("/dev/shm")  # noqa: S108  # only a link is written there

@@ -157,7 +157,7 @@ class WorkloadContract:
         assert_goes_on_bit_for_bit(trial, tmp_path, cuts=(0.75,))
 
     def test_a_batch_larger_than_the_training_split_is_refused(self, workload: Any) -> None:
-        with pytest.raises(WorkloadError, match=r"fewer than workload.batch_size 100000: lower batch_size"):
+        with pytest.raises(WorkloadError, match=r"^workload.batch_size must be at most .*, \d+, got 100000: lower it"):
             load(workload, batch_size=100_000)
 
 

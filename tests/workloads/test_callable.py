@@ -571,7 +571,8 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
     "too few outputs": (
         "def net():\n    return nn.Linear(5, 2)",
         {"model": "net"},
-        r"returns 2 values per row, but the targets hold class ids up to 2: give its last layer 3 outputs",
+        r"^workload.model .* returns 2 values per row, but the targets hold class ids up to 2: "
+        r"give its last layer 3 outputs",
     ),
     "classes from 1": (
         "def own():\n    return (table()[0], table()[1] + 1), table()",
@@ -597,7 +598,13 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
     "outputs of the wrong shape": (
         "def net():\n    return nn.Sequential(nn.Linear(5, 3), nn.Flatten(0))",
         {"model": "net"},
-        r"must return \(16, classes\) for 16 rows, got \(48,\)",
+        r"^workload.model .* must return \(16, classes\) for 16 rows, got \(48,\)",
+    ),
+    "one number for each row": (
+        "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(5, 1)\n"
+        "    def forward(self, inputs):\n        return super().forward(inputs).squeeze(1)",
+        {"model": "Net"},
+        r"got \(16,\): give one value per class, or workload.loss and workload.metric for other outputs",
     ),
     "outputs are no tensor": (
         "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(5, 3)\n"
@@ -608,13 +615,13 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
     "model takes other inputs": (
         "def net():\n    return nn.Linear(6, 3)",
         {"model": "net"},
-        r"The model Linear of '.*:net' on inputs of shape \(16, 5\) raised RuntimeError: .*mat1 and mat2 shapes",
+        r"^workload.model '.*:net': Linear on inputs of shape \(16, 5\) raised RuntimeError: .*mat1 and mat2 shapes",
     ),
     "model raises": (
         "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(5, 3)\n"
         "    def forward(self, inputs):\n        raise KeyError('no forward today')",
         {"model": "Net"},
-        r"The model Net of .*raised KeyError: 'no forward today' \(.*user_code_\d+.py:\d+, in forward\)",
+        r"workload.model .*: Net .*raised KeyError: 'no forward today' \(.*user_code_\d+.py:\d+, in forward\)",
     ),
     "model is none": ("def net():\n    model()", {"model": "net"}, r"must return a torch.nn.Module, got a NoneType"),
     "model needs arguments": (
@@ -690,6 +697,11 @@ NOT_RIGHT: dict[str, tuple[str, dict[str, str], str]] = {
         {"model": "column", "loss": "loss", "metric": "metric"},
         r"workload.loss '.*' compares each output with every target: .* returns \(16, 1\), targets have \(16,\), "
         r"which torch broadcasts to \(16, 16\). Give both one shape",
+    ),
+    "a loss that compares each output with every target, and a metric that refuses these shapes": (
+        "def column():\n    return nn.Linear(5, 1)",
+        {"model": "column", "loss": "torch.nn.functional:mse_loss", "metric": "torchmetrics.functional:r2_score"},
+        r"^workload.loss '.*' compares each output with every target: .* Give both one shape",
     ),
     "a metric that compares each output with every target": (
         "def column():\n    return nn.Linear(5, 1)\n"

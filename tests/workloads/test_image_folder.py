@@ -184,7 +184,9 @@ class TestTreeOfClasses(ImageContract):
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"image folder .*nowhere is not there: point workload.data_root"):
+    with pytest.raises(
+        DataError, match=r"^workload.data_root must be a folder of class folders, and .*nowhere is none"
+    ):
         ImageFolder(data_root=tmp_path / "nowhere", model="mlp").read()
 
 
