@@ -793,7 +793,8 @@ def comes_of_divergence(error: Exception, numbers: Sequence[Any]) -> bool:
     tensors = [one for one in found if isinstance(one, torch.Tensor) and one.layout is torch.strided]
     if isinstance(error, LrsearchError) or is_out_of_memory(error):
         return False
-    of_numbers = isinstance(error, torch.linalg.LinAlgError) or "to satisfy the constraint" in str(error)
+    decomposing = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # it is there
+    of_numbers = isinstance(error, decomposing) or "to satisfy the constraint" in str(error)
     return of_numbers or not all(bool(one.isfinite().all()) for one in tensors)
 
 
