@@ -321,8 +321,8 @@ for _name in IN_PLACE:
 class _Tracer(fx.Tracer):
     """Records what a model does with its buffers too, as it may write to them.
 
-    What is computed inside `torch.no_grad` or an autocast of the model's own, or once it has drawn or seeded chance,
-    raises, as a graph does not say so.
+    What is computed inside `torch.no_grad` or an autocast of the model's own, once it has drawn or seeded chance, or by
+    a layer whose mode or other settings the model has changed on the way, raises, as a graph does not say so.
     """
 
     proxy_buffer_attributes = True
@@ -337,11 +337,18 @@ class _Tracer(fx.Tracer):
 
     def traced(self, model: nn.Module) -> fx.Graph | None:
         """Return the graph of the model; None where there cannot be one."""
+        self._settings = {part: dict(vars(part)) for part in model.modules()}
         try:
             with self.apart:
                 return self.trace(model)
         except Exception:  # a model may do anything while it is traced
             return None
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        before = self._settings.get(m, vars(m))
+        if any(before.get(name) is not own for name, own in vars(m).items()):
+            raise ValueError("the model changes a layer on the way")
+        return super().call_module(m, forward, args, kwargs)
 
     def create_arg(self, a: Any) -> Any:
         if not isinstance(a, torch.Tensor) or isinstance(a, nn.Parameter) or a in self.tensor_attrs:

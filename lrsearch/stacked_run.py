@@ -76,7 +76,16 @@ IN_OUR_WORDS = {
     ),
     "it must override the setup_context staticmethod": (
         "an autograd.Function serves one trial only, as it has no setup_context and generate_vmap_rule = True "
-        "(https://pytorch.org/docs/stable/notes/extending.func.html)"
+        "(https://pytorch.org/docs/stable/notes/extending.func.html), nor have torch's own of Beta and Dirichlet "
+        "distributions and of checkpoint(use_reentrant=True)"
+    ),
+    "attempting to call Tensor.requires_grad_()": (
+        "the model or the loss says that a tensor needs gradients, which it may to one trial only"
+    ),
+    **dict.fromkeys(
+        ("Cannot access data pointer", "Cannot access storage"),
+        "the model or the loss takes what it has computed out of torch, as .numpy() and copy.deepcopy() do, which "
+        "serves one trial only",
     ),
     "same randomness with a batched tensor": DRAWS_OTHERWISE,
     "data-dependent control flow": GOES_BY_NUMBERS,

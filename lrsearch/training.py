@@ -783,16 +783,19 @@ class Run:
 
 
 def comes_of_divergence(error: Exception, numbers: Sequence[Any]) -> bool:
-    """Whether some of what a model computes with, or has computed, is no number.
+    """Whether some of what a model computes with, or has computed, is no number, or torch has raised for numbers alone.
 
-    There are models and losses that refuse such, as torch's distributions and its binary_cross_entropy do; a trial that
-    diverges is a result.
+    There are models and losses that refuse such, as torch's distributions and its binary_cross_entropy do, the former
+    also a scale that has become 0; a trial that diverges is a result.
     """
     found: list[Any] = []
     each_in(found.append, numbers)
     tensors = [one for one in found if isinstance(one, torch.Tensor) and one.layout is torch.strided]
-    ours = isinstance(error, LrsearchError) or is_out_of_memory(error)
-    return not (ours or all(bool(one.isfinite().all()) for one in tensors))
+    if isinstance(error, LrsearchError) or is_out_of_memory(error):
+        return False
+    decomposing = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # it is there
+    of_numbers = isinstance(error, decomposing) or "to satisfy the constraint" in str(error)
+    return of_numbers or not all(bool(one.isfinite().all()) for one in tensors)
 
 
 def whole(batches: Sequence[torch.Tensor], what: str, split: Split, dimension: int = 0) -> torch.Tensor:

@@ -8,6 +8,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -675,6 +676,21 @@ class MaskingBranching(Masking):
         return super().between(hidden + hidden.transpose(1, 2) + chosen)
 
 
+class Toggling(Net):
+    """Looks at some rows without counting them in the statistics of its norm, as adversarial training does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(16)
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.norm.eval()
+            hidden = hidden + 0.1 * self.norm(hidden + 1)
+            self.norm.train()
+        return torch.relu(self.norm(hidden))
+
+
 class Translating(Net):
     """Has a whole transformer of torch's, with rows that are padded."""
 
@@ -690,7 +706,7 @@ class Translating(Net):
 
 AGREE: tuple[type[Net], ...] = (
     *(Cooling, Switching, NumbersFirst, Transposed, Pooling, DroppingInPlace, Scaling, Frozen, Boxed, Following),
-    *(BoxedByData, Collecting, Hiding),
+    *(BoxedByData, Collecting, Hiding, Toggling),
     *(Limited, TensorCooling, ArrayCooling, SlotCounting, ClosureCounting, DroppingExpanded, RectifyingReshaped),
     *(ListCounting, DataCooling, Accumulating, AddingInPlace, AddingToAShape),
     *(Filling, AddingToItself, FreezingAlways, SpareHead, Averaging, Gating, Choosing),
@@ -1302,6 +1318,27 @@ class Differentiating(Net):
             return hidden + torch.autograd.grad(hidden.square().sum(), hidden, create_graph=True)[0]
 
 
+class NeedingGradients(Net):
+    """Says that what it has computed needs gradients, as who asks for these does."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden) + hidden.detach().requires_grad_()
+
+
+class OutOfTorch(Net):
+    """Has numpy tell a mean."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden - float(hidden.detach().numpy().mean())
+
+
+class CopyingItself(Net):
+    """Computes with a copy of a layer, made in each step."""
+
+    def between(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.relu(hidden) + F.linear(hidden, deepcopy(self.last).weight).mean(1, keepdim=True)
+
+
 class Neighbouring(Net):
     """Adds up what a sparse matrix says to be beside each other."""
 
@@ -1371,6 +1408,9 @@ class OfRecords(WithModel):
         (PuttingData, "the model puts another tensor in the place of .data"),
         (Differentiating, "the model or the loss asks torch.autograd for gradients"),
         (MakingLater, "the model makes a buffer or parameter in its first pass"),
+        (NeedingGradients, "the model or the loss says that a tensor needs gradients"),
+        (OutOfTorch, "the model or the loss takes what it has computed out of torch"),
+        (CopyingItself, "the model or the loss takes what it has computed out of torch"),
         (Signs, "an autograd.Function serves one trial only, as it has no setup_context"),
         (Noise, "the model draws chance by numbers that it has computed"),
         (Packing, "a recurrent layer takes rows of several lengths"),

@@ -700,6 +700,31 @@ def test_where_model_or_loss_refuse_what_is_no_number_a_trial_that_diverges_is_s
     assert test.range_test[-1].validation_loss is None
 
 
+@pytest.mark.parametrize(
+    "refusing",
+    [
+        "torch.distributions.Normal(outputs, outputs.exp()).mean",
+        "outputs + torch.linalg.cholesky(torch.eye(2) - 1e-6 * outputs.square().mean())[0, 0]",
+    ],
+    ids=["scale", "decomposition"],
+)
+def test_what_torch_raises_for_numbers_alone_is_divergence_also_where_weights_are_still_numbers(
+    callable_workload: Any, refusing: str
+) -> None:
+    refusing_layer = f"""
+    class Refusing(torch.nn.Linear):
+        def forward(self, inputs):
+            outputs = super().forward(inputs)
+            return {refusing}
+    return Refusing(5, 2)"""
+    workload = callable_workload(TABLE.replace("return torch.nn.Linear(5, 2)", refusing_layer))
+    result = run(spec(1e6, workload=workload))
+    assert (result.status, result.error) == ("diverged", None), result.error
+    test = run(replace(spec(workload=workload), proposal=Proposal("range_test", range_test=RangeTestPlan(1e-3, 1e7))))
+    assert (test.status, test.error) == ("completed", None), test.error
+    assert test.range_test[-1].learning_rate < 1e7
+
+
 def test_missing_data_stop_the_preparation_with_their_own_error(tmp_path: Any) -> None:
     workload = Choice("image_folder", {"data_root": str(tmp_path / "nowhere"), "batch_size": 8, "model": "lenet"})
     with pytest.raises(DataError, match="nowhere"):

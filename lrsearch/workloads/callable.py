@@ -42,7 +42,8 @@ Each is one tensor: what a model with several heads or a VAE returns, and its ta
 Where a model returns (rows, 1) and targets have (rows,), a loss or metric that lets torch broadcast them, so that each
 output is compared with every target, is refused.
 Where outputs or weights are no finite numbers any more, as at a rate that is far too high, the trial has diverged: the
-metric is not asked, and what loss or model raise by then is no error.
+metric is not asked, and what loss or model raise by then is no error; nor, after the first step, is what torch raises
+for numbers alone, such as a scale of 0 of a distribution or a matrix that has no decomposition.
 
 torchmetrics has most metrics of the field, and is installed with lrsearch:
 
