@@ -267,6 +267,13 @@ class Absence:
         self._since: float | None = None
         self._told = False
 
+    @property
+    def lasts(self) -> bool:
+        return self._since is not None
+
+    def give_up(self) -> None:
+        self.is_given_up = True
+
     def noticed(self, error: DBAPIError, patience_seconds: float) -> None:
         with self._lock:
             if self._since is None:
@@ -275,7 +282,8 @@ class Absence:
                 self._told = True
                 self.tell(
                     f"The database does not answer ({_reason(error)}); training goes on, and what is to be written "
-                    f"waits up to {patience_seconds / 60:.0f} min."
+                    f"waits up to {patience_seconds / 60:.0f} min. Ctrl-C stops the study when that is written, a "
+                    "second one at once."
                 )
 
     def over(self) -> None:

@@ -91,6 +91,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+BESIDE_SECONDS = 1.0
+"""How long a unit of work that holds up others, and is done again later anyway, is repeated."""
+
 
 @dataclass(frozen=True)
 class StudySummary:
@@ -197,14 +200,15 @@ class Store:
     def _read(self, work: Callable[[Connection], T]) -> T:
         return transact(self._reader, work, self._patience_seconds, self.absence)
 
-    def _write(self, work: Callable[[Connection], T]) -> T:
+    def _write(self, work: Callable[[Connection], T], patience_seconds: float | None = None) -> T:
         with self.turn:
             if _identity(self.sqlite_file) != self._identity:
                 raise StorageError(
                     f"{self.sqlite_file} was moved, deleted or replaced while it was in use, and what would be written "
                     "now would be lost. Put it back if you have it, then type the same command again."
                 )
-            return transact(self._writer, work, self._patience_seconds, self.absence)
+            patience = self._patience_seconds if patience_seconds is None else patience_seconds
+            return transact(self._writer, work, patience, self.absence)
 
     # Studies
 
@@ -487,7 +491,7 @@ class Store:
         """Close the attempts that a dead process left running, and plan their trials again. The caller holds the lease.
 
         A caller that runs trials itself gives the tokens of its attempts that are `alive`; then only others are closed,
-        and only those whose own lease has run out.
+        and only those whose own lease has run out, and no database that is away is waited for: it looks again later.
 
         An attempt is charged up to its last heartbeat, marked as estimated, all on the phase `lost`; seconds of the
         phases that are shown apart stay apart. What `kept` gives for it (by the trial's UUID and the attempt's number),
@@ -515,7 +519,7 @@ class Store:
                 insert_event(connection, study_id, now, "attempts_lost", {"attempts": data})
             return lost
 
-        return self._write(work)
+        return self._write(work, None if alive is None else BESIDE_SECONDS)
 
     # Reading
 

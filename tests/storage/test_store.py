@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,6 +20,7 @@ from lrsearch.analysis import StudySummary, summarise
 from lrsearch.analysis.table import Cell, columns, row_cells
 from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError, UsageError
 from lrsearch.storage import engine as engine_module
+from lrsearch.storage import store as store_module
 from lrsearch.storage.engine import make_engine, parse_url, writer
 from lrsearch.storage.owner import this_owner
 from lrsearch.storage.schema import attempt, curve_point, event, phase, study, trial
@@ -273,6 +275,24 @@ class TestLease:
         second = hold_and_wait(OWNER)
         assert store.failure_since(row.id, second) is None, "that was before"
         assert store.failure_since(row.id, first) == "worn out"
+
+    def test_books_that_are_looked_through_beside_trials_hold_them_up_only_shortly(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engine_module, "BUSY_SECONDS", 0.01)
+        monkeypatch.setattr(store_module, "BESIDE_SECONDS", 0.1)
+        with (
+            open_store(f"sqlite:///{tmp_path / 'x.db'}") as store,
+            closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None, check_same_thread=False)) as other,
+        ):
+            row = held_study(store)
+            other.execute("BEGIN IMMEDIATE")
+            released = threading.Timer(0.3, other.rollback)
+            released.start()
+            with pytest.raises(StorageError, match="stayed locked"):
+                store.reconcile(row.id, alive=())
+            assert store.reconcile(row.id) == []
+            released.join()
 
     def test_a_clock_that_is_set_takes_no_study_from_a_process_that_lives_here(self, store: Store) -> None:
         row = store.create_study("digits", CONFIG, "a")
