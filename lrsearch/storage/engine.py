@@ -190,8 +190,11 @@ def set_pragmas(dbapi_connection: Any, _record: object = None) -> None:
         dbapi_connection.execute(f"PRAGMA {pragma}").close()
 
 
-def make_engine(url: URL) -> Engine:
-    """Return an engine whose transactions read, and whose `writer(engine)` takes the write lock at their beginning."""
+def make_engine(url: URL, *, may_write: bool = True) -> Engine:
+    """Return an engine whose transactions read, and whose `writer(engine)` takes the write lock at their beginning.
+
+    Unless it `may_write`, an SQLite file stays as it is to the byte: it may be another program's.
+    """
     more: dict[str, Any] = {}
     if (path := sqlite_path(url)) is not None and is_archived(path):
         uri = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
@@ -204,7 +207,8 @@ def make_engine(url: URL) -> Engine:
         raise MissingExtraError("PostgreSQL", "postgresql") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _begin_ourselves)
-        event.listen(engine, "connect", set_pragmas)
+        if may_write:
+            event.listen(engine, "connect", set_pragmas)
         event.listen(engine, "begin", _begin)
     else:
         event.listen(engine, "connect", set_timeouts)

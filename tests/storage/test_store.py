@@ -20,6 +20,7 @@ from lrsearch.analysis import StudySummary, summarise
 from lrsearch.analysis.table import Cell, columns, row_cells
 from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError, UsageError
 from lrsearch.storage import engine as engine_module
+from lrsearch.storage import statements
 from lrsearch.storage import store as store_module
 from lrsearch.storage.engine import make_engine, parse_url, writer
 from lrsearch.storage.owner import this_owner
@@ -255,7 +256,7 @@ class TestLease:
             lease._renew()
             with pytest.raises(StudyBusyError, match="'digits' was taken over by another process"):
                 lease.check()
-        with pytest.raises(StorageError, match="fenced off: study 'digits' has no holder"):
+        with pytest.raises(StudyBusyError, match="fenced off: study 'digits' has no holder"):
             begin(store, row)
 
     def test_whoever_waits_learns_of_a_failure_since_then_and_of_none_before(self, store: Store) -> None:
@@ -316,10 +317,10 @@ class TestLease:
     def test_who_lost_the_study_begins_nothing_more(self, store: Store, engine: sa.Engine) -> None:
         row = held_study(store)
         store.release(row.id, OWNER)
-        with pytest.raises(StorageError, match="fenced off: study 'digits' has no holder"):
+        with pytest.raises(StudyBusyError, match="fenced off: study 'digits' has no holder"):
             begin(store, row)
         store.acquire(row.id, "elsewhere:2:2:2", 60.0)
-        with pytest.raises(StorageError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
+        with pytest.raises(StudyBusyError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
             begin(store, row)
         assert _count(engine, trial) == 0
 
@@ -329,7 +330,7 @@ class TestLease:
         store.acquire(row.id, OWNER, 0.0)
         store.acquire(row.id, "elsewhere:2:2:2", 60.0)
         store.extend_study(row.id, {**CONFIG, "seeds": [0, 1, 2]}, "b")
-        with pytest.raises(StorageError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
+        with pytest.raises(StudyBusyError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
             store.finish_study(row.id, OWNER)
         assert not store.record("digits").finished
 
@@ -459,14 +460,28 @@ class TestTrials:
 
 
 class TestFaults:
+    def test_attempts_begin_and_end_by_the_databases_clock(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        there = datetime(2031, 5, 6, 7, 8, tzinfo=UTC)
+        for module in (store_module, statements):
+            monkeypatch.setattr(module, "database_now", lambda connection: there)
+        study = held_study(store)
+        finish(store, begin(store, study))
+        cut = begin(store, study)
+        store.interrupt_attempt(cut.attempt_id, cut.token, 0.5)
+        begin(store, study)
+        store.reconcile(study.id)
+        attempts = [one for trial in store.record("digits").trials for one in trial.attempts]
+        assert [one.status for one in attempts] == ["finished", "interrupted", "lost"]
+        assert {at for one in attempts for at in (one.started_at, one.finished_at)} == {there}
+
     def test_a_wrong_token_is_fenced_off(self, store: Store) -> None:
         row = held_study(store)
         begun = begin(store, row)
-        with pytest.raises(StorageError, match="fenced off"):
+        with pytest.raises(StudyBusyError, match="fenced off"):
             store.finish_attempts([End(begun.attempt_id, "not mine", result(begun.uuid), None)])
-        with pytest.raises(StorageError, match="fenced off"):
+        with pytest.raises(StudyBusyError, match="fenced off"):
             store.heartbeat([Beat(begun.attempt_id, "not mine", points(), {})])
-        with pytest.raises(StorageError, match="fenced off"):
+        with pytest.raises(StudyBusyError, match="fenced off"):
             store.interrupt_attempt(begun.attempt_id, "not mine", 0.0)
         assert _only(store.record("digits")).status == "running"
 
@@ -478,7 +493,7 @@ class TestFaults:
         before = store.record("digits")
         store.finish_attempts([End(begun.attempt_id, begun.token, done, None)])
         assert store.record("digits") == before
-        with pytest.raises(StorageError, match="fenced off"):
+        with pytest.raises(StudyBusyError, match="fenced off"):
             finish(store, begun, metric=0.8)
         assert store.record("digits") == before
 
@@ -594,10 +609,10 @@ class TestFaults:
         row = held_study(store)
         late = begin(store, row)
         store.reconcile(row.id)
-        with pytest.raises(StorageError, match="fenced off: it was closed as 'lost'"):
+        with pytest.raises(StudyBusyError, match="fenced off: it was closed as 'lost'"):
             finish(store, late, metric=0.1)
         again = store.begin_trials(row.id, [late.uuid], owner=OWNER, versions=VERSIONS)[0]
-        with pytest.raises(StorageError, match="fenced off"):
+        with pytest.raises(StudyBusyError, match="fenced off"):
             store.heartbeat([Beat(late.attempt_id, late.token, points(), {})])
         done = finish(store, again, metric=0.9)
         stored = _only(store.record("digits"))
