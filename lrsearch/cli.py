@@ -44,7 +44,7 @@ EXIT_CODES = {
     3: "data missing or corrupt, or a model or data function that is not usable",
     4: "the database or a file cannot be written or read",
     5: "the study stopped because its trials keep failing",
-    6: "another process runs this study (on PostgreSQL it is waited for instead), or has taken it over",
+    6: "another process took this study over, or runs it and is not waited for",
     7: "the study file differs from the stored study",
     8: "the study stopped at its budget; with a larger one the same command continues",
     9: "the Ray cluster cannot be joined, or has no room (left) for the study",
