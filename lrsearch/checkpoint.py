@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -135,7 +135,7 @@ def newest(
             ) from error
         except ValueError as error:
             tell(f"The checkpoint {path} is damaged ({error}); going on from the one before it, if there is one.")
-            path.unlink(missing_ok=True)
+            _unlink(path)
     return None
 
 
@@ -148,9 +148,14 @@ def kept(folder: Path, uuid: str, attempt: int, tell: Callable[[str], None] = la
 
 
 def remove(folder: Path, uuid: str) -> None:
-    """Remove all that the trial has left in the folder."""
+    """Remove all that the trial has left in the folder; what cannot be removed now goes when the study goes on."""
     for path in folder.glob(f"{UUID(uuid)}.*"):
-        path.unlink(missing_ok=True)
+        _unlink(path)
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):  # it is gone already, or the file system has turned read-only
+        path.unlink()
 
 
 def _files(folder: Path, uuid: str) -> list[Path]:
@@ -187,7 +192,7 @@ def _translated(folder: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError about positions
-        temporary.unlink(missing_ok=True)
+        _unlink(temporary)
         reason = getattr(error, "strerror", None) or _root(error)
         free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
         raise StorageError(

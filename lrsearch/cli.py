@@ -44,7 +44,7 @@ EXIT_CODES = {
     3: "data missing or corrupt, or a model or data function that is not usable",
     4: "the database or a file cannot be written or read",
     5: "the study stopped because its trials keep failing",
-    6: "another process runs this study; on PostgreSQL it is waited for instead",
+    6: "another process took this study over, or runs it and is not waited for",
     7: "the study file differs from the stored study",
     8: "the study stopped at its budget; with a larger one the same command continues",
     9: "the Ray cluster cannot be joined, or has no room (left) for the study",
@@ -257,7 +257,7 @@ def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh:
         _write_report(record, page)
         drawn.append(record)
 
-    signals = Signals()
+    signals, store = Signals(), None
     try:
         # SQLAlchemy tells of a connection whose closing is interrupted by a traceback: that is awaited.
         with signals.handled(), ExitStack() as stack, signals.interruptible():
@@ -274,16 +274,20 @@ def _run(config: StudyConfig, database: str, page: Path, *, extend: bool, fresh:
                 meanwhile=_make_report_ready,
                 conclude=conclude,
             )
-    except KeyboardInterrupt:
-        stopped = 130
-    except Terminated:
-        stopped = 143
+    except (KeyboardInterrupt, Terminated) as stop:
+        stopped, why = 130 if isinstance(stop, KeyboardInterrupt) else 143, stop.__cause__
     else:
         if not drawn:  # there was nothing to run
             _write_report(record, page)
         return record
     again = shlex.join(["lrsearch", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
-    _fail(f"Stopped; what has finished is stored, and the running trial is charged. To continue: {again}", stopped)
+    done = "Stopped; what has finished is stored, and the running trial is charged."
+    if isinstance(why, StorageError) or (store is not None and store.absence.lasts):
+        done = (
+            f"Stopped. {why or 'The database does not answer.'} What could not be written runs again, and is charged "
+            "up to its last sign of life."
+        )
+    _fail(f"{done} To continue: {again}", stopped)
 
 
 def _check_writable(path: Path, option: str = "--report") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import platform
@@ -94,20 +93,29 @@ class Signals:
     written; a second one never waits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, when_repeated: Callable[[], object] = lambda: None) -> None:
+        """`when_repeated` is called for each signal but the first."""
+        self._when_repeated = when_repeated
+        self._first: type[BaseException] | None = None
         self._interruptible = False
         self._pending: type[BaseException] | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         error = KeyboardInterrupt if signum == signal.SIGINT else Terminated
+        if self._first is not None:
+            self._when_repeated()
+        self._first = self._first or error
         if self._interruptible or self._pending is not None:
             raise error
         self._pending = error
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Take the signals over for the block (only the main thread may)."""
+        """Take the signals over for the block (only the main thread may).
+
+        What cannot be stored after one came does not hide that it came: it is the cause of what is raised.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -119,6 +127,10 @@ class Signals:
         try:
             yield
             self._raise_pending()
+        except StorageError as error:
+            if self._first is None:
+                raise
+            raise self._first from error
         finally:
             self.give_back()
 
@@ -551,15 +563,13 @@ class Conductor:
         self._slots = [_Slot(number, began) for number in range(self._executor.slot_count)]
         try:
             with every(LEASE_SECONDS, self._reconcile, "reconciler"):
-                return self._run()
-        except BaseException as error:
-            if isinstance(error, StorageError):  # what is left to write must not wait as long for each slot again
-                self._store.absence.is_given_up = True
-            try:
-                self._cut_short()
-            except BaseException:  # who presses Ctrl-C on and on waits for no database
-                self._store.absence.is_given_up = True
-                raise
+                try:
+                    return self._run()
+                except StorageError:  # the reconciler, and what is left to write, must not wait as long again
+                    self._store.absence.give_up()
+                    raise
+        except BaseException:
+            self._cut_short()
             raise
         finally:
             self._executor.close()
@@ -981,10 +991,13 @@ class Conductor:
                 running.heart.stop()
             for attempt in running.attempts:
                 begun, trial = attempt.begun, attempt.trial
-                with contextlib.suppress(LrsearchError):
+                try:
                     kept = self._kept(trial.uuid, len(trial.attempts) + 1)
                     self._store.interrupt_attempt(begun.attempt_id, begun.token, spent, kept=kept)
                     self._publish([replace(trial, status="planned")])
+                except LrsearchError as error:
+                    if isinstance(error, StorageError):  # the next one would wait as long again
+                        self._store.absence.give_up()
 
     # Around the attempts
 

@@ -10,7 +10,7 @@
     +-- StorageError              4   the database or a file cannot be written or read
     |   +-- NewerSchemaError      4   the database was written by a newer lrsearch
     +-- StudyFailedError          5   the study stopped because its trials keep failing
-    +-- StudyBusyError            6   another live process runs this study
+    +-- StudyBusyError            6   another process runs this study, or has taken it over
     +-- StudyChangedError         7   the study file differs from the stored study
     +-- ClusterError              9   the Ray cluster cannot be joined, or has no room (left) for the study
     +-- WorkerDiedError           1   the process of a trial has died; the study loop repeats the trial
@@ -86,7 +86,7 @@ class StudyFailedError(LrsearchError):
 
 
 class StudyBusyError(LrsearchError):
-    """Another live process runs this study."""
+    """Another process runs this study, or has taken it over from this one."""
 
     exit_code = 6
     holder = ""

@@ -83,7 +83,7 @@ def run_study(
         _check_unchanged(config, study, extend=extend)
         if _is_done(config, study):
             return _done(study, store, observer)
-    signals = Signals()
+    signals = Signals(store.absence.give_up)
     with signals.handled(), ExitStack() as stack:
         if study is not None and not fresh:
             lease = _take_lease(study, store, observer, signals, stack)
@@ -91,7 +91,9 @@ def run_study(
             if _is_done(config, study):  # by the process that was waited for
                 return _done(study, store, observer)
         # Which opens the dashboard's tables while this process, or those of the executor, import torch.
-        mirror = None if mirror_url is None else stack.enter_context(closing(MirrorProcess(mirror_url, store.turn)))
+        mirror = None if mirror_url is None else MirrorProcess(mirror_url, store.turn)
+        if mirror is not None:
+            stack.callback(lambda: mirror.close(waits=not store.absence.is_given_up))
         with signals.interruptible():
             meanwhile()
             _import_for_strategies(config)

@@ -115,6 +115,16 @@ def test_a_full_disk_is_told_in_one_line_and_what_was_kept_stays(small_disk: Pat
     assert len(list(small_disk.iterdir())) == 1
 
 
+def test_a_disk_that_turns_read_only_is_told_too_and_what_cannot_be_removed_stays(small_disk: Path) -> None:
+    """Else the trial would have failed with an error of the file system's, and count as tried."""
+    path = keep(small_disk, 1)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(StorageError, match=rf"{small_disk}.*cannot be written: Read-only file system"):
+        keep(small_disk, 2)
+    remove(small_disk, UUID)
+    assert list(small_disk.iterdir()) == [path]
+
+
 def test_torch_says_nothing_of_positions_when_the_disk_is_full(small_disk: Path) -> None:
     import torch
 

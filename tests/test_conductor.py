@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -493,17 +494,56 @@ def test_a_study_that_cannot_write_any_more_does_not_wait_for_its_database_again
         assert store.absence.is_given_up
 
 
+def test_a_study_that_gives_its_database_up_does_not_wait_until_the_reconciler_does_so_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conductor, "LEASE_SECONDS", 0.01)
+    under_way, waiting = threading.Event(), threading.Event()
+
+    def waits(store: Store, study_id: int, kept: object, alive: object = None) -> list[LostAttempt]:
+        if under_way.is_set():
+            waiting.set()
+            deadline = time.monotonic() + 10
+            while not store.absence.is_given_up:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        return []
+
+    class Watcher(Quiet):
+        def curve_point(self, trial: TrialRecord, point: CurvePoint) -> None:
+            under_way.set()
+            assert waiting.wait(10)
+            raise StorageError("It has been away for too long.")
+
+    watcher = Watcher()
+    monkeypatch.setattr(Store, "reconcile", waits)
+    with open_store(f"sqlite:///{tmp_path}/x.db") as store, pytest.raises(StorageError, match="too long"):
+        run_study(load_study(write(tmp_path, "{name: inline}")), store, observer=watcher)
+    assert not any("was not looked through" in text for text in watcher.messages)
+
+
 def test_who_presses_ctrl_c_again_waits_for_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def press(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    """And what cannot be stored any more does not hide that the study was stopped."""
+
+    def press(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def press_again(store: Store, *_: object, **__: object) -> None:
+        assert not store.absence.is_given_up
+        press()
+        assert store.absence.is_given_up
+        away()
+
+    def away(*_: object) -> None:
+        raise StorageError("The database does not answer.")
 
     watcher = Quiet()
     monkeypatch.setattr(watcher, "curve_point", press)
-    monkeypatch.setattr(Store, "interrupt_attempt", press)
-    with open_store(f"sqlite:///{tmp_path}/x.db") as store:
-        with pytest.raises(KeyboardInterrupt):
-            run_study(load_study(write(tmp_path, "{name: inline}")), store, observer=watcher)
-        assert store.absence.is_given_up
+    monkeypatch.setattr(Store, "interrupt_attempt", press_again)
+    monkeypatch.setattr(Store, "release", away)
+    with open_store(f"sqlite:///{tmp_path}/x.db") as store, pytest.raises(KeyboardInterrupt) as stopped:
+        run_study(load_study(write(tmp_path, "{name: inline}")), store, observer=watcher)
+    assert str(stopped.value.__cause__) == "The database does not answer."
 
 
 @pytest.mark.slow

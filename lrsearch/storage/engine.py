@@ -192,8 +192,11 @@ def set_pragmas(dbapi_connection: Any, _record: object = None) -> None:
         dbapi_connection.execute(f"PRAGMA {pragma}").close()
 
 
-def make_engine(url: URL) -> Engine:
-    """Return an engine whose transactions read, and whose `writer(engine)` takes the write lock at their beginning."""
+def make_engine(url: URL, *, may_write: bool = True) -> Engine:
+    """Return an engine whose transactions read, and whose `writer(engine)` takes the write lock at their beginning.
+
+    Unless it `may_write`, an SQLite file stays as it is to the byte: it may be another program's.
+    """
     more: dict[str, Any] = {}
     if (path := sqlite_path(url)) is not None and is_archived(path):
         uri = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
@@ -206,7 +209,8 @@ def make_engine(url: URL) -> Engine:
         raise MissingExtraError("PostgreSQL", "postgresql") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _begin_ourselves)
-        event.listen(engine, "connect", set_pragmas)
+        if may_write:
+            event.listen(engine, "connect", set_pragmas)
         event.listen(engine, "begin", _begin)
     else:
         event.listen(engine, "connect", set_timeouts)
@@ -269,6 +273,13 @@ class Absence:
         self._since: float | None = None
         self._told = False
 
+    @property
+    def lasts(self) -> bool:
+        return self._since is not None
+
+    def give_up(self) -> None:
+        self.is_given_up = True
+
     def noticed(self, error: DBAPIError, patience_seconds: float) -> None:
         with self._lock:
             if self._since is None:
@@ -277,7 +288,8 @@ class Absence:
                 self._told = True
                 self.tell(
                     f"The database does not answer ({_reason(error)}); training goes on, and what is to be written "
-                    f"waits up to {patience_seconds / 60:.0f} min."
+                    f"waits up to {patience_seconds / 60:.0f} min. Ctrl-C stops the study when that is written, a "
+                    "second one at once."
                 )
 
     def over(self) -> None:

@@ -200,7 +200,7 @@ def _engine(url: str, *, must_exist: bool) -> Iterator[Engine]:
     path = sqlite_path(parsed)
     if path is not None:
         check_sqlite_file(path, must_exist=must_exist)
-    engine = make_engine(parsed)
+    engine = make_engine(parsed, may_write=not must_exist)
     try:
         yield engine
     finally:

@@ -89,10 +89,11 @@ class MirrorProcess:
                 self._changed.wait_for(self._is_idle)
             self._check()
 
-    def close(self) -> None:
-        """End the process, which may write for CLOSING_SECONDS more if it has anything to write."""
+    def close(self, *, waits: bool = True) -> None:
+        """End the process, which may write for CLOSING_SECONDS more if it has anything to write and this `waits`."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting or self._is_idle(), timeout=CLOSING_SECONDS)
+            patience = CLOSING_SECONDS if waits else 0.0
+            self._changed.wait_for(lambda: not self._waiting or self._is_idle(), timeout=patience)
             self._closed = True
             if self._process is not None:
                 if self._is_idle():

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, Row
 
-from lrsearch.errors import StorageError
+from lrsearch.errors import StorageError, StudyBusyError
 from lrsearch.storage.engine import database_now, finite
 from lrsearch.storage.owner import is_alive, is_dead
 from lrsearch.storage.reading import facts_from_json, proposal_columns
@@ -147,11 +147,11 @@ def is_held(connection: Connection, owner: str | None, lease_expires_at: datetim
 
 
 def check_holder(connection: Connection, study_id: int, owner: str) -> None:
-    """Raise StorageError unless `owner` holds the study, which stays locked until the transaction ends."""
+    """Raise StudyBusyError unless `owner` holds the study, which stays locked until the transaction ends."""
     row = study_for_update(connection, study_id)
     if row.owner != owner:
         holder = f"is held by {spoken(row.owner)}" if row.owner else "has no holder"
-        raise StorageError(
+        raise StudyBusyError(
             f"This process is fenced off: study {row.name!r} {holder} now. Type the same command again to go on."
         )
 
@@ -222,7 +222,7 @@ def attempt_for_update(connection: Connection, attempt_id: int) -> Row[Any]:
 
 def check_token(row: Row[Any], token: str) -> None:
     if row.status != "running" or row.token != token:
-        raise StorageError(
+        raise StudyBusyError(
             f"Attempt {row.number} of trial {row.uuid} is fenced off: it was closed as {row.status!r} or belongs to "
             "another process, so nothing more is written for it. Run the same command again to go on."
         )

@@ -91,6 +91,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+BESIDE_SECONDS = 1.0
+"""How long a unit of work that holds up others, and is done again later anyway, is repeated."""
+
 
 @dataclass(frozen=True)
 class StudySummary:
@@ -149,7 +152,7 @@ def open_store(url: str, *, must_exist: bool = False, patience_seconds: float | 
     path = sqlite_path(parsed)
     if path is not None:
         check_sqlite_file(path, must_exist=must_exist)
-    engine = make_engine(parsed)
+    engine = make_engine(parsed, may_write=not must_exist)
     try:
         ensure_schema(engine, create=not must_exist)
     except BaseException:
@@ -197,14 +200,15 @@ class Store:
     def _read(self, work: Callable[[Connection], T]) -> T:
         return transact(self._reader, work, self._patience_seconds, self.absence)
 
-    def _write(self, work: Callable[[Connection], T]) -> T:
+    def _write(self, work: Callable[[Connection], T], patience_seconds: float | None = None) -> T:
         with self.turn:
             if _identity(self.sqlite_file) != self._identity:
                 raise StorageError(
                     f"{self.sqlite_file} was moved, deleted or replaced while it was in use, and what would be written "
                     "now would be lost. Put it back if you have it, then type the same command again."
                 )
-            return transact(self._writer, work, self._patience_seconds, self.absence)
+            patience = self._patience_seconds if patience_seconds is None else patience_seconds
+            return transact(self._writer, work, patience, self.absence)
 
     # Studies
 
@@ -306,7 +310,7 @@ class Store:
         return last["error"] if last is not None and last["turn"] >= turn else None
 
     def finish_study(self, study_id: int, owner: str) -> None:
-        """Store that all is done. Raises StorageError unless `owner` holds it: another one may have extended it."""
+        """Store that all is done. Raises StudyBusyError unless `owner` holds it: another one may have extended it."""
         statement = sa.update(study).where(study.c.id == study_id, study.c.finished_at.is_(None))
         now = datetime.now(UTC)
 
@@ -367,7 +371,7 @@ class Store:
         """Plan new trials and begin their first attempts, or new attempts at planned trials, of which UUIDs are given.
 
         It is done for all or for none. `settle` (attempt, idle seconds) is done in the same transaction. Raises
-        StorageError unless `owner` holds the study, and for a UUID of a trial that is not planned.
+        StudyBusyError unless `owner` holds the study, StorageError for a UUID of a trial that is not planned.
         """
         named = [(claim, str(uuid4()), uuid4().hex) for claim in claims]
         tokens = [token for _, _, token in named]
@@ -403,16 +407,16 @@ class Store:
     def heartbeat(self, beats: Sequence[Beat]) -> None:
         """Store what is new of attempts of one study, and renew their leases and the study's.
 
-        Raises StorageError for attempts that are fenced off, when the others' beats are written.
+        Raises StudyBusyError for attempts that are fenced off, when the others' beats are written.
         """
 
-        def work(connection: Connection) -> list[StorageError]:
+        def work(connection: Connection) -> list[StudyBusyError]:
             at, errors = None, []
             for beat in beats:
                 try:
                     row = attempt_for_update(connection, beat.attempt_id)
                     check_token(row, beat.token)
-                except StorageError as error:
+                except StudyBusyError as error:
                     errors.append(error)
                     continue
                 at = at or renew_leases(connection, row.study_id, row.owner)
@@ -432,11 +436,11 @@ class Store:
     def finish_attempts(self, ends: Sequence[End]) -> None:
         """Store how attempts, and with them their trials, ended; all or none. The same again is the same success.
 
-        Raises StorageError when one is fenced off: it was closed as lost, or the token is not its own.
+        Raises StudyBusyError when one is fenced off: it was closed as lost, or the token is not its own.
         """
-        finished_at = datetime.now(UTC)
 
         def work(connection: Connection) -> None:
+            finished_at = database_now(connection)
             for end in ends:
                 row, columns = attempt_for_update(connection, end.attempt_id), result_columns(end.result, end.verdict)
                 if row.status == "finished" and row.token == end.token and result_is(connection, row.trial_id, columns):
@@ -462,7 +466,6 @@ class Store:
         `kept` is what it cost up to its checkpoint: that stays what it is. Without an `error` a signal stopped the
         study; with one the attempt's own process died of it, and the attempt is lost.
         """
-        finished_at = datetime.now(UTC)
         status = "interrupted" if error is None else "lost"
 
         def work(connection: Connection) -> None:
@@ -472,7 +475,7 @@ class Store:
             check_token(row, token)
             bills = (kept or Bills({})).with_lost(seconds)
             values = {"error": error, "billed_phase_seconds": bills.billed}
-            close_attempt(connection, attempt_id, status, finished_at, values)
+            close_attempt(connection, attempt_id, status, database_now(connection), values)
             replace_phases(connection, attempt_id, bills.charged)
             plan_again(connection, row.trial_id)
 
@@ -487,7 +490,7 @@ class Store:
         """Close the attempts that a dead process left running, and plan their trials again. The caller holds the lease.
 
         A caller that runs trials itself gives the tokens of its attempts that are `alive`; then only others are closed,
-        and only those whose own lease has run out.
+        and only those whose own lease has run out, and no database that is away is waited for: it looks again later.
 
         An attempt is charged up to its last heartbeat, marked as estimated, all on the phase `lost`; seconds of the
         phases that are shown apart stay apart. What `kept` gives for it (by the trial's UUID and the attempt's number),
@@ -505,17 +508,16 @@ class Store:
                 # Else a result that its old owner commits between our reading and writing would be closed as lost.
                 .with_for_update(of=attempt)
             )
-            rows = connection.execute(running).all()
+            rows, now_there = connection.execute(running).all(), database_now(connection)
             if alive is not None:
-                now_there = database_now(connection)
                 rows = [row for row in rows if row.token not in alive and row.lease_expires_at <= now_there]
-            lost = [close_lost(connection, row, now, kept(row.uuid, row.number)) for row in rows]
+            lost = [close_lost(connection, row, now_there, kept(row.uuid, row.number)) for row in rows]
             if lost:
                 data = [{"uuid": one.uuid, "attempt": one.attempt, "seconds": one.seconds} for one in lost]
                 insert_event(connection, study_id, now, "attempts_lost", {"attempts": data})
             return lost
 
-        return self._write(work)
+        return self._write(work, None if alive is None else BESIDE_SECONDS)
 
     # Reading
 

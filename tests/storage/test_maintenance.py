@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from lrsearch.errors import NewerSchemaError, StorageError, StudyBusyError, UsageError
 from lrsearch.storage import migrate
 from lrsearch.storage.engine import make_engine, parse_url
-from lrsearch.storage.maintenance import back_up, check_database, is_alive, mend_view, upgrade_database
+from lrsearch.storage.maintenance import back_up, check_database, check_schema, is_alive, mend_view, upgrade_database
 from lrsearch.storage.optuna_mirror import OptunaMirror
 from lrsearch.storage.owner import this_owner
 from lrsearch.storage.schema import HEAD
@@ -257,10 +257,20 @@ def test_another_program_s_database_is_told_to_hold_no_study_and_gets_no_tables(
     path = tmp_path / "places.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE places (name)")
-        for look in (check_database, mend_view, partial(is_alive, study_name="digits")):
+        before = path.read_bytes()
+        for look in (check_database, mend_view, partial(is_alive, study_name="digits"), _list_studies):
             with pytest.raises(StorageError, match=r"places\.db holds no lrsearch study"):
                 look(f"sqlite:///{path}")
+        with pytest.raises(StorageError, match=r"places\.db holds no tables of lrsearch"):
+            check_schema(f"sqlite:///{path}")
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("places",)]
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _list_studies(url: str) -> None:
+    with open_store(url, must_exist=True) as store:
+        store.studies()
 
 
 def test_what_a_kill_leaves_behind_is_a_note(database: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,6 +20,8 @@ from lrsearch.analysis import StudySummary, summarise
 from lrsearch.analysis.table import Cell, columns, row_cells
 from lrsearch.errors import StorageError, StudyBusyError, UnknownNameError, UsageError
 from lrsearch.storage import engine as engine_module
+from lrsearch.storage import statements
+from lrsearch.storage import store as store_module
 from lrsearch.storage.engine import make_engine, parse_url, writer
 from lrsearch.storage.owner import this_owner
 from lrsearch.storage.schema import attempt, curve_point, event, phase, study, trial
@@ -253,7 +256,7 @@ class TestLease:
             lease._renew()
             with pytest.raises(StudyBusyError, match="'digits' was taken over by another process"):
                 lease.check()
-        with pytest.raises(StorageError, match="fenced off: study 'digits' has no holder"):
+        with pytest.raises(StudyBusyError, match="fenced off: study 'digits' has no holder"):
             begin(store, row)
 
     def test_whoever_waits_learns_of_a_failure_since_then_and_of_none_before(self, store: Store) -> None:
@@ -273,6 +276,24 @@ class TestLease:
         second = hold_and_wait(OWNER)
         assert store.failure_since(row.id, second) is None, "that was before"
         assert store.failure_since(row.id, first) == "worn out"
+
+    def test_books_that_are_looked_through_beside_trials_hold_them_up_only_shortly(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engine_module, "BUSY_SECONDS", 0.01)
+        monkeypatch.setattr(store_module, "BESIDE_SECONDS", 0.1)
+        with (
+            open_store(f"sqlite:///{tmp_path / 'x.db'}") as store,
+            closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None, check_same_thread=False)) as other,
+        ):
+            row = held_study(store)
+            other.execute("BEGIN IMMEDIATE")
+            released = threading.Timer(0.3, other.rollback)
+            released.start()
+            with pytest.raises(StorageError, match="stayed locked"):
+                store.reconcile(row.id, alive=())
+            assert store.reconcile(row.id) == []
+            released.join()
 
     def test_a_clock_that_is_set_takes_no_study_from_a_process_that_lives_here(self, store: Store) -> None:
         row = store.create_study("digits", CONFIG, "a")
@@ -296,10 +317,10 @@ class TestLease:
     def test_who_lost_the_study_begins_nothing_more(self, store: Store, engine: sa.Engine) -> None:
         row = held_study(store)
         store.release(row.id, OWNER)
-        with pytest.raises(StorageError, match="fenced off: study 'digits' has no holder"):
+        with pytest.raises(StudyBusyError, match="fenced off: study 'digits' has no holder"):
             begin(store, row)
         store.acquire(row.id, "elsewhere:2:2:2", 60.0)
-        with pytest.raises(StorageError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
+        with pytest.raises(StudyBusyError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
             begin(store, row)
         assert _count(engine, trial) == 0
 
@@ -309,7 +330,7 @@ class TestLease:
         store.acquire(row.id, OWNER, 0.0)
         store.acquire(row.id, "elsewhere:2:2:2", 60.0)
         store.extend_study(row.id, {**CONFIG, "seeds": [0, 1, 2]}, "b")
-        with pytest.raises(StorageError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
+        with pytest.raises(StudyBusyError, match="fenced off: study 'digits' is held by process 2 on elsewhere"):
             store.finish_study(row.id, OWNER)
         assert not store.record("digits").finished
 
@@ -439,14 +460,28 @@ class TestTrials:
 
 
 class TestFaults:
+    def test_attempts_begin_and_end_by_the_databases_clock(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        there = datetime(2031, 5, 6, 7, 8, tzinfo=UTC)
+        for module in (store_module, statements):
+            monkeypatch.setattr(module, "database_now", lambda connection: there)
+        study = held_study(store)
+        finish(store, begin(store, study))
+        cut = begin(store, study)
+        store.interrupt_attempt(cut.attempt_id, cut.token, 0.5)
+        begin(store, study)
+        store.reconcile(study.id)
+        attempts = [one for trial in store.record("digits").trials for one in trial.attempts]
+        assert [one.status for one in attempts] == ["finished", "interrupted", "lost"]
+        assert {at for one in attempts for at in (one.started_at, one.finished_at)} == {there}
+
     def test_a_wrong_token_is_fenced_off(self, store: Store) -> None:
         row = held_study(store)
         begun = begin(store, row)
-        with pytest.raises(StorageError, match="fenced off"):
+        with pytest.raises(StudyBusyError, match="fenced off"):
             store.finish_attempts([End(begun.attempt_id, "not mine", result(begun.uuid), None)])
-        with pytest.raises(StorageError, match="fenced off"):
+        with pytest.raises(StudyBusyError, match="fenced off"):
             store.heartbeat([Beat(begun.attempt_id, "not mine", points(), {})])
-        with pytest.raises(StorageError, match="fenced off"):
+        with pytest.raises(StudyBusyError, match="fenced off"):
             store.interrupt_attempt(begun.attempt_id, "not mine", 0.0)
         assert _only(store.record("digits")).status == "running"
 
@@ -458,7 +493,7 @@ class TestFaults:
         before = store.record("digits")
         store.finish_attempts([End(begun.attempt_id, begun.token, done, None)])
         assert store.record("digits") == before
-        with pytest.raises(StorageError, match="fenced off"):
+        with pytest.raises(StudyBusyError, match="fenced off"):
             finish(store, begun, metric=0.8)
         assert store.record("digits") == before
 
@@ -574,10 +609,10 @@ class TestFaults:
         row = held_study(store)
         late = begin(store, row)
         store.reconcile(row.id)
-        with pytest.raises(StorageError, match="fenced off: it was closed as 'lost'"):
+        with pytest.raises(StudyBusyError, match="fenced off: it was closed as 'lost'"):
             finish(store, late, metric=0.1)
         again = store.begin_trials(row.id, [late.uuid], owner=OWNER, versions=VERSIONS)[0]
-        with pytest.raises(StorageError, match="fenced off"):
+        with pytest.raises(StudyBusyError, match="fenced off"):
             store.heartbeat([Beat(late.attempt_id, late.token, points(), {})])
         done = finish(store, again, metric=0.9)
         stored = _only(store.record("digits"))
