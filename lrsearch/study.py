@@ -16,7 +16,7 @@ from lrsearch import ahead, checkpoint
 from lrsearch.analysis import wording
 from lrsearch.analysis.searches import KNOWN_RANGES
 from lrsearch.conductor import Conductor, Search, Signals, kind_of, with_batch_size
-from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
+from lrsearch.config import OPEN, StudyConfig, diff, from_resolved, is_extension
 from lrsearch.engine import GangRequest, prepare_all
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError, WorkloadError
 from lrsearch.interfaces import Executor, ImportsLate, Observer, SharesTests, Strategy
@@ -300,12 +300,7 @@ def _changes(study: StudyRow, resolved: dict[str, Any]) -> str:
 
 
 def _settled(config: StudyConfig, prepared: Preparation) -> StudyConfig:
-    return config.settled(
-        precision=prepared.precision,
-        compiles=prepared.compile,
-        memory_format=prepared.memory_format,
-        matmul=prepared.matmul,
-    )
+    return config.settled(**{name: getattr(prepared, name) for name in OPEN})
 
 
 def prepare(config: StudyConfig, executor: Executor, begun: Collection[str] = ()) -> Preparation:
