@@ -6,7 +6,6 @@ which needs the Keras 2 that it was written for.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -18,7 +17,7 @@ from lrsearch.integrations._run_plan import Bounds, ScheduleLike, check_schedule
 from lrsearch.restore import Snapshot
 from lrsearch.schedules import cyclical
 from lrsearch.schedules.cyclical import halved
-from lrsearch.training import Climb
+from lrsearch.training import Climb, finite
 
 try:
     import keras
@@ -136,8 +135,7 @@ class RangeTestCallback(keras.callbacks.Callback):
         values = self.model.evaluate(x, y, sample_weight=weights, verbose=0, return_dict=True)
         for module, mode in modes:
             module.training = mode
-        loss, metric = values["loss"], values.get(self._metric, math.nan)
-        return loss if math.isfinite(loss) else None, metric if math.isfinite(metric) else None
+        return finite(values["loss"]), finite(values.get(self._metric))
 
 
 class ScheduleCallback(keras.callbacks.Callback):
