@@ -72,10 +72,11 @@ class _Commands(TyperGroup):
             raise typer.Exit(0) from None
         except KeyboardInterrupt:
             _fail("Stopped.", 130)
+        except (typer.Exit, typer.Abort):
+            raise
         except Exception as error:
-            if _is_for_typer(error):
-                if hasattr(error, "format_message"):  # typer shows the usage on stderr
-                    _print_error(error.format_message(), getattr(error, "exit_code", 2))
+            if hasattr(error, "format_message"):  # typer shows the usage on stderr
+                _print_error(error.format_message(), getattr(error, "exit_code", 2))
                 raise
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # as of what it prints
                 _fail(f"What the command gives cannot be written: {error.strerror}. Free space, then try again.", 4)
@@ -83,10 +84,6 @@ class _Commands(TyperGroup):
                 _fail("Stopped.", 130)
             what = f"{_one_line(error)}{_place(error)}"
             _fail(f"lrsearch met a fault of its own: {what}. Full traceback: {_keep_traceback()}", 1)
-
-
-def _is_for_typer(error: Exception) -> bool:
-    return isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "format_message")
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

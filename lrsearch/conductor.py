@@ -328,8 +328,7 @@ class Turns:
             if all(search.done for search in searches.values()):
                 continue
             for _ in range(2 * len(searches)):
-                search = searches[next(order)]
-                turn = None if search.done or not self._has_its_tests(search) else self._turn_of(search)
+                turn = self.another(searches[next(order)])
                 if turn is not None:
                     return turn
         return None
@@ -552,8 +551,7 @@ class Conductor:
         self._observer.study_started(record, self._config.planned_trials())
         self._store.set_facts(self._study.id, self._facts)
         self._remove_stale_checkpoints(record)
-        if self._mirror is not None:
-            self._publish(record.trials)
+        self._publish(record.trials)
         budget = self._config.budget
         self._budget = Budget(budget.device_hours if budget else None, record)
         self._turns = Turns(self._config, record, self._facts, self._note_done)
@@ -844,8 +842,8 @@ class Conductor:
         running = slot.running
         assert running is not None
         assert running.future is not None
-        if running.heart is not None:
-            running.heart.stop()
+        assert running.heart is not None
+        running.heart.stop()
         error = running.future.exception()
         if error is not None and not isinstance(error, WorkerDiedError):
             raise error

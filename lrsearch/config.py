@@ -41,7 +41,7 @@ from lrsearch.registry import lookup, names
 from lrsearch.schedules import SCHEDULES, schedule_settings
 from lrsearch.strategies import STRATEGIES, Template, at_once
 from lrsearch.strategies.space import BATCH_SIZE, Searched, is_of_optimizer, with_setting
-from lrsearch.trial import Choice, Compiling, Matmul, MemoryFormat, ParameterGroup, Precision, TrainingPlan
+from lrsearch.trial import Choice, Compiling, Matmul, MemoryFormat, ParameterGroup, TrainingPlan
 from lrsearch.workloads import WORKLOADS
 from lrsearch.yaml_file import KeyPath, Problem, YamlFile, dotted, read_yaml
 
@@ -49,6 +49,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 PASSING = ("budget", "checkpoint", "gangs")
 """Keys of a study file that may change while its study runs."""
+OPEN = ("precision", "compile", "memory_format", "matmul")
+"""Keys of `training` that may be `auto`: what timing finds faster when the study begins."""
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"
 PATTERN_RULES = {
@@ -417,35 +419,17 @@ class StudyConfig(Settings):
         canonical = json.dumps(lasting, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def settled(
-        self,
-        executor: ExecutorSettings | None = None,
-        precision: Literal["auto"] | Precision | None = None,
-        compiles: Literal["auto"] | Compiling | None = None,
-        memory_format: MemoryFormat | None = None,
-        matmul: Matmul | None = None,
-    ) -> StudyConfig:
-        """Return the study with these in the place of what is `auto` in its file."""
-        own = self.training
-        chosen = {
-            "precision": precision or own.precision,
-            "compile": compiles or own.compile,
-            "memory_format": memory_format or own.memory_format,
-            "matmul": matmul or own.matmul,
-        }
-        training = own.model_copy(update=chosen)
+    def settled(self, executor: ExecutorSettings | None = None, **chosen: str) -> StudyConfig:
+        """Return the study with these, `chosen` under `training`, in the place of what is `auto` in its file."""
+        training = self.training.model_copy(update=chosen)
         return self.model_copy(update={"executor": executor or self.executor, "training": training})
 
     def as_begun(self, begun: StudyConfig) -> StudyConfig:
         """Return the study with what was chosen when it was `begun` in the place of what is `auto` in its file."""
         automatic = isinstance(self.executor, Process) and self.executor.slots == "auto"
-        return self.settled(
-            begun.executor if automatic and isinstance(begun.executor, Process) else None,
-            begun.training.precision if self.training.precision == "auto" else None,
-            begun.training.compile if self.training.compile == "auto" else None,
-            begun.training.memory_format if self.training.memory_format == "auto" else None,
-            begun.training.matmul if self.training.matmul == "auto" else None,
-        )
+        executor = begun.executor if automatic and isinstance(begun.executor, Process) else None
+        left_open = [name for name in OPEN if getattr(self.training, name) == "auto"]
+        return self.settled(executor, **{name: getattr(begun.training, name) for name in left_open})
 
     def training_plan(self) -> TrainingPlan:
         training = self.training

@@ -22,7 +22,7 @@ from lrsearch.range_test import RangeTestVerdict, judge
 from lrsearch.range_test import ladder as make_ladder
 from lrsearch.restore import Snapshot, find_generators, seed_generators
 from lrsearch.torch_schedule import given_rates, rate_ratios, set_rate
-from lrsearch.training import climb
+from lrsearch.training import climb, finite
 from lrsearch.trial import Ladder, Policy, RangeTestPlan, RangeTestPoint, WorkloadFacts
 
 if TYPE_CHECKING:
@@ -438,10 +438,10 @@ def _loss_and_metric(result: Any) -> tuple[float | None, float | None]:
     """Return what `evaluate` gave as two numbers; None where it gave none or one that is not finite."""
     pair = result if isinstance(result, tuple | list) and len(result) == 2 else (None, result)
     try:
-        loss, metric = (math.nan if value is None else float(value) for value in pair)
+        loss, metric = (None if value is None else float(value) for value in pair)
     except (TypeError, ValueError) as error:
         raise UsageError(f"evaluate must return a metric or (loss, metric), got {type(result).__name__}.") from error
-    return loss if math.isfinite(loss) else None, metric if math.isfinite(metric) else None
+    return finite(loss), finite(metric)
 
 
 def _check_kinds(model: object, optimizer: object, loss_fn: object, **functions: object) -> None:

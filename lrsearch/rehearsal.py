@@ -111,7 +111,7 @@ class Solo:
         self._setup = time.perf_counter() - began
         began = time.perf_counter()
         batches = run.batches
-        self._losses = self._first_losses(run)
+        self._losses = _first_losses(run)
         self._first_seconds = time.perf_counter() - began
         held, run.batches, block = run.batches, batches, block_of(partial(run.step, 0.0))
         self._blocks = call_seconds(block, wait, GLANCE_BLOCKS)
@@ -126,12 +126,6 @@ class Solo:
 
     def _new_run(self) -> Run:
         return new_run(begun_anew(self._loaded), self.training, self._device, self._seed)
-
-    def _first_losses(self, run: Run) -> list[float]:
-        hold_batches([run], checked_steps(self.training))
-        for _ in range(checked_steps(self.training)):
-            run.step(CHECKED_RATE)
-        return run.take_losses()
 
     def rehearsal(self) -> Rehearsal:
         """Return what tries gangs of such trials."""
@@ -152,7 +146,7 @@ class Solo:
         """Seconds of a step, as exactly as there is time for."""
         run = self._new_run()
         batches = run.batches
-        self._first_losses(run)
+        _first_losses(run)
         run.batches = batches
         block = block_of(partial(run.step, 0.0))
         self._blocks += call_seconds(block, self._wait, self._fewest_blocks - GLANCE_BLOCKS)
@@ -547,7 +541,7 @@ class Rehearsal:
                 hold_batches(runs[-1:], checked_steps(self.training))
         size, settings = len(places), self.training.optimizer.settings
         run = StackedRun([runs[place] for place in places], [settings] * size, compiled, self.onednn)
-        return run, run.numbers([CHECKED_RATE] * len(places))
+        return run, run.numbers([CHECKED_RATE] * size)
 
     def _alone(self, place: int) -> list[float]:
         while len(self.alone) <= place:
@@ -557,16 +551,20 @@ class Rehearsal:
     def _losses_alone(self, place: int, *, shaken: bool = False) -> list[float]:
         """Return the first losses of a trial alone, `shaken` from weights that are other in their last digits."""
         run = self._new_run(place)
-        hold_batches([run], checked_steps(self.training))
         if shaken:
             shake(run.model)
-        for _ in range(checked_steps(self.training)):
-            run.step(CHECKED_RATE)
-        return run.take_losses()
+        return _first_losses(run)
 
     def _new_run(self, place: int) -> Run:
         """Return a run with other weights and another data order for each crowd; repeats stand for seeds, too."""
         return new_run(begun_anew(self.loaded), self.training, self.device, repeat_seed(self.seed, place))
+
+
+def _first_losses(run: Run) -> list[float]:
+    hold_batches([run], checked_steps(run.training))
+    for _ in range(checked_steps(run.training)):
+        run.step(CHECKED_RATE)
+    return run.take_losses()
 
 
 def _candidates(most: int) -> Iterator[int]:

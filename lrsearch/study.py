@@ -16,7 +16,7 @@ from lrsearch import ahead, checkpoint
 from lrsearch.analysis import wording
 from lrsearch.analysis.searches import KNOWN_RANGES
 from lrsearch.conductor import Conductor, Search, Signals, kind_of, with_batch_size
-from lrsearch.config import StudyConfig, diff, from_resolved, is_extension
+from lrsearch.config import OPEN, StudyConfig, diff, from_resolved, is_extension
 from lrsearch.engine import GangRequest, prepare_all
 from lrsearch.errors import StudyBusyError, StudyChangedError, StudyFailedError, UsageError, WorkloadError
 from lrsearch.interfaces import Executor, ImportsLate, Observer, SharesTests, Strategy
@@ -48,8 +48,6 @@ from lrsearch.trial import (
 
 LOOK_SECONDS = 2.0
 """How often a process that waits for a study looks whether its turn has come."""
-TIMED = ("precision", "compile", "memory_format", "matmul")
-"""Settings of training that may be `auto`."""
 
 
 def run_study(
@@ -305,12 +303,7 @@ def _changes(study: StudyRow, resolved: dict[str, Any]) -> str:
 
 
 def _settled(config: StudyConfig, prepared: Preparation) -> StudyConfig:
-    return config.settled(
-        precision=prepared.precision,
-        compiles=prepared.compile,
-        memory_format=prepared.memory_format,
-        matmul=prepared.matmul,
-    )
+    return config.settled(**{name: getattr(prepared, name) for name in OPEN})
 
 
 def prepare(config: StudyConfig, executor: Executor, begun: Collection[str] = ()) -> Preparation:
@@ -376,7 +369,7 @@ def _variants(config: StudyConfig) -> list[tuple[Choice, TrainingPlan]]:
 
 def _timed(config: StudyConfig, settled: StudyConfig) -> Iterator[str]:
     """Yield what timing has chosen where the study file says `auto`, other than what torch does by itself."""
-    chosen = {key: getattr(settled.training, key) for key in TIMED if getattr(config.training, key) == "auto"}
+    chosen = {key: getattr(settled.training, key) for key in OPEN if getattr(config.training, key) == "auto"}
     told = [f"{key}: {value}" for key, value in chosen.items() if value not in ("auto", "off", "contiguous", "default")]
     if told:
         yield f"Timing chose {' and '.join(told)}."

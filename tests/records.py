@@ -144,6 +144,12 @@ def make_record(
     )
 
 
+def mixed_devices() -> StudyRecord:
+    """Return a finished study whose later trials ran on another kind of device."""
+    cpu, gpu = make_record(seeds=[0, 1]), make_record(seeds=[0, 1], device=GPU)
+    return replace(cpu, trials=(*cpu.trials[:45], *gpu.trials[45:]))
+
+
 def unfinished(record: StudyRecord, trial_count: int) -> StudyRecord:
     """Return `record` as it was when `trial_count` trials had ended, seed by seed, the next one running."""
     done, running = record.trials[:trial_count], record.trials[trial_count]

@@ -92,5 +92,5 @@ def test_a_study_that_compiles_is_another_study_and_one_that_does_not_is_the_one
     assert "compile" not in default.resolved()["training"], "as in studies from before there was such a key"
     assert default.fingerprint() == off.fingerprint() != on.fingerprint()
     assert [study.training_plan().compile for study in (default, off, on)] == ["off", "off", "on"]
-    assert auto.settled(compiles="off").fingerprint() == off.fingerprint()
+    assert auto.settled(compile="off").fingerprint() == off.fingerprint()
     assert auto.as_begun(on).fingerprint() == on.fingerprint(), "a study that goes on keeps to what was chosen"

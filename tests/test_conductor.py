@@ -9,8 +9,6 @@ import pty
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +32,7 @@ from lrsearch.study import run_study
 from lrsearch.trial import FINISHED_STATUSES, Choice, CurvePoint, Proposal, StudyRecord, TrialRecord
 from tests.processes import workers_of
 from tests.records import make_record
-from tests.test_study import Quiet, outcome
+from tests.test_study import Quiet, outcome, spawn
 
 FILE = """
 version: 1
@@ -220,11 +218,6 @@ def test_a_trial_that_never_survives_has_failed_and_all_its_attempts_are_paid(tm
         assert trial.status == "failed"
         assert [attempt.status for attempt in trial.attempts] == ["lost"] * (DEATHS_TO_FAIL - 1) + ["finished"]
         assert all(attempt.charged_device_seconds > 0 for attempt in trial.attempts)
-
-
-def spawn(path: Path, database: Path, **options: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "lrsearch", "run-study", str(path), "--database", f"sqlite:///{database}"]
-    return subprocess.Popen([*command, "--report", str(path.parent / "report.html")], **options)
 
 
 @pytest.mark.slow

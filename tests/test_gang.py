@@ -323,18 +323,24 @@ def model():
 """Takes from its weights in each pass, also when it is evaluated."""
 
 
+def written_in(folder: Path, kind: str = "dicing", source: str = DICING) -> Choice:
+    """Return the workload with the model of this module, and the data of DICING."""
+    for name, text in (("dicing", DICING), (kind, source)):
+        (folder / f"{name}.py").write_text(text)
+    settings = {"model": f"{kind}:model", "data": "dicing:data", "batch_size": 16, "python_path": folder}
+    return Choice("callable", settings)
+
+
 @pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize("kind", ["dicing", "shrinking"])
 def test_evaluations_that_change_something_are_made_where_each_makes_them_alone(
     tmp_path: Path, kind: str, *, pruned: bool
 ) -> None:
     """Those of the others, or a test evaluation of one that leaves, would change what its later steps go by."""
-    (tmp_path / "dicing.py").write_text(DICING)
-    (tmp_path / "shrinking.py").write_text(SHRINKING)
-    settings = {"model": f"{kind}:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    workload = written_in(tmp_path, kind, {"dicing": DICING, "shrinking": SHRINKING}[kind])
     cyclic = CONSTANT if pruned else Choice("triangular2", {"cycles": 3})
     specs = [
-        replace(spec(number, 0.02 * (number + 1), schedule, epochs=4), workload=Choice("callable", settings))
+        replace(spec(number, 0.02 * (number + 1), schedule, epochs=4), workload=workload)
         for number, schedule in enumerate((CONSTANT, cyclic, CONSTANT, cyclic))
     ]
     stopped = [specs[1].uuid] if pruned else []
@@ -352,10 +358,9 @@ def test_what_a_gang_took_that_had_to_begin_again_is_billed_and_not_charged(
     for run, seconds in ((StackedRun, 3.0), (training.Run, 2.0)):
         clock.charge(run, "step", seconds)
     monkeypatch.setattr(gang, "UNEVEN", set())
-    (tmp_path / "dicing.py").write_text(DICING)
-    settings = {"model": "dicing:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    workload = written_in(tmp_path)
     specs = [
-        replace(spec(number, 0.02, schedule, epochs=2), workload=Choice("callable", settings))
+        replace(spec(number, 0.02, schedule, epochs=2), workload=workload)
         for number, schedule in enumerate((CONSTANT, Choice("triangular", {"cycles": 3})))
     ]
     results = run_trials(specs, Listener())
@@ -370,11 +375,10 @@ def test_trials_of_other_schedules_that_are_evaluated_after_the_same_steps_stay_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the next such trials are not tried together first."""
-    (tmp_path / "dicing.py").write_text(DICING)
-    settings = {"model": "dicing:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    workload = written_in(tmp_path)
     schedules = (CONSTANT, Choice("triangular", {"cycles": 3}), CONSTANT, Choice("triangular2", {"cycles": 3}))
     specs = [
-        replace(spec(number, 0.02 * (number + 1), schedule, epochs=4), workload=Choice("callable", settings))
+        replace(spec(number, 0.02 * (number + 1), schedule, epochs=4), workload=workload)
         for number, schedule in enumerate(schedules)
     ]
     sizes: list[int] = []
@@ -449,10 +453,8 @@ def model():
 
 
 def test_a_model_that_exits_in_a_gang_fails_as_it_does_alone(tmp_path: Path) -> None:
-    (tmp_path / "dicing.py").write_text(DICING)
-    (tmp_path / "exiting.py").write_text(EXITING)
-    settings = {"model": "exiting:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
-    specs = [replace(spec(n, 0.01), workload=Choice("callable", settings)) for n in range(2)]
+    workload = written_in(tmp_path, "exiting", EXITING)
+    specs = [replace(spec(n, 0.01), workload=workload) for n in range(2)]
     results = run_trials(specs, Listener())
     assert [one.status for one in results] == ["failed"] * 2
     assert some(results[0].error).startswith("SystemExit: 3 (")
@@ -646,11 +648,9 @@ def model():
 
 
 def test_members_whose_model_adds_to_its_state_have_checkpoints_too(tmp_path: Path) -> None:
-    (tmp_path / "dicing.py").write_text(DICING)
-    (tmp_path / "adding.py").write_text(ADDING)
-    settings = {"model": "adding:model", "data": "dicing:data", "batch_size": 16, "python_path": tmp_path}
+    workload = written_in(tmp_path, "adding", ADDING)
     specs = [
-        replace(spec(n, 0.01 * (n + 1), epochs=3), workload=Choice("callable", settings), checkpoint=plan)
+        replace(spec(n, 0.01 * (n + 1), epochs=3), workload=workload, checkpoint=plan)
         for n, plan in enumerate([CheckpointPlan(str(tmp_path / "kept"), 0.0)] * 2)
     ]
     with pytest.raises(StorageError, match="cut short"):

@@ -23,7 +23,7 @@ from lrsearch.trial import Choice, Precision, TrainingPlan
 from lrsearch.workloads import models
 from tests.test_gang import SGD
 from tests.test_gang_across_seeds import ADAMW, CPU, WithModel
-from tests.test_gang_models import Net
+from tests.test_gang_models import Evaluated, Net
 
 IMAGE = (3, 16, 16)
 
@@ -381,16 +381,6 @@ def test_what_models_share_stays_in_float32() -> None:
     assert all(map(math.isfinite, run.take_losses()))
 
 
-class Following(Net):
-    """Counts its evaluations."""
-
-    evaluations = 0
-
-    def behind(self, outputs: torch.Tensor) -> torch.Tensor:
-        self.evaluations += not self.training
-        return outputs * (1 + 0.01 * self.evaluations)
-
-
 class Paired(WithModel):
     """Gives, beside vectors, something that has no rows."""
 
@@ -402,7 +392,7 @@ class Paired(WithModel):
         raise ValueError("too few")
 
 
-class OfPair(Following):
+class OfPair(Evaluated):
     def forward(self, inputs: Any) -> torch.Tensor:
         return super().forward(inputs[0])
 

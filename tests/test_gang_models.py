@@ -802,12 +802,8 @@ class Writing(Net):
         return hidden
 
 
-class Rectifying(Net):
+class Rectifying(RectifyingReshaped):
     """Changes in place a part of what it has reshaped, and uses the whole once more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rectify = nn.ReLU(inplace=True)
 
     def between(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = hidden + 0
@@ -1755,14 +1751,10 @@ class Merging(Net):
         return self.last(torch.relu(self.first(inputs.flatten(1)) + apart))  # type: ignore[no-any-return]
 
 
-class Thawing(Net):
+class Thawing(Frozen):
     """Trains its first layer from its third epoch on."""
 
     epochs = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Thawing:
         self.epochs += mode

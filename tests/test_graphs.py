@@ -25,7 +25,7 @@ from lrsearch.trial import CheckpointPlan, Choice, Compiling, ParameterGroup, Tr
 from tests import recording
 from tests.clock import Clock
 from tests.test_compiling import FILE
-from tests.test_gang import DIGITS, SGD, Listener, alone, assert_equal, spec
+from tests.test_gang import DIGITS, SGD, Listener, Reports, alone, assert_equal, spec
 from tests.test_gang_across_seeds import ADAMW, MODELS, RATES, SEEDS, WithModel
 
 CPU = torch.device("cpu")
@@ -272,28 +272,17 @@ def test_a_trial_with_graphs_gives_what_it_gives_without_and_records_in_its_warm
     assert replayed.phase_seconds["train"] == replayed.train_steps - warm_up > 0
 
 
-class Told(Listener):
-    """Takes messages too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def message(self, uuid: str, text: str) -> None:
-        self.messages.append(text)
-
-
 def test_a_scheduled_momentum_is_not_replayed_and_its_steps_are_no_warm_up(
     recorded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Clock(monkeypatch, training).charge(Run, "step", 1.0)
     trial = replace(spec(0, 0.05, Choice("one_cycle", {"base_momentum": 0.85, "max_momentum": 0.95})), solo=None)
     [plain] = run_trials([trial], Listener())
-    [replayed] = run_trials([replace(trial, training=replace(trial.training, compile="graphs"))], listener := Told())
+    [replayed] = run_trials([replace(trial, training=replace(trial.training, compile="graphs"))], listener := Reports())
     assert not recorded
     assert_equal([replayed], [plain])
     assert replayed.phase_seconds["warmup"] == plain.phase_seconds["warmup"] == 1.0, "the first one"
-    assert listener.messages == [
+    assert [text for _, text in listener.said] == [
         "its steps were not replayed as a CUDA graph: the momentum is scheduled, and would stay as it was recorded."
     ]
 

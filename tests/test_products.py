@@ -140,7 +140,7 @@ def test_a_gang_multiplies_so_where_its_largest_size_is_faster(
 
     monkeypatch.setattr(training, "is_faster", lambda: True)
     monkeypatch.setattr(stacked_run, "is_exact", lambda: True)
-    clock.charge(rehearsal.Solo, "_first_losses", 0.02)
+    clock.charge(rehearsal, "_first_losses", 0.02)
     clock.charge(training.Run, "step", 0.01)
     clock.charge(stacked_run.StackedRun, "step", seconds)
     plan = TrainingPlan(20, SGD, device="cpu")

@@ -459,15 +459,14 @@ def test_a_forecast_tells_apart_what_confirming_would_take(write: Write) -> None
     assert plan.total_seconds == pytest.approx(sum(plan.seconds.values())), "no way has that on its bill"
 
 
-def start(path: Path, database: Path) -> subprocess.Popen[str]:
+def spawn(path: Path, database: Path, **options: Any) -> subprocess.Popen[Any]:
     command = [sys.executable, "-m", "lrsearch", "run-study", str(path), "--database", f"sqlite:///{database}"]
-    return subprocess.Popen(
-        [*command, "--report", str(path.parent / "report.html")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"NO_COLOR": "1"},
-    )
+    return subprocess.Popen([*command, "--report", str(path.parent / "report.html")], **options)
+
+
+def start(path: Path, database: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"NO_COLOR": "1"}
+    return spawn(path, database, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def stop_after_heartbeat(process: subprocess.Popen[str], database: Path, after_trials: int) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean, median
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from lrsearch.errors import UsageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,20 @@ def anytime_curve(
     if not all(cost >= 0 for cost in costs):
         raise UsageError(f"Costs must be from 0 up, got {min(costs)}.")
     totals = [0.0, *accumulate(costs)]
-    steps: list[tuple[float, float]] = []
-    best = math.inf if lower_is_better else -math.inf
-    for total, value, test in zip(totals[1:], values, tests, strict=True):
-        if value is None or not (value < best if lower_is_better else value > best):
-            continue
-        best = value
-        if test is not None:
-            steps.append((total, test))
+    trials = zip(zip(totals[1:], tests, strict=True), values, strict=True)
+    incumbents = (trial for trial, _ in improving(trials, lower_is_better=lower_is_better))
+    steps = [(total, test) for total, test in incumbents if test is not None]
     # Not sum(costs): from Python 3.12 on it rounds differently, and the end may come to lie before the last step.
     return StepCurve(tuple(cost for cost, _ in steps), tuple(value for _, value in steps), float(totals[-1]))
+
+
+def improving(evaluations: Iterable[tuple[T, float | None]], *, lower_is_better: bool) -> Iterator[tuple[T, float]]:
+    """Yield those that are better than all before, each with its value."""
+    best = math.inf if lower_is_better else -math.inf
+    for evaluation, value in evaluations:
+        if value is not None and (value < best if lower_is_better else value > best):
+            best = value
+            yield evaluation, value
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from lrsearch.analysis.anytime import StepCurve, anytime_curve
+from lrsearch.analysis.anytime import StepCurve, anytime_curve, improving
 from lrsearch.analysis.once import once_per_record
 from lrsearch.analysis.select import MODEL_STATUSES, Incumbent, incumbent
 from lrsearch.analysis.target import UNBOUNDED, Interval, Outcome, cost_to_target
@@ -76,13 +76,7 @@ class Search:
     @cached_property
     def improvements(self) -> list[tuple[float, float]]:
         """The evaluations that are better than all before: the first that meets a target is always one of them."""
-        found: list[tuple[float, float]] = []
-        best = -math.inf if self.higher_is_better else math.inf
-        for cost, value in self.evaluations():
-            if value is not None and (value > best if self.higher_is_better else value < best):
-                best = value
-                found.append((cost, value))
-        return found
+        return list(improving(self.evaluations(), lower_is_better=not self.higher_is_better))
 
     def outcome(self, target: float) -> Outcome:
         """Return what it cost to reach `target` on validation, or how the search ended without reaching it."""

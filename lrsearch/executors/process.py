@@ -110,7 +110,7 @@ class ProcessExecutor(SlotsExecutor[Slot["ProcessWorker"]]):
         complete = [importing_alike(one) for one in environments]
         self._forker = ahead.taken(complete[0]) if IS_SAFE else None
         new_process = self._forker.fork if self._forker else WorkerProcess
-        super().__init__([Slot(partial(_worker, new_process, one, patience_seconds)) for one in complete])
+        super().__init__([Slot(partial(ProcessWorker, new_process, one, patience_seconds)) for one in complete])
 
     def close(self) -> None:
         """End all processes at once, whatever they do."""
@@ -129,9 +129,14 @@ class ProcessExecutor(SlotsExecutor[Slot["ProcessWorker"]]):
 class ProcessWorker(Worker):
     """A process of this machine, at the other end of a socket."""
 
-    def __init__(self, process: WorkerProcess | ForkedProcess, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        new_process: Callable[[Mapping[str, str]], WorkerProcess | ForkedProcess],
+        environment: Mapping[str, str],
+        patience_seconds: float,
+    ) -> None:
         super().__init__(patience_seconds)
-        self.process = process
+        self.process = new_process(environment)
 
     def is_alive(self) -> bool:
         return self.process.is_alive()
@@ -156,14 +161,6 @@ class ProcessWorker(Worker):
 
     def bury(self) -> None:
         self.process.bury()
-
-
-def _worker(
-    new_process: Callable[[Mapping[str, str]], WorkerProcess | ForkedProcess],
-    environment: Mapping[str, str],
-    patience_seconds: float,
-) -> ProcessWorker:
-    return ProcessWorker(new_process(environment), patience_seconds)
 
 
 class WorkerProcess:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Unpack
@@ -14,7 +13,7 @@ from lrsearch.finder import RangeTest, TestOptions, plan_test
 from lrsearch.integrations._run_plan import Bounds, ScheduleLike, check_schedule, plan_run, stops_at
 from lrsearch.interfaces import Schedule
 from lrsearch.restore import Snapshot
-from lrsearch.training import Climb
+from lrsearch.training import Climb, finite
 
 try:
     from fastai.callback.core import Callback, CancelFitException, CancelValidException
@@ -114,7 +113,7 @@ class RangeTestCallback(Callback):
         if not isinstance(sums, torch.Tensor):
             raise UsageError("There are no validation batches for the metric; give some, or leave it out.")
         loss, metric = (sums[:2] / sums[2]).tolist()
-        return loss if math.isfinite(loss) else None, metric if math.isfinite(metric) else None
+        return finite(loss), finite(metric)
 
     def _sums(self, batch: Any) -> torch.Tensor:
         """Return the sums of loss and metric over a batch, and its size."""

@@ -6,7 +6,6 @@ which needs the Keras 2 that it was written for.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -18,7 +17,7 @@ from lrsearch.integrations._run_plan import Bounds, ScheduleLike, check_schedule
 from lrsearch.restore import Snapshot
 from lrsearch.schedules import cyclical
 from lrsearch.schedules.cyclical import halved
-from lrsearch.training import Climb
+from lrsearch.training import Climb, finite
 
 try:
     import keras
@@ -140,8 +139,7 @@ class RangeTestCallback(keras.callbacks.Callback):
             module.training = mode
         if self._metric is not None and self._metric not in values:
             raise UsageError(f"The model was compiled without a metric {self._metric!r}; it has {', '.join(values)}.")
-        loss, metric = values["loss"], values.get(self._metric or "accuracy", math.nan)
-        return loss if math.isfinite(loss) else None, metric if math.isfinite(metric) else None
+        return finite(values["loss"]), finite(values.get(self._metric or "accuracy"))
 
 
 class ScheduleCallback(keras.callbacks.Callback):

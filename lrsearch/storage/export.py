@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -41,6 +40,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, Literal, TextIO
 
+from lrsearch.analysis.anytime import improving
 from lrsearch.analysis.cost import price_of, sum_if_known
 from lrsearch.analysis.details import early_points
 from lrsearch.analysis.searches import evaluations_of, higher_is_better, searches, target_value
@@ -208,19 +208,11 @@ def _seconds_to_target(record: StudyRecord, trial: TrialRecord) -> float | None:
 def _evaluations(record: StudyRecord, trial: TrialRecord, is_chosen: bool) -> list[list[float | None]]:
     """Return (epoch, cost, value) of all evaluations of a chosen run, of another one's those that numbers rest on."""
     measured = evaluations_of(trial)
-    improvements = _improvements(measured, not higher_is_better(record))
-    telling = {id(point) for point in (*early_points(record, trial), *improvements) if point}
+    values = ((point, point.validation_metric) for _, point in measured)
+    better = (point for point, _ in improving(values, lower_is_better=not higher_is_better(record)))
+    telling = {id(point) for point in (*early_points(record, trial), *better) if point}
     shown = [(cost, point) for cost, point in measured if is_chosen or id(point) in telling]
     return [[point.epoch, cost, point.validation_metric] for cost, point in shown]
-
-
-def _improvements(measured: list[tuple[float, CurvePoint]], lower_is_better: bool) -> Iterator[CurvePoint]:
-    best = math.inf if lower_is_better else -math.inf
-    for _, point in measured:
-        value = point.validation_metric
-        if value is not None and (value < best if lower_is_better else value > best):
-            best = value
-            yield point
 
 
 _OF_RESULT = (

@@ -12,17 +12,12 @@ from scipy.stats import spearmanr
 
 from lrsearch.analysis import details, expected_best, searches, summarise
 from lrsearch.trial import StudyRecord
-from tests.records import GPU, SEVEN_WAYS, PlainTrial, make_record, plain_record, some, unfinished
+from tests.records import SEVEN_WAYS, PlainTrial, make_record, mixed_devices, plain_record, some, unfinished
 
 
 @pytest.fixture(scope="module")
 def record() -> StudyRecord:
     return make_record()
-
-
-def mixed() -> StudyRecord:
-    cpu, gpu = make_record(seeds=[0, 1]), make_record(seeds=[0, 1], device=GPU)
-    return replace(cpu, trials=(*cpu.trials[:45], *gpu.trials[45:]))
 
 
 def test_the_cross_table_puts_each_way_into_one_cell(record: StudyRecord) -> None:
@@ -166,7 +161,7 @@ def test_a_metric_that_should_be_low_turns_ladder_clue_and_duels_round() -> None
 
 
 def test_nothing_is_said_of_studies_that_have_nothing_to_say() -> None:
-    for record in (mixed(), replace(make_record(), trials=(), facts=None, finished=False)):
+    for record in (mixed_devices(), replace(make_record(), trials=(), facts=None, finished=False)):
         assert details.target_ladder(record) == {}
         assert details.grid_orders(record) == {}
         assert details.budgets(record) == {}

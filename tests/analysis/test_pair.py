@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from lrsearch.analysis import mean_difference, speed_up, summarise, wording
 from lrsearch.analysis.pair import compare_ways
 from lrsearch.errors import UnknownNameError, UsageError
-from tests.records import GPU, PlainTrial, make_record, plain_record
+from tests.records import PlainTrial, make_record, mixed_devices, plain_record
 
 
 def test_every_number_stands_there_with_its_interval_and_n() -> None:
@@ -36,9 +34,7 @@ def test_at_the_same_budget_each_way_has_what_it_then_had() -> None:
 
 
 def test_seconds_of_different_devices_are_not_averaged_into_a_budget() -> None:
-    cpu, gpu = make_record(seeds=[0, 1]), make_record(seeds=[0, 1], device=GPU)
-    mixed = replace(cpu, trials=(*cpu.trials[:45], *gpu.trials[45:]))
-    lines = dict(compare_ways(mixed, "clr", "grid"))
+    lines = dict(compare_ways(mixed_devices(), "clr", "grid"))
     assert lines["cost to target"].startswith("not comparable")
     assert not [what for what in lines if what.startswith("for ")]
 

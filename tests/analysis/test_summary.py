@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import random
 import statistics
 from collections import defaultdict
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -18,18 +15,11 @@ from lrsearch.analysis.strip import strip, strip_lines
 from lrsearch.analysis.table import columns, row_cells
 from lrsearch.analysis.target import OutcomeLike
 from lrsearch.analysis.threats import threats
-from lrsearch.storage.export import export_rows, write_rows
 from lrsearch.trial import Choice, StudyRecord, TrialRecord, as_billed
-from tests.records import CPU, GPU, SEVEN_WAYS, PlainTrial, make_record, plain_record, some, unfinished
+from tests.records import CPU, GPU, SEVEN_WAYS, PlainTrial, make_record, mixed_devices, plain_record, some, unfinished
+from tests.storage.test_export import exported
 
 TARGET, PRICE = 0.95, 2.5
-
-
-def exported(record: StudyRecord, table: Any) -> list[dict[str, str]]:
-    stream = io.StringIO()
-    write_rows(export_rows(record, table), "csv", stream)
-    stream.seek(0)
-    return list(csv.DictReader(stream))
 
 
 def grouped(rows: list[dict[str, str]], way: str) -> list[list[dict[str, str]]]:
@@ -358,8 +348,7 @@ def test_without_a_target_whole_searches_are_compared() -> None:
 
 
 def test_processor_and_gpu_seconds_never_meet() -> None:
-    cpu, gpu = make_record(seeds=[0, 1]), make_record(seeds=[0, 1], device=GPU)
-    half = replace(cpu, trials=(*cpu.trials[:45], *gpu.trials[45:]))
+    half = mixed_devices()
     summary = summarise(half)
     assert len(summary.devices) == 2
     assert summary.verdict.grade == "not shown"

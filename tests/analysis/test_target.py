@@ -12,14 +12,7 @@ from scipy.stats import CensoredData, ecdf
 from lrsearch.analysis import Outcome, cost_to_target, expected_cost, kaplan_meier, reach_summary
 from lrsearch.analysis.target import Ended, OutcomeLike, as_outcome, wilson_interval
 from lrsearch.errors import UsageError
-
-
-def hit(cost: float) -> Outcome:
-    return Outcome("reached", cost, cost)
-
-
-def miss(spent: float) -> Outcome:
-    return Outcome("exhausted", math.inf, spent)
+from tests.analysis.test_compare import hit, miss
 
 
 def test_the_first_evaluation_that_meets_the_target_counts_even_if_a_later_one_falls_back() -> None:

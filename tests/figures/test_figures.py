@@ -18,14 +18,9 @@ from lrsearch.figures import grid_orders as grid_orders_figure
 from lrsearch.figures import range_test as range_test_figure
 from lrsearch.range_test import judge, suggestions_from_training_losses
 from lrsearch.trial import Choice, StudyRecord, TrialRecord, TrialResult
-from tests.records import GPU, SEVEN_WAYS, PlainTrial, make_record, plain_record, some, unfinished
+from tests.records import SEVEN_WAYS, PlainTrial, make_record, mixed_devices, plain_record, some, unfinished
 
 MARKUP = '<b>bold</b> %{x} <a href="https://example.org">a</a>'
-
-
-def mixed() -> StudyRecord:
-    cpu, gpu = make_record(seeds=[0, 1]), make_record(seeds=[0, 1], device=GPU)
-    return replace(cpu, trials=(*cpu.trials[:45], *gpu.trials[45:]))
 
 
 STUDIES = {
@@ -34,7 +29,7 @@ STUDIES = {
     "one seed": make_record(seeds=[3]),
     "no target, no price": make_record(seeds=[0, 1], target=None, usd_per_device_hour=None),
     "just created": replace(make_record(), trials=(), events=(), facts=None, finished=False),
-    "mixed devices": mixed(),
+    "mixed devices": mixed_devices(),
     "no range test": make_record({key: SEVEN_WAYS[key] for key in ("grid", "random")}),
 }
 
@@ -64,8 +59,8 @@ def test_a_study_without_trials_draws_nothing() -> None:
 
 
 def test_seconds_of_different_devices_share_no_axis() -> None:
-    assert FIGURES["accuracy_versus_cost"](mixed()) is None
-    assert FIGURES["cost_by_phase"](mixed()) is None
+    assert FIGURES["accuracy_versus_cost"](mixed_devices()) is None
+    assert FIGURES["cost_by_phase"](mixed_devices()) is None
 
 
 def figure_of(key: str, record: StudyRecord | None = None) -> go.Figure:

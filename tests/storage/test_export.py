@@ -52,7 +52,7 @@ def _filled(store: Store) -> StudyRecord:
     return store.record("digits")
 
 
-def _csv(record: StudyRecord, table: TableName) -> list[dict[str, str]]:
+def exported(record: StudyRecord, table: TableName) -> list[dict[str, str]]:
     stream = io.StringIO()
     write_rows(export_rows(record, table), "csv", stream)
     stream.seek(0)
@@ -88,7 +88,7 @@ def test_the_trials_table_has_the_promised_columns(record: StudyRecord) -> None:
 
 
 def test_a_trial_charges_all_its_attempts(record: StudyRecord) -> None:
-    row = next(row for row in _csv(record, "trials") if (row["strategy"], row["trial"]) == ("clr", "1"))
+    row = next(row for row in exported(record, "trials") if (row["strategy"], row["trial"]) == ("clr", "1"))
     assert (row["attempts"], row["status"], row["schedule"], row["max_lr"]) == ("2", "completed", "triangular2", "0.6")
     assert json.loads(row["schedule_settings"]) == {"cycles": 2}
     assert float(row["lost_seconds"]) == 1.0
@@ -98,7 +98,7 @@ def test_a_trial_charges_all_its_attempts(record: StudyRecord) -> None:
 
 
 def test_the_attempts_add_up_to_the_trials(record: StudyRecord) -> None:
-    attempts, trials = _csv(record, "attempts"), _csv(record, "trials")
+    attempts, trials = exported(record, "attempts"), exported(record, "trials")
     assert [(row["strategy"], row["trial"], row["attempt"], row["status"]) for row in attempts] == [
         ("grid", "0", "1", "finished"),
         ("clr", "0", "1", "finished"),
@@ -112,9 +112,9 @@ def test_the_attempts_add_up_to_the_trials(record: StudyRecord) -> None:
 
 
 def test_every_number_keeps_all_its_digits(record: StudyRecord) -> None:
-    [row, *_] = [row for row in _csv(record, "trials") if row["status"] == "completed" and row["stage"] == "train"]
+    [row, *_] = [row for row in exported(record, "trials") if row["status"] == "completed" and row["stage"] == "train"]
     assert (float(row["validation_loss"]), float(row["test_metric"])) == (1 / 3, 2 / 3)
-    curve = [row for row in _csv(record, "curves") if row["trial"] == "1"]
+    curve = [row for row in exported(record, "curves") if row["trial"] == "1"]
     assert [float(row["validation_metric"]) for row in curve] == [p.validation_metric for p in points()]
     assert [float(row["charged_device_seconds"]) for row in curve] == [p.charged_device_seconds for p in points()]
     assert [row["cycle_end"] for row in curve] == ["false", "false", "true"]
@@ -122,22 +122,22 @@ def test_every_number_keeps_all_its_digits(record: StudyRecord) -> None:
 
 
 def test_a_value_that_does_not_exist_is_an_empty_cell(record: StudyRecord) -> None:
-    rungs = _csv(record, "range_tests")
+    rungs = exported(record, "range_tests")
     assert [row["train_loss"] for row in rungs] == ["2.3", "2.1", ""]
     assert [row["validation_metric"] for row in rungs] == ["0.1", "", ""]
-    running = next(row for row in _csv(record, "trials") if row["status"] == "running")
+    running = next(row for row in exported(record, "trials") if row["status"] == "running")
     assert [running[column] for column in ("validation_metric", "device_kind", "finished_at", "core_seconds")] == [
         ""
     ] * 4
 
 
-def test_json_says_the_same_as_csv(record: StudyRecord) -> None:
+def test_json_says_the_same_asexported(record: StudyRecord) -> None:
     for table in get_args(TableName):
         stream = io.StringIO()
         write_rows(export_rows(record, table), "json", stream)
         rows = json.loads(stream.getvalue())
         assert rows == export_rows(record, table)
-        for as_json, as_csv in zip(rows, _csv(record, table), strict=True):
+        for as_json, as_csv in zip(rows, exported(record, table), strict=True):
             assert list(as_json) == list(as_csv) == list(COLUMNS[table])
             for column, text in as_csv.items():
                 value = as_json[column]

@@ -54,6 +54,11 @@ class Outcome:
     range_test: tuple[RangeTestPoint, ...] = ()
 
 
+def rising(level: float) -> tuple[CurvePoint, ...]:
+    """Return the curve of a trial that comes nearer to `level` by the epoch."""
+    return curve(level * (1 - 0.5**epoch) for epoch in range(1, EPOCHS + 1))
+
+
 Objective = Callable[[Proposal], Outcome]
 
 
@@ -65,7 +70,7 @@ def hill(proposal: Proposal) -> Outcome:
     if rate > DIVERGES_ABOVE:
         return Outcome("diverged")
     accuracy = max(0.1, 0.95 - 0.1 * math.log10(rate / BEST_RATE) ** 2)
-    return Outcome("completed", accuracy, curve(accuracy * (1 - 0.5**epoch) for epoch in range(1, EPOCHS + 1)))
+    return Outcome("completed", accuracy, rising(accuracy))
 
 
 def always(status: ResultStatus) -> Objective:

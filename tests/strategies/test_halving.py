@@ -9,7 +9,7 @@ import pytest
 from lrsearch.interfaces import StopsEarly, Strategy
 from lrsearch.strategies import Hyperband, SuccessiveHalving
 from lrsearch.trial import CurvePoint, History, Trial, TrialStatus
-from tests.strategies.contract import EMPTY, EPOCHS, StrategyContract, curve
+from tests.strategies.contract import EMPTY, EPOCHS, StrategyContract, rising
 
 
 class TestSuccessiveHalving(StrategyContract):
@@ -28,10 +28,6 @@ class TestHyperbandWithTpe(StrategyContract):
     @pytest.fixture
     def make(self) -> Callable[[], Strategy]:
         return partial(Hyperband, trials=12, sampler="tpe")
-
-
-def rising(level: float) -> tuple[CurvePoint, ...]:
-    return curve([level * (1 - 0.5**epoch) for epoch in range(1, EPOCHS + 1)])
 
 
 def length(strategy: StopsEarly, history: History, points: Sequence[CurvePoint]) -> int:

@@ -11,7 +11,7 @@ import pytest
 from lrsearch.interfaces import StopsEarly
 from lrsearch.strategies import Grid, OptunaSearch
 from lrsearch.trial import CurvePoint, History, Proposal, Trial
-from tests.strategies.contract import EMPTY, EPOCHS, FACTS, curve
+from tests.strategies.contract import EMPTY, EPOCHS, FACTS, curve, rising
 
 Pruner: TypeAlias = Literal["median", "hyperband"]
 
@@ -23,10 +23,6 @@ def history_of(*levels: float, epochs: float = EPOCHS) -> History:
         for number, level in enumerate(levels)
     )
     return replace(EMPTY, trials=trials, epochs=epochs)
-
-
-def rising(level: float) -> tuple[CurvePoint, ...]:
-    return curve([level * (1 - 0.5**epoch) for epoch in range(1, EPOCHS + 1)])
 
 
 def stops_at(strategy: StopsEarly, history: History, points: Sequence[CurvePoint]) -> int | None:
