@@ -25,7 +25,7 @@ from lrsearch.gang_choice import choose
 from lrsearch.rehearsal import Rehearsal
 from lrsearch.stacked_run import StackedRun
 from lrsearch.storage.store import open_store
-from lrsearch.study import _why_apart, run_study
+from lrsearch.study import _together, run_study
 from lrsearch.training import Run, new_run
 from lrsearch.trial import Choice, CompiledGang, TrainingPlan, likeness
 from tests.test_gang import DIGITS, SGD
@@ -542,7 +542,7 @@ def test_where_compiling_fails_gangs_train_without_it(monkeypatch: pytest.Monkey
     assert (chosen.compiled, chosen.reason) == (None, "")
     assert chosen.size > 1
     assert "no such header" in chosen.reason_compiled
-    [told] = _why_apart(chosen)
+    [_, told] = _together(chosen)
     assert told.startswith("Trials train together uncompiled, although training.compile says otherwise: ")
 
 
