@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fastai.callback.schedule  # noqa: F401  # gives learners their lr_find
 import numpy as np
 import pytest
 import torch

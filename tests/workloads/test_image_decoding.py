@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +80,8 @@ def when_helpers_run(act: signal.Signals, delay: float) -> Iterator[list[int]]:
             time.sleep(0.001)
         time.sleep(delay)
         seen.extend(found)
-        os.kill(os.getpid() if act == signal.SIGINT else min(found), act)
+        with suppress(ProcessLookupError):  # it was done before that
+            os.kill(os.getpid() if act == signal.SIGINT else min(found), act)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
