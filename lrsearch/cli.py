@@ -79,11 +79,24 @@ class _Commands(TyperGroup):
                 raise
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # as of what it prints
                 _fail(f"What the command gives cannot be written: {error.strerror}. Free space, then try again.", 4)
+            if _has_no_process_left(error):
+                _fail(
+                    f"The system lets us start no further process or thread ({_one_line(error)}). Raise the limit "
+                    "(`ulimit -u`, or the container's pids), or lower executor.slots, and type the same command again.",
+                    2,
+                )
             _fail(f"lrsearch met a fault of its own: {_one_line(error)}. Full traceback: {_keep_traceback()}", 1)
 
 
 def _is_for_typer(error: Exception) -> bool:
     return isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "format_message")
+
+
+def _has_no_process_left(error: Exception) -> bool:
+    """Whether that is what fork and clone say at a limit; a pipe that would block says EAGAIN in other words."""
+    if isinstance(error, BlockingIOError):
+        return error.strerror == os.strerror(errno.EAGAIN)
+    return isinstance(error, RuntimeError) and str(error) == "can't start new thread"
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

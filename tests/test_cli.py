@@ -2,6 +2,7 @@
 
 import atexit
 import csv
+import errno
 import gzip
 import io
 import itertools
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.table import Table
 from typer.testing import CliRunner
 
@@ -671,6 +673,33 @@ def test_a_fault_of_our_own_keeps_its_traceback_in_a_file(tmp_path: Path) -> Non
     found = re.fullmatch(said, answer.stderr)
     assert found, answer.stderr
     assert "in planned_trials" in Path(found[1]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (RuntimeError("can't start new thread"), 2),
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), 2),
+        (BlockingIOError(errno.EAGAIN, "write could not complete without blocking"), 1),
+    ],
+)
+def test_a_limit_of_processes_is_no_fault_of_ours(
+    error: Exception, exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    app = typer.Typer(cls=cli._Commands)
+
+    @app.callback()
+    def commands() -> None: ...
+
+    @app.command()
+    def fork() -> None:
+        raise error
+
+    answer = CliRunner().invoke(app, ["fork"])
+    assert answer.exit_code == exit_code
+    assert answer.stderr.startswith("The system lets us start no further process") == (exit_code == 2)
+    assert answer.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
