@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ def begin(environment: Mapping[str, str] | None) -> None:
     if environment is None or not IS_SAFE:
         end()
     else:
-        _under_way.append(taken(environment))
+        with suppress(OSError):  # no process can be started: which comes again, and is told then
+            _under_way.append(taken(environment))
 
 
 def is_under_way() -> bool:

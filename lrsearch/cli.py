@@ -82,8 +82,21 @@ class _Commands(TyperGroup):
                 _fail(f"What the command gives cannot be written: {error.strerror}. Free space, then try again.", 4)
             if "KeyboardInterrupt" in traceback.format_exc():  # of which pydantic makes a SchemaError
                 _fail("Stopped.", 130)
+            if _has_no_process_left(error):
+                _fail(
+                    f"The system lets us start no further process or thread ({_one_line(error)}). Raise the limit "
+                    "(`ulimit -u`, or the container's pids), or lower executor.slots, and type the same command again.",
+                    2,
+                )
             what = f"{_one_line(error)}{_place(error)}"
             _fail(f"lrsearch met a fault of its own: {what}. Full traceback: {_keep_traceback()}", 1)
+
+
+def _has_no_process_left(error: Exception) -> bool:
+    """Whether that is what fork and clone say at a limit; a pipe that would block says EAGAIN in other words."""
+    if isinstance(error, BlockingIOError):
+        return error.strerror == os.strerror(errno.EAGAIN)
+    return isinstance(error, RuntimeError) and str(error) == "can't start new thread"
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

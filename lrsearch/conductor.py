@@ -915,8 +915,12 @@ class Conductor:
             slot.boundary, slot.out_of_reach = running.done, True
             return
         slot.boundary = time.perf_counter()
-        slot.unsettled = (running.attempts[-1].begun.attempt_id, slot.boundary - running.done)
-        self._budget.spend(slot.boundary - running.done)
+        idle_seconds, last = slot.boundary - running.done, running.attempts[-1]
+        slot.unsettled = (last.begun.attempt_id, idle_seconds)
+        self._ended = [  # the dashboard shows them with the rest: there a trial that has ended stays as it is
+            _with_idle_after(trial, idle_seconds) if trial.uuid == last.trial.uuid else trial for trial in self._ended
+        ]
+        self._budget.spend(idle_seconds)
 
     def show_missing(self) -> bool:
         """Have the dashboard show what it lacks, deleted or still to come; return whether there was anything."""
@@ -1259,6 +1263,13 @@ def _with_idle(result: TrialResult, before: float, idle_seconds: float) -> Trial
         for point in result.curve
     )
     return replace(result, phase_seconds=phases, curve=tuple(curve))
+
+
+def _with_idle_after(trial: TrialRecord, idle_seconds: float) -> TrialRecord:
+    """Charge its last attempt what came after its result was written."""
+    *before, last = trial.attempts
+    phases = {**last.phase_seconds, "idle": last.phase_seconds.get("idle", 0.0) + idle_seconds}
+    return replace(trial, attempts=(*before, replace(last, phase_seconds=phases)))
 
 
 def _finished(attempt: _Attempt, result: TrialResult, owner: str) -> TrialRecord:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from html import escape
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
@@ -144,8 +146,11 @@ def only_local(application: WSGIApplication) -> WSGIApplication:
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         origin = environ.get("HTTP_ORIGIN")
-        host = urlsplit(f"//{environ.get('HTTP_HOST', '')}")
-        if is_loopback(host.hostname or "") and (origin is None or urlsplit(origin).netloc == host.netloc):
+        own = False
+        with suppress(ValueError):  # of what is no address, as "[::1"
+            host = urlsplit(f"//{environ.get('HTTP_HOST', '')}")
+            own = is_loopback(host.hostname or "") and (origin is None or urlsplit(origin).netloc == host.netloc)
+        if own:
             return application(environ, start_response)
         start_response("403 Forbidden", [("Content-Type", "text/plain")])
         return [b"Only pages of this machine may use the dashboard.\n"]
@@ -155,6 +160,12 @@ def only_local(application: WSGIApplication) -> WSGIApplication:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 128  # by default 5: others would wait a second and more to be let in
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep quiet about a browser that has closed its connection."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _ServerOf6(_Server):

@@ -29,6 +29,16 @@ def environment(settings: Process) -> dict[str, str]:
 
 
 @forks
+def test_where_no_process_can_be_started_that_is_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(environment: object) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr("lrsearch.ahead.Forker", fail)
+    ahead.begin({})
+    assert not ahead.is_under_way()
+
+
+@forks
 def test_workers_are_forked_from_the_process_that_imports_ahead() -> None:
     others, settings = set(children(os.getpid())), Process(slots="auto")
     layout = settings.layouts("cpu", 3)[0]

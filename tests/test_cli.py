@@ -2,6 +2,7 @@
 
 import atexit
 import csv
+import errno
 import gzip
 import io
 import itertools
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.table import Table
 from typer.testing import CliRunner
 
@@ -685,6 +687,33 @@ def test_ctrl_c_that_a_library_has_turned_into_an_error_of_its_own_is_no_fault(t
     study = write(tmp_path, STUDY + "  mine: {name: guess, rate: 14}\n")
     answer = lrsearch(tmp_path, "validate", study, PYTHONPATH=str(install_plug_in(site)))
     assert (answer.returncode, answer.stderr) == (130, "Stopped.\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (RuntimeError("can't start new thread"), 2),
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), 2),
+        (BlockingIOError(errno.EAGAIN, "write could not complete without blocking"), 1),
+    ],
+)
+def test_a_limit_of_processes_is_no_fault_of_ours(
+    error: Exception, exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    app = typer.Typer(cls=cli._Commands)
+
+    @app.callback()
+    def commands() -> None: ...
+
+    @app.command()
+    def fork() -> None:
+        raise error
+
+    answer = CliRunner().invoke(app, ["fork"])
+    assert answer.exit_code == exit_code
+    assert answer.stderr.startswith("The system lets us start no further process") == (exit_code == 2)
+    assert answer.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

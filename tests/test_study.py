@@ -552,6 +552,21 @@ def test_a_running_trial_is_seen_in_the_ledger_and_in_optuna_before_it_ends(
     assert all(0 < shown <= epoch for shown, epoch in Peeking.seen)
 
 
+def test_the_dashboard_shows_what_the_ledger_charges(write: Write, store: Store, tmp_path: Path) -> None:
+    import optuna
+
+    class Slow(Quiet):
+        def trial_finished(self, trial: TrialRecord) -> None:
+            time.sleep(0.01)  # after its result was written
+
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    record = run_study(config(write(points=2, epochs=1)), store, observer=Slow(), mirror_url=url)
+    studies = [optuna.load_study(study_name=name, storage=url) for name in optuna.get_all_study_names(url)]
+    shown = {trial.user_attrs["uuid"]: trial.user_attrs for study in studies for trial in study.trials}
+    charged = {trial.uuid: trial.charged_device_seconds for trial in record.trials}
+    assert {uuid: one["charged_device_seconds"] for uuid, one in shown.items()} == pytest.approx(charged, abs=1e-9)
+
+
 def test_what_samplers_import_is_imported_before_anything_is_on_a_bill(
     write: Write, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

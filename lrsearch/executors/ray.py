@@ -33,6 +33,7 @@ from lrsearch.errors import (
     LrsearchError,
     MachineLostError,
     MissingExtraError,
+    StorageError,
     UsageError,
     WorkerDiedError,
 )
@@ -507,8 +508,14 @@ class _RayWorker(Worker):
             except ray.exceptions.ActorUnavailableError:  # it may be reached again
                 time.sleep(POLL_SECONDS / 5)
                 asked = call()
-            except ray.exceptions.RayTaskError:  # a fault of ours
-                raise
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, OSError):
+                    raise StorageError(
+                        f"The node {self._name} cannot keep the study's code and checkpoints below its TMPDIR: "
+                        f"{error.cause.strerror}. Mend that there and type the same command again; what was stored "
+                        "before is kept."
+                    ) from error
+                raise  # a fault of ours
             except ray.exceptions.RayError as error:
                 raise self._lost("has ended") from error
             if self._closed.is_set():

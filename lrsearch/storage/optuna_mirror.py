@@ -39,6 +39,8 @@ from lrsearch.trial import FINISHED_STATUSES, Choice, CurvePoint, StudyRecord, T
 
 UUID = "uuid"
 """The user attribute that says which trial of the ledger an Optuna trial shows."""
+STATUS = "status"
+"""The user attribute that each trial has which ended in the ledger."""
 RANGE_TEST_VALUES = 25
 """Optuna takes 0.4 ms to store a value, on the bill of the way whose trial it is: all 100 would cost 40 ms."""
 
@@ -116,7 +118,8 @@ class OptunaMirror:
             try:
                 try:
                     show()
-                except (KeyError, IntegrityError):  # somebody has deleted a study in the dashboard, maybe just now
+                # Somebody has deleted a study in the dashboard, maybe just now, or ended a trial that still runs.
+                except (KeyError, IntegrityError, optuna.exceptions.UpdateFinishedTrialError):
                     self._studies.clear()
                     show()
             except (optuna.exceptions.OptunaError, SQLAlchemyError) as error:
@@ -156,11 +159,24 @@ class OptunaMirror:
         return self._studies[name]
 
     def _shown(self, study_id: int) -> dict[str, _Shown]:
-        return {
-            trial.user_attrs[UUID]: _Shown(trial._trial_id, trial.state, set(trial.intermediate_values))
+        shown = {
+            trial.user_attrs[UUID]: (_Shown(trial._trial_id, trial.state, set(trial.intermediate_values)), trial)
             for trial in self._storage.get_all_trials(study_id, deepcopy=False)
             if UUID in trial.user_attrs
         }
+        for one, trial in shown.values():
+            if one.state.is_finished() and STATUS not in trial.user_attrs:  # by somebody else: we write that first
+                self._reopen(one)
+        return {uuid: one for uuid, (one, _) in shown.items()}
+
+    def _reopen(self, shown: _Shown) -> None:
+        """Take back the end and the value that a trial was given in the dashboard; Optuna has no call for that."""
+        with self._storage.engine.begin() as connection:
+            trial = {"trial": shown.trial_id}
+            connection.execute(text("DELETE FROM trial_values WHERE trial_id = :trial"), trial)
+            again = "UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE trial_id = :trial"
+            connection.execute(text(again), trial)
+        shown.state = TrialState.RUNNING
 
     def _create(self, study_id: int, view: _View) -> _Shown:
         trial_id = self._storage.create_new_trial(study_id, view.frozen())
@@ -306,7 +322,7 @@ class _View:
         verdict = {f"range_test_{key}": value for key, value in (self.trial.verdict or {}).items() if _is_plain(value)}
         error = {} if result.error is None else {"error": result.error}
         cost = {"charged_device_seconds": float(self.trial.charged_device_seconds)}
-        return {"status": self.trial.status, **cost, **verdict, **error}
+        return {STATUS: self.trial.status, **cost, **verdict, **error}
 
     def frozen(self) -> FrozenTrial:
         searched = self.searched

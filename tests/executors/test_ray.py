@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lrsearch.config import load_study
-from lrsearch.errors import ClusterError, MissingExtraError, UsageError
+from lrsearch.errors import ClusterError, MissingExtraError, StorageError, UsageError
 from lrsearch.executors.ray import Ray, RayExecutor
 from lrsearch.storage.export import TableName, export_rows
 from lrsearch.storage.store import open_store
@@ -185,6 +185,21 @@ def test_the_users_modules_reach_the_nodes_by_value(nodes: Nodes, tmp_path: Path
     assert word == "arrived"
     assert not Path(where).is_relative_to(tmp_path)
     assert not list(Path(where).parent.parent.glob("*.db"))
+
+
+@ray_test
+def test_what_a_node_cannot_write_is_told_in_a_line(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: a path that the system takes here is too long below the node's folder."""
+    monkeypatch.chdir(tmp_path)
+    deep = Path(*["d" * 250] * 16)
+    deep.mkdir(parents=True)
+    (deep / f"{'m' * 70}.py").touch()
+    executor = Ray(slots=1, address=nodes.address).start("cpu", Path())
+    told = r"^The node .* cannot keep the study's code and checkpoints below its TMPDIR: File name too long\. Mend "
+    with closing(executor), pytest.raises(StorageError, match=told):
+        executor.prepare(Does("pid"))
 
 
 # A study

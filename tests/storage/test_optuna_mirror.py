@@ -126,6 +126,33 @@ def test_a_running_trial_shows_its_rate_and_its_curve_so_far(store: Store, mirro
     assert done.user_attrs["status"] == "completed"
 
 
+@pytest.mark.parametrize(("told", "values"), [(TrialState.COMPLETE, [0.123]), (TrialState.FAIL, None)])
+@pytest.mark.parametrize("noticed", ["in the middle", "at the end", "by another process"])
+def test_a_running_trial_that_somebody_ends_in_the_dashboard_gets_its_own_value(
+    store: Store, mirror: OptunaMirror, url: str, told: TrialState, values: list[float] | None, noticed: str
+) -> None:
+    begun = begin(store, held_study(store))
+    record = _publish(mirror, store)
+    storage = optuna.storages.RDBStorage(url)
+    [trial] = storage.get_all_trials(1)
+    storage.set_trial_state_values(trial._trial_id, told, values)
+    storage.remove_session()
+    storage.engine.dispose()
+    if noticed == "in the middle":
+        mirror.publish(record, record.trials, live_points={begun.uuid: points()[:1]})
+        assert [(one.state, one.value) for one in shown_trials(url)] == [(TrialState.RUNNING, None)]
+    finish(store, begun)
+    if noticed == "by another process":
+        another = OptunaMirror(url)
+        _publish(another, store)
+        another.close()
+    else:
+        _publish(mirror, store)
+    [done] = shown_trials(url)
+    assert (done.state, done.value, len(done.intermediate_values)) == (TrialState.COMPLETE, 0.9, 3)
+    assert done.user_attrs["status"] == "completed"
+
+
 @pytest.mark.parametrize("seen_running", [True, False])
 def test_each_way_to_end_has_its_word_in_optuna(
     store: Store, mirror: OptunaMirror, url: str, seen_running: bool
