@@ -446,7 +446,8 @@ class Rehearsal:
         """Return the seconds of a gang's step by its size, timed for so many `seconds` within the limits, if given.
 
         Three steps are enough where all take longer for each member than what is `hopeless`, two where clearly so, or
-        where others do not and it is to be told `briefly`.
+        where others do not and it is to be told `briefly`; of short ones, which another program may delay all of, there
+        are more.
         Raises CannotGangError when it computes wrongly, or is not compiled although it was to be.
         """
         reading = self.reading * min(size, crowds) / size
@@ -486,8 +487,9 @@ class Rehearsal:
                 if not abs(found - expected) <= slack:
                     raise CannotGangError(f"together the model gives the loss {found:.6g}, alone {expected:.6g}")
         fastest = min(first) / size
-        if hopeless < fastest <= CLEARLY * hopeless:
-            fastest = min(fastest, call_seconds(lambda: run.step(rates), wait, 1)[0] / size)
+        least, longest = GANG_SECONDS
+        if hopeless < fastest and (fastest <= CLEARLY * hopeless or size * fastest < least):
+            fastest = min(fastest, min(call_seconds(lambda: run.step(rates), wait, 1, least)) / size)
         if fastest > hopeless or briefly:
             return fastest
         step = partial(run.step, torch.zeros_like(rates))
@@ -496,7 +498,6 @@ class Rehearsal:
             return statistics.median(blocks) / BLOCK_STEPS / size
         few, some = GANG_STEPS
         fewest = some if seconds is None or some * size * fastest <= seconds else few
-        least, longest = GANG_SECONDS
         times = call_seconds(step, wait, fewest, max(least, min(seconds or 0.0, longest)))
         return statistics.median_low(times) / size  # of two the second, where the first still makes its memory
 

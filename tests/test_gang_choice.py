@@ -189,6 +189,21 @@ def test_gangs_of_long_steps_are_tried_only_as_far_as_the_study_can_repay_that(
     assert sizes[:10] == tried, "two steps each tell, or three; before the largest gang two trials are compared"
 
 
+def test_short_steps_that_another_program_delays_do_not_tell_that_gangs_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    def seconds(run: stacked_run.StackedRun, rates: torch.Tensor, *_: Any) -> float:
+        steps.append(len(rates))
+        return (5e-4 if steps.count(12) <= 2 else 5e-5) * len(rates)
+
+    clock = Clock(monkeypatch, rehearsal)
+    clock.charge(Run, "step", 1e-4)
+    clock.charge(stacked_run.StackedRun, "step", seconds)
+    chosen = choose(DIGITS, TrainingPlan(20, SGD, device="cpu"), 0, most=12, search_steps=10**6)
+    assert chosen.size == 12
+    assert dict(chosen.measured)[12] == pytest.approx(5e-5)
+
+
 @pytest.mark.parametrize("reading", [1e-3, 1e-2])
 def test_a_gang_pays_by_sharing_what_reading_takes_and_the_start_of_those_who_read_is_no_part_of_that(
     read: Choice, monkeypatch: pytest.MonkeyPatch, reading: float
