@@ -80,7 +80,8 @@ class _Commands(TyperGroup):
                 raise
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # as of what it prints
                 _fail(f"What the command gives cannot be written: {error.strerror}. Free space, then try again.", 4)
-            if "KeyboardInterrupt" in traceback.format_exc():  # of which pydantic makes a SchemaError
+            # Of which libraries make errors of their own, as pydantic a SchemaError.
+            if isinstance(error.__cause__, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
                 _fail("Stopped.", 130)
             if _has_no_process_left(error):
                 _fail(

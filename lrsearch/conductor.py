@@ -90,7 +90,7 @@ class Terminated(BaseException):
 
 class Signals:
     """Ctrl-C, SIGTERM, and SIGHUP of a terminal that went end a trial at once, but wait while the ledger is being
-    written; a second one never waits.
+    written; after a second one nothing waits for a database that is away.
     """
 
     def __init__(self, when_repeated: Callable[[], object] = lambda: None) -> None:

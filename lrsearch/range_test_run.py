@@ -122,7 +122,7 @@ def _one_test(
     [proposal] = strategy.propose(history, 1)
     spec = TrialSpec(f"{key}-{seed}", config.name, key, seed, 0, proposal, config.workload_choice(), plan)
     [result] = run_trials([spec], _Silent())
-    if result.error is not None:
+    if result.status == "failed":
         raise StudyFailedError(f"The range test with seed {seed} failed: {result.error}")
     assert proposal.range_test is not None, "the first proposal of range_tested"
     verdict = judge(result.range_test, result.facts or facts, proposal.range_test, plan.optimizer.name)

@@ -368,7 +368,7 @@ def _variants(config: StudyConfig) -> list[tuple[Choice, TrainingPlan]]:
 
 
 def _timed(config: StudyConfig, settled: StudyConfig) -> Iterator[str]:
-    """Yield what timing has chosen where the study file says `auto`, other than what torch does by itself."""
+    """Yield what timing has chosen where training is `auto`; of what is so by default, only what torch does not do."""
     chosen = {key: getattr(settled.training, key) for key in OPEN if getattr(config.training, key) == "auto"}
     told = [f"{key}: {value}" for key, value in chosen.items() if value not in ("auto", "off", "contiguous", "default")]
     if told:

@@ -628,6 +628,8 @@ class Run:
             self._replayed = graphs.Replayed(self.device)
         self._optimizer_step: Callable[[], object] | None = None
         self._has_moved = False
+        self.raised: str | None = None
+        """What torch has raised for numbers alone, all finite, where the trial has diverged by that."""
         """Whether a step had a rate: before that nothing has diverged, and what is raised is an error."""
         self._by_onednn = self.training.matmul == "onednn" and self.device.type == "cpu" and is_exact()
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -689,7 +691,7 @@ class Run:
                 outputs = self._forward(inputs)
                 loss = self.loaded.loss(outputs, targets)
         except Exception as error:
-            if not (self._has_moved and comes_of_divergence(error, [outputs, *self._trained])):
+            if not self._diverges(error, [outputs, *self._trained]):
                 raise
             return torch.full((), math.nan, device=self.device)
         loss.backward()  # type: ignore[no-untyped-call]  # torch: backward is untyped
@@ -724,7 +726,7 @@ class Run:
             all_outputs, all_targets = whole(outputs, "outputs", split).float(), whole(targets, "targets", split)
             loss = float(self.loaded.loss(all_outputs, all_targets))
         except Exception as error:
-            if not (self._has_moved and comes_of_divergence(error, [*outputs, *self._trained])):
+            if not self._diverges(error, [*outputs, *self._trained]):
                 raise
             self.switch(training=True)
             return None, None
@@ -732,6 +734,14 @@ class Run:
             self._metric = self.loaded.fit_metric(all_outputs, all_targets)
         metric = self._metric or self.loaded.metric
         return finite(loss), finite(metric(all_outputs, all_targets))
+
+    def _diverges(self, error: Exception, numbers: Sequence[Any]) -> bool:
+        """Whether what was raised is a result: once a step has had a rate, not what model and loss cannot do at all."""
+        if not self._has_moved or comes_of_divergence(error, numbers):
+            return self._has_moved
+        if is_about_numbers(error):  # which may be those of the data
+            self.raised = storable(one_line(error) + user_line(error))
+        return self.raised is not None
 
     def switch(self, *, training: bool) -> None:
         """Put model and optimiser into training or evaluation mode: Schedule-Free evaluates at other weights."""
@@ -783,19 +793,22 @@ class Run:
 
 
 def comes_of_divergence(error: Exception, numbers: Sequence[Any]) -> bool:
-    """Whether some of what a model computes with, or has computed, is no number, or torch has raised for numbers alone.
+    """Whether some of what a model computes with, or has computed, is no number.
 
-    There are models and losses that refuse such, as torch's distributions and its binary_cross_entropy do, the former
-    also a scale that has become 0; a trial that diverges is a result.
+    There are models and losses that refuse such, as torch's distributions and its binary_cross_entropy do; a trial that
+    diverges is a result.
     """
     found: list[Any] = []
     each_in(found.append, numbers)
     tensors = [one for one in found if isinstance(one, torch.Tensor) and one.layout is torch.strided]
-    if isinstance(error, LrsearchError) or is_out_of_memory(error):
-        return False
+    ours = isinstance(error, LrsearchError) or is_out_of_memory(error)
+    return not (ours or all(bool(one.isfinite().all()) for one in tensors))
+
+
+def is_about_numbers(error: Exception) -> bool:
+    """Whether torch raises so for some numbers alone, as for a scale of 0 of a distribution or a singular matrix."""
     decomposing = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # it is there
-    of_numbers = isinstance(error, decomposing) or "to satisfy the constraint" in str(error)
-    return of_numbers or not all(bool(one.isfinite().all()) for one in tensors)
+    return isinstance(error, decomposing) or "to satisfy the constraint" in str(error)
 
 
 def whole(batches: Sequence[torch.Tensor], what: str, split: Split, dimension: int = 0) -> torch.Tensor:
@@ -1090,7 +1103,7 @@ def _train(
         point = outcome.note(planned, end, losses, found, bills(spec, run, watch).charged)
         go_on = channel.report(spec.uuid, point)
         if outcome.diverged_step is not None:
-            outcome.status = "diverged"
+            outcome.status, outcome.error = "diverged", run.raised
             return
         if not go_on and end < planned.train_steps:
             outcome.status = "pruned"
@@ -1114,7 +1127,7 @@ def _run_range_test(spec: TrialSpec, run: Run, watch: DeviceStopwatch, outcome: 
     watch.switch("range_test")
     outcome.range_test = climb(rates, run.step, run.take_losses, lambda: run.evaluate("range_test"))
     outcome.train_steps = len(outcome.range_test)
-    outcome.status = "completed"
+    outcome.status, outcome.error = "completed", run.raised
 
 
 class Climb:

@@ -72,6 +72,13 @@ def cut(low: float, high: float, within: tuple[float, float]) -> Interval:
     return Interval(max(low, within[0]), min(high, within[1]))
 
 
+def is_flat(low: float | None, high: float | None) -> bool:
+    """Return whether an interval is a point: searches that all gave the same tell nothing of what others would give."""
+    if low is None or high is None or math.isinf(high):
+        return False
+    return high - low <= ROUNDING * max(abs(low), abs(high))
+
+
 @dataclass(frozen=True)
 class Ratio:
     """How many times the slow way's cost is the fast way's, with an interval."""

@@ -41,9 +41,8 @@ def _problem(trial: TrialRecord) -> Problem:
 
 def _what_happened(trial: TrialRecord) -> str:
     result = trial.result
-    if result is not None and result.error:
-        return result.error
+    error = "" if result is None or result.error is None else result.error
     if trial.status == "diverged":
         at = "" if result is None or result.diverged_step is None else f" at step {result.diverged_step}"
-        return f"the loss became non-finite{at}"
-    return "no reason known"
+        return f"the loss became non-finite{at}{error and f': {error}'}"
+    return error or "no reason known"

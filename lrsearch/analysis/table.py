@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lrsearch.analysis import wording
-from lrsearch.analysis.compare import Mean, Ratio, expected_cost_interval
+from lrsearch.analysis.compare import Mean, Ratio, expected_cost_interval, is_flat
 from lrsearch.analysis.summary import StudySummary
 from lrsearch.analysis.way_summary import WaySummary
 
@@ -172,6 +172,8 @@ def _speed_up(row: WaySummary) -> Cell:
 def _interval(ratio: Ratio) -> str:
     if ratio.low is None or ratio.high is None or (ratio.low == 0 and math.isinf(ratio.high)):
         return "no interval"
+    if is_flat(ratio.low, ratio.high):
+        return "no spread"
     low, high = wording.end(ratio.low), wording.end(ratio.high)
     if math.isinf(ratio.high):
         return f"at least {low}"

@@ -20,7 +20,7 @@ from statistics import fmean, variance
 from typing import Literal
 
 from lrsearch.analysis import wording
-from lrsearch.analysis.compare import ROUNDING, Difference, Ratio, mean_difference, speed_up
+from lrsearch.analysis.compare import Difference, Ratio, is_flat, mean_difference, speed_up
 from lrsearch.analysis.power import (
     MOST_REACH_SEARCHES,
     MOST_SEARCHES,
@@ -33,7 +33,7 @@ from lrsearch.analysis.target import Interval, Outcome, expected_cost
 from lrsearch.analysis.way_summary import WaySummary
 
 Grade = Literal["shown", "suggested", "not distinguished", "not shown"]
-NO_SPREAD = "no spread to judge by: all searches of a way gave the same"
+NO_SPREAD = "no spread to judge by: all searches of each way gave the same"
 FEWEST_TO_SHOW = 5  # assumed: below, a t interval hangs on costs being normal, which nobody can check on so few
 FEWEST_TO_SHOW_AFTER_MISSES = 10
 """A permutation test is exact for ways that are alike. Where 0 to 10 % of one's searches miss and 10 to 50 % of the
@@ -134,17 +134,25 @@ def judge_ways(
     if reason is not None or clr is None:
         return Verdict("not shown", f"Nothing is shown about CLR: {reason}")
     searching = [row for row in rows if row.way.is_search]
+    left_out = _left_out(searching, terms)
+    unpriced = left_out.get("Not compared", ())
     rivals = [row for row in searching if not _lacking(row)]
-    cost, accuracy = _cost_claim(clr, rivals, terms), _accuracy_claim(clr, rivals, terms)
+    cost = _cost_claim(clr, [row for row in searching if row not in unpriced], terms)
+    accuracy = _accuracy_claim(clr, rivals, terms)
     others = [row for row in rows if not row.way.is_search and row.key != clr.key]
     return Verdict(
         _overall([cost, accuracy]),
-        _headline(clr, cost, accuracy, terms) + _left_out(searching),
+        " ".join(
+            [
+                _headline(clr, cost, accuracy, terms),
+                *(f"{what}: {', '.join(row.key for row in rows)}." for what, rows in left_out.items()),
+            ]
+        ),
         (
             cost.sentence,
             *_whole_search(clr, rivals, terms),
             accuracy.sentence,
-            *(f"Not compared: {what}" for row in searching if (what := _lacking(row))),
+            *(f"{what}: {_lacking(row)}" for what, rows in left_out.items() for row in rows),
         ),
         tuple(_note(row, clr, terms) for row in others),
         " ".join(_power(clr, rows, cost, accuracy, terms)) or None,
@@ -169,19 +177,18 @@ def grade_interval(
 
 def _leaves_out(interval: tuple[float | None, float | None], value: float) -> bool:
     low, high = interval
-    return low is not None and high is not None and not low <= value <= high and not _is_flat(low, high)
+    return low is not None and high is not None and not low <= value <= high and not is_flat(low, high)
 
 
-def _is_flat(low: float | None, high: float | None) -> bool:
-    """Return whether an interval is a point: searches that all gave the same tell nothing of what others would give."""
-    if low is None or high is None or math.isinf(high):
-        return False
-    return high - low <= ROUNDING * max(abs(low), abs(high))
-
-
-def _left_out(searching: Sequence[WaySummary]) -> str:
-    keys = [row.key for row in searching if _lacking(row)]
-    return f" Not compared: {', '.join(keys)}." if keys else ""
+def _left_out(searching: Sequence[WaySummary], terms: Terms) -> dict[str, list[WaySummary]]:
+    """Return the searches that are not compared, by what is said of them: in cost to a target any two can be."""
+    lacking = [row for row in searching if _lacking(row)]
+    priced = [row for row in lacking if terms.target is not None and len(row.outcomes) > 1]
+    left_out = {
+        "Not compared": [row for row in lacking if row not in priced],
+        f"Not compared in test {terms.metric}": priced,
+    }
+    return {what: rows for what, rows in left_out.items() if rows}
 
 
 def _cost_claim(clr: WaySummary, rivals: Sequence[WaySummary], terms: Terms) -> Claim:
@@ -285,14 +292,14 @@ def _power(clr: WaySummary, rows: Sequence[WaySummary], cost: Claim, accuracy: C
             "Cost not distinguished: it hangs on what a range test costs beside a training run, which more seeds do "
             "not tell."
         )
-    elif cost.grade == "not distinguished" and not _is_flat(cost.found.low, cost.found.high):
+    elif cost.grade == "not distinguished" and not is_flat(cost.found.low, cost.found.high):
         seen = "spread and the misses" if _missed(clr, by_key[cost.rival]) else "spread"
         if all(any(one.reached for one in way) for way in (slow, fast)):
             text = f"at the {seen} seen, {_power_text(power_of_costs(slow, fast), present)}"
         else:
             text = _reach_power_text(power_of_reach(slow, fast), present)
         yield f"Cost not distinguished: {text}."
-    if accuracy.grade == "not distinguished" and not _is_flat(accuracy.found.low, accuracy.found.high):
+    if accuracy.grade == "not distinguished" and not is_flat(accuracy.found.low, accuracy.found.high):
         tests = (clr.tests, by_key[accuracy.rival].tests)
         count = min(map(len, tests))
         least = detectable_difference(variance(tests[0]), variance(tests[1]), count)
@@ -410,7 +417,7 @@ def interval_text(ratio: Ratio) -> str:
     """Return the interval in words, and whether it is open."""
     if ratio.low is None or ratio.high is None:
         return "no interval"
-    if _is_flat(ratio.low, ratio.high):
+    if is_flat(ratio.low, ratio.high):
         return NO_SPREAD
     if math.isinf(ratio.high):
         return "no interval" if ratio.low == 0 else f"at least {wording.end(ratio.low)}×, one-sided 97.5 % bound"
@@ -424,6 +431,6 @@ def _difference_text(difference: Difference) -> str:
     text = f"CLR {sign}{wording.metric(difference.value)}"
     if difference.low is None or difference.high is None:
         return f"{text} (no interval)"
-    if _is_flat(difference.low, difference.high):
+    if is_flat(difference.low, difference.high):
         return f"{text} ({NO_SPREAD})"
     return f"{text} (95 % interval {wording.metric(difference.low)} to {wording.metric(difference.high)})"

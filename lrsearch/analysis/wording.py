@@ -91,10 +91,10 @@ def times(value: float) -> str:
 def end(ratio: float) -> str:
     """Return the end of a ratio's interval: in two digits, in more where these would be those of no difference.
 
-    >>> end(0.996), end(0.99994), end(1.26), end(1.0)
-    ('0.996', '0.9999', '1.3', '1.0')
+    >>> end(0.996), end(0.99994), end(1.00003), end(1.26), end(1.0)
+    ('0.996', '0.9999', '1.00003', '1.3', '1.0')
     """
-    digits = next((digits for digits in (2, 3, 4) if float(f"{ratio:.{digits}g}") != 1), 2)
+    digits = next((digits for digits in range(2, 7) if float(f"{ratio:.{digits}g}") != 1), 2)
     return significant(ratio, digits)
 
 

@@ -189,7 +189,7 @@ def reined(record: StudyRecord, values: Sequence[float]) -> list[float]:
         limit = 2 * chance - best
     else:
         middle = median(values)
-        far = FAR * max(abs(middle), abs(best - middle))
+        far = FAR * max(abs(middle), abs(best - middle)) or math.inf
         limit = middle - far if rises else middle + far
     return [max(value, limit) if rises else min(value, limit) for value in values]
 

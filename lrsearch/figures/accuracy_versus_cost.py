@@ -226,8 +226,8 @@ def caption(record: StudyRecord) -> str:
         "every search has a model; thin and dashed, what stays once they are over. A symbol marks the end of a "
         "search. Shown is the test value of the model with the best validation value so far, so a line can fall. On "
         "range-tested ways a tick marks where the range test was done, dotted to the end of the training."
-        f"{misses} The vertical axis is cut to what the searches ended with{target}; what is far worse than "
-        f"{'most' if record.facts is None or record.facts.chance is None else 'chance'} stands at its edge."
+        f"{misses} The vertical axis is cut to what the searches ended with{target}; what is far worse than the best "
+        "stands at its edge."
     )
 
 

@@ -69,7 +69,7 @@ def draw(record: StudyRecord) -> go.Figure | None:
         )
     planned = record.config["rates"]
     rates = [rate for trials in by_way.values() for trial in trials if (rate := highest_rate(trial))]
-    figure.update_xaxes(**log_axis(min(planned["low"], *rates), max(planned["high"], *rates)))
+    figure.update_xaxes(**log_axis(min([planned["low"], *rates]), max([planned["high"], *rates])))
     figure.update_yaxes(range=(bottom - 0.05 * (high - low), high))
     if target is not None:
         add_target(figure, target)
@@ -169,11 +169,10 @@ def caption(record: StudyRecord) -> str:
     which = f"All {len(trials)}" if shown == len(trials) else f"{shown} of {len(trials)}, evenly taken,"
     diverged, failed = (sum(trial.status == status for trial in trials) for status in WITHOUT_VALUE)
     test = _caption_of_test(record)
-    most = "chance" if record.facts and record.facts.chance is not None else "most"
     return (
         f"{which} training trials that have ended. Crosses along the bottom diverged ({diverged}), stars "
         f"failed ({failed}): they have no value, and were paid for. A cyclical run stands at its upper bound. "
-        f"Values far worse than {most} stand at the edge of the axis.{test}"
+        f"Values far worse than the best stand at the edge of the axis.{test}"
     )
 
 

@@ -195,7 +195,7 @@ def set_pragmas(dbapi_connection: Any, _record: object = None) -> None:
 def make_engine(url: URL, *, may_write: bool = True) -> Engine:
     """Return an engine whose transactions read, and whose `writer(engine)` takes the write lock at their beginning.
 
-    Unless it `may_write`, an SQLite file stays as it is to the byte: it may be another program's.
+    Unless it `may_write`, an SQLite file keeps the journal that it has: it may be another program's.
     """
     more: dict[str, Any] = {}
     if (path := sqlite_path(url)) is not None and is_archived(path):
@@ -284,7 +284,7 @@ class Absence:
         with self._lock:
             if self._since is None:
                 self._since, self._told = time.monotonic(), False
-            elif not self._told and time.monotonic() - self._since > _TOLD_AFTER_SECONDS:
+            elif not self._told and patience_seconds >= _TOLD_AFTER_SECONDS < time.monotonic() - self._since:
                 self._told = True
                 self.tell(
                     f"The database does not answer ({_reason(error)}); training goes on, and what is to be written "

@@ -633,16 +633,26 @@ def diverged(count: int = 5) -> list[PlainTrial]:
 
 @pytest.mark.parametrize("target", [0.95, None])
 def test_a_way_whose_trials_all_diverged_is_named_and_the_others_are_compared(target: float | None) -> None:
-    """Without a target it would be the cheapest: it diverged soon."""
+    """Without a target it would be the cheapest: it diverged soon. With one it is known never to reach it."""
     by_way = {"clr": ways_of(), "random": ways_of(3.0)}
     searches = {key: {s: search(*one) for s, one in enumerate(found)} for key, found in by_way.items()}
     record = plain_record({**searches, "bad": {s: diverged() for s in range(5)}}, target=target)
     without = summarise(plain_record(searches, target=target)).verdict
     verdict = summarise(record).verdict
     assert verdict.grade == without.grade == "shown"
-    assert verdict.headline == f"{without.headline} Not compared: bad."
+    what = "Not compared in test accuracy" if target else "Not compared"
+    assert verdict.headline == f"{without.headline} {what}: bad."
     assert verdict.sentences[:-1] == without.sentences
-    assert verdict.sentences[-1].startswith("Not compared: 5 searches of bad gave 0 models with a metric that is a num")
+    assert verdict.sentences[-1].startswith(f"{what}: 5 searches of bad gave 0 models with a metric that is a number")
+
+
+def test_a_search_with_one_model_alone_may_be_the_cheapest_to_the_target() -> None:
+    clr, rival = ({s: search(*one) for s, one in enumerate(ways_of(times))} for times in (1.0, 3.0))
+    soon = {s: [PlainTrial(0.5, status="diverged")] if s else search(2.0, 0.97, 0.96) for s in range(5)}
+    verdict = summarise(plain_record({"clr": clr, "random": rival, "soon": soon})).verdict
+    assert "4.00 processor seconds (1 of 5 searches) with the cheapest search over rates, soon" in verdict.sentences[0]
+    assert "costs less" not in verdict.headline
+    assert verdict.headline.endswith(" Not compared in test accuracy: soon.")
 
 
 def test_a_rival_with_one_search_is_named_and_one_alone_is_no_opponent() -> None:
@@ -684,7 +694,7 @@ def test_test_values_without_any_spread_show_nothing(count: int) -> None:
     rival = [(cost, 0.97, 0.9694) for cost in COSTS[:count]]
     verdict = summarise(study(clr, rival)).verdict
     assert verdict.grade == "not distinguished"
-    assert "CLR +0.0028 (no spread to judge by: all searches of a way gave the same)" in verdict.sentences[-1]
+    assert "CLR +0.0028 (no spread to judge by: all searches of each way gave the same)" in verdict.sentences[-1]
     assert "0.0000" not in some(verdict.power)
 
 

@@ -506,13 +506,20 @@ def test_a_value_without_bound_does_not_press_the_others_together(chance: float 
         )
         assert drawn[:4] == values[:4]
         assert drawn[4] <= high
-        assert ("than chance" if chance else "than most") in FIGURES[key].caption(record)
+        assert "far worse than the best" in FIGURES[key].caption(record)
 
 
 def test_values_that_are_no_better_than_chance_stand_where_they_are() -> None:
     values = [0.05, 0.04, 0.08]
     record = plain_record({f"way{i}": {0: [PlainTrial(10.0, v, v)]} for i, v in enumerate(values)}, target=None)
     assert _style.reined(record, values) == values
+
+
+def test_values_that_are_mostly_zero_do_not_hide_the_others() -> None:
+    values = [0.0, 0.0, 0.5]
+    record = plain_record({f"way{i}": {0: [PlainTrial(10.0, v, v)]} for i, v in enumerate(values)}, target=None)
+    facts = replace(some(record.facts), metric="errors", higher_is_better=False, chance=None)
+    assert _style.reined(replace(record, facts=facts), values) == values
 
 
 def test_captions_count_the_searches_that_are_drawn() -> None:

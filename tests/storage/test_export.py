@@ -131,7 +131,7 @@ def test_a_value_that_does_not_exist_is_an_empty_cell(record: StudyRecord) -> No
     ] * 4
 
 
-def test_json_says_the_same_asexported(record: StudyRecord) -> None:
+def test_json_says_the_same_as_csv(record: StudyRecord) -> None:
     for table in get_args(TableName):
         stream = io.StringIO()
         write_rows(export_rows(record, table), "json", stream)
