@@ -628,9 +628,9 @@ class Run:
             self._replayed = graphs.Replayed(self.device)
         self._optimizer_step: Callable[[], object] | None = None
         self._has_moved = False
-        self.raised: str | None = None
-        """What torch has raised for numbers alone, all finite, where the trial has diverged by that."""
         """Whether a step had a rate: before that nothing has diverged, and what is raised is an error."""
+        self.raised: str | None = None
+        """What torch has raised for numbers alone, all finite, which counts as divergence."""
         self._by_onednn = self.training.matmul == "onednn" and self.device.type == "cpu" and is_exact()
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
@@ -739,9 +739,10 @@ class Run:
         """Whether what was raised is a result: once a step has had a rate, not what model and loss cannot do at all."""
         if not self._has_moved or comes_of_divergence(error, numbers):
             return self._has_moved
-        if is_about_numbers(error):  # which may be those of the data
-            self.raised = storable(one_line(error) + user_line(error))
-        return self.raised is not None
+        if not is_about_numbers(error):
+            return False
+        self.raised = storable(one_line(error) + user_line(error))  # they may be those of the data
+        return True
 
     def switch(self, *, training: bool) -> None:
         """Put model and optimiser into training or evaluation mode: Schedule-Free evaluates at other weights."""
